@@ -1,0 +1,91 @@
+"""The environment, parsed once and loudly.
+
+A settings class is a frozen dataclass; each field is one variable, in capitals::
+
+    @dataclass(frozen=True)
+    class CountSettings:
+        counts_table: str
+        threshold: float = setting(within=(0, 1))
+        min_predictions: int = setting(50, within=(1, None))
+        drift_threshold: float | None = setting(None, within=(0, 1))
+
+    settings = from_env(CountSettings, os.environ)
+
+Empty counts as unset: a template parameter that was left out arrives as an empty string.
+"""
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from glassbox.errors import SettingsError
+
+T = TypeVar("T")
+
+_WORDS = {
+    **dict.fromkeys(("true", "yes", "on", "1", "enabled"), True),
+    **dict.fromkeys(("false", "no", "off", "0", "disabled"), False),
+}
+
+
+def setting(
+    default: Any = dataclasses.MISSING, *, within: tuple[float | None, float | None] = (None, None)
+) -> Any:
+    """A field with a default, or with bounds (both inclusive; None is no bound)."""
+    return dataclasses.field(default=default, metadata={"within": within})
+
+
+def from_env(cls: type[T], env: Mapping[str, str]) -> T:
+    """Read ``cls`` from ``env``.
+
+    str, int, float, bool and each of them ``| None`` are understood. Booleans are words
+    (Enabled/Disabled, true/false, yes/no, on/off, 1/0), so ``Disabled`` is false.
+
+    Raises:
+        SettingsError: one error that names every missing, unreadable or out-of-range variable.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        name, raw = field.name.upper(), env.get(field.name.upper(), "").strip()
+        if not raw:
+            if field.default is dataclasses.MISSING:
+                problems.append(f"{name} is not set")
+            continue
+        try:
+            values[field.name] = _parse(hints[field.name], raw, field.metadata.get("within", (None, None)))
+        except ValueError as error:
+            problems.append(f"{name}={raw!r} {error}")
+    if problems:
+        raise SettingsError(f"{cls.__name__}: " + "; ".join(problems))
+    return cls(**values)
+
+
+def _parse(hint: Any, raw: str, within: tuple[float | None, float | None]) -> Any:
+    kind = _without_none(hint)
+    if kind is bool:
+        if raw.lower() not in _WORDS:
+            raise ValueError(f"is none of {', '.join(_WORDS)}")
+        return _WORDS[raw.lower()]
+    if kind not in (int, float):
+        return raw
+    try:
+        number = kind(raw)
+    except ValueError:
+        raise ValueError("is not a whole number" if kind is int else "is not a number") from None
+    if not math.isfinite(number):
+        raise ValueError("is not a finite number")
+    low, high = within
+    if (low is not None and number < low) or (high is not None and number > high):
+        bounds = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]
+        raise ValueError("must be " + " and ".join(filter(None, bounds)))
+    return number
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (arg for arg in get_args(hint) if arg is not type(None))
+    return hint

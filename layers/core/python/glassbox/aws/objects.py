@@ -1,0 +1,50 @@
+"""S3 objects, and what S3 answers when they cannot be had."""
+
+from typing import IO, Any, cast
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from glassbox.errors import BadInputError, RetryableError
+
+_GONE = {"NoSuchKey", "NoSuchBucket", "404"}
+
+
+class Objects:
+    """Reads and writes objects through a boto3 ``s3`` client.
+
+    Raises (every method):
+        BadInputError: the object or its bucket is not there; another try will not find it either.
+        RetryableError: any other answer of S3, and the network.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def open(self, bucket: str, key: str) -> IO[bytes]:
+        """The body as a stream, for objects of any size."""
+        return cast("IO[bytes]", self._call("get_object", Bucket=bucket, Key=key)["Body"])
+
+    def get(self, bucket: str, key: str, at_most: int = 64 << 20) -> bytes:
+        """The whole body, refused with BadInputError beyond ``at_most`` bytes."""
+        answer = self._call("get_object", Bucket=bucket, Key=key)
+        if answer["ContentLength"] > at_most:
+            raise BadInputError(
+                f"s3://{bucket}/{key}: {answer['ContentLength']} bytes, at most {at_most} are read"
+            )
+        try:
+            return cast("bytes", answer["Body"].read())
+        except BotoCoreError as error:
+            raise RetryableError(f"s3://{bucket}/{key}: {error}") from error
+
+    def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None:
+        """Write one object; writing the same again changes nothing."""
+        self._call("put_object", Bucket=bucket, Key=key, Body=body, ContentType=content_type)
+
+    def _call(self, operation: str, **request: Any) -> dict[str, Any]:
+        try:
+            return cast("dict[str, Any]", getattr(self._client, operation)(**request))
+        except ClientError as error:
+            kind = BadInputError if error.response["Error"]["Code"] in _GONE else RetryableError
+            raise kind(f"s3://{request['Bucket']}/{request['Key']}: {error}") from error
+        except BotoCoreError as error:
+            raise RetryableError(f"s3://{request['Bucket']}/{request['Key']}: {error}") from error

@@ -1,0 +1,56 @@
+"""A traced step has arrived -> its saliency pictures."""
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+
+import boto3
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.aws.notices import Topic
+from glassbox.aws.objects import Objects
+from glassbox.saliency import render_step
+from glassbox.settings import from_env
+
+logger, tracer, metrics = Logger(), Tracer(), Metrics()
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    bucket: str
+    endpoint_name: str
+    incidents_table: str
+    topic_arn: str
+
+
+@functools.cache
+def build():
+    settings = from_env(Settings, os.environ)
+    return functools.partial(
+        render_step,
+        bucket=settings.bucket,
+        endpoint=settings.endpoint_name,
+        objects=Objects(boto3.client("s3")),
+        incidents=IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
+        notices=Topic(boto3.client("sns"), settings.topic_arn),
+    )
+
+
+@tracer.capture_method(capture_response=False)
+def render(record):
+    pictures = build()(index_key=json.loads(record.body)["detail"]["object"]["key"])
+    metrics.add_metric("Pictures", MetricUnit.Count, len(pictures))
+    metrics.add_metric("UnfaithfulPictures", MetricUnit.Count, sum(not p.faithful for p in pictures))
+    logger.info("rendered", pictures=[p.key for p in pictures])
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler(capture_response=False)
+@metrics.log_metrics
+def handler(event, context):
+    build()
+    return process_partial_response(event, render, processor, context)

@@ -1,0 +1,41 @@
+"""The SageMaker endpoint: what it runs, and the swap."""
+
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from glassbox.errors import BadInputError, GlassboxError, RetryableError
+from glassbox.incident import Live
+
+
+class SageMakerEndpoint:
+    """DescribeEndpoint and UpdateEndpoint through a boto3 ``sagemaker`` client.
+
+    Raises (both methods):
+        BadInputError: SageMaker could not find the endpoint or the endpoint config.
+        RetryableError: an update is in progress, a limit or throttling was hit, or AWS could not be reached.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def describe(self, name: str) -> Live:
+        try:
+            answer = self._client.describe_endpoint(EndpointName=name)
+        except (ClientError, BotoCoreError) as error:
+            raise _reading(error) from error
+        return Live(status=answer["EndpointStatus"], config=answer["EndpointConfigName"])
+
+    def update(self, name: str, config: str) -> None:
+        """Only the two names: instance counts and capture are those of ``config``."""
+        try:
+            self._client.update_endpoint(EndpointName=name, EndpointConfigName=config)
+        except (ClientError, BotoCoreError) as error:
+            raise _reading(error) from error
+
+
+def _reading(error: Exception) -> GlassboxError:
+    # SageMaker's ValidationException is told apart by its text only
+    if "could not find" in str(error).lower():
+        return BadInputError(str(error))
+    return RetryableError(str(error))

@@ -165,24 +165,20 @@ def swap(
         return "joined"
     if incident.told:
         return "known"
-    live = Live("", "")
     if not incident.swapping:
         live = endpoint.describe(violation.endpoint)
+        if live.config not in (plain_config, hooked_config):
+            notices.publish(_foreign_notice(violation, live.config, plain_config, hooked_config))
+            incidents.mark(incident, "told")
+            return "foreign config"
         if live.config == plain_config:
             if live.status != "InService":
-                raise RetryableError(
-                    f"endpoint {violation.endpoint} is {live.status}, not InService: not swapped yet"
-                )
+                raise RetryableError(f"endpoint {violation.endpoint} is {live.status}, not InService: not swapped yet")
             endpoint.update(violation.endpoint, hooked_config)
         incidents.mark(incident, "swapping")
-    foreign = bool(live.config) and live.config not in (plain_config, hooked_config)
-    notices.publish(
-        _foreign_notice(violation, live.config, plain_config, hooked_config)
-        if foreign
-        else _opening_notice(violation, incident, plain_config, hooked_config)
-    )
+    notices.publish(_opening_notice(violation, incident, plain_config, hooked_config))
     incidents.mark(incident, "told")
-    return "foreign config" if foreign else "swapped"
+    return "swapped"
 
 
 def _opening_notice(violation: Violation, incident: Incident, plain: str, hooked: str) -> Notice:

@@ -1,0 +1,93 @@
+"""Each rule's pattern, taken from template.yaml, against events/: what it must take and what it must leave."""
+
+import copy
+import json
+
+import pytest
+from ministack.services.eventbridge import _matches_pattern
+
+
+@pytest.fixture
+def rules_for(template, resolve):
+    """The logical ids of the rules that an event (as delivered) starts."""
+    patterns = {
+        name: json.dumps(resolve(r["Properties"]["EventPattern"]))
+        for name, r in template["Resources"].items()
+        if r["Type"] == "AWS::Events::Rule" and "EventPattern" in r["Properties"]
+    }
+
+    def match(event):
+        sent = {
+            "EventId": event["id"],
+            "Source": event["source"],
+            "DetailType": event["detail-type"],
+            "Detail": json.dumps(event["detail"]),
+            "Time": event["time"],
+            "Region": event["region"],
+            "Account": event["account"],
+            "Resources": event["resources"],
+        }
+        return {name for name, pattern in patterns.items() if _matches_pattern(pattern, sent)}
+
+    return match
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        ("violation", {"ViolationRule"}),
+        ("monitor-job-violations", {"MonitorJobRule"}),
+        ("monitor-job-clean", set()),
+        ("tensor-index-created", {"TensorRule"}),
+        ("tensor-events-created", set()),
+        ("picture-created", set()),
+    ],
+)
+def test_each_event_starts_its_reaction_and_no_other(rules_for, load_event, name, rules):
+    assert rules_for(load_event(name)) == rules
+
+
+def edited(event, path, value):
+    event = copy.deepcopy(event)
+    *parents, last = path.split("/")
+    node = event
+    for key in parents:
+        node = node[key]
+    node[last] = value
+    return event
+
+
+NEAR_MISSES = [
+    # another endpoint, whose name begins like ours
+    ("violation", "detail/endpoint", "traffic-signs-2"),
+    ("monitor-job-violations", "detail/Environment/sagemaker_endpoint_name", "traffic-signs-2"),
+    (
+        "tensor-index-created",
+        "detail/object/key",
+        "tensors/traffic-signs-2/r/index/000000000/000000000007_worker_0.json",
+    ),
+    # the same from somebody else
+    ("violation", "source", "glassbox.test"),
+    ("violation", "detail-type", "Violation"),
+    # a job that failed, one still running, and the detail-type that does not exist
+    ("monitor-job-violations", "detail/ProcessingJobStatus", "Failed"),
+    ("monitor-job-violations", "detail/ProcessingJobStatus", "InProgress"),
+    ("monitor-job-violations", "detail/ExitMessage", "Completed: not CompletedWithViolations"),
+    ("monitor-job-violations", "detail-type", "SageMaker Model Monitor Execution Status Change"),
+    # another bucket; the step's other objects
+    ("tensor-index-created", "detail/bucket/name", "amzn-s3-demo-bucket1"),
+    (
+        "tensor-index-created",
+        "detail/object/key",
+        "tensors/traffic-signs/r/collections/000000000/worker_0_collections.json",
+    ),
+    ("tensor-index-created", "detail/object/key", "tensors/traffic-signs/r/training_job_end.ts"),
+    # deletion
+    ("tensor-index-created", "detail-type", "Object Deleted"),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "value"), NEAR_MISSES)
+def test_near_misses_start_nothing(rules_for, load_event, name, path, value):
+    assert rules_for(load_event(name))
+    assert rules_for(edited(load_event(name), path, value)) == set()

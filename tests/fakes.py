@@ -1,4 +1,7 @@
-"""What the core is handed in unit tests. Each fake passes the same contract tests as its adapter (tests/integration)."""
+"""What the core is handed in unit tests.
+
+Each fake passes the same contract tests as its adapter (tests/integration).
+"""
 
 from dataclasses import replace
 

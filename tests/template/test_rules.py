@@ -57,6 +57,9 @@ def edited(event, path, value):
     return event
 
 
+INDEX = "index/000000000/000000000007_worker_0.json"
+COLLECTIONS = "collections/000000000/worker_0_collections.json"
+
 NEAR_MISSES = [
     # another endpoint, whose name begins like ours
     ("violation", "detail/endpoint", "traffic-signs-2"),
@@ -64,7 +67,7 @@ NEAR_MISSES = [
     (
         "tensor-index-created",
         "detail/object/key",
-        "tensors/traffic-signs-2/r/index/000000000/000000000007_worker_0.json",
+        f"tensors/traffic-signs-2/r/{INDEX}",
     ),
     # the same from somebody else
     ("violation", "source", "glassbox.test"),
@@ -79,7 +82,7 @@ NEAR_MISSES = [
     (
         "tensor-index-created",
         "detail/object/key",
-        "tensors/traffic-signs/r/collections/000000000/worker_0_collections.json",
+        f"tensors/traffic-signs/r/{COLLECTIONS}",
     ),
     ("tensor-index-created", "detail/object/key", "tensors/traffic-signs/r/training_job_end.ts"),
     # deletion

@@ -47,7 +47,7 @@ def test_every_queue_redrives_and_waits_six_times_its_functions_timeout(template
 
 def statements(template):
     for name, resource in template["Resources"].items():
-        properties = resource["Properties"]
+        properties = resource.get("Properties", {})
         documents = [p["PolicyDocument"] for p in properties.get("Policies", []) if "PolicyDocument" in p]
         documents += [p for p in properties.get("Policies", []) if "Statement" in p]
         for document in documents:

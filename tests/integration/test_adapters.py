@@ -1,0 +1,194 @@
+"""The adapters against moto; what a fake stands in for runs through the same contract."""
+
+import json
+from datetime import UTC, datetime
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.stub import Stubber
+from moto import mock_aws
+
+from fakes import FakeEndpoint, FakeIncidents, FakeObjects
+from glassbox.aws.endpoint import SageMakerEndpoint
+from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.aws.notices import Topic
+from glassbox.aws.objects import Objects
+from glassbox.errors import BadInputError, RetryableError
+from glassbox.incident import Incident, Live, Notice
+
+FIRST = Incident(
+    "traffic-signs", "20261123t1000-class-share", "Class 14 …", datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
+)
+SECOND = Incident(
+    "traffic-signs", "20261123t1000-monitor", "Class 14 …", datetime(2026, 11, 23, 11, 12, tzinfo=UTC)
+)
+
+
+@pytest.fixture
+def aws():
+    with mock_aws():
+        yield
+
+
+@pytest.fixture(params=["fake", "table"])
+def incidents(request, aws):
+    if request.param == "fake":
+        return FakeIncidents()
+    client = boto3.client("dynamodb")
+    client.create_table(
+        TableName="incidents",
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": k, "AttributeType": "S"} for k in ("pk", "sk")],
+        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+    )
+    return IncidentsTable(client, "incidents")
+
+
+def test_the_first_incident_stays_the_open_one(incidents):
+    assert incidents.current("traffic-signs") is None
+    assert incidents.open(FIRST) == FIRST
+    assert incidents.open(SECOND) == FIRST
+    assert incidents.current("traffic-signs") == FIRST
+    assert incidents.current("another") is None
+
+
+def test_a_step_once_marked_stays_marked(incidents):
+    incidents.open(FIRST)
+    for _ in range(2):
+        incidents.mark(FIRST, "swapping")
+    incidents.mark(FIRST, "told")
+    current = incidents.current("traffic-signs")
+    assert (current.swapping, current.told, current.pictured) == (True, True, False)
+    assert incidents.open(FIRST) == current
+
+
+def test_another_incidents_steps_are_not_marked(incidents):
+    incidents.open(FIRST)
+    incidents.mark(SECOND, "told")
+    assert incidents.current("traffic-signs") == FIRST
+
+
+@pytest.fixture(params=["fake", "s3"])
+def objects(request, aws):
+    if request.param == "fake":
+        return FakeObjects()
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket="bucket")
+    return Objects(client)
+
+
+def test_an_object_is_read_as_written(objects):
+    objects.put("bucket", "k.json", b"{}", "application/json")
+    assert objects.get("bucket", "k.json") == b"{}"
+
+
+def test_an_object_that_is_not_there_is_bad_input(objects):
+    with pytest.raises(BadInputError, match="s3://bucket/gone"):
+        objects.get("bucket", "gone")
+
+
+def test_a_body_beyond_the_bound_is_not_read(aws):
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket="bucket")
+    client.put_object(Bucket="bucket", Key="big", Body=b"x" * 1001)
+    with pytest.raises(BadInputError, match="1001 bytes"):
+        Objects(client).get("bucket", "big", at_most=1000)
+
+
+@pytest.mark.parametrize("code", ["SlowDown", "InternalError", "AccessDenied"])
+def test_other_answers_of_s3_are_tried_again(code):
+    client = boto3.client("s3")
+    with Stubber(client) as stub:
+        stub.add_client_error("get_object", code)
+        with pytest.raises(RetryableError, match="s3://b/k"):
+            Objects(client).get("b", "k")
+
+
+def test_a_notice_arrives_with_its_attributes(aws):
+    sns, sqs = boto3.client("sns"), boto3.client("sqs")
+    topic = sns.create_topic(Name="ops")["TopicArn"]
+    queue = sqs.create_queue(QueueName="inbox")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+    Topic(sns, topic).publish(Notice("subject", "first line\nsecond", {"event": "swapping"}))
+    (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
+    body = json.loads(message["Body"])
+    assert (body["Subject"], body["Message"]) == ("subject", "first line\nsecond")
+    assert body["MessageAttributes"]["event"]["Value"] == "swapping"
+
+
+def test_a_topic_that_is_away_is_tried_again(aws):
+    with pytest.raises(RetryableError, match="subject"):
+        Topic(boto3.client("sns"), "arn:aws:sns:eu-west-1:123456789012:gone").publish(
+            Notice("subject", "t", {})
+        )
+
+
+@pytest.fixture
+def sagemaker():
+    client = boto3.client("sagemaker")
+    with Stubber(client) as stub:
+        yield SageMakerEndpoint(client), stub
+
+
+def test_describe_gives_status_and_config(sagemaker):
+    endpoint, stub = sagemaker
+    arn = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/traffic-signs"
+    answer = {
+        "EndpointName": "traffic-signs",
+        "EndpointArn": arn,
+        "EndpointConfigName": "plain",
+        "EndpointStatus": "InService",
+        "CreationTime": 0,
+        "LastModifiedTime": 0,
+    }
+    stub.add_response("describe_endpoint", answer, {"EndpointName": "traffic-signs"})
+    assert endpoint.describe("traffic-signs") == Live("InService", "plain")
+
+
+ARN = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/traffic-signs"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        ("ValidationException", f'Cannot update in-progress endpoint "{ARN}".', RetryableError),
+        ("ValidationException", f'Could not find endpoint "{ARN}".', BadInputError),
+        ("ValidationException", f'Could not find endpoint configuration "{ARN}".', BadInputError),
+        ("ResourceLimitExceeded", "The account-level service limit …", RetryableError),
+        ("ThrottlingException", "Rate exceeded", RetryableError),
+    ],
+)
+def test_what_sagemaker_refuses_says_retry_or_drop(sagemaker, code, message, kind):
+    endpoint, stub = sagemaker
+    wanted = {"EndpointName": "traffic-signs", "EndpointConfigName": "hooked"}
+    stub.add_client_error("update_endpoint", code, message, expected_params=wanted)
+    with pytest.raises(kind, match=message[:20]):
+        endpoint.update("traffic-signs", "hooked")
+
+
+def test_a_network_that_is_away_is_tried_again(monkeypatch):
+    client = boto3.client("sagemaker")
+
+    def away(**request):
+        raise EndpointConnectionError(endpoint_url="https://api.sagemaker.eu-west-1.amazonaws.com/")
+
+    monkeypatch.setattr(client, "describe_endpoint", away)
+    with pytest.raises(RetryableError, match="Could not connect"):
+        SageMakerEndpoint(client).describe("traffic-signs")
+
+
+def test_the_fake_endpoint_refuses_what_sagemaker_refuses():
+    fake = FakeEndpoint("plain")
+    fake.update("traffic-signs", "hooked")
+    with pytest.raises(RetryableError, match="in-progress"):
+        fake.update("traffic-signs", "hooked")
+
+
+def test_a_table_that_is_gone_is_tried_again(aws):
+    table = IncidentsTable(boto3.client("dynamodb"), "gone")
+    for call in (lambda: table.open(FIRST), lambda: table.current("x"), lambda: table.mark(FIRST, "told")):
+        with pytest.raises(RetryableError) as error:
+            call()
+        assert isinstance(error.value.__cause__, ClientError)

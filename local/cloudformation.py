@@ -1,0 +1,117 @@
+"""AWS::SageMaker resource types for the embedded CloudFormation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ministack.services.cloudformation import provisioners, stacks
+
+from local.sagemaker.service import SageMaker
+from local.sagemaker.shapes import from_template, input_shape
+
+Created = tuple[str, dict[str, Any]]
+ENDPOINT = "AWS::SageMaker::Endpoint"
+
+# Types all of whose properties are create-only: every change is a replacement.
+CREATE_ONLY = {
+    "AWS::SageMaker::Model": ("model", "Model"),
+    "AWS::SageMaker::EndpointConfig": ("endpoint-config", "EndpointConfig"),
+    "AWS::SageMaker::MonitoringSchedule": ("monitoring-schedule", "MonitoringSchedule"),
+}
+
+
+def install(sagemaker: SageMaker) -> None:
+    """Teach the embedded CloudFormation the SageMaker types of this double."""
+    for resource_type, (kind, noun) in CREATE_ONLY.items():
+        create = _creator(sagemaker, kind, noun)
+        provisioners._RESOURCE_HANDLERS[resource_type] = {
+            "create": create,
+            "update": _replacer(create),
+            "update_with_logical_id": True,
+            "delete": _deleter(sagemaker, noun),
+        }
+        provisioners._CUSTOM_NAME_REPLACEMENT[resource_type] = {
+            "name": f"{noun}Name",
+            "requires_replacement": lambda old, new: old != new,
+        }
+    _install_endpoint(sagemaker)
+
+
+def _creator(sagemaker: SageMaker, kind: str, noun: str) -> Callable[[str, dict[str, Any], str], Created]:
+    def create(logical_id: str, properties: dict[str, Any], stack_name: str) -> Created:
+        request = from_template(properties, input_shape(f"Create{noun}"))
+        name = request.setdefault(f"{noun}Name", _name(stack_name, logical_id))
+        sagemaker.call(f"Create{noun}", request)
+        arn = sagemaker.platform.arn(kind, name)
+        return arn, {f"{noun}Name": name, "Id": arn, f"{noun}Arn": arn}
+
+    return create
+
+
+def _name(stack_name: str, logical_id: str) -> str:
+    return str(provisioners._physical_name(stack_name, logical_id, max_len=63))
+
+
+def _replacer(create: Callable[[str, dict[str, Any], str], Created]) -> Callable[..., Created]:
+    def update(
+        physical_id: str, old: dict[str, Any], new: dict[str, Any], stack_name: str, logical_id: str
+    ) -> Created:
+        created: Created = provisioners._seeded_create(create, logical_id, new, stack_name)
+        return created
+
+    return update
+
+
+def _deleter(sagemaker: SageMaker, noun: str) -> Callable[[str, dict[str, Any]], None]:
+    def delete(physical_id: str, properties: dict[str, Any]) -> None:
+        described = sagemaker.find(noun, physical_id)
+        if described is not None:
+            sagemaker.call(f"Delete{noun}", {f"{noun}Name": described})
+
+    return delete
+
+
+def _install_endpoint(sagemaker: SageMaker) -> None:
+    """Endpoints are the one updatable type, and the one whose creation takes time: CloudFormation waits for it."""
+    arn = sagemaker.platform.arn
+
+    def settled(name: str, wanted: str) -> Created:
+        endpoint = sagemaker.await_settled(name)
+        if endpoint["EndpointStatus"] != "InService" or endpoint["EndpointConfigName"] != wanted:
+            reason = endpoint.get("FailureReason", endpoint["EndpointStatus"])
+            raise ValueError(
+                f"Resource of type '{ENDPOINT}' with identifier '{name}' did not stabilize: {reason}"
+            )
+        return arn("endpoint", name), {"EndpointName": name, "EndpointArn": arn("endpoint", name)}
+
+    def create(logical_id: str, properties: dict[str, Any], stack_name: str) -> Created:
+        shape = input_shape("CreateEndpoint")
+        request = from_template({k: v for k, v in properties.items() if k in shape.members}, shape)
+        name = request.setdefault("EndpointName", _name(stack_name, logical_id))
+        sagemaker.call("CreateEndpoint", request)
+        return settled(name, request["EndpointConfigName"])
+
+    def update(
+        physical_id: str, old: dict[str, Any], new: dict[str, Any], stack_name: str, logical_id: str
+    ) -> Created:
+        if old.get("EndpointName") != new.get("EndpointName"):
+            created: Created = provisioners._seeded_create(create, logical_id, new, stack_name)
+            return created
+        name = str(sagemaker.find("Endpoint", physical_id))
+        sagemaker.call(
+            "UpdateEndpoint", {"EndpointName": name, "EndpointConfigName": new["EndpointConfigName"]}
+        )
+        return settled(name, new["EndpointConfigName"])
+
+    provisioners._RESOURCE_HANDLERS[ENDPOINT] = {
+        "create": create,
+        "update": update,
+        "update_with_logical_id": True,
+        "delete": _deleter(sagemaker, "Endpoint"),
+    }
+    runs_on_worker_thread = stacks._runs_on_worker_thread
+    # Models too: creating one reads S3, through the very event loop the provisioner would block.
+    stacks._runs_on_worker_thread = lambda resource_type: (
+        resource_type.startswith("AWS::SageMaker::") or runs_on_worker_thread(resource_type)
+    )

@@ -1,0 +1,269 @@
+"""`sam build` and `sam deploy` in small, onto any CloudFormation endpoint; no SAM CLI, no container.
+
+Functions and layers are packaged as SAM packages them, with the running interpreter's wheels. The archives are
+deterministic: what has not changed is neither uploaded nor updated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+from samtranslator.yaml_helper import yaml_parse
+
+ARTIFACTS = "glassbox-artifacts"
+BUILD = Path(".build")
+DEPLOY_SECONDS = 600.0
+IGNORED = {"__pycache__", ".DS_Store", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+
+# The property that names local code, by resource type.
+CODE = {"AWS::Serverless::Function": "CodeUri", "AWS::Serverless::LayerVersion": "ContentUri"}
+
+
+class DeployError(RuntimeError):
+    """The stack could not be deployed; the text is the first failing resource's reason."""
+
+
+def deploy(
+    template: Path,
+    stack: str,
+    parameters: dict[str, str],
+    session: boto3.Session,
+    *,
+    build: Path | None = None,
+    bucket: str = ARTIFACTS,
+) -> dict[str, str]:
+    """Package the template's code, create or update the stack, wait, and return its outputs.
+
+    `build` (default .build beside the template) caches installed requirements. Parameters that are left out keep the
+    stack's values on an update, and the template's defaults otherwise. Raises DeployError.
+    """
+    body = yaml_parse(template.read_text())
+    _package(body, template.parent.resolve(), build or template.parent / BUILD, session.client("s3"), bucket)
+    cloudformation = session.client("cloudformation")
+    current = _describe(cloudformation, stack)
+    if current and current["StackStatus"] in ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS", "CREATE_FAILED"):
+        cloudformation.delete_stack(StackName=stack)  # never came to be: it cannot be updated
+        cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack, WaiterConfig={"Delay": 1})
+        current = None
+    if _apply(cloudformation, stack, body, parameters, current):
+        _wait(cloudformation, stack)
+    outputs = (_describe(cloudformation, stack) or {}).get("Outputs", [])
+    return {output["OutputKey"]: output["OutputValue"] for output in outputs}
+
+
+def _describe(cloudformation: Any, stack: str) -> dict[str, Any] | None:
+    try:
+        described: dict[str, Any] = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
+    except ClientError as error:
+        if "does not exist" in str(error):
+            return None
+        raise
+    return described
+
+
+def _apply(
+    cloudformation: Any,
+    stack: str,
+    body: dict[str, Any],
+    parameters: dict[str, str],
+    current: dict[str, Any] | None,
+) -> bool:
+    """Make and execute a change set; False when there is nothing to change."""
+    given = [{"ParameterKey": k, "ParameterValue": v} for k, v in parameters.items()]
+    if current:
+        known = {p["ParameterKey"] for p in current.get("Parameters", [])} & set(body.get("Parameters", {}))
+        given += [{"ParameterKey": k, "UsePreviousValue": True} for k in sorted(known - set(parameters))]
+    name = f"glassbox-{time.time_ns()}"
+    try:
+        cloudformation.create_change_set(
+            StackName=stack,
+            ChangeSetName=name,
+            ChangeSetType="UPDATE" if current else "CREATE",
+            TemplateBody=json.dumps(body, default=str),
+            Parameters=given,
+            Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
+        )
+    except ClientError as error:
+        raise DeployError(f"{stack}: {error.response['Error']['Message']}") from error
+    for _ in _until(DEPLOY_SECONDS):
+        change_set = cloudformation.describe_change_set(StackName=stack, ChangeSetName=name)
+        if change_set["Status"] == "CREATE_COMPLETE":
+            break
+        if change_set["Status"] == "FAILED":
+            reason = change_set.get("StatusReason", "")
+            cloudformation.delete_change_set(StackName=stack, ChangeSetName=name)
+            if "didn't contain changes" in reason or "No updates" in reason:
+                return False
+            raise DeployError(f"{stack}: {reason}")
+    cloudformation.execute_change_set(StackName=stack, ChangeSetName=name)
+    return True
+
+
+def _wait(cloudformation: Any, stack: str) -> None:
+    began = time.time()
+    for _ in _until(DEPLOY_SECONDS):
+        status = (_describe(cloudformation, stack) or {}).get("StackStatus", "DELETE_COMPLETE")
+        if status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
+            return
+        if status.endswith(("_FAILED", "ROLLBACK_COMPLETE", "DELETE_COMPLETE")):
+            raise DeployError(f"{stack} is {status}: {_first_failure(cloudformation, stack, began)}")
+    raise DeployError(f"{stack} is still {status} after {DEPLOY_SECONDS:.0f} s")
+
+
+def _first_failure(cloudformation: Any, stack: str, since: float) -> str:
+    """The reason of the first resource that failed; the others only follow it."""
+    events = cloudformation.describe_stack_events(StackName=stack)["StackEvents"]
+    for event in sorted(events, key=lambda e: e["Timestamp"]):
+        reason = event.get("ResourceStatusReason", "")
+        if (
+            event["ResourceStatus"].endswith("_FAILED")
+            and event["ResourceType"] != "AWS::CloudFormation::Stack"
+            and event["Timestamp"].timestamp() >= since - 60
+            and "cancelled" not in reason
+        ):
+            return f"{event['LogicalResourceId']} ({event['ResourceType']}): {reason}"
+    stack_reason: str = (_describe(cloudformation, stack) or {}).get("StackStatusReason", "no reason given")
+    return stack_reason
+
+
+def _until(seconds: float, pause: float = 0.1) -> Iterator[None]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        yield
+        time.sleep(pause)
+
+
+# ---------------------------------------------------------------- packaging
+
+
+def _package(template: dict[str, Any], root: Path, build: Path, s3: Any, bucket: str) -> None:
+    """Replace every local code path in the template by the S3 URI of its archive, uploaded if need be."""
+    with contextlib.suppress(s3.exceptions.BucketAlreadyOwnedByYou):
+        s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": s3.meta.region_name})
+    uploaded: dict[tuple[str, bool], str] = {}
+    for name, resource in template["Resources"].items():
+        member = CODE.get(resource["Type"])
+        code = resource["Properties"].get(member) if member else None
+        if not isinstance(code, str) or code.startswith("s3://"):
+            continue
+        source = root / code
+        if not source.is_dir():
+            raise DeployError(f"{name}: {code} is no directory")
+        # A layer that names a build method is built like a function, into python/; otherwise it is taken as it is.
+        layer = "BuildMethod" in (resource.get("Metadata") or {})
+        as_is = member == "ContentUri" and not layer
+        if (code, layer) not in uploaded:
+            prefix = "python" if layer else ""
+            files = _files(source, build, prefix=prefix, install=not as_is)
+            key = f"{_digest(files)}.zip"
+            if not _exists(s3, bucket, key):
+                s3.put_object(Bucket=bucket, Key=key, Body=_archive(files, build / "archives" / key))
+            uploaded[code, layer] = f"s3://{bucket}/{key}"
+        resource["Properties"][member] = uploaded[code, layer]
+
+
+def _exists(s3: Any, bucket: str, key: str) -> bool:
+    try:
+        s3.head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "404":
+            return False
+        raise
+    return True
+
+
+def _files(source: Path, build: Path, *, prefix: str, install: bool) -> dict[str, Path]:
+    """What goes into the archive, by name: the installed requirements and over them the sources, below `prefix`."""
+    requirements = source / "requirements.txt"
+    roots = [_installed(requirements, build), source] if install and requirements.exists() else [source]
+    files: dict[str, Path] = {}
+    for root in roots:
+        for path in root.rglob("*"):
+            relative = path.relative_to(root)
+            if path.is_file() and not IGNORED & set(relative.parts) and path.suffix != ".pyc":
+                files[(Path(prefix) / relative).as_posix()] = path
+    return dict(sorted(files.items()))
+
+
+def _digest(files: dict[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        content = path.read_bytes()
+        digest.update(f"{name}\0{os.access(path, os.X_OK)}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _archive(files: dict[str, Path], kept: Path) -> bytes:
+    """The zip of the files: equal files, equal bytes. It is kept, for the next embedded AWS."""
+    if kept.exists():
+        return kept.read_bytes()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, path in files.items():
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
+            archive.writestr(info, path.read_bytes())
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(kept)
+    return buffer.getvalue()
+
+
+def _installed(requirements: Path, build: Path) -> Path:
+    """The directory the requirements are installed in, by pip, once per content, Python version and platform."""
+    text = requirements.read_bytes() + f"{sys.version_info[:2]} {sysconfig.get_platform()}".encode()
+    target = build.resolve() / "requirements" / hashlib.sha256(text).hexdigest()[:16]
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command += ["--target", f"{temporary}/site", "--no-compile", "-r", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise DeployError(f"pip could not install {requirements}:\n{done.stderr.strip()[-2000:]}")
+        for scripts in (Path(temporary) / "site" / "bin", Path(temporary) / "site" / "share"):
+            shutil.rmtree(scripts, ignore_errors=True)  # they name this interpreter's path
+        with contextlib.suppress(OSError):  # somebody else was quicker
+            (Path(temporary) / "site").rename(target)
+    return target
+
+
+def main() -> None:
+    """python -m local.deploy template.yaml STACK [Key=Value …], on the endpoint the environment names."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("template", type=Path)
+    parser.add_argument("stack")
+    parser.add_argument("parameters", nargs="*", metavar="Key=Value")
+    options = parser.parse_args()
+    parameters = dict(pair.split("=", 1) for pair in options.parameters)
+    try:
+        outputs = deploy(options.template, options.stack, parameters, boto3.Session())
+    except DeployError as error:
+        sys.exit(str(error))
+    for key, value in outputs.items():
+        print(f"{key}={value}")
+
+
+if __name__ == "__main__":
+    main()

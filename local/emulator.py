@@ -1,0 +1,216 @@
+"""Starts the embedded AWS as a child process and gives boto3 clients of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+ACCOUNT = "123456789012"
+REGION = "eu-west-1"
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What stands for the container images, by the end of the repository's name.
+IMAGES = {
+    "serving": [sys.executable, str(ROOT / "model_code" / "serve.py")],
+    "monitor": [sys.executable, str(ROOT / "monitor_container" / "evaluation.py")],
+}
+
+
+class EmulatorError(RuntimeError):
+    """The embedded AWS did not start, or died."""
+
+
+class LocalSession(boto3.Session):
+    """A boto3 session whose clients talk to the embedded AWS, whatever proxies and profiles the shell has."""
+
+    def __init__(self, endpoint_url: str, account: str = ACCOUNT, region: str = REGION) -> None:
+        super().__init__(aws_access_key_id=account, aws_secret_access_key="test", region_name=region)  # noqa: S106
+        self.endpoint_url = endpoint_url
+
+    def client(self, service_name: str, *args: Any, **kwargs: Any) -> Any:
+        """As boto3's, on the embedded AWS."""
+        kwargs.setdefault("endpoint_url", self.endpoint_url)
+        direct = Config(proxies={})
+        kwargs["config"] = direct.merge(kwargs["config"]) if kwargs.get("config") else direct
+        return super().client(service_name, *args, **kwargs)
+
+
+class EmbeddedAws:
+    """A running embedded AWS; a context manager that leaves no process and no file behind.
+
+    `port` 0 chooses a free one. `images` adds to or replaces IMAGES. `keep` keeps the private directory with its logs.
+    `options` go to local.server: update_seconds, flush_seconds, flush_records.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        images: dict[str, list[str]] | None = None,
+        keep: bool = False,
+        **options: float,
+    ) -> None:
+        self._keep = keep
+        self.directory = Path(tempfile.mkdtemp(prefix="glassbox-aws-"))
+        self.log = self.directory / "logs" / "emulator.log"
+        self.log.parent.mkdir()
+        try:
+            with contextlib.closing(_listen(port)) as listener:
+                self.port: int = listener.getsockname()[1]
+                self.endpoint_url = f"http://127.0.0.1:{self.port}"
+                self._process = self._spawn(listener, IMAGES | (images or {}), options)
+            self._await_ready()
+        except BaseException:
+            self.stop()
+            raise
+        self.session = LocalSession(self.endpoint_url)
+
+    def __enter__(self) -> EmbeddedAws:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def client(self, service: str) -> Any:
+        """A boto3 client with the account's root rights."""
+        return self.session.client(service)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What points the aws CLI, boto3 or a container at this AWS."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": ACCOUNT,
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": REGION,
+        }
+
+    def control(self, what: str, **request: Any) -> dict[str, Any]:
+        """The control API: clock (now, offset_seconds), flush, chaos (duplicate_deliveries), status."""
+        body = json.dumps(request).encode()
+        call = urllib.request.Request(f"{self.endpoint_url}/_glassbox/{what}", body, method="POST")  # noqa: S310
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(call, timeout=60) as response:
+                answer: dict[str, Any] = json.loads(response.read())
+                return answer
+        except urllib.error.HTTPError as error:
+            raise ValueError(json.loads(error.read())["error"]) from error
+
+    def stop(self) -> None:
+        """Stop the embedded AWS, its Lambdas, model servers and jobs."""
+        process = getattr(self, "_process", None)
+        if process is not None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            # Whatever it left behind is in its process group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdin.close()
+        if not self._keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _spawn(
+        self, listener: socket.socket, images: dict[str, list[str]], options: dict[str, float]
+    ) -> subprocess.Popen[bytes]:
+        temporary = self.directory / "tmp"
+        temporary.mkdir()
+        arguments = [
+            f"--fd={listener.fileno()}",
+            f"--port={self.port}",
+            f"--directory={self.directory}",
+            f"--account={ACCOUNT}",
+            f"--region={REGION}",
+            f"--images={json.dumps(images)}",
+            *(f"--{name.replace('_', '-')}={value}" for name, value in options.items()),
+        ]
+        # Nothing of the caller's environment: the functions inherit it.
+        environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "HOME": str(self.directory),
+            "TMPDIR": str(temporary),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(ROOT),
+            "GATEWAY_PORT": str(self.port),
+            "MINISTACK_HOST": "localhost",
+            "MINISTACK_REGION": REGION,
+            "MINISTACK_ACCOUNT_ID": ACCOUNT,
+            "AUTH": "true",
+            "DOCKER_HOST": f"unix://{self.directory}/no-docker",
+            "SFTP_ENABLED": "0",
+            "IOT_MTLS_ENABLED": "0",
+            "S3_DATA_DIR": str(self.directory / "s3"),
+            "STATE_DIR": str(self.directory / "state"),
+        }
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "local.server", *arguments],
+                cwd=self.directory,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            with contextlib.suppress(OSError, ValueError):
+                self.control("status")
+                return
+            time.sleep(0.05)
+        tail = self.log.read_text(errors="replace")[-2000:].strip()
+        raise EmulatorError(f"the embedded AWS did not start:\n{tail}")
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise EmulatorError(f"port {port} cannot be used: {error.strerror}") from error
+    return listener
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Within, SIGTERM ends the program as Ctrl-C does, so that context managers clean up."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

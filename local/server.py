@@ -1,0 +1,225 @@
+"""The embedded AWS as a process: ministack with its gaps filled, and the SageMaker double, behind one port.
+
+Started by local.emulator, which sets the environment ministack reads when it is imported. Runs until SIGTERM, or until
+its standard input closes: then whoever started it is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import ministack.app as ministack
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from ministack.core import iam_evaluator, lambda_runtime, router
+from ministack.core.concurrency import run_reentrant
+
+from local import cloudformation, gaps
+from local.sagemaker.errors import SageMakerError
+from local.sagemaker.platform import Platform
+from local.sagemaker.service import SageMaker
+
+logger = logging.getLogger("glassbox.server")
+
+INVOCATIONS = re.compile(r"/endpoints/([^/]+)/invocations")
+CONTROL = "/_glassbox/"
+JSON = {"Content-Type": "application/x-amz-json-1.1"}
+INVOCATION_THREADS = 64
+
+Response = tuple[int, dict[str, str], bytes]
+
+
+class Gateway:
+    """Binds the double to ministack: requests in, authorisation, and the control API of tests and demo."""
+
+    def __init__(self, sagemaker: SageMaker) -> None:
+        self.sagemaker = sagemaker
+        # A pool of its own: an invocation waits for a model that may itself call this AWS.
+        self._pool = ThreadPoolExecutor(INVOCATION_THREADS, thread_name_prefix="invocation")
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        """The ASGI application: ministack, and beside AWS's own paths our control API."""
+        if scope["type"] == "http" and scope["path"].startswith(CONTROL):
+            status, body = await self._control(scope, receive)
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+        else:
+            await ministack.app(scope, receive, send)
+
+    async def handle(
+        self, method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]
+    ) -> Response:
+        """A SageMaker request that ministack has authenticated."""
+        try:
+            if (match := INVOCATIONS.fullmatch(path)) and method == "POST":
+                return await self._invoke(match[1], headers, body)
+            operation = headers.get("x-amz-target", "").rpartition(".")[2]
+            request = json.loads(body or b"{}")
+            self._authorise(headers, self.sagemaker.grants(operation, request))
+            answer = await run_reentrant(self.sagemaker.call, operation, request)
+            return 200, dict(JSON), json.dumps(answer).encode()
+        except SageMakerError as error:
+            return error_response(error)
+
+    async def _invoke(self, endpoint: str, headers: dict[str, str], body: bytes) -> Response:
+        arn = self.sagemaker.platform.arn("endpoint", endpoint)
+        self._authorise(headers, [("sagemaker:InvokeEndpoint", arn, {})])
+        call = functools.partial(self.sagemaker.invoke, endpoint, body, headers)
+        variant, answer = await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        response = {"x-Amzn-Invoked-Production-Variant": variant}
+        if answer.content_type:
+            response["Content-Type"] = answer.content_type
+        if answer.custom_attributes:
+            response["X-Amzn-SageMaker-Custom-Attributes"] = answer.custom_attributes
+        return 200, response, answer.body
+
+    def _authorise(self, headers: dict[str, str], grants: list[tuple[str, str, dict[str, str]]]) -> None:
+        key = router.extract_access_key_id(headers)
+        for action, arn, context in grants:
+            region = self.sagemaker.platform.region
+            denied = iam_evaluator.enforce(key, action, "sagemaker", region, arn, context)
+            if isinstance(denied, iam_evaluator.AuthError):
+                raise SageMakerError(denied.code, denied.message, status=403)
+            if denied is not None:
+                reason = (
+                    "with an explicit deny in an identity-based policy"
+                    if denied.decision == "Deny"
+                    else f"because no identity-based policy allows the {action} action"
+                )
+                raise SageMakerError(
+                    "AccessDeniedException",
+                    f"User: {denied.principal_arn} is not authorized to perform: {action} on resource: {arn} {reason}",
+                )
+
+    async def _control(self, scope: Any, receive: Any) -> tuple[int, Any]:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        try:
+            request = json.loads(body or b"{}")
+            return 200, await self._act(scope["method"], scope["path"].removeprefix(CONTROL), request)
+        except (ValueError, TypeError, KeyError, LookupError) as error:
+            return 400, {"error": str(error)}
+
+    async def _act(self, method: str, what: str, request: dict[str, Any]) -> dict[str, Any]:
+        clock = self.sagemaker.clock
+        if what == "clock":
+            if "now" in request:
+                now = datetime.fromisoformat(request["now"])
+                if now.tzinfo is None:
+                    raise ValueError("now needs a zone, such as Z")
+                clock.set(now)
+            elif "offset_seconds" in request:
+                clock.shift(timedelta(seconds=float(request["offset_seconds"])))
+            return {"now": clock.now().isoformat(), "offset_seconds": clock.offset.total_seconds()}
+        if what == "flush":
+            await asyncio.to_thread(self.sagemaker.capture.flush)
+            return {}
+        if what == "chaos":
+            gaps.Chaos.duplicate_deliveries = bool(request["duplicate_deliveries"])
+            return {"duplicate_deliveries": gaps.Chaos.duplicate_deliveries}
+        if what == "status":
+            return {"ministack": gaps.MINISTACK, "region": self.sagemaker.platform.region}
+        raise ValueError(f"nothing is known of {what}")
+
+
+def error_response(error: SageMakerError) -> Response:
+    """An error as both clients parse it; without a code, the HTTP status is the code."""
+    body: dict[str, Any] = {"message": error.message, "Message": error.message, **error.fields}
+    headers = dict(JSON)
+    if error.code:
+        body["__type"] = error.code
+        headers["x-amzn-errortype"] = error.code
+    return error.status, headers, json.dumps(body).encode()
+
+
+def build(options: argparse.Namespace) -> Gateway:
+    """Fill ministack's gaps and put the double into it."""
+    gaps.check_hooks()
+    gaps.install(options.account, options.region, options.directory / "lambda-runtime")
+    platform = Platform(
+        account=options.account,
+        region=options.region,
+        endpoint_url=f"http://127.0.0.1:{options.port}",
+        directory=options.directory,
+        emit=functools.partial(gaps.emit_sagemaker_event, options.account, options.region),
+        assume=functools.partial(gaps.assume_role, options.account, options.region),
+        commands=json.loads(options.images),
+    )
+    sagemaker = SageMaker(
+        platform,
+        update_seconds=options.update_seconds,
+        flush_seconds=options.flush_seconds,
+        flush_records=options.flush_records,
+    )
+    cloudformation.install(sagemaker)
+    gateway = Gateway(sagemaker)
+    router.SERVICE_PATTERNS["sagemaker"] = {
+        "target_prefixes": ["SageMaker."],
+        "host_patterns": [r"sagemaker\."],
+        "credential_scope": "sagemaker",
+    }
+    ministack.SERVICE_HANDLERS["sagemaker"] = gateway.handle
+    return gateway
+
+
+async def run(gateway: Gateway, fd: int) -> None:
+    """Serve on the inherited socket until told to stop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    threading.Thread(target=_await_parent, args=(loop, stop), daemon=True).start()
+    config = Config()
+    config.bind = [f"fd://{fd}"]
+    config.keep_alive_timeout = 75
+    config.graceful_timeout = 1
+    config.loglevel = "WARNING"
+    await serve(gateway.app, config, shutdown_trigger=stop.wait)
+
+
+def _await_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    sys.stdin.buffer.read()
+    loop.call_soon_threadsafe(stop.set)
+
+
+def main() -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--account", required=True)
+    parser.add_argument("--region", required=True)
+    parser.add_argument("--images", default="{}")
+    parser.add_argument("--update-seconds", type=float, default=0.0)
+    parser.add_argument("--flush-seconds", type=float, default=1.0)
+    parser.add_argument("--flush-records", type=int, default=100)
+    options = parser.parse_args()
+    gateway = build(options)
+    try:
+        asyncio.run(run(gateway, options.fd))
+    finally:
+        gateway.sagemaker.close()
+        lambda_runtime.reset()
+        os._exit(0)  # threads of ministack's pools may still wait for something
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The project's own stack on the embedded AWS, ready to use: for the demo, the tests and `python -m local`."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from local.deploy import deploy
+from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
+
+WEIGHTS = ROOT / "local" / "weights" / "signs_w16.pt"
+MODELS = "glassbox-models"
+REGISTRY = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A deployed stack: its outputs, and clients with the account's root rights."""
+
+    aws: EmbeddedAws
+    outputs: dict[str, str]
+
+    def client(self, service: str) -> Any:
+        """A boto3 client of the embedded AWS."""
+        return self.aws.client(service)
+
+    def set_capture_clock(self, now: datetime) -> None:
+        """Let data capture stamp inferences as if it were `now` (with a zone); the clock ticks on from there."""
+        self.aws.control("clock", now=now.isoformat())
+
+    def flush_captures(self) -> None:
+        """Write the captured records that are still buffered to S3."""
+        self.aws.control("flush")
+
+
+@contextlib.contextmanager
+def running_stack(
+    parameters: dict[str, str], *, weights: Path = WEIGHTS, name: str = "glassbox", **aws: Any
+) -> Iterator[Stack]:
+    """template.yaml on an embedded AWS with the weights' model behind the endpoint; all gone when the block ends.
+
+    `parameters` are the template's, on top of model and images; `aws` are EmbeddedAws's options.
+    """
+    with EmbeddedAws(**aws) as embedded:
+        model = upload_model(embedded, weights)
+        given = {
+            "ModelDataUrl": model,
+            "ServingImage": f"{REGISTRY}/glassbox-serving:local",
+            "MonitorImage": f"{REGISTRY}/glassbox-monitor:local",
+        }
+        outputs = deploy(ROOT / "template.yaml", name, given | parameters, embedded.session)
+        yield Stack(embedded, outputs)
+
+
+def upload_model(aws: EmbeddedAws, weights: Path) -> str:
+    """Package the weights with the serving code; the model.tar.gz's S3 URI."""
+    from model_code import package
+
+    s3 = aws.client("s3")
+    with contextlib.suppress(s3.exceptions.BucketAlreadyOwnedByYou):
+        s3.create_bucket(Bucket=MODELS, CreateBucketConfiguration={"LocationConstraint": REGION})
+    with tempfile.TemporaryDirectory() as directory:
+        archive = Path(directory) / "model.tar.gz"
+        package.package(weights, archive)
+        key = f"models/{weights.stem}/model.tar.gz"
+        s3.upload_file(str(archive), MODELS, key)
+    return f"s3://{MODELS}/{key}"

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -179,24 +180,26 @@ def build(options: argparse.Namespace) -> Gateway:
     return gateway
 
 
-async def run(gateway: Gateway, fd: int) -> None:
-    """Serve on the inherited socket until told to stop."""
-    stop = asyncio.Event()
+async def run(gateway: Gateway, fd: int) -> bool:
+    """Serve on the inherited socket until told to stop; True when nobody told and the parent is gone."""
+    stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    threading.Thread(target=_await_parent, args=(loop, stop), daemon=True).start()
+    threading.Thread(target=_await_parent, args=(loop, orphaned, stop), daemon=True).start()
     config = Config()
     config.bind = [f"fd://{fd}"]
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
     config.loglevel = "WARNING"
     await serve(gateway.app, config, shutdown_trigger=stop.wait)
+    return orphaned.is_set()
 
 
-def _await_parent(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+def _await_parent(loop: asyncio.AbstractEventLoop, *events: asyncio.Event) -> None:
     sys.stdin.buffer.read()
-    loop.call_soon_threadsafe(stop.set)
+    for event in events:
+        loop.call_soon_threadsafe(event.set)
 
 
 def main() -> None:
@@ -213,11 +216,14 @@ def main() -> None:
     parser.add_argument("--flush-records", type=int, default=100)
     options = parser.parse_args()
     gateway = build(options)
+    orphaned = False
     try:
-        asyncio.run(run(gateway, options.fd))
+        orphaned = asyncio.run(run(gateway, options.fd))
     finally:
         gateway.sagemaker.close()
         lambda_runtime.reset()
+        if orphaned:
+            shutil.rmtree(options.directory, ignore_errors=True)
         os._exit(0)  # threads of ministack's pools may still wait for something
 
 

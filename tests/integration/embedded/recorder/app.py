@@ -1,0 +1,50 @@
+"""Notes every S3 event it is given in a table; a key with `poison` in it fails, alone."""
+
+import json
+import os
+
+import boto3
+import marker
+
+TABLE = boto3.resource("dynamodb").Table(os.environ["TABLE"])
+
+
+def handler(event, context):
+    if "probe" in event:
+        return probe(event["probe"])
+    failures = []
+    for record in event["Records"]:
+        detail = json.loads(record["body"])
+        key = detail["detail"].get("object", {}).get("key") or detail["id"]
+        try:
+            if "poison" in key:
+                raise ValueError(f"cannot digest {key}")
+            TABLE.update_item(
+                Key={"pk": key},
+                UpdateExpression="ADD deliveries :one SET event = :event",
+                ExpressionAttributeValues={":one": 1, ":event": record["body"]},
+            )
+        except ValueError as error:
+            print(f"ERROR {error}")
+            failures.append({"itemIdentifier": record["messageId"]})
+    return {"batchItemFailures": failures}
+
+
+def probe(what):
+    if what == "layer":
+        return marker.NAME
+    if what == "import":
+        try:
+            import moto  # noqa: F401 -- in the emulator's environment, in no layer
+        except ImportError as error:
+            return str(error)
+        return "found"
+    if what == "environment":
+        return sorted(os.environ)
+    if what == "forbidden":
+        try:
+            boto3.client("dynamodb").delete_table(TableName=os.environ["TABLE"])
+        except boto3.client("dynamodb").exceptions.ClientError as error:
+            return error.response["Error"]["Code"]
+        return "allowed"
+    raise ValueError(what)

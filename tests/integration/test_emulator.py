@@ -1,0 +1,186 @@
+"""The embedded AWS behaves as AWS where the stack depends on it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from local.emulator import EmbeddedAws, EmulatorError
+
+ROOT = Path(__file__).parents[2]
+
+
+def invoke(aws, function, payload):
+    """The function's answer; fails on a function error."""
+    response = aws.client("lambda").invoke(FunctionName=function, Payload=json.dumps(payload).encode())
+    assert "FunctionError" not in response, response["Payload"].read()
+    return json.loads(response["Payload"].read())
+
+
+def put(aws, stack, *keys):
+    s3 = aws.client("s3")
+    for key in keys:
+        s3.put_object(Bucket=stack["Bucket"], Key=key, Body=b"{}")
+
+
+@pytest.fixture
+def rows(embedded_aws, small_stack):
+    """Finds the row the recorder wrote for a key; None while there is none."""
+    table = embedded_aws.session.resource("dynamodb", endpoint_url=embedded_aws.endpoint_url).Table(
+        small_stack["Table"]
+    )
+    return lambda key: table.get_item(Key={"pk": key}, ConsistentRead=True).get("Item")
+
+
+@pytest.fixture
+def received(embedded_aws):
+    """Takes the messages out of a queue; their bodies, parsed."""
+
+    def take(queue):
+        sqs = embedded_aws.client("sqs")
+        messages = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
+        for message in messages:
+            sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+        return [json.loads(message["Body"]) for message in messages]
+
+    return take
+
+
+# ---------------------------------------------------------------- the road of an event
+
+
+def test_an_object_reaches_the_table_and_near_misses_do_not(embedded_aws, small_stack, rows, eventually):
+    put(embedded_aws, small_stack, "in/b/one.jsonl", "out/one.json", "xin/one.json", "in/b/one.json")
+    row = eventually(lambda: rows("in/b/one.json"))
+    event = json.loads(row["event"])
+    assert (event["source"], event["detail-type"]) == ("aws.s3", "Object Created")
+    assert event["detail"]["bucket"]["name"] == small_stack["Bucket"]
+    assert event["detail"]["object"]["size"] == 2
+    assert event["detail"]["reason"] == "PutObject"
+    assert not any(rows(key) for key in ("in/b/one.jsonl", "out/one.json", "xin/one.json"))
+
+
+def test_a_poison_message_ends_in_the_dead_letter_queue_and_stops_nobody(
+    embedded_aws, small_stack, rows, received, eventually
+):
+    good = [f"in/p/{n}.json" for n in range(8)]
+    put(embedded_aws, small_stack, *good[:4], "in/p/poison.json", *good[4:])
+    eventually(lambda: all(rows(key) for key in good))
+    [dead] = eventually(lambda: received(small_stack["DeadLetters"]))
+    assert dead["detail"]["object"]["key"] == "in/p/poison.json"
+    assert [rows(key)["deliveries"] for key in good] == [1] * 8
+
+
+def test_chaos_delivers_every_event_twice(embedded_aws, small_stack, rows, eventually):
+    embedded_aws.control("chaos", duplicate_deliveries=True)
+    try:
+        put(embedded_aws, small_stack, "in/twice.json")
+    finally:
+        embedded_aws.control("chaos", duplicate_deliveries=False)
+    put(embedded_aws, small_stack, "in/once.json")
+    eventually(lambda: (rows("in/twice.json") or {}).get("deliveries") == 2)
+    assert eventually(lambda: rows("in/once.json"))["deliveries"] == 1
+
+
+def test_a_queue_without_a_policy_gets_nothing_and_the_event_is_a_dead_letter(
+    embedded_aws, small_stack, received, eventually
+):
+    put(embedded_aws, small_stack, "closed/a.json")
+    [event] = eventually(lambda: received(small_stack["Undelivered"]))
+    assert event["detail"]["object"]["key"] == "closed/a.json"
+    assert received(small_stack["ClosedQueue"]) == []
+
+
+# ---------------------------------------------------------------- functions
+
+
+def test_a_function_sees_its_layers_and_nothing_else_that_is_installed(embedded_aws, small_stack):
+    function = small_stack["Function"]
+    assert invoke(embedded_aws, function, {"probe": "layer"}) == "the layer"
+    assert invoke(embedded_aws, function, {"probe": "import"}) == "No module named 'moto'"
+
+
+def test_a_function_inherits_no_environment_of_the_caller(embedded_aws, small_stack):
+    names = invoke(embedded_aws, small_stack["Function"], {"probe": "environment"})
+    assert "GREETING" in names
+    assert not {"PYTEST_CURRENT_TEST", "VIRTUAL_ENV", "AWS_PROFILE", "POWERTOOLS_TRACE_DISABLED"} & set(names)
+
+
+def test_an_action_the_template_does_not_allow_is_denied(embedded_aws, small_stack):
+    assert invoke(embedded_aws, small_stack["Function"], {"probe": "forbidden"}) == "AccessDeniedException"
+
+
+def test_logs_are_in_cloudwatch(embedded_aws, small_stack, eventually):
+    put(embedded_aws, small_stack, "in/log-poison.json")
+    logs = embedded_aws.client("logs")
+
+    def messages():
+        group = f"/aws/lambda/{small_stack['Function']}"
+        return [e["message"] for e in logs.filter_log_events(logGroupName=group)["events"]]
+
+    eventually(lambda: "ERROR cannot digest in/log-poison.json" in messages())
+
+
+def test_time_to_live_of_the_template_is_set(embedded_aws, small_stack):
+    described = embedded_aws.client("dynamodb").describe_time_to_live(TableName=small_stack["Table"])
+    assert described["TimeToLiveDescription"] == {"TimeToLiveStatus": "ENABLED", "AttributeName": "expires"}
+
+
+# ---------------------------------------------------------------- the process
+
+
+def test_the_capture_clock_can_be_set_and_shifted(embedded_aws):
+    try:
+        at = embedded_aws.control("clock", now="2026-11-23T10:05:00Z")
+        assert at["now"].startswith("2026-11-23T10:05:00")
+        shifted = embedded_aws.control("clock", offset_seconds=-3600)
+        assert shifted["offset_seconds"] == -3600
+        with pytest.raises(ValueError, match="zone"):
+            embedded_aws.control("clock", now="2026-11-23T10:05:00")
+    finally:
+        embedded_aws.control("clock", offset_seconds=0)
+
+
+def test_another_ministack_is_refused_by_name():
+    script = "from local import gaps; gaps.MINISTACK = '0.0.1'; gaps.HOOKS.append(('ministack.app', 'gone', None));"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script} gaps.check_hooks()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "version 1.5.33 is installed, 0.0.1 is needed; ministack.app.gone is missing" in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(embedded_aws):
+    with pytest.raises(EmulatorError, match=f"port {embedded_aws.port} cannot be used"):
+        EmbeddedAws(port=embedded_aws.port)
+
+
+STORY = """
+import time
+from local.emulator import EmbeddedAws, stop_on_sigterm
+with stop_on_sigterm(), EmbeddedAws() as aws:
+    print(aws._process.pid, aws.directory, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_whoever_started_it(number):
+    parent = subprocess.Popen([sys.executable, "-c", STORY], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pid, directory = parent.stdout.readline().split()
+    emulator = psutil.Process(int(pid))
+    parent.send_signal(number)
+    parent.wait(10)
+    emulator.wait(10)
+    assert not Path(directory).exists()

@@ -83,7 +83,8 @@ class Gateway:
         variant, answer = await asyncio.get_running_loop().run_in_executor(self._pool, call)
         response = {"x-Amzn-Invoked-Production-Variant": variant}
         if answer.content_type:
-            response["Content-Type"] = answer.content_type
+            # In lower case ministack does not take it for the envelope's, which it would normalise.
+            response["content-type"] = answer.content_type
         if answer.custom_attributes:
             response["X-Amzn-SageMaker-Custom-Attributes"] = answer.custom_attributes
         return 200, response, answer.body

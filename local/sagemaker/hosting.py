@@ -260,8 +260,14 @@ class Hosting:
         except StartFailedError as error:
             logger.error("a server of %s stays down: %s", fleet.endpoint, error)
             return
-        dead, variant.instances[index] = variant.instances[index], successor
-        dead.stop()
+        try:
+            self._await_health(variant, successor, time.monotonic() + self._startup_seconds)
+        except StartFailedError as error:
+            logger.error("a server of %s stays down: %s", fleet.endpoint, error)
+            successor.stop()
+        else:
+            dead, variant.instances[index] = variant.instances[index], successor
+            dead.stop()
 
     def close(self) -> None:
         """Stop all fleets now."""

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -167,7 +166,6 @@ def test_a_port_that_is_taken_is_named(embedded_aws):
 
 
 STORY = """
-import time
 from local.emulator import EmbeddedAws, stop_on_sigterm
 with stop_on_sigterm(), EmbeddedAws() as aws:
     print(aws._process.pid, aws.directory, flush=True)

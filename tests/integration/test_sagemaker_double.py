@@ -1,0 +1,954 @@
+"""The SageMaker double keeps the contracts the stack is written against."""
+
+import base64
+import io
+import json
+import re
+import tarfile
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from botocore.exceptions import ClientError, ParamValidationError
+
+from local.emulator import ACCOUNT, REGION
+
+ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
+INSTANCE = {"InstanceType": "ml.t2.medium", "InitialInstanceCount": 1}
+
+
+@pytest.fixture(scope="session")
+def sagemaker(embedded_aws):
+    return embedded_aws.client("sagemaker")
+
+
+@pytest.fixture(scope="session")
+def runtime(embedded_aws):
+    return embedded_aws.client("sagemaker-runtime")
+
+
+@pytest.fixture(scope="session")
+def bucket(embedded_aws):
+    embedded_aws.client("s3").create_bucket(
+        Bucket="double-data", CreateBucketConfiguration={"LocationConstraint": REGION}
+    )
+    return "double-data"
+
+
+def make_role(aws, name, statements, service="sagemaker.amazonaws.com"):
+    iam = aws.client("iam")
+    trust = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
+    role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps({"Statement": [trust]}))["Role"]
+    iam.put_role_policy(
+        RoleName=name,
+        PolicyName="p",
+        PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": statements}),
+    )
+    return role["Arn"]
+
+
+def allow(action, resource="*", **more):
+    return {"Effect": "Allow", "Action": action, "Resource": resource, **more}
+
+
+@pytest.fixture(scope="session")
+def role(embedded_aws, bucket):
+    statements = [
+        allow("s3:GetObject", ["arn:aws:s3:::stub-models/*", f"arn:aws:s3:::{bucket}/*"]),
+        allow("s3:ListBucket", f"arn:aws:s3:::{bucket}"),
+        allow("s3:PutObject", [f"arn:aws:s3:::{bucket}/capture/*", f"arn:aws:s3:::{bucket}/reports/*"]),
+    ]
+    return make_role(embedded_aws, "double", statements)
+
+
+@pytest.fixture(scope="session")
+def make_model(sagemaker, role, stub_images, model_data):
+    def make(name, environment=None, **container):
+        sagemaker.create_model(
+            ModelName=name,
+            ExecutionRoleArn=role,
+            PrimaryContainer={
+                "Image": stub_images["serving"],
+                "ModelDataUrl": model_data,
+                "Environment": {"VERSION": name, **(environment or {})},
+                **container,
+            },
+        )
+        return name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_config(sagemaker, make_model, bucket):
+    """An endpoint config with a model of its own, of the same name; `capture` is merged into its DataCaptureConfig."""
+
+    def make(name, environment=None, capture=None, **more):
+        make_model(name, environment)
+        config = {
+            "EnableCapture": True,
+            "InitialSamplingPercentage": 100,
+            "DestinationS3Uri": f"s3://{bucket}/capture",
+            "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+            "CaptureContentTypeHeader": {
+                "JsonContentTypes": ["application/json"],
+                "CsvContentTypes": ["text/csv"],
+            },
+        }
+        variant = {"VariantName": "AllTraffic", "ModelName": name, **INSTANCE}
+        sagemaker.create_endpoint_config(
+            EndpointConfigName=name,
+            **{
+                "ProductionVariants": [variant],
+                "DataCaptureConfig": config | (capture or {}),
+                **more,
+            },
+        )
+        return name
+
+    return make
+
+
+@pytest.fixture
+def make_endpoint(sagemaker, make_config, eventually):
+    """An endpoint in service on a config of the same name; deleted after the test."""
+    made = []
+
+    def make(name, config=None, **more):
+        config = config or make_config(name, **more)
+        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=config)
+        made.append(name)
+        settled(sagemaker, name, eventually)
+        return name
+
+    yield make
+    for name in made:
+        settled(sagemaker, name, eventually)
+        sagemaker.delete_endpoint(EndpointName=name)
+
+
+def settled(sagemaker, name, eventually):
+    def description():
+        described = sagemaker.describe_endpoint(EndpointName=name)
+        return described if described["EndpointStatus"] in ("InService", "Failed") else None
+
+    return eventually(description)
+
+
+def ask(runtime, endpoint, wish=None, **more):
+    response = runtime.invoke_endpoint(
+        EndpointName=endpoint,
+        **({"Body": json.dumps(wish or {}).encode(), "ContentType": "application/json"} | more),
+    )
+    return json.loads(response["Body"].read())
+
+
+@pytest.fixture
+def captured(embedded_aws, bucket):
+    """The captured records below a prefix, as (key, record), in the order of the keys."""
+    s3 = embedded_aws.client("s3")
+
+    def read(endpoint):
+        embedded_aws.control("flush")
+        listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"capture/{endpoint}/").get("Contents", [])
+        return [
+            (item["Key"], json.loads(line))
+            for item in listed
+            for line in s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read().splitlines()
+        ]
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def events(embedded_aws):
+    """Every SageMaker event from here on; call it for those of a detail-type."""
+    sqs, rules = embedded_aws.client("sqs"), embedded_aws.client("events")
+    queue = sqs.create_queue(QueueName="sagemaker-events")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    statement = allow("sqs:SendMessage", arn, Principal={"Service": "events.amazonaws.com"})
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": json.dumps({"Statement": [statement]})})
+    rules.put_rule(Name="all-sagemaker", EventPattern=json.dumps({"source": ["aws.sagemaker"]}))
+    rules.put_targets(Rule="all-sagemaker", Targets=[{"Id": "q", "Arn": arn}])
+    seen = []
+
+    def collect(detail_type, **detail):
+        while messages := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", []):
+            seen.extend(json.loads(message["Body"]) for message in messages)
+            for message in messages:
+                sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+        return [
+            event
+            for event in seen
+            if event["detail-type"] == detail_type and detail.items() <= event["detail"].items()
+        ]
+
+    return collect
+
+
+def error_of(call, *args, **kwargs):
+    with pytest.raises(ClientError) as caught:
+        call(*args, **kwargs)
+    return caught.value.response["Error"]["Code"], caught.value.response["Error"]["Message"]
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_texts_and_codes_are_those_of_aws(sagemaker, runtime, make_config, make_endpoint):
+    name = make_endpoint("errors")
+    assert error_of(sagemaker.describe_endpoint, EndpointName="None") == (
+        "ValidationException",
+        f'Could not find endpoint "{ARN}:endpoint/none".',
+    )
+    assert error_of(sagemaker.update_endpoint, EndpointName=name, EndpointConfigName="none") == (
+        "ValidationException",
+        f'Could not find endpoint configuration "{ARN}:endpoint-config/none".',
+    )
+    with pytest.raises(ClientError, match=f'Cannot create already existing model "{ARN}:model/errors"'):
+        make_config("errors")
+    assert error_of(sagemaker.create_endpoint, EndpointName=name, EndpointConfigName=name) == (
+        "ValidationException",
+        f'Cannot create already existing endpoint "{ARN}:endpoint/errors".',
+    )
+    assert error_of(runtime.invoke_endpoint, EndpointName="none", Body=b"x") == (
+        "ValidationError",
+        f"Endpoint none of account {ACCOUNT} not found.",
+    )
+    assert error_of(sagemaker.create_training_job, **TRAINING_JOB)[0] == "UnknownOperationException"
+    with pytest.raises(ParamValidationError):
+        sagemaker.create_endpoint(EndpointName=name)
+
+
+TRAINING_JOB = {
+    "TrainingJobName": "t",
+    "RoleArn": f"arn:aws:iam::{ACCOUNT}:role/double",
+    "AlgorithmSpecification": {"TrainingInputMode": "File"},
+    "OutputDataConfig": {"S3OutputPath": "s3://b/p"},
+    "ResourceConfig": {},
+    "StoppingCondition": {},
+}
+
+
+def test_a_request_outside_its_model_is_refused_member_by_member(sagemaker, make_model):
+    make_model("shape")
+    variant = {"VariantName": "bad_name", "ModelName": "shape", "InitialVariantWeight": 1, **INSTANCE}
+    code, message = error_of(
+        sagemaker.create_endpoint_config, EndpointConfigName="-bad", ProductionVariants=[variant]
+    )
+    assert code == "ValidationException"
+    assert message.startswith("2 validation errors detected: Value '-bad' at 'endpointConfigName' failed")
+    assert "Value 'bad_name' at 'productionVariants.1.member.variantName'" in message
+
+
+def test_a_model_needs_its_data_an_ecr_image_and_a_role_that_trusts_sagemaker(
+    embedded_aws, sagemaker, make_model, model_data, stub_images
+):
+    with pytest.raises(
+        ClientError, match=r"Could not find model data at s3://stub-models/none/model\.tar\.gz"
+    ):
+        make_model("m1", ModelDataUrl="s3://stub-models/none/model.tar.gz")
+    embedded_aws.client("s3").create_bucket(
+        Bucket="not-ours", CreateBucketConfiguration={"LocationConstraint": REGION}
+    )
+    with pytest.raises(ClientError, match=r'Could not access model data at s3://not-ours/m.*"s3:GetObject"'):
+        make_model("m1", ModelDataUrl="s3://not-ours/m")
+    with pytest.raises(ClientError, match='Using non-ECR image "python:3"'):
+        make_model("m1", Image="python:3")
+    wrong = make_role(embedded_aws, "lambda-only", [allow("s3:*")], service="lambda.amazonaws.com")
+    container = {"Image": stub_images["serving"], "ModelDataUrl": model_data}
+    code, message = error_of(
+        sagemaker.create_model, ModelName="m1", ExecutionRoleArn=wrong, PrimaryContainer=container
+    )
+    assert code == "ValidationException"
+    assert message.startswith(f"Could not assume role {wrong}.")
+    assert not sagemaker.list_models(NameContains="m1")["Models"]
+
+
+# ---------------------------------------------------------------- IAM
+
+
+@pytest.fixture
+def as_user(embedded_aws):
+    """A client with just these statements."""
+    made = []
+
+    def client(service, *statements):
+        iam, name = embedded_aws.client("iam"), f"user-{uuid.uuid4().hex[:8]}"
+        iam.create_user(UserName=name)
+        made.append(name)
+        if statements:
+            document = json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
+            iam.put_user_policy(UserName=name, PolicyName="p", PolicyDocument=document)
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        return embedded_aws.session.client(
+            service,
+            aws_access_key_id=key["AccessKeyId"],
+            aws_secret_access_key=key["SecretAccessKey"],
+        )
+
+    return client
+
+
+def test_update_endpoint_needs_the_endpoint_and_the_config(as_user, make_endpoint, make_config):
+    name, config = make_endpoint("iam-update"), make_config("iam-update-b")
+    endpoint_only = as_user("sagemaker", allow("sagemaker:UpdateEndpoint", f"{ARN}:endpoint/{name}"))
+    code, message = error_of(endpoint_only.update_endpoint, EndpointName=name, EndpointConfigName=config)
+    assert code == "AccessDeniedException"
+    assert re.fullmatch(
+        r"User: arn:aws:iam::\d{12}:user/user-\w+ is not authorized to perform: sagemaker:UpdateEndpoint on resource: "
+        rf"{ARN}:endpoint-config/{config} because no identity-based policy allows the sagemaker:UpdateEndpoint action",
+        message,
+    )
+    resources = [f"{ARN}:endpoint/{name}", f"{ARN}:endpoint-config/{config}"]
+    both = as_user("sagemaker", allow("sagemaker:UpdateEndpoint", resources))
+    assert both.update_endpoint(EndpointName=name, EndpointConfigName=config)["EndpointArn"].endswith(name)
+
+
+def test_invoke_endpoint_is_granted_per_endpoint(as_user, make_endpoint):
+    make_endpoint("iam-a")
+    make_endpoint("iam-b")
+    runtime = as_user("sagemaker-runtime", allow("sagemaker:InvokeEndpoint", f"{ARN}:endpoint/iam-a"))
+    assert ask(runtime, "iam-a")["version"] == "iam-a"
+    assert error_of(ask, runtime, "iam-b")[0] == "AccessDeniedException"
+    denied = as_user(
+        "sagemaker-runtime", allow("sagemaker:*"), allow("sagemaker:InvokeEndpoint") | {"Effect": "Deny"}
+    )
+    assert "with an explicit deny" in error_of(ask, denied, "iam-a")[1]
+
+
+def test_handing_over_a_role_needs_pass_role_for_sagemaker(as_user, role, stub_images):
+    request = {"ExecutionRoleArn": role, "PrimaryContainer": {"Image": stub_images["serving"]}}
+    create = allow("sagemaker:CreateModel")
+    condition = {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+    without = as_user("sagemaker", create)
+    assert "iam:PassRole" in error_of(without.create_model, ModelName="pass", **request)[1]
+    elsewhere = {"StringEquals": {"iam:PassedToService": "lambda.amazonaws.com"}}
+    wrong = as_user("sagemaker", create, allow("iam:PassRole", role, Condition=elsewhere))
+    assert "iam:PassRole" in error_of(wrong.create_model, ModelName="pass", **request)[1]
+    right = as_user("sagemaker", create, allow("iam:PassRole", role, Condition=condition))
+    assert right.create_model(ModelName="pass", **request)["ModelArn"] == f"{ARN}:model/pass"
+
+
+def test_a_wrong_signature_is_refused(embedded_aws, as_user, make_endpoint):
+    make_endpoint("signed")
+    honest = as_user("sagemaker-runtime", allow("sagemaker:InvokeEndpoint"))
+    assert ask(honest, "signed")["version"] == "signed"
+    key = honest._request_signer._credentials.access_key
+    forger = embedded_aws.session.client(
+        "sagemaker-runtime", aws_access_key_id=key, aws_secret_access_key="wrong"
+    )
+    assert "signature" in error_of(ask, forger, "signed")[1]
+
+
+# ---------------------------------------------------------------- hosting
+
+
+def test_a_container_gets_the_hosting_contract(embedded_aws, make_endpoint, make_config, runtime):
+    name = make_endpoint("contract", make_config("contract", {"GREETING": "hello"}))
+    environment = ask(runtime, name, {"environment": True})
+    assert environment["GREETING"] == "hello"
+    assert environment["AWS_ENDPOINT_URL"] == embedded_aws.endpoint_url
+    assert environment["AWS_REGION"] == environment["AWS_DEFAULT_REGION"] == REGION
+    assert environment["AWS_ACCESS_KEY_ID"].startswith("ASIA")  # the model role's, not the root's
+    assert environment["OPT_ML"].endswith("/opt/ml")
+    assert "VIRTUAL_ENV" not in environment
+    [log] = (embedded_aws.directory / "logs" / "endpoints" / name).iterdir()
+    assert "model files: ['inference.py', 'model.pt']" in log.read_text()
+
+
+def test_headers_go_to_the_container_and_come_back(make_endpoint, runtime):
+    name = make_endpoint("headers")
+    response = runtime.invoke_endpoint(
+        EndpointName=name,
+        Body=json.dumps({"echo": True}),
+        ContentType="application/json",
+        InferenceId="id-1",
+        CustomAttributes="a=b,c",
+    )
+    seen = json.loads(response["Body"].read())
+    assert seen["X-Amzn-SageMaker-Inference-Id"] == "id-1"
+    assert seen["X-Amzn-SageMaker-Custom-Attributes"] == "a=b,c"
+    assert response["InvokedProductionVariant"] == "AllTraffic"
+    assert response["CustomAttributes"] == "served-by=stub"
+    assert response["ContentType"] == "application/json; charset=utf-8"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, "client"), (500, "server")])
+def test_a_model_error_carries_the_containers_answer(make_endpoint, runtime, status, kind):
+    name = make_endpoint(f"model-error-{status}")
+    with pytest.raises(runtime.exceptions.ModelError) as caught:
+        ask(runtime, name, {"status": status, "text": "no picture"})
+    response = caught.value.response
+    assert response["ResponseMetadata"]["HTTPStatusCode"] == 424
+    assert (response["OriginalStatusCode"], response["OriginalMessage"]) == (status, "no picture")
+    assert response["Error"]["Message"].startswith(
+        f'Received {kind} error ({status}) from primary with message "no picture". See https://'
+    )
+
+
+def test_six_mebibytes_is_the_limit(make_endpoint, runtime):
+    name = make_endpoint("large")
+    limit = 6 * 1024 * 1024
+    assert ask(runtime, name, Body=b"x" * limit, ContentType="application/x-npy")["bytes"] == limit
+    with pytest.raises(ClientError) as caught:
+        ask(runtime, name, Body=b"x" * (limit + 1), ContentType="application/x-npy")
+    assert caught.value.response["Error"]["Code"] == "413"
+
+
+def test_variants_share_traffic_by_weight_and_can_be_targeted(sagemaker, make_model, make_endpoint, runtime):
+    variants = [
+        {"VariantName": v, "ModelName": make_model(f"weight-{v}"), "InitialVariantWeight": w, **INSTANCE}
+        for v, w in (("a", 3), ("b", 1))
+    ]
+    sagemaker.create_endpoint_config(EndpointConfigName="weights", ProductionVariants=variants)
+    name = make_endpoint("weights", "weights")
+    versions = [ask(runtime, name)["version"] for _ in range(200)]
+    assert 110 < versions.count("weight-a") < 190  # 150 expected, 6.5 standard deviations to either side
+    assert ask(runtime, name, TargetVariant="b")["version"] == "weight-b"
+    code, message = error_of(ask, runtime, name, TargetVariant="c")
+    assert code == "ValidationError"
+    assert "c" in message
+
+
+def test_every_instance_is_a_process_and_one_that_dies_is_replaced(
+    make_endpoint, make_config, runtime, eventually
+):
+    variant = {"VariantName": "AllTraffic", "ModelName": "two", **INSTANCE, "InitialInstanceCount": 2}
+    name = make_endpoint("two", make_config("two", ProductionVariants=[variant]))
+    pids = {ask(runtime, name)["pid"] for _ in range(40)}
+    assert len(pids) == 2
+    with pytest.raises(runtime.exceptions.ModelError):
+        ask(runtime, name, {"die": True})
+
+    def after():
+        now = {ask(runtime, name)["pid"] for _ in range(20)}
+        return len(now) == 2 and now != pids
+
+    eventually(after)
+
+
+# ---------------------------------------------------------------- updates
+
+
+def test_an_update_loses_no_request(sagemaker, runtime, make_endpoint, make_config, events, eventually):
+    name, after = make_endpoint("swap"), make_config("swap-b", {"SLOW_START": "0.7"})
+    answers, failures, stop = [], [], threading.Event()
+
+    def traffic():
+        while not stop.is_set():
+            try:
+                answers.append(ask(runtime, name, {"sleep": 0.01})["version"])
+            except ClientError as error:
+                failures.append(str(error))
+
+    threads = [threading.Thread(target=traffic) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=after)
+    described = sagemaker.describe_endpoint(EndpointName=name)
+    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("Updating", "swap")
+    code, message = error_of(sagemaker.update_endpoint, EndpointName=name, EndpointConfigName=after)
+    assert (code, message) == (
+        "ValidationException",
+        f'Cannot update in-progress endpoint "{ARN}:endpoint/swap".',
+    )
+    described = settled(sagemaker, name, eventually)
+    time.sleep(0.3)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", after)
+    assert failures == []
+    turn = answers.index(after)
+    assert turn > 20  # the old one served while the new one started
+    assert set(answers[:turn]) == {"swap"}
+    assert set(answers[turn + 8 :]) == {after}
+    eventually(lambda: len(events("SageMaker Endpoint State Change", EndpointName=name)) >= 4)
+
+
+def test_a_long_request_is_finished_by_the_old_model(
+    sagemaker, runtime, make_endpoint, make_config, eventually
+):
+    name, after = make_endpoint("drain"), make_config("drain-b")
+    answer = []
+    slow = threading.Thread(target=lambda: answer.append(ask(runtime, name, {"sleep": 1.5})["version"]))
+    slow.start()
+    time.sleep(0.2)
+    sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=after)
+    assert settled(sagemaker, name, eventually)["EndpointConfigName"] == after
+    assert ask(runtime, name)["version"] == after
+    slow.join()
+    assert answer == ["drain"]
+
+
+def test_a_model_that_does_not_start_leaves_the_old_one_in_service(
+    sagemaker, runtime, make_endpoint, make_config, events, eventually
+):
+    name, broken = make_endpoint("rollback"), make_config("rollback-b", {"FAIL": "weights are torn"})
+    sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=broken)
+    described = settled(sagemaker, name, eventually)
+    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", "rollback")
+    assert described["FailureReason"].startswith(
+        "The primary container for production variant AllTraffic did not pass the ping health check. "
+    )
+    assert "cannot load the model: weights are torn" in described["FailureReason"]
+    assert ask(runtime, name)["version"] == "rollback"
+    statuses = eventually(
+        lambda: [
+            e["detail"]["EndpointStatus"]
+            for e in events("SageMaker Endpoint State Change", EndpointName=name)
+        ]
+    )
+    eventually(lambda: len(events("SageMaker Endpoint State Change", EndpointName=name)) == 4)
+    assert set(statuses) <= {"CREATING", "IN_SERVICE", "UPDATING"}
+
+
+def test_a_first_model_that_does_not_start_leaves_a_failed_endpoint(
+    sagemaker, runtime, make_endpoint, make_config
+):
+    name = make_endpoint("stillborn", make_config("stillborn", {"FAIL": "no memory"}))
+    assert sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "Failed"
+    assert error_of(ask, runtime, name)[0] == "ValidationError"
+
+
+def test_an_image_nobody_knows_and_an_evil_archive_say_so(embedded_aws, sagemaker, make_model, make_endpoint):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("../../../outside"))
+    s3 = embedded_aws.client("s3")
+    s3.put_object(Bucket="stub-models", Key="evil/model.tar.gz", Body=buffer.getvalue())
+    s3.put_object(Bucket="stub-models", Key="no/model.tar.gz", Body=b"no archive")
+    unknown = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/unknown:1"
+    for name, container, reason in (
+        ("image", {"Image": unknown}, "Please make sure all images included in the model"),
+        (
+            "evil",
+            {"ModelDataUrl": "s3://stub-models/evil/model.tar.gz"},
+            "Failed to extract model data archive",
+        ),
+        (
+            "torn",
+            {"ModelDataUrl": "s3://stub-models/no/model.tar.gz"},
+            "Failed to extract model data archive",
+        ),
+    ):
+        variant = {"VariantName": "v", "ModelName": make_model(name, **container), **INSTANCE}
+        sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+        make_endpoint(name, name)
+        described = sagemaker.describe_endpoint(EndpointName=name)
+        assert described["EndpointStatus"] == "Failed"
+        assert described["FailureReason"].startswith(reason)
+    assert not list(embedded_aws.directory.rglob("outside"))
+
+
+def test_a_deleted_endpoint_is_gone(sagemaker, runtime, make_config, eventually):
+    make_config("gone")
+    sagemaker.create_endpoint(EndpointName="gone", EndpointConfigName="gone")
+    settled(sagemaker, "gone", eventually)
+    sagemaker.delete_endpoint(EndpointName="gone")
+    assert error_of(ask, runtime, "gone")[0] == "ValidationError"
+    assert error_of(sagemaker.describe_endpoint, EndpointName="gone")[1].startswith("Could not find endpoint")
+    assert "gone" not in [e["EndpointName"] for e in sagemaker.list_endpoints()["Endpoints"]]
+
+
+def test_the_endpoint_event_has_the_documented_shape(make_endpoint, events, eventually):
+    name = make_endpoint("event-shape")
+    [creating, in_service] = eventually(
+        lambda: (
+            (found := events("SageMaker Endpoint State Change", EndpointName=name))
+            and len(found) == 2
+            and found
+        )
+    )
+    assert creating["detail"]["EndpointStatus"] == "CREATING"
+    assert in_service["source"] == "aws.sagemaker"
+    assert in_service["resources"] == [f"{ARN}:endpoint/{name}"]
+    detail = in_service["detail"]
+    times = {key: detail.pop(key) for key in ("CreationTime", "LastModifiedTime")}
+    assert all(abs(value / 1000 - time.time()) < 60 for value in times.values())
+    assert detail == {
+        "EndpointName": name,
+        "EndpointArn": f"{ARN}:endpoint/{name}",
+        "EndpointConfigName": name,
+        "ProductionVariants": [{"DesiredWeight": 1.0, "DesiredInstanceCount": 1.0}],
+        "EndpointStatus": "IN_SERVICE",
+        "Tags": {},
+    }
+
+
+# ---------------------------------------------------------------- data capture
+
+
+def test_a_record_and_its_key_have_the_documented_form(embedded_aws, make_endpoint, runtime, captured):
+    name = make_endpoint("capture")
+    embedded_aws.control("clock", now="2026-11-23T10:59:59.700Z")
+    try:
+        body = b"\x93NUMPY\x01\x00\xff"
+        ask(
+            runtime,
+            name,
+            Body=body,
+            ContentType="application/x-npy",
+            InferenceId="i-1",
+            CustomAttributes="k=v, flag",
+        )
+        time.sleep(0.4)
+        ask(runtime, name, {"status": 200, "text": "[\n  14\n]"})
+        [(key, first), (other, second)] = captured(name)
+    finally:
+        embedded_aws.control("clock", offset_seconds=0)
+    folder = f"capture/{name}/AllTraffic/2026/11/23"
+    assert re.fullmatch(rf"{folder}/10/59-59-\d{{3}}-[0-9a-f-]{{36}}\.jsonl", key)
+    assert re.fullmatch(rf"{folder}/11/00-00-\d{{3}}-[0-9a-f-]{{36}}\.jsonl", other)
+    event_id = first["eventMetadata"].pop("eventId")
+    assert str(uuid.UUID(event_id)) == event_id
+    answer = first["captureData"]["endpointOutput"].pop("data")
+    assert json.loads(answer)["bytes"] == len(body)
+    assert first == {
+        "captureData": {
+            "endpointInput": {
+                "observedContentType": "application/x-npy",
+                "mode": "INPUT",
+                "data": base64.b64encode(body).decode(),
+                "encoding": "BASE64",
+            },
+            "endpointOutput": {
+                "observedContentType": "application/json; charset=utf-8",
+                "mode": "OUTPUT",
+                "encoding": "JSON",
+            },
+        },
+        "eventMetadata": {
+            "inferenceId": "i-1",
+            "customAttributes": ["k=v", "flag"],
+            "inferenceTime": "2026-11-23T10:59:59Z",
+        },
+        "eventVersion": "0",
+    }
+    assert second["eventMetadata"].keys() == {"eventId", "inferenceTime"}
+    assert second["captureData"]["endpointOutput"]["data"] == "[\n  14\n]"
+    assert second["captureData"]["endpointInput"]["encoding"] == "JSON"
+
+
+def test_without_content_types_everything_is_base64(
+    sagemaker, make_config, make_endpoint, runtime, captured, bucket
+):
+    capture = {
+        "EnableCapture": True,
+        "InitialSamplingPercentage": 100,
+        "DestinationS3Uri": f"s3://{bucket}/capture",
+        "CaptureOptions": [{"CaptureMode": "Output"}],
+    }
+    make_config("plain-model")
+    variant = {"VariantName": "v", "ModelName": "plain-model", **INSTANCE}
+    sagemaker.create_endpoint_config(
+        EndpointConfigName="base64", ProductionVariants=[variant], DataCaptureConfig=capture
+    )
+    name = make_endpoint("base64", "base64")
+    ask(runtime, name, {"text": '{"class": 14}'})
+    [(_, record)] = captured(name)
+    assert record["captureData"] == {
+        "endpointOutput": {
+            "observedContentType": "application/json; charset=utf-8",
+            "mode": "OUTPUT",
+            "data": base64.b64encode(b'{"class": 14}').decode(),
+            "encoding": "BASE64",
+        }
+    }
+
+
+@pytest.mark.parametrize(("percentage", "low", "high"), [(0, 0, 0), (50, 62, 138), (100, 200, 200)])
+def test_sampling(make_endpoint, make_config, runtime, captured, percentage, low, high):
+    name = f"sampled-{percentage}"
+    make_endpoint(name, make_config(name, capture={"InitialSamplingPercentage": percentage}))
+    for _ in range(200):
+        ask(runtime, name)
+    assert low <= len(captured(name)) <= high  # at 50 %: 100 expected, 5.4 standard deviations to either side
+
+
+def test_what_fails_is_captured_too_and_a_config_may_capture_nothing(
+    make_endpoint, make_config, runtime, captured
+):
+    name = make_endpoint("errors-captured")
+    with pytest.raises(runtime.exceptions.ModelError):
+        ask(runtime, name, {"status": 400, "text": '{"message": "no picture"}'})
+    [(_, record)] = captured(name)
+    assert record["captureData"]["endpointOutput"]["data"] == '{"message": "no picture"}'
+    make_endpoint("uncaptured", make_config("uncaptured", capture={"EnableCapture": False}))
+    ask(runtime, "uncaptured")
+    assert captured("uncaptured") == []
+
+
+def test_capture_needs_the_model_roles_right_to_write(
+    embedded_aws, make_endpoint, make_config, runtime, eventually
+):
+    make_config("forbidden", capture={"DestinationS3Uri": "s3://double-data/elsewhere"})
+    name = make_endpoint("forbidden", "forbidden")
+    assert ask(runtime, name)["version"] == "forbidden"  # the answer does not suffer
+    eventually(lambda: "captured records of forbidden are lost" in embedded_aws.log.read_text())
+    assert "is not authorized to perform: s3:PutObject" in embedded_aws.log.read_text()
+
+
+def test_a_shadow_variant_is_captured_beside_and_its_answer_discarded(
+    sagemaker, make_model, make_endpoint, make_config, runtime, captured, eventually
+):
+    shadow = {"VariantName": "shadow", "ModelName": make_model("the-shadow"), **INSTANCE}
+    name = make_endpoint("shadowed", make_config("shadowed", ShadowProductionVariants=[shadow]))
+    assert {ask(runtime, name, InferenceId=f"s-{n}")["version"] for n in range(5)} == {"shadowed"}
+    records = eventually(lambda: (found := captured(name)) and len(found) == 10 and found)
+    ids = {"AllTraffic": set(), "shadow": set()}
+    for key, record in records:
+        ids[key.split("/")[2]].add(record["eventMetadata"]["inferenceId"])
+    assert ids["AllTraffic"] == ids["shadow"] == {f"s-{n}" for n in range(5)}
+    assert (
+        sagemaker.describe_endpoint(EndpointName=name)["ShadowProductionVariants"][0]["VariantName"]
+        == "shadow"
+    )
+
+
+# ---------------------------------------------------------------- processing jobs
+
+
+@pytest.fixture
+def run_job(sagemaker, role, stub_images, bucket, embedded_aws, eventually):
+    """Runs a job on capture lines and returns its description when it has ended."""
+
+    def run(name, environment=None, *, wait=True, **more):
+        root = "/opt/ml/processing"
+        s3 = embedded_aws.client("s3")
+        s3.put_object(Bucket=bucket, Key=f"in/{name}/a/1.jsonl", Body=b"{}\n{}\n")
+        s3.put_object(Bucket=bucket, Key=f"in/{name}/b/2.jsonl", Body=b"{}\n")
+        source = {"S3Uri": f"s3://{bucket}/in/{name}", "LocalPath": f"{root}/input/endpoint"}
+        target = {"S3Uri": f"s3://{bucket}/reports/{name}", "LocalPath": f"{root}/output"}
+        request = {
+            "ProcessingJobName": name,
+            "RoleArn": role,
+            "AppSpecification": {"ImageUri": stub_images["monitor"]},
+            "Environment": {"sagemaker_endpoint_name": "traffic-signs", **(environment or {})},
+            "ProcessingInputs": [
+                {
+                    "InputName": "capture",
+                    "S3Input": {**source, "S3DataType": "S3Prefix", "S3InputMode": "File"},
+                }
+            ],
+            "ProcessingOutputConfig": {
+                "Outputs": [{"OutputName": "report", "S3Output": {**target, "S3UploadMode": "EndOfJob"}}]
+            },
+            "ProcessingResources": {
+                "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 20}
+            },
+            "StoppingCondition": {"MaxRuntimeInSeconds": 1800},
+        }
+        sagemaker.create_processing_job(**(request | more))
+        return ended(name) if wait else None
+
+    def ended(name):
+        def description():
+            described = sagemaker.describe_processing_job(ProcessingJobName=name)
+            return (
+                described if described["ProcessingJobStatus"] in ("Completed", "Failed", "Stopped") else None
+            )
+
+        return eventually(description)
+
+    run.ended = ended
+    return run
+
+
+def test_a_job_reads_writes_and_leaves_its_message(run_job, embedded_aws, bucket, events, eventually):
+    message = "CompletedWithViolations: Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold\n"
+    job = run_job("good", {"MESSAGE": message})
+    assert job["ProcessingJobStatus"] == "Completed"
+    assert job["ExitMessage"] == message
+    s3 = embedded_aws.client("s3")
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix="reports/good/")["Contents"]
+    assert [item["Key"] for item in listed] == ["reports/good/sub/report.json"]  # no symlink
+    report = json.loads(s3.get_object(Bucket=bucket, Key=listed[0]["Key"])["Body"].read())
+    assert report["lines"] == 3
+    assert report["environment"]["sagemaker_endpoint_name"] == "traffic-signs"
+    assert report["hosts"] == ["algo-1"]
+    found = eventually(
+        lambda: (
+            (e := events("SageMaker Processing Job State Change", ProcessingJobName="good"))
+            and len(e) == 2
+            and e
+        )
+    )
+    assert [e["detail"]["ProcessingJobStatus"] for e in found] == ["InProgress", "Completed"]
+
+
+def test_the_job_event_has_the_captured_shape(run_job, role, stub_images, bucket, events, eventually):
+    job = run_job("shape", {"MESSAGE": "Completed: fine"})
+    [event] = eventually(
+        lambda: events(
+            "SageMaker Processing Job State Change",
+            ProcessingJobName="shape",
+            ProcessingJobStatus="Completed",
+        )
+    )
+    assert event["resources"] == [job["ProcessingJobArn"]]
+    detail = event["detail"]
+    for member in ("ProcessingEndTime", "ProcessingStartTime", "LastModifiedTime", "CreationTime"):
+        assert isinstance(moment := detail.pop(member), int)
+        assert abs(moment / 1000 - time.time()) < 60
+    assert detail == {
+        "SdkResponseMetadata": "",
+        "SdkHttpMetadata": "",
+        "ProcessingInputs": [
+            {
+                "InputName": "capture",
+                "AppManaged": "False",
+                "S3Input": {
+                    "S3Uri": f"s3://{bucket}/in/shape",
+                    "LocalPath": "/opt/ml/processing/input/endpoint",
+                    "S3DataType": "S3_PREFIX",
+                    "S3InputMode": "FILE",
+                    "S3DataDistributionType": "FULLYREPLICATED",
+                    "S3CompressionType": "",
+                },
+                "DatasetDefinition": "",
+            }
+        ],
+        "ProcessingOutputConfig": {
+            "Outputs": [
+                {
+                    "OutputName": "report",
+                    "S3Output": {
+                        "S3Uri": f"s3://{bucket}/reports/shape",
+                        "LocalPath": "/opt/ml/processing/output",
+                        "S3UploadMode": "END_OF_JOB",
+                    },
+                    "FeatureStoreOutput": "",
+                    "AppManaged": "False",
+                }
+            ],
+            "KmsKeyId": "",
+        },
+        "ProcessingJobName": "shape",
+        "ProcessingResources": {
+            "ClusterConfig": {
+                "InstanceCount": 1,
+                "InstanceType": "ml.m5.large",
+                "VolumeSizeInGB": 20,
+                "VolumeKmsKeyId": "",
+            }
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": 1800},
+        "AppSpecification": {
+            "ImageUri": stub_images["monitor"],
+            "ContainerEntrypoint": "",
+            "ContainerArguments": "",
+        },
+        "Environment": {"sagemaker_endpoint_name": "traffic-signs", "MESSAGE": "Completed: fine"},
+        "NetworkConfig": {
+            "EnableInterContainerTrafficEncryption": "False",
+            "EnableNetworkIsolation": "False",
+            "VpcConfig": "",
+        },
+        "RoleArn": role,
+        "ExperimentConfig": {
+            "ExperimentName": "",
+            "TrialName": "",
+            "TrialComponentDisplayName": "",
+            "RunName": "",
+        },
+        "ProcessingJobArn": f"{ARN}:processing-job/shape",
+        "ProcessingJobStatus": "Completed",
+        "ExitMessage": "Completed: fine",
+        "FailureReason": "",
+        "LastModifiedBy": "",
+        "CreatedBy": "",
+        "MonitoringScheduleArn": "",
+        "AutoMLJobArn": "",
+        "TrainingJobArn": "",
+        "Tags": {},
+    }
+
+
+def test_a_job_that_exits_badly_has_failed_and_keeps_its_message(run_job):
+    job = run_job("bad", {"EXIT": "3", "MESSAGE": "THRESHOLD is missing"})
+    assert (job["ProcessingJobStatus"], job["ExitMessage"]) == ("Failed", "THRESHOLD is missing")
+    assert job["FailureReason"] == "AlgorithmError: See job logs for more information, exit code: 3"
+
+
+def test_the_message_is_a_kibibyte_of_utf8(run_job):
+    long = run_job("long", {"MESSAGE": "é" + "x" * 253, "EXIT": "0"})
+    assert long["ExitMessage"] == "é" + "x" * 253
+    latin = run_job("latin", {"MESSAGE": "é and more", "ENCODING": "latin-1"})
+    assert latin["ProcessingJobStatus"] == "Failed"
+    assert "UTF-8" in latin["FailureReason"]
+
+
+def test_no_input_no_right_and_no_image_fail_with_the_reason(run_job, bucket):
+    nothing = {"S3Uri": f"s3://{bucket}/in/nothing", "LocalPath": "/opt/ml/processing/input"}
+    given = [{"InputName": "c", "S3Input": {**nothing, "S3DataType": "S3Prefix", "S3InputMode": "File"}}]
+    job = run_job("empty", ProcessingInputs=given)
+    assert job["ProcessingJobStatus"] == "Failed"
+    assert f'No S3 objects found under S3 URL "s3://{bucket}/in/nothing"' in job["FailureReason"]
+    target = {"S3Uri": f"s3://{bucket}/elsewhere", "LocalPath": "/opt/ml/processing/output"}
+    output = {"Outputs": [{"OutputName": "r", "S3Output": {**target, "S3UploadMode": "EndOfJob"}}]}
+    job = run_job("no-right", ProcessingOutputConfig=output)
+    assert "is not authorized to perform: s3:PutObject" in job["FailureReason"]
+    job = run_job(
+        "no-image", AppSpecification={"ImageUri": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/none:1"}
+    )
+    assert job["FailureReason"].startswith("ClientError: Cannot pull the image")
+
+
+def test_a_name_is_used_once_and_a_job_can_be_stopped_and_found(run_job, sagemaker):
+    run_job("once", {"SLEEP": "30"}, wait=False)
+    code, message = error_of(run_job, "once")
+    assert code == "ResourceInUse"
+    assert message.startswith("Job name must be unique within an AWS account and region")
+    time.sleep(0.3)
+    sagemaker.stop_processing_job(ProcessingJobName="once")
+    assert run_job.ended("once")["ProcessingJobStatus"] == "Stopped"
+    found = sagemaker.list_processing_jobs(NameContains="onc", StatusEquals="Stopped")[
+        "ProcessingJobSummaries"
+    ]
+    assert [job["ProcessingJobName"] for job in found] == ["once"]
+    assert error_of(sagemaker.describe_processing_job, ProcessingJobName="never")[1] == (
+        "Could not find requested job with name: never"
+    )
+
+
+def test_chaos_emits_every_event_twice(embedded_aws, run_job, events, eventually):
+    embedded_aws.control("chaos", duplicate_deliveries=True)
+    try:
+        run_job("twice")
+    finally:
+        embedded_aws.control("chaos", duplicate_deliveries=False)
+    eventually(lambda: len(events("SageMaker Processing Job State Change", ProcessingJobName="twice")) == 4)
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def test_a_monitoring_schedule_is_kept(sagemaker, role, stub_images):
+    definition = {
+        "MonitoringAppSpecification": {"ImageUri": stub_images["monitor"]},
+        "MonitoringInputs": [{"EndpointInput": {"EndpointName": "e", "LocalPath": "/opt/ml/processing/in"}}],
+        "MonitoringOutputConfig": {
+            "MonitoringOutputs": [{"S3Output": {"S3Uri": "s3://b/r", "LocalPath": "/opt/ml/processing/out"}}]
+        },
+        "MonitoringResources": {
+            "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 20}
+        },
+        "RoleArn": role,
+    }
+    config = {
+        "ScheduleConfig": {"ScheduleExpression": "cron(0 * ? * * *)"},
+        "MonitoringJobDefinition": definition,
+    }
+    sagemaker.create_monitoring_schedule(MonitoringScheduleName="hourly", MonitoringScheduleConfig=config)
+    described = sagemaker.describe_monitoring_schedule(MonitoringScheduleName="hourly")
+    assert described["MonitoringScheduleStatus"] == "Scheduled"
+    assert described["MonitoringScheduleConfig"] == config
+    [summary] = sagemaker.list_monitoring_schedules()["MonitoringScheduleSummaries"]
+    assert summary["MonitoringScheduleArn"] == f"{ARN}:monitoring-schedule/hourly"
+    assert datetime.now(UTC) - summary["CreationTime"] < timedelta(minutes=1)
+    sagemaker.delete_monitoring_schedule(MonitoringScheduleName="hourly")
+    assert sagemaker.list_monitoring_schedules()["MonitoringScheduleSummaries"] == []

@@ -29,7 +29,7 @@ def install(sagemaker: SageMaker) -> None:
             "create": create,
             "update": _replacer(create),
             "update_with_logical_id": True,
-            "delete": _deleter(sagemaker, noun),
+            "delete": _deleter(sagemaker, kind, noun),
         }
         provisioners._CUSTOM_NAME_REPLACEMENT[resource_type] = {
             "name": f"{noun}Name",
@@ -63,11 +63,11 @@ def _replacer(create: Callable[[str, dict[str, Any], str], Created]) -> Callable
     return update
 
 
-def _deleter(sagemaker: SageMaker, noun: str) -> Callable[[str, dict[str, Any]], None]:
+def _deleter(sagemaker: SageMaker, kind: str, noun: str) -> Callable[[str, dict[str, Any]], None]:
     def delete(physical_id: str, properties: dict[str, Any]) -> None:
-        described = sagemaker.find(noun, physical_id)
-        if described is not None:
-            sagemaker.call(f"Delete{noun}", {f"{noun}Name": described})
+        name = sagemaker.name_of(kind, physical_id)
+        if name is not None:
+            sagemaker.call(f"Delete{noun}", {f"{noun}Name": name})
 
     return delete
 
@@ -90,7 +90,11 @@ def _install_endpoint(sagemaker: SageMaker) -> None:
         request = from_template({k: v for k, v in properties.items() if k in shape.members}, shape)
         name = request.setdefault("EndpointName", _name(stack_name, logical_id))
         sagemaker.call("CreateEndpoint", request)
-        return settled(name, request["EndpointConfigName"])
+        try:
+            return settled(name, request["EndpointConfigName"])
+        except ValueError:
+            sagemaker.call("DeleteEndpoint", {"EndpointName": name})
+            raise
 
     def update(
         physical_id: str, old: dict[str, Any], new: dict[str, Any], stack_name: str, logical_id: str
@@ -98,7 +102,9 @@ def _install_endpoint(sagemaker: SageMaker) -> None:
         if old.get("EndpointName") != new.get("EndpointName"):
             created: Created = provisioners._seeded_create(create, logical_id, new, stack_name)
             return created
-        name = str(sagemaker.find("Endpoint", physical_id))
+        name = sagemaker.name_of("endpoint", physical_id)
+        if name is None:
+            raise ValueError(f"Resource of type '{ENDPOINT}' with identifier '{physical_id}' was not found.")
         sagemaker.call(
             "UpdateEndpoint", {"EndpointName": name, "EndpointConfigName": new["EndpointConfigName"]}
         )
@@ -108,7 +114,7 @@ def _install_endpoint(sagemaker: SageMaker) -> None:
         "create": create,
         "update": update,
         "update_with_logical_id": True,
-        "delete": _deleter(sagemaker, "Endpoint"),
+        "delete": _deleter(sagemaker, "endpoint", "Endpoint"),
     }
     runs_on_worker_thread = stacks._runs_on_worker_thread
     # Models too: creating one reads S3, through the very event loop the provisioner would block.

@@ -154,6 +154,11 @@ class SageMaker:
             raise self._model_error(endpoint, answer)
         return variant.name, answer
 
+    def name_of(self, kind: str, arn: str) -> str | None:
+        """The name of a resource by its ARN, which has it in lower case; None when there is none."""
+        with self._lock:
+            return next((n for n, r in self._records[kind].items() if r[_arn_member(kind)] == arn), None)
+
     def close(self) -> None:
         """Write the last captures, stop servers and jobs."""
         self._closed.set()

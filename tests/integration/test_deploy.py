@@ -1,0 +1,239 @@
+"""`sam build` and `sam deploy` in small: packaging, change sets, replacement, roll-back, reasons."""
+
+import io
+import json
+import os
+import shutil
+import textwrap
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from local.deploy import DeployError, deploy
+from local.emulator import ACCOUNT, REGION
+
+EMBEDDED = Path(__file__).parent / "embedded"
+ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
+
+
+@pytest.fixture
+def deploy_small(embedded_aws, model_data, stub_images, tmp_path):
+    """Deploys embedded/template.yaml under a name; the name is the endpoint's too."""
+
+    def run(name, **parameters):
+        given = {"EndpointName": name, "ModelDataUrl": model_data, "Image": stub_images["serving"]}
+        return deploy(
+            EMBEDDED / "template.yaml",
+            name,
+            given | parameters,
+            embedded_aws.session,
+            build=tmp_path / "build",
+        )
+
+    return run
+
+
+@pytest.fixture
+def answers(embedded_aws):
+    """Which version the endpoint's model says it is."""
+    runtime = embedded_aws.client("sagemaker-runtime")
+
+    def ask(endpoint):
+        response = runtime.invoke_endpoint(EndpointName=endpoint, Body=b"{}", ContentType="application/json")
+        return json.loads(response["Body"].read())["version"]
+
+    return ask
+
+
+def test_ref_is_the_arn_and_getatt_the_name(small_stack):
+    assert small_stack["ConfigRef"] == f"{ARN}:endpoint-config/{small_stack['Config'].lower()}"
+    assert small_stack["EndpointRef"] == f"{ARN}:endpoint/small"
+
+
+def test_what_has_not_changed_is_left_alone(embedded_aws, small_stack, model_data, stub_images, tmp_path):
+    functions = embedded_aws.client("lambda")
+    before = functions.get_function(FunctionName=small_stack["Function"])["Configuration"]
+    given = {"EndpointName": "small", "ModelDataUrl": model_data, "Image": stub_images["serving"]}
+    began = time.monotonic()
+    again = deploy(EMBEDDED / "template.yaml", "small", given, embedded_aws.session, build=tmp_path)
+    assert time.monotonic() - began < 3
+    assert again == small_stack
+    after = functions.get_function(FunctionName=small_stack["Function"])["Configuration"]
+    assert (after["RevisionId"], after["LastModified"]) == (before["RevisionId"], before["LastModified"])
+
+
+def test_a_changed_model_is_replaced_and_the_endpoint_updated(embedded_aws, deploy_small, answers):
+    sagemaker = embedded_aws.client("sagemaker")
+    first = deploy_small("replace", Greeting="one")
+    assert answers("replace") == "one"
+    second = deploy_small("replace", Greeting="two")
+    assert answers("replace") == "two"
+    assert second["Config"] != first["Config"]
+    assert second["EndpointRef"] == first["EndpointRef"]
+    configs = [
+        c["EndpointConfigName"]
+        for c in sagemaker.list_endpoint_configs(NameContains="replace-")["EndpointConfigs"]
+    ]
+    assert configs == [second["Config"]]
+    assert len(sagemaker.list_models(NameContains="replace-")["Models"]) == 1
+
+
+def test_parameters_left_out_keep_the_stacks_values(embedded_aws, deploy_small, answers, tmp_path):
+    deploy_small("keeps", Greeting="kept")
+    deploy(EMBEDDED / "template.yaml", "keeps", {}, embedded_aws.session, build=tmp_path)
+    assert answers("keeps") == "kept"
+
+
+def test_a_failed_update_names_the_resource_and_leaves_the_old_stack(embedded_aws, deploy_small, answers):
+    first = deploy_small("rolls", Greeting="good")
+    with pytest.raises(DeployError) as caught:
+        deploy_small("rolls", Greeting="bad", Fail="torn weights")
+    assert str(caught.value).startswith(
+        "rolls is UPDATE_ROLLBACK_COMPLETE: Endpoint (AWS::SageMaker::Endpoint): "
+    )
+    assert "did not pass the ping health check" in str(caught.value)
+    assert "torn weights" in str(caught.value)
+    assert answers("rolls") == "good"
+    described = embedded_aws.client("sagemaker").describe_endpoint(EndpointName="rolls")
+    assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", first["Config"])
+    deploy_small("rolls", Greeting="better", Fail="")
+    assert answers("rolls") == "better"
+
+
+def test_a_failed_creation_can_be_tried_again(embedded_aws, deploy_small, answers):
+    with pytest.raises(DeployError, match=r"stillborn is ROLLBACK_COMPLETE: Endpoint .*out of luck"):
+        deploy_small("stillborn", Fail="out of luck")
+    sagemaker = embedded_aws.client("sagemaker")
+    assert sagemaker.list_endpoints(NameContains="stillborn")["Endpoints"] == []
+    deploy_small("stillborn", Greeting="alive")
+    assert answers("stillborn") == "alive"
+
+
+def test_a_deleted_stack_takes_its_endpoint_along(embedded_aws, deploy_small, eventually):
+    deploy_small("leaves")
+    cloudformation, sagemaker = embedded_aws.client("cloudformation"), embedded_aws.client("sagemaker")
+    cloudformation.delete_stack(StackName="leaves")
+    eventually(lambda: not sagemaker.list_endpoints(NameContains="leaves")["Endpoints"])
+    eventually(lambda: not sagemaker.list_models(NameContains="leaves")["Models"])
+
+
+def test_a_template_aws_would_refuse_is_refused(embedded_aws, tmp_path):
+    def attempt(name, body, **parameters):
+        template = tmp_path / "template.yaml"
+        template.write_text(textwrap.dedent(body))
+        deploy(template, name, parameters, embedded_aws.session)
+
+    with pytest.raises(DeployError, match="Parameter 'Threshold' has no Default"):
+        attempt(
+            "refused-1", "Parameters: {Threshold: {Type: Number}}\nResources: {T: {Type: AWS::SNS::Topic}}"
+        )
+    with pytest.raises(DeployError, match="Unrecognized resource types"):
+        attempt("refused-2", "Resources: {T: {Type: AWS::SageMaker::Nonsense}}")
+    with pytest.raises(DeployError, match=r"Model \(AWS::SageMaker::Model\): .*unsupported property Colour"):
+        attempt(
+            "refused-3",
+            "Resources: {Model: {Type: AWS::SageMaker::Model, Properties: {ExecutionRoleArn: a, Colour: red}}}",
+        )
+    with pytest.raises(DeployError, match="F: nowhere is no directory"):
+        attempt(
+            "refused-4", "Resources: {F: {Type: AWS::Serverless::Function, Properties: {CodeUri: nowhere}}}"
+        )
+
+
+# ---------------------------------------------------------------- packaging
+
+PACKAGED = """
+Transform: AWS::Serverless-2016-10-31
+Resources:
+  Function:
+    Type: AWS::Serverless::Function
+    Properties: {Runtime: python3.13, Handler: app.handler, CodeUri: function}
+  Built:
+    Type: AWS::Serverless::LayerVersion
+    Metadata: {BuildMethod: python3.13}
+    Properties: {ContentUri: built}
+  Plain:
+    Type: AWS::Serverless::LayerVersion
+    Properties: {ContentUri: plain}
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project whose function and built layer require a wheel."""
+    wheel = tmp_path / "wheels" / "tiny-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "VALUE = 1\n")
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr(
+            "tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    root = tmp_path / "project"
+    for name in ("function", "built", "plain/python"):
+        (root / name).mkdir(parents=True)
+    (root / "function" / "app.py").write_text(
+        "import tiny\n\ndef handler(event, context):\n    return tiny.VALUE\n"
+    )
+    (root / "plain" / "python" / "own.py").write_text("")
+    (root / "template.yaml").write_text(PACKAGED)
+    for name in ("function", "built"):
+        (root / name / "requirements.txt").write_text(f"{wheel}\n")
+    return root
+
+
+@pytest.fixture
+def archives(embedded_aws):
+    """What deploying a project uploads: the archives' names, by the key in the artifacts' bucket."""
+    s3 = embedded_aws.client("s3")
+
+    def run(root, bucket, stack="packaged"):
+        deploy(root / "template.yaml", stack, {}, embedded_aws.session, bucket=bucket)
+        found = {}
+        for item in s3.list_objects_v2(Bucket=bucket)["Contents"]:
+            body = s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
+            with zipfile.ZipFile(io.BytesIO(body)) as archive:
+                names = {n for n in archive.namelist() if "dist-info" not in n}
+                found[item["Key"]] = (names, body)
+        return found
+
+    return run
+
+
+def test_code_is_packaged_as_sam_does(embedded_aws, project, archives):
+    found = [names for names, _ in archives(project, "artifacts-1").values()]
+    assert sorted(map(sorted, found)) == [
+        ["app.py", "requirements.txt", "tiny.py"],
+        ["python/own.py"],
+        ["python/requirements.txt", "python/tiny.py"],
+    ]
+    resource = embedded_aws.client("cloudformation").describe_stack_resource(
+        StackName="packaged", LogicalResourceId="Function"
+    )["StackResourceDetail"]
+    response = embedded_aws.client("lambda").invoke(FunctionName=resource["PhysicalResourceId"])
+    assert response["Payload"].read() == b"1"
+
+
+def test_equal_code_gives_equal_archives_wherever_and_whenever(project, archives, tmp_path):
+    first = archives(project, "artifacts-2")
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".build"))
+    (copy / "function" / "__pycache__").mkdir()
+    (copy / "function" / "__pycache__" / "app.pyc").write_bytes(b"x")
+    os.utime(copy / "function" / "app.py", (1e9, 1e9))
+    assert archives(copy, "artifacts-3") == first
+    (copy / "function" / "app.py").write_text("def handler(event, context):\n    return 2\n")
+    changed = archives(copy, "artifacts-3")
+    assert len(changed) == len(first) + 1  # only the function's
+
+
+def test_requirements_are_installed_once(project, archives, tmp_path):
+    archives(project, "artifacts-4")
+    shutil.rmtree(tmp_path / "wheels")  # nothing to install from any more
+    assert len(archives(project, "artifacts-5")) == 3
+    (project / "built" / "requirements.txt").write_text("not-a-file.whl\n")
+    with pytest.raises(DeployError, match=r"pip could not install .*built/requirements\.txt"):
+        archives(project, "artifacts-6")

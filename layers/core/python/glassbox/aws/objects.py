@@ -1,6 +1,7 @@
 """S3 objects, and what S3 answers when they cannot be had."""
 
-from typing import IO, Any, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -20,9 +21,13 @@ class Objects:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def open(self, bucket: str, key: str) -> IO[bytes]:
-        """The body as a stream, for objects of any size."""
-        return cast("IO[bytes]", self._call("get_object", Bucket=bucket, Key=key)["Body"])
+    def chunks(self, bucket: str, key: str) -> Iterator[bytes]:
+        """The body in pieces of 1 MiB, for objects of any size."""
+        body = self._call("get_object", Bucket=bucket, Key=key)["Body"]
+        try:
+            yield from body.iter_chunks(1 << 20)
+        except BotoCoreError as error:
+            raise RetryableError(f"s3://{bucket}/{key}: {error}") from error
 
     def get(self, bucket: str, key: str, at_most: int = 64 << 20) -> bytes:
         """The whole body, refused with BadInputError beyond ``at_most`` bytes."""

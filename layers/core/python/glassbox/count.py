@@ -1,0 +1,114 @@
+"""A capture file has arrived -> its counts, once, and a judgement of every window it touches."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from glassbox.capture import CaptureFile, Label, ResponseForm, read, read_key
+from glassbox.incident import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
+from glassbox.settings import setting
+from glassbox.tally import SLOT, WINDOW, Counts, Tally, Window, tally, total, windows
+from glassbox.verdict import Bounds, Told, Verdict, detail, judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountingSettings(Bounds):
+    """How captured responses are read and judged: the same for the function and the monitor container."""
+
+    class_path: str | None = None
+    confidence_path: str | None = None
+    classes: int | None = setting(None, within=(1, 10_000))
+
+
+class Captures(Protocol):
+    """See :class:`glassbox.aws.objects.Objects`."""
+
+    def chunks(self, bucket: str, key: str) -> Iterator[bytes]: ...
+
+
+class CountsStore(Protocol):
+    """See :class:`glassbox.aws.counts_table.CountsTable`."""
+
+    def add(self, file: str, stream: str, slots: Mapping[datetime, Counts], now: datetime) -> bool: ...
+    def read(self, stream: str, window: Window) -> tuple[dict[datetime, Counts], list[Told]]: ...
+    def record(self, stream: str, verdict: Verdict) -> None: ...
+
+
+class EventBus(Protocol):
+    """See :class:`glassbox.aws.events.Events`."""
+
+    def put(self, source: str, detail_type: str, detail: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What became of a capture file.
+
+    ``new`` is False when it had been counted before. ``verdicts`` are those of the hour up to its latest slot,
+    ``violations`` what was published now.
+    """
+
+    file: CaptureFile
+    tally: Tally
+    new: bool
+    verdicts: list[Verdict]
+    violations: list[Verdict]
+
+
+def count_file(
+    created: Mapping[str, Any],
+    *,
+    settings: CountingSettings,
+    form: ResponseForm,
+    baseline: Mapping[Label, int] | None,
+    shadow_variants: Collection[str],
+    captures: Captures,
+    counts: CountsStore,
+    events: EventBus,
+    now: datetime,
+) -> Counted:
+    """Count the file of an S3 ``Object Created`` event and judge what it touched.
+
+    Judging follows the counting also when the file was counted before, so that a crash between the two loses
+    nothing. A violation is published first and recorded after: a crash between those may publish it twice. One
+    whose window overlaps a recorded one of the same check is the same violation.
+
+    Args:
+        created: the ``detail`` of the event: ``bucket.name``, ``object.key``, ``object.etag``.
+        shadow_variants: variants that answer nobody: counted and judged, but no reason to act.
+
+    Raises:
+        BadInputError: the key or the object is no capture file, or the file is gone.
+        RetryableError: AWS does not answer.
+    """
+    bucket, key, etag = created["bucket"]["name"], created["object"]["key"], created["object"]["etag"]
+    file = read_key(key)
+    stream = f"{file.endpoint}/{file.variant}"
+    counted = tally(
+        read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", form),
+        file.hour,
+        low_confidence=settings.low_confidence,
+        classes=settings.classes,
+    )
+    if not counted.slots:
+        return Counted(file, counted, True, [], [])
+    new = counts.add(f"{bucket}/{key}#{etag}", stream, counted.slots, now)
+    touched = windows(counted.slots)
+    # as far back as a violation may lie that overlaps the earliest of them
+    slots, told = counts.read(stream, Window(touched[-1].start - WINDOW, touched[0].end))
+    judged = {
+        window: judge(total(c for start, c in slots.items() if start in window), window, settings, baseline)
+        for window in touched
+    }
+    violations = []
+    if file.variant not in shadow_variants:
+        for verdict in (v for verdicts in judged.values() for v in verdicts if v.violated):
+            if any(t.check == verdict.name and t.window.overlaps(verdict.window) for t in told):
+                continue
+            events.put(VIOLATION_SOURCE, VIOLATION_DETAIL_TYPE, detail(file.endpoint, file.variant, verdict))
+            counts.record(stream, verdict)
+            told.append(Told(verdict.name, verdict.window))
+            violations.append(verdict)
+    latest = max(counted.slots) + SLOT
+    return Counted(file, counted, new, judged[Window(latest - WINDOW, latest)], violations)

@@ -1,0 +1,241 @@
+"""Counts and verdicts -> what others read: Model Monitor's files, CloudWatch metrics, the baseline.
+
+The files' schemas are those of the SageMaker developer guide, "Schema for statistics", "Schema for constraints" and
+"Schema for violations".
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import orjson
+
+from glassbox.capture import Label, Record, Unreadable
+from glassbox.errors import BadInputError, SettingsError
+from glassbox.tally import Counts
+from glassbox.verdict import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
+
+CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
+
+# Classes with a CloudWatch metric of their own; what more there is counts as ClassOther.
+METRIC_CLASSES = 80
+SHARES = {
+    CLASS_SHARE: "LargestClassShare",
+    LOW_CONFIDENCE_SHARE: "LowConfidenceShare",
+    DRIFT: "DriftDistance",
+    UNREADABLE_SHARE: "UnreadableShare",
+}
+
+_FEATURES = {
+    CLASS_SHARE: (CLASS_FEATURE, "baseline_drift_check"),
+    DRIFT: (CLASS_FEATURE, "baseline_drift_check"),
+    LOW_CONFIDENCE_SHARE: (CONFIDENCE_FEATURE, "baseline_drift_check"),
+    UNREADABLE_SHARE: (CLASS_FEATURE, "completeness_check"),
+}
+_BUCKETS = 10
+
+
+@dataclass
+class Confidences:
+    """The confidences (0..1) of many predictions, in constant space: moments and ten equal buckets."""
+
+    n: int = 0
+    sum: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
+    buckets: list[int] = field(default_factory=lambda: [0] * _BUCKETS)
+
+    def watch(self, records: Iterable[Record | Unreadable]) -> Iterator[Record | Unreadable]:
+        """Hand the records through and take note of their confidences."""
+        for record in records:
+            if isinstance(record, Record):
+                for _, confidence in record.predictions:
+                    if confidence is not None:
+                        self.add(confidence)
+            yield record
+
+    def add(self, confidence: float) -> None:
+        self.n += 1
+        self.sum += confidence
+        self.squares += confidence * confidence
+        self.least, self.most = min(self.least, confidence), max(self.most, confidence)
+        self.buckets[min(int(confidence * _BUCKETS), _BUCKETS - 1)] += 1
+
+    def __iadd__(self, other: "Confidences") -> Self:
+        self.n += other.n
+        self.sum += other.sum
+        self.squares += other.squares
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+        return self
+
+
+def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
+    """statistics.json. A record that cannot be read is a missing class."""
+    features: list[dict[str, Any]] = [
+        {
+            "name": CLASS_FEATURE,
+            "inferred_type": "String",
+            "string_statistics": {
+                "common": {"num_present": counts.n, "num_missing": counts.unreadable},
+                "distinct_count": len(counts.classes),
+                "distribution": {
+                    "categorical": {
+                        "buckets": [{"value": str(c), "count": n} for c, n in by_class(counts.classes)]
+                    }
+                },
+            },
+        }
+    ]
+    if confidences.n:
+        mean = confidences.sum / confidences.n
+        features.append(
+            {
+                "name": CONFIDENCE_FEATURE,
+                "inferred_type": "Fractional",
+                "numerical_statistics": {
+                    "common": {"num_present": confidences.n, "num_missing": counts.n - confidences.n},
+                    "mean": mean,
+                    "sum": confidences.sum,
+                    "std_dev": math.sqrt(max(0.0, confidences.squares / confidences.n - mean * mean)),
+                    "min": confidences.least,
+                    "max": confidences.most,
+                    "distribution": {
+                        "kll": {
+                            "buckets": [
+                                {"lower_bound": i / _BUCKETS, "upper_bound": (i + 1) / _BUCKETS, "count": n}
+                                for i, n in enumerate(confidences.buckets)
+                            ]
+                        }
+                    },
+                },
+            }
+        )
+    return {"version": 0, "dataset": {"item_count": counts.records + counts.unreadable}, "features": features}
+
+
+def constraints(counts: Counts, confidences: Confidences) -> dict[str, Any]:
+    """constraints.json: what these counts suggest for later ones."""
+    records = counts.records + counts.unreadable
+    features: list[dict[str, Any]] = [
+        {
+            "name": CLASS_FEATURE,
+            "inferred_type": "String",
+            "completeness": counts.records / records if records else 1.0,
+            "string_constraints": {"domains": [str(label) for label, _ in by_class(counts.classes)]},
+        }
+    ]
+    if confidences.n:
+        features.append(
+            {
+                "name": CONFIDENCE_FEATURE,
+                "inferred_type": "Fractional",
+                "completeness": confidences.n / counts.n if counts.n else 1.0,
+                "num_constraints": {"is_non_negative": True},
+            }
+        )
+    return {
+        "version": 0,
+        "features": features,
+        "monitoring_config": {
+            "evaluate_constraints": "Enabled",
+            "emit_metrics": "Enabled",
+            "datatype_check_threshold": 0.1,
+            "domain_content_threshold": 0.1,
+            "distribution_constraints": {
+                "perform_comparison": "Enabled",
+                "comparison_threshold": 0.1,
+                "comparison_method": "Simple",
+            },
+        },
+    }
+
+
+def violations(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    """constraint_violations.json, of the verdicts that are violated."""
+    return {
+        "violations": [
+            {
+                "feature_name": _FEATURES[verdict.name][0],
+                "constraint_check_type": _FEATURES[verdict.name][1],
+                "description": verdict.reason,
+            }
+            for verdict in verdicts
+            if verdict.violated
+        ]
+    }
+
+
+def by_class(classes: Mapping[Label, int]) -> list[tuple[Label, int]]:
+    """In the order of the class numbers, names after them."""
+    return sorted(classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+
+
+def file_metrics(counts: Counts) -> dict[str, int]:
+    """The counts of a file as CloudWatch metrics, in a bounded number of names."""
+    metrics = Counter(
+        {
+            "Predictions": counts.n,
+            "UnreadableRecords": counts.unreadable,
+            "ReplayedRecords": counts.replayed,
+            "LowConfidencePredictions": counts.low,
+        }
+    )
+    for label, count in counts.classes.items():
+        own = isinstance(label, int) and label < METRIC_CLASSES
+        metrics[f"Class{label}" if own else "ClassOther"] += count
+    return dict(metrics)
+
+
+# ---------------------------------------------------------------- the baseline
+
+
+class Objects(Protocol):
+    """See :class:`glassbox.aws.objects.Objects`."""
+
+    def get(self, bucket: str, key: str) -> bytes: ...
+
+
+def fetch_baseline(uri: str | None, objects: Objects) -> dict[Label, int] | None:
+    """The baseline at ``s3://bucket/key``, if there is one.
+
+    Raises:
+        SettingsError: the URI is none.
+        BadInputError, RetryableError: it cannot be read.
+    """
+    if uri is None:
+        return None
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not uri.startswith("s3://") or not key:
+        raise SettingsError(f"BASELINE_STATISTICS={uri!r} is not of the form s3://bucket/key")
+    return read_baseline(objects.get(bucket, key), uri)
+
+
+def read_baseline(text: bytes, source: str) -> dict[Label, int]:
+    """The predictions per class in a statistics.json.
+
+    Raises:
+        BadInputError: it holds no counts of the predicted class.
+    """
+    try:
+        (feature,) = (f for f in orjson.loads(text)["features"] if f["name"] == CLASS_FEATURE)
+        buckets = feature["string_statistics"]["distribution"]["categorical"]["buckets"]
+        counts = {_label(bucket["value"]): int(bucket["count"]) for bucket in buckets}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{source}: no counts of {CLASS_FEATURE} in it, {error!r}") from error
+    if not counts or min(counts.values()) < 0 or not any(counts.values()):
+        raise BadInputError(f"{source}: the counts of {CLASS_FEATURE} are empty")
+    return counts
+
+
+def _label(text: str) -> Label:
+    return int(text) if text.isdecimal() else text
+
+
+def to_json(document: Mapping[str, Any]) -> bytes:
+    """As the reports are written."""
+    return json.dumps(document, indent=2).encode() + b"\n"

@@ -1,0 +1,163 @@
+"""Records -> counts per window.
+
+Counts are kept per **slot**, the ten minutes of the event time (UTC). They are judged per **window**: an hour that
+starts at any slot (a hopping window), so that a burst around the full hour lies whole in one of them. The clock
+hour is the window that starts at :00, a plain sum of six slots.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Self
+
+from glassbox.capture import Label, Record, Unreadable, moment
+
+SLOT = timedelta(minutes=10)
+WINDOW = timedelta(hours=1)
+CLASSES = 10_000
+UNKNOWN = "unknown"
+EXAMPLES = 20
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """A span of event time, [start, end), UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __contains__(self, moment: datetime) -> bool:
+        return self.start <= moment < self.end
+
+    def __str__(self) -> str:
+        return f"{self.start:%Y-%m-%d %H:%M} to {self.end:%H:%M} UTC"
+
+    def overlaps(self, other: "Window") -> bool:
+        """Whether the two have a moment in common."""
+        return self.start < other.end and other.start < self.end
+
+
+def slot_start(moment: datetime) -> datetime:
+    """The start of the slot that ``moment`` lies in."""
+    return moment.replace(minute=moment.minute // 10 * 10, second=0, microsecond=0)
+
+
+def windows(slots: Iterable[datetime]) -> list[Window]:
+    """Every window that holds one of the slots, the latest first."""
+    starts = {slot - n * SLOT for slot in slots for n in range(WINDOW // SLOT)}
+    return [Window(start, start + WINDOW) for start in sorted(starts, reverse=True)]
+
+
+@dataclass
+class Counts:
+    """What was counted in a span of time. Adding two spans adds every number.
+
+    Attributes:
+        classes: predictions per class.
+        rated: predictions whose confidence is known; ``low`` of them were under LOW_CONFIDENCE.
+        records: readable records of live traffic (a batch is one record); ``unreadable`` ones come on top.
+        replayed: records of replayed requests, part of none of the other numbers.
+    """
+
+    classes: Counter[Label] = field(default_factory=Counter)
+    rated: int = 0
+    low: int = 0
+    records: int = 0
+    unreadable: int = 0
+    replayed: int = 0
+
+    @property
+    def n(self) -> int:
+        """Number of predictions."""
+        return self.classes.total()
+
+    def __iadd__(self, other: "Counts") -> Self:
+        for label, count in other.classes.items():  # Counter's += would drop nothing but costs a pass
+            self.classes[label] += count
+        self.rated += other.rated
+        self.low += other.low
+        self.records += other.records
+        self.unreadable += other.unreadable
+        self.replayed += other.replayed
+        return self
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum; none of the summands is changed."""
+    result = Counts()
+    for part in counts:
+        result += part
+    return result
+
+
+@dataclass
+class Tally:
+    """The counts of some files per slot, and the first few unreadable lines as examples."""
+
+    slots: dict[datetime, Counts] = field(default_factory=dict)
+    examples: list[Unreadable] = field(default_factory=list)
+
+    def __iadd__(self, other: "Tally") -> Self:
+        for start, counts in other.slots.items():
+            self.slots[start] = total((self.slots.get(start, Counts()), counts))
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+        return self
+
+
+def tally(
+    records: Iterable[Record | Unreadable],
+    hour: datetime,
+    *,
+    low_confidence: float | None = None,
+    classes: int | None = None,
+    within: Window | None = None,
+) -> Tally:
+    """Count the records of one file.
+
+    Args:
+        hour: the hour of the file's directory. An unreadable line has no time of its own at worst: it is counted
+            where the line before it was, or at the start of this hour.
+        low_confidence: a prediction less probable than this is low (None counts none).
+        classes: the number of classes. Any other number is counted as ``unknown``, and names are unknown too;
+            None knows every name and the numbers below CLASSES.
+        within: leaves out what lies outside.
+    """
+    result = Tally()
+    low_bound = -1.0 if low_confidence is None else low_confidence
+    time, inside = "", within is None or hour in within
+    counts = result.slots.setdefault(slot_start(hour), Counts())
+    for record in records:
+        if record.time and record.time != time:
+            time = record.time
+            when = moment(time)
+            inside = within is None or when in within
+            counts = result.slots.setdefault(slot_start(when), Counts())
+        if not inside:
+            continue
+        if isinstance(record, Unreadable):
+            counts.unreadable += 1
+            if len(result.examples) < EXAMPLES:
+                result.examples.append(record)
+        elif record.replayed:
+            counts.replayed += 1
+        else:
+            counts.records += 1
+            for label, confidence in record.predictions:
+                counts.classes[label] += 1
+                if confidence is not None:
+                    counts.rated += 1
+                    counts.low += confidence < low_bound
+    result.slots = {start: counts for start, counts in result.slots.items() if counts != Counts()}
+    for counts in result.slots.values():
+        counts.classes = _known(counts.classes, classes)
+    return result
+
+
+def _known(counted: Mapping[Label, int], classes: int | None) -> Counter[Label]:
+    known: Counter[Label] = Counter()
+    for label, count in counted.items():
+        numbered = isinstance(label, int) and 0 <= label < (classes or CLASSES)
+        named = isinstance(label, str) and classes is None
+        known[label if numbered or named else UNKNOWN] += count
+    return known

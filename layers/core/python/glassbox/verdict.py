@@ -1,0 +1,245 @@
+"""Counts + bounds (+ baseline) -> verdicts. One statistic, one function; every report is made from a Verdict."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glassbox.capture import Label
+from glassbox.errors import SettingsError
+from glassbox.settings import setting
+from glassbox.tally import UNKNOWN, Counts, Window
+
+CLASS_SHARE, LOW_CONFIDENCE_SHARE, DRIFT, UNREADABLE_SHARE = (
+    "class_share",
+    "low_confidence_share",
+    "drift",
+    "unreadable_share",
+)
+
+# Of windows that are drawn from the baseline itself, this share may look further away than the bound allows for.
+_FALSE_ALARMS = 0.001
+# None of three records can be read: by chance one window in a million, where one record in a hundred is bad.
+_CERTAINLY_UNREADABLE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """When a window is a violation; the same names in the template, the function and the monitor container.
+
+    Shares are 0..1. ``drift_threshold`` is a Jensen-Shannon distance (base 2, 0..1). None turns a check off.
+    """
+
+    threshold: float = setting(within=(0, 1))
+    min_predictions: int = setting(50, within=(1, None))
+    unreadable_threshold: float = setting(0.01, within=(0, 1))
+    low_confidence: float | None = setting(None, within=(0, 1))
+    low_confidence_threshold: float | None = setting(None, within=(0, 1))
+    drift_threshold: float | None = setting(None, within=(0, 1))
+
+    def __post_init__(self) -> None:
+        if self.low_confidence_threshold is not None and self.low_confidence is None:
+            raise SettingsError(
+                "LOW_CONFIDENCE_THRESHOLD needs LOW_CONFIDENCE, the probability under which it counts"
+            )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One statistic of one window, held against its bounds.
+
+    ``value`` is None where there is not enough data to judge; then nothing is violated. ``n`` is what was judged:
+    predictions, or records for ``unreadable_share``. ``label`` is the class it is about, where there is one.
+    ``reason`` is one sentence an operator can act on.
+    """
+
+    name: str
+    value: float | None
+    lower: float | None
+    upper: float | None
+    window: Window
+    n: int
+    violated: bool
+    reason: str
+    label: Label | None = None
+
+
+@dataclass(frozen=True)
+class Told:
+    """A violation that has been published."""
+
+    check: str
+    window: Window
+
+
+def detail(endpoint: str, variant: str, verdict: Verdict) -> dict[str, Any]:
+    """The detail of the ``Glassbox Violation`` event."""
+    return {
+        "version": 1,
+        "endpoint": endpoint,
+        "variant": variant,
+        "check": verdict.name,
+        "value": verdict.value,
+        "lower": verdict.lower,
+        "upper": verdict.upper,
+        "window": {
+            "start": f"{verdict.window.start:%Y-%m-%dT%H:%M:%SZ}",
+            "end": f"{verdict.window.end:%Y-%m-%dT%H:%M:%SZ}",
+        },
+        "n": verdict.n,
+        "class": verdict.label,
+        "reason": verdict.reason,
+    }
+
+
+def judge(
+    counts: Counts, window: Window, bounds: Bounds, baseline: Mapping[Label, int] | None = None
+) -> list[Verdict]:
+    """Every check that is turned on, in the order of the functions below.
+
+    Args:
+        baseline: predictions per class while all was well; without it there is no drift to judge.
+    """
+    verdicts = [class_share(counts, window, bounds)]
+    if bounds.low_confidence_threshold is not None:
+        verdicts.append(low_confidence_share(counts, window, bounds, bounds.low_confidence_threshold))
+    if bounds.drift_threshold is not None and baseline:
+        verdicts.append(drift(counts, window, bounds, bounds.drift_threshold, baseline))
+    verdicts.append(unreadable_share(counts, window, bounds))
+    return verdicts
+
+
+def class_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
+    """The share of the most predicted class; more than THRESHOLD is a violation."""
+    if counts.n < bounds.min_predictions:
+        return _not_enough(CLASS_SHARE, bounds.threshold, counts.n, "predictions", window, bounds)
+    # of equally frequent classes the first by name, so that every judge names the same
+    label, count = min(counts.classes.items(), key=lambda item: (-item[1], str(item[0])))
+    share = count / counts.n
+    violated = share > bounds.threshold
+    name = "Unknown class" if label == UNKNOWN else f"Class {label}"
+    return Verdict(
+        CLASS_SHARE,
+        share,
+        None,
+        bounds.threshold,
+        window,
+        counts.n,
+        violated,
+        f"{name} predicted {share:.2%} of the time: {_compared(violated)} {bounds.threshold:.2%} threshold "
+        f"({count} of {counts.n} predictions, {window})",
+        label,
+    )
+
+
+def low_confidence_share(counts: Counts, window: Window, bounds: Bounds, threshold: float) -> Verdict:
+    """The share of predictions less probable than LOW_CONFIDENCE, among those whose probability is known."""
+    if counts.rated < bounds.min_predictions:
+        what = "predictions with a probability"
+        return _not_enough(LOW_CONFIDENCE_SHARE, threshold, counts.rated, what, window, bounds)
+    share = counts.low / counts.rated
+    violated = share > threshold
+    return Verdict(
+        LOW_CONFIDENCE_SHARE,
+        share,
+        None,
+        threshold,
+        window,
+        counts.rated,
+        violated,
+        f"{share:.2%} of the predictions are less than {bounds.low_confidence:.0%} probable: "
+        f"{_compared(violated)} {threshold:.2%} threshold "
+        f"({counts.low} of {counts.rated} predictions, {window})",
+    )
+
+
+def drift(
+    counts: Counts, window: Window, bounds: Bounds, threshold: float, baseline: Mapping[Label, int]
+) -> Verdict:
+    """The Jensen-Shannon distance between the classes of the window and those of the baseline.
+
+    Two samples of one distribution are never equally distributed: their squared distance is, for K classes,
+    near χ²(K − 1) / (8 ln 2) · (1/n + 1/m) (the second-order expansion of the divergence around p = q). The bound
+    is DRIFT_THRESHOLD, widened by what that explains in all but one window of a thousand.
+    """
+    m = sum(baseline.values())
+    if counts.n < bounds.min_predictions or not m:
+        return _not_enough(DRIFT, threshold, counts.n if m else 0, "predictions", window, bounds)
+    labels = baseline.keys() | counts.classes.keys()
+    freedom = sum(1 for label in labels if baseline.get(label) or counts.classes[label]) - 1
+    noise = _chi_square_quantile(freedom) / (8 * math.log(2)) * (1 / counts.n + 1 / m)
+    upper = min(1.0, math.sqrt(threshold**2 + noise))
+    distance = jensen_shannon_distance(baseline, counts.classes)
+    violated = distance > upper
+    grown = max(labels, key=lambda c: (counts.classes[c] / counts.n - baseline.get(c, 0) / m, str(c)))
+    return Verdict(
+        DRIFT,
+        distance,
+        None,
+        upper,
+        window,
+        counts.n,
+        violated,
+        f"The predicted classes are {distance:.3f} away from the baseline (Jensen-Shannon): {_compared(violated)} "
+        f"{upper:.3f}, that is {threshold:g} widened for {counts.n} predictions; class {grown} went from "
+        f"{baseline.get(grown, 0) / m:.2%} to {counts.classes[grown] / counts.n:.2%} ({window})",
+        grown,
+    )
+
+
+def unreadable_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
+    """The share of records that cannot be read; more than UNREADABLE_THRESHOLD is a violation.
+
+    Where nothing can be read at all, three records are enough to say so.
+    """
+    n, threshold = counts.records + counts.unreadable, bounds.unreadable_threshold
+    all_bad = not counts.records and n >= _CERTAINLY_UNREADABLE
+    if n < bounds.min_predictions and not all_bad:
+        return _not_enough(UNREADABLE_SHARE, threshold, n, "records", window, bounds)
+    share = counts.unreadable / n
+    violated = share > threshold
+    return Verdict(
+        UNREADABLE_SHARE,
+        share,
+        None,
+        threshold,
+        window,
+        n,
+        violated,
+        f"{'None' if all_bad else f'{share:.2%}'} of the captured responses {'can' if all_bad else 'cannot'} be read: "
+        f"{_compared(violated)} {threshold:.2%} threshold ({counts.unreadable} of {n} records unreadable, {window})",
+    )
+
+
+def _not_enough(name: str, upper: float, n: int, what: str, window: Window, bounds: Bounds) -> Verdict:
+    reason = f"Not enough data: {n} {what}, at least {bounds.min_predictions} are judged ({window})"
+    return Verdict(name, None, None, upper, window, n, False, reason)
+
+
+def _compared(violated: bool) -> str:
+    return "Exceeded" if violated else "Within"
+
+
+def jensen_shannon_distance(p: Mapping[Label, int], q: Mapping[Label, int]) -> float:
+    """The square root of the Jensen-Shannon divergence (base 2) of two samples' distributions, 0..1.
+
+    Lin, Divergence measures based on the Shannon entropy, 1991. ValueError for a sample without a count.
+    """
+    n, m = sum(p.values()), sum(q.values())
+    if not n or not m:
+        raise ValueError("a distribution needs at least one count")
+    divergence = 0.0
+    for label in p.keys() | q.keys():
+        a, b = p.get(label, 0) / n, q.get(label, 0) / m
+        middle = (a + b) / 2
+        divergence += sum(x / 2 * math.log2(x / middle) for x in (a, b) if x)
+    return math.sqrt(max(0.0, divergence))  # rounding may leave -1e-17
+
+
+def _chi_square_quantile(freedom: int) -> float:
+    """The quantile of χ² that _FALSE_ALARMS exceed (Wilson and Hilferty, The distribution of chi-square, 1931)."""
+    if freedom < 1:
+        return 0.0
+    z = statistics.NormalDist().inv_cdf(1 - _FALSE_ALARMS)
+    return freedom * (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3

@@ -5,12 +5,15 @@ Every hook is checked at start-up: a changed ministack fails there, by name, and
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import json
 import logging
 import secrets
 import sysconfig
+import threading
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
     ),
     ("ministack.core.iam_evaluator", "_service_principal_matches", ["principal", "service"]),
     ("ministack.core.lambda_runtime", "_PYTHON_WORKER_SCRIPT", None),
+    ("ministack.core.lambda_runtime", "zipfile", None),
     ("ministack.core.lambda_runtime", "reset", []),
     ("ministack.services.sts", "register_session", ["access_key", "session"]),
     ("ministack.services.iam", "_roles", None),
@@ -84,10 +88,11 @@ def check_hooks() -> None:
 
 
 def install(account: str, region: str, runtime_directory: Path) -> None:
-    """Fill the gaps. `runtime_directory` will hold what the Lambda runtime itself brings along."""
+    """Fill the gaps. `runtime_directory` will hold what the Lambda environments share."""
     _keep_time_to_live()
     _honour_queue_policies(account)
-    _isolate_functions(runtime_directory)
+    _isolate_functions(runtime_directory / "runtime")
+    _unpack_once(runtime_directory / "unpacked")
     _count_loopback_as_tls()
 
 
@@ -174,6 +179,34 @@ def _isolate_functions(runtime_directory: Path) -> None:
         (runtime_directory / name).symlink_to(installed / name)
     prelude = _ISOLATION.format(runtime=str(runtime_directory))
     lambda_runtime._PYTHON_WORKER_SCRIPT = prelude + lambda_runtime._PYTHON_WORKER_SCRIPT
+
+
+def _unpack_once(directory: Path) -> None:
+    """Every Lambda environment unpacks its code and layers anew: a second each time for numpy, and no byte code kept.
+
+    Here each archive is unpacked once and the environments link to it.
+    """
+    lock = threading.Lock()
+
+    class SharedZipFile(zipfile.ZipFile):
+        def extractall(self, path: Any = None, members: Any = None, pwd: Any = None) -> None:
+            shared = directory / hashlib.sha256(Path(str(self.filename)).read_bytes()).hexdigest()
+            with lock:
+                if not shared.exists():
+                    partial = shared.with_suffix(".partial")
+                    super().extractall(partial)
+                    partial.rename(shared)
+            Path(path).rmdir()
+            Path(path).symlink_to(shared)
+
+    class SharedZip:
+        ZipFile = SharedZipFile
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(zipfile, name)
+
+    directory.mkdir(parents=True)
+    lambda_runtime.zipfile = SharedZip()
 
 
 def emit_sagemaker_event(

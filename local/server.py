@@ -154,7 +154,7 @@ def error_response(error: SageMakerError) -> Response:
 def build(options: argparse.Namespace) -> Gateway:
     """Fill ministack's gaps and put the double into it."""
     gaps.check_hooks()
-    gaps.install(options.account, options.region, options.directory / "lambda-runtime")
+    gaps.install(options.account, options.region, options.directory / "lambda")
     platform = Platform(
         account=options.account,
         region=options.region,
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--flush-seconds", type=float, default=1.0)
     parser.add_argument("--flush-records", type=int, default=100)
     options = parser.parse_args()
+    os.environ.pop("PYTHONPATH", None)  # how this module was found is nothing the functions should inherit
     gateway = build(options)
     orphaned = False
     try:

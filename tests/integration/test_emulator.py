@@ -108,7 +108,7 @@ def test_a_function_sees_its_layers_and_nothing_else_that_is_installed(embedded_
 def test_a_function_inherits_no_environment_of_the_caller(embedded_aws, small_stack):
     names = invoke(embedded_aws, small_stack["Function"], {"probe": "environment"})
     assert "GREETING" in names
-    assert not {"PYTEST_CURRENT_TEST", "VIRTUAL_ENV", "AWS_PROFILE", "POWERTOOLS_TRACE_DISABLED"} & set(names)
+    assert not {"PYTEST_CURRENT_TEST", "VIRTUAL_ENV", "AWS_PROFILE", "PYTHONPATH"} & set(names)
 
 
 def test_an_action_the_template_does_not_allow_is_denied(embedded_aws, small_stack):
@@ -166,19 +166,35 @@ def test_a_port_that_is_taken_is_named(embedded_aws):
 
 
 STORY = """
+import sys, time
+from pathlib import Path
+import psutil
+from local.deploy import deploy
 from local.emulator import EmbeddedAws, stop_on_sigterm
-with stop_on_sigterm(), EmbeddedAws() as aws:
-    print(aws._process.pid, aws.directory, flush=True)
+
+template, server, image = sys.argv[1:]
+with stop_on_sigterm(), EmbeddedAws(images={"stub-serving": [sys.executable, server]}) as aws:
+    parameters = {"EndpointName": "e", "ModelDataUrl": "", "Image": image}
+    outputs = deploy(Path(template), "s", parameters, aws.session)
+    aws.client("lambda").invoke(FunctionName=outputs["Function"], Payload=b'{"probe": "layer"}')
+    children = psutil.Process().children(recursive=True)
+    print(aws.directory, *(child.pid for child in children), flush=True)
     time.sleep(60)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_nothing_outlives_whoever_started_it(number):
-    parent = subprocess.Popen([sys.executable, "-c", STORY], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    pid, directory = parent.stdout.readline().split()
-    emulator = psutil.Process(int(pid))
+def test_nothing_outlives_whoever_started_it(number, stub_images):
+    embedded = Path(__file__).parent / "embedded"
+    arguments = [embedded / "template.yaml", embedded / "server.py", stub_images["serving"]]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", STORY, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    directory, *pids = parent.stdout.readline().split()
+    children = [psutil.Process(int(pid)) for pid in pids]
+    assert len(children) == 3  # the embedded AWS, a model server, a function
     parent.send_signal(number)
     parent.wait(10)
-    emulator.wait(10)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
     assert not Path(directory).exists()

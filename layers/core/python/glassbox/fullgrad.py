@@ -1,0 +1,312 @@
+"""FullGrad: what every part of the network adds to a logit, as a map over the picture.
+
+S. Srinivas, F. Fleuret: Full-Gradient Representation for Neural Network Visualization, NeurIPS 2019
+(arXiv:1905.00780). For a network of linear layers and piecewise linear activations (equation 3 and proposition 1)::
+
+    f(x) = Σ x · ∂f/∂x + Σ_m Σ b_m · ∂f/∂z_m        z_m the output of the module m, b_m its bias
+
+The terms of this sum make the map (equation 8, ψ as in the authors' code: absolute value, rescaling to 0..1 over
+channels and pixels, bilinear interpolation), and whether they really add up to the logit says how far to trust it.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from glassbox import tensor_names
+from glassbox.errors import BadInputError
+from glassbox.trace import Array, Module, Trace
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+RESCALE_EPS = 1e-6
+"""In the denominator of the rescaling, as in the authors' code."""
+
+RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-4, 1e-6
+
+CHANNELS, MIN_ABS, MAX_ABS, SUM, SUM_ABS = range(len(tensor_names.STATS))
+
+
+@dataclass(frozen=True)
+class FullGradient:
+    """The full gradient of N logits.
+
+    ``saliency`` (N, H, W) float32 ≥ 0 is the sum of the maps, not rescaled at the end. ``total`` (N,) float64 is
+    Σ of all terms, which equals the logit; ``sum_abs`` (N,) float64 is Σ of their absolute values.
+    """
+
+    saliency: Float32
+    total: Float64
+    sum_abs: Float64
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one module (or the input) adds to the logit."""
+
+    name: str
+    type: str
+    contribution: float
+    """Σ of its terms: the contributions of all layers add up to the logit."""
+    share: float
+    """Σ|terms| of the layer / Σ|terms| of all, 0..1."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one picture got its class: ``target``, the class whose logit was differentiated."""
+
+    step: int
+    sample: int
+    model: str
+    form: str
+    picture: npt.NDArray[np.uint8]
+    """(H, W, C), C 1 or 3."""
+    saliency: Float32
+    """(H, W), ≥ 0, not rescaled."""
+    target: int
+    label: str | None
+    logit: float
+    probability: float
+    probabilities: Float64
+    """(K,) softmax of the logits."""
+    total: float
+    """Σ of all terms."""
+    sum_abs: float
+    """Σ of their absolute values."""
+    layers: tuple[Layer, ...]
+    inexact: tuple[str, ...]
+    request: Mapping[str, str | None]
+
+    @property
+    def top(self) -> list[tuple[int, float]]:
+        """The three most probable classes with their probabilities."""
+        order = np.argsort(-self.probabilities, kind="stable")[:3]
+        return [(int(c), float(self.probabilities[c])) for c in order]
+
+    @property
+    def residual(self) -> float:
+        """|logit − Σ terms|, the completeness error."""
+        return abs(self.logit - self.total)
+
+    @property
+    def relative_error(self) -> float | None:
+        """The completeness error relative to the logit; None for a logit of 0."""
+        return self.residual / abs(self.logit) if self.logit else None
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the terms add up to the logit, up to what float32 rounds away.
+
+        Rounding grows with Σ|terms|, so a small logit made of large terms may miss the relative tolerance.
+        """
+        return (
+            self.residual <= RELATIVE_TOLERANCE * abs(self.logit)
+            or self.residual <= ROUNDING_TOLERANCE * self.sum_abs
+        )
+
+
+def effective_bias_bn(weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> Float64:
+    """The bias of a BatchNorm in eval mode, seen as the affine map it then is: bias − mean · weight / √(var + eps).
+
+    Args: (C,) each. Without eps a channel of variance 0 gives NaN, and small variances a wrong bias.
+    """
+    return np.asarray(
+        bias.astype(np.float64) - mean.astype(np.float64) * weight / np.sqrt(var.astype(np.float64) + eps)
+    )
+
+
+def full_gradient(
+    image: Array, image_gradient: Array, bias_terms: Mapping[str, tuple[Array, Array]]
+) -> FullGradient:
+    """The full gradient from its parts.
+
+    Args:
+        image: (N, C, H, W) float32, the normalised input.
+        image_gradient: the same shape, gradient of the logit with respect to it.
+        bias_terms: module -> its (effective) bias (C,) and the gradient of the logit with respect to its output,
+            (N, C, h, w) or, for modules without a map, (N, C). The latter only enter ``total`` and ``sum_abs``.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    reduced = [_reduce_image(image, image_gradient)]
+    for name, (bias, gradient) in bias_terms.items():
+        if len(gradient) != len(image) or gradient.shape[1:2] != bias.shape:
+            raise ValueError(
+                f"{name}: gradient {gradient.shape} does not fit bias {bias.shape}, N {len(image)}"
+            )
+        reduced.append(_reduce_bias(bias, gradient))
+    stats = np.stack([s for s, _ in reduced], 1)
+    return FullGradient(
+        _saliency(stats, [m for _, m in reduced]), stats[..., SUM].sum(1), stats[..., SUM_ABS].sum(1)
+    )
+
+
+def explain(trace: Trace) -> list[Explanation]:
+    """Explain every sample of a traced step, full or reduced.
+
+    Raises:
+        BadInputError: a tensor is missing, of another shape or dtype than the format says, or not finite.
+    """
+    try:
+        return _explain(trace)
+    except ValueError as error:
+        raise BadInputError(f"{trace.key}: {error}") from error
+
+
+def _explain(trace: Trace) -> list[Explanation]:
+    meta = trace.meta
+    picture = _tensor(trace, tensor_names.PICTURE, "u1", 4)
+    n, height, width, channels = picture.shape
+    if channels not in (1, 3) or not height * width:
+        raise ValueError(f"{tensor_names.PICTURE} {picture.shape} is no picture")
+    logits = _tensor(trace, tensor_names.LOGITS, "f4", 2, n).astype(np.float64)
+    target = _tensor(trace, tensor_names.TARGET, "i8", 1, n)
+    if not ((target >= 0) & (target < logits.shape[1])).all():
+        raise ValueError(f"{tensor_names.TARGET} {target.tolist()} is no class of {logits.shape[1]}")
+    if meta.labels is not None and len(meta.labels) != n:
+        raise ValueError(f"{len(meta.labels)} labels for {n} samples")
+    stats, maps = (_reduced if meta.form == tensor_names.REDUCED else _full)(trace, n)
+    if maps[0] is None or maps[0].shape[1:] != (height, width):
+        raise ValueError(f"the map of the input does not fit the picture {picture.shape}")
+    if not (np.isfinite(logits).all() and np.isfinite(stats).all()):
+        raise ValueError("logits or terms are not finite")
+    saliency = _saliency(stats, maps)
+    probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    return [
+        Explanation(
+            step=trace.step,
+            sample=i,
+            model=meta.model,
+            form=meta.form,
+            picture=picture[i],
+            saliency=saliency[i],
+            target=int(target[i]),
+            label=meta.labels[i] if meta.labels else None,
+            logit=float(logits[i, target[i]]),
+            probability=float(probabilities[i, target[i]]),
+            probabilities=probabilities[i],
+            total=float(stats[i, :, SUM].sum()),
+            sum_abs=float(stats[i, :, SUM_ABS].sum()),
+            layers=_layers(stats[i], meta.modules),
+            inexact=meta.inexact,
+            request=meta.request,
+        )
+        for i in range(n)
+    ]
+
+
+def _layers(stats: Float64, modules: Iterable[Module]) -> tuple[Layer, ...]:
+    sum_abs = stats[:, SUM_ABS].sum() or 1.0
+    parts = [(tensor_names.INPUT, "input"), *((module.name, module.type) for module in modules)]
+    return tuple(
+        Layer(name, kind, float(row[SUM]), float(row[SUM_ABS] / sum_abs))
+        for (name, kind), row in zip(parts, stats, strict=True)
+    )
+
+
+def _tensor(trace: Trace, name: str, dtype: str, ndim: int | None = None, n: int | None = None) -> Array:
+    tensor = trace.tensors.get(name)
+    if tensor is None:
+        raise ValueError(f"no tensor {name}")
+    if tensor.dtype != dtype or (ndim and tensor.ndim != ndim) or (n and len(tensor) != n) or not tensor.size:
+        raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} does not fit the format")
+    return tensor
+
+
+def _reduced(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
+    names = [tensor_names.INPUT, *(module.name for module in trace.meta.modules)]
+    stats = _tensor(trace, tensor_names.STATS_TENSOR, "f8", 3, n)
+    if stats.shape[1:] != (len(names), len(tensor_names.STATS)):
+        raise ValueError(f"{tensor_names.STATS_TENSOR} {stats.shape} does not fit {len(names)} modules")
+    return stats, [
+        _tensor(trace, name, "f4", 3, n) if name in trace.tensors else None
+        for name in map(tensor_names.abs_map, names)
+    ]
+
+
+def _full(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
+    image = _tensor(trace, tensor_names.model_input(trace.meta.model), "f4", 4, n)
+    reduced = [_reduce_image(image, _tensor(trace, tensor_names.IMAGE_GRADIENT, "f4", 4, n))]
+    for module in trace.meta.modules:
+        gradient = _tensor(trace, tensor_names.output_gradient(module.name), "f4", None, n)
+        bias = _bias(trace, module)
+        if gradient.shape[1:2] != bias.shape:
+            raise ValueError(f"{module.name}: gradient {gradient.shape} does not fit bias {bias.shape}")
+        reduced.append(_reduce_bias(bias, gradient))
+    return np.stack([stats for stats, _ in reduced], 1), [map_ for _, map_ in reduced]
+
+
+def _bias(trace: Trace, module: Module) -> Array:
+    def parameter(name: str) -> Array:
+        return _tensor(trace, tensor_names.parameter(trace.meta.model, module.name, name), "f4", 1)
+
+    if not module.type.startswith("BatchNorm"):
+        return parameter("bias")
+    mean, var = (
+        _tensor(trace, tensor_names.running(module.name, s), "f4", 1) for s in ("running_mean", "running_var")
+    )
+    return effective_bias_bn(parameter("weight"), parameter("bias"), mean, var, module.eps)
+
+
+def _reduce_image(image: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
+    if image.shape != gradient.shape:
+        raise ValueError(f"image {image.shape} and its gradient {gradient.shape} differ")
+    return _reduce(image * gradient)
+
+
+def _reduce_bias(bias: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
+    return _reduce(bias.astype(np.float32).reshape(-1, *[1] * (gradient.ndim - 2)) * gradient)
+
+
+def _reduce(term: Float32) -> tuple[Float64, Float32 | None]:
+    """(N, C, …) -> the statistics (N, 5) and, of a feature map, Σ_c|term| (N, h, w)."""
+    n = len(term)
+    stats = np.empty((n, len(tensor_names.STATS)))
+    stats[:, CHANNELS] = term.shape[1]
+    stats[:, SUM] = term.reshape(n, -1).sum(1, dtype=np.float64)
+    np.abs(term, out=term)
+    flat = term.reshape(n, -1)
+    stats[:, MIN_ABS], stats[:, MAX_ABS] = flat.min(1), flat.max(1)
+    stats[:, SUM_ABS] = flat.sum(1, dtype=np.float64)
+    return stats, term.sum(1) if term.ndim == 4 else None
+
+
+def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
+    """Rescale each layer's map, and add them at the size of the first, which is the input's.
+
+    Σ_c (|t| − min) / (max − min + 1e-6) = (Σ_c|t| − C·min) / (max − min + 1e-6), and interpolation is linear: so the
+    channels of a layer and the layers of a size are added before they are interpolated.
+    """
+    by_size: dict[tuple[int, ...], Float64] = {}
+    for row, sum_abs in zip(stats.transpose(1, 0, 2), maps, strict=True):
+        if sum_abs is None:
+            continue
+        low, high = row[:, MIN_ABS], row[:, MAX_ABS]
+        scale = 1 / (high - low + RESCALE_EPS)
+        rescaled = (sum_abs - (row[:, CHANNELS] * low)[:, None, None]) * scale[:, None, None]
+        size = sum_abs.shape[1:]
+        by_size[size] = by_size[size] + rescaled if size in by_size else rescaled
+    (height, width) = next(iter(by_size))
+    total = sum(_interpolation(h, height) @ m @ _interpolation(w, width).T for (h, w), m in by_size.items())
+    # Σ|t| is rounded and may fall below C·min by a rounding error.
+    return np.maximum(total, 0).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=256)
+def _interpolation(n_in: int, n_out: int) -> Float64:
+    """(n_out, n_in): linear interpolation that keeps the corners (``align_corners=True``) as a matrix."""
+    position = np.linspace(0, n_in - 1, n_out) if n_out > 1 else np.zeros(1)
+    left = np.minimum(position.astype(int), max(n_in - 2, 0))
+    matrix = np.zeros((n_out, n_in))
+    rows = np.arange(n_out)
+    matrix[rows, left] = 1 - (position - left)
+    if n_in > 1:
+        matrix[rows, left + 1] = position - left
+    return matrix

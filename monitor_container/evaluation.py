@@ -20,10 +20,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "python"))
 
 from glassbox import report
-from glassbox.capture import ResponseForm, chunks, moment, read, read_key
+from glassbox.capture import chunks, moment, read, read_key
 from glassbox.count import CountingSettings
 from glassbox.errors import BadInputError, GlassboxError, SettingsError
 from glassbox.report import Confidences
+from glassbox.response import ResponseForm
 from glassbox.settings import from_env, setting
 from glassbox.tally import SLOT, Counts, Tally, Window, tally, total
 from glassbox.verdict import Verdict, judge

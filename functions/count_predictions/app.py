@@ -14,9 +14,9 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.events import Events
 from glassbox.aws.objects import Objects
-from glassbox.capture import ResponseForm
 from glassbox.count import CountingSettings, count_file
 from glassbox.report import SHARES, fetch_baseline, file_metrics
+from glassbox.response import ResponseForm
 from glassbox.settings import from_env
 from glassbox.tally import total
 

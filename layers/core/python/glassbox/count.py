@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from glassbox.capture import CaptureFile, Label, ResponseForm, read, read_key
+from glassbox.capture import CaptureFile, read, read_key
 from glassbox.incident import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
+from glassbox.response import Label, ResponseForm
 from glassbox.settings import setting
 from glassbox.tally import SLOT, WINDOW, Counts, Tally, Window, tally, total, windows
 from glassbox.verdict import Bounds, Told, Verdict, detail, judge

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
-import orjson
+import msgspec
 
-from glassbox.capture import Label, Record, Unreadable
+from glassbox.capture import Record, Unreadable
 from glassbox.errors import BadInputError, SettingsError
+from glassbox.response import Label
 from glassbox.tally import Counts
 from glassbox.verdict import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
 
@@ -53,9 +54,9 @@ class Confidences:
         """Hand the records through and take note of their confidences."""
         for record in records:
             if isinstance(record, Record):
-                for _, confidence in record.predictions:
-                    if confidence is not None:
-                        self.add(confidence)
+                for prediction in record.predictions:
+                    if prediction.confidence is not None:
+                        self.add(prediction.confidence)
             yield record
 
     def add(self, confidence: float) -> None:
@@ -222,7 +223,7 @@ def read_baseline(text: bytes, source: str) -> dict[Label, int]:
         BadInputError: it holds no counts of the predicted class.
     """
     try:
-        (feature,) = (f for f in orjson.loads(text)["features"] if f["name"] == CLASS_FEATURE)
+        (feature,) = (f for f in msgspec.json.decode(text)["features"] if f["name"] == CLASS_FEATURE)
         buckets = feature["string_statistics"]["distribution"]["categorical"]["buckets"]
         counts = {_label(bucket["value"]): int(bucket["count"]) for bucket in buckets}
     except (ValueError, KeyError, TypeError) as error:

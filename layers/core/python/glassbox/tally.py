@@ -5,19 +5,22 @@ starts at any slot (a hopping window), so that a burst around the full hour lies
 hour is the window that starts at :00, a plain sum of six slots.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Self
 
-from glassbox.capture import Label, Record, Unreadable, moment
+from glassbox.capture import Record, Unreadable, moment
+from glassbox.response import Label
 
 SLOT = timedelta(minutes=10)
 WINDOW = timedelta(hours=1)
 CLASSES = 10_000
 UNKNOWN = "unknown"
-EXAMPLES = 20
+EXAMPLES = 20  # unreadable lines that are told one by one
+_TOGETHER = 256  # records that are counted at a time
 
 
 @dataclass(frozen=True, order=True)
@@ -72,9 +75,22 @@ class Counts:
         """Number of predictions."""
         return self.classes.total()
 
+    def add(self, records: Sequence[Record | Unreadable], low_confidence: float | None) -> None:
+        """Count some records, many at a time: that is several times faster than one by one."""
+        readable = [record for record in records if isinstance(record, Record)]
+        live = [record for record in readable if not record.replayed]
+        predictions = [prediction for record in live for prediction in record.predictions]
+        rated = [p.confidence for p in predictions if p.confidence is not None]
+        self.unreadable += len(records) - len(readable)
+        self.replayed += len(readable) - len(live)
+        self.records += len(live)
+        self.rated += len(rated)
+        if low_confidence is not None:
+            self.low += sum([confidence < low_confidence for confidence in rated])
+        self.classes.update([prediction.label for prediction in predictions])
+
     def __iadd__(self, other: "Counts") -> Self:
-        for label, count in other.classes.items():  # Counter's += would drop nothing but costs a pass
-            self.classes[label] += count
+        self.classes.update(other.classes)
         self.rated += other.rated
         self.low += other.low
         self.records += other.records
@@ -123,35 +139,25 @@ def tally(
             None knows every name and the numbers below CLASSES.
         within: leaves out what lies outside.
     """
-    result = Tally()
-    low_bound = -1.0 if low_confidence is None else low_confidence
-    time, inside = "", within is None or hour in within
-    counts = result.slots.setdefault(slot_start(hour), Counts())
-    for record in records:
+    time: str | None = None
+    slot = slot_start(hour) if within is None or hour in within else None
+
+    def place(record: Record | Unreadable) -> datetime | None:
+        nonlocal time, slot
         if record.time and record.time != time:
-            time = record.time
-            when = moment(time)
-            inside = within is None or when in within
-            counts = result.slots.setdefault(slot_start(when), Counts())
-        if not inside:
-            continue
-        if isinstance(record, Unreadable):
-            counts.unreadable += 1
-            if len(result.examples) < EXAMPLES:
-                result.examples.append(record)
-        elif record.replayed:
-            counts.replayed += 1
-        else:
-            counts.records += 1
-            for label, confidence in record.predictions:
-                counts.classes[label] += 1
-                if confidence is not None:
-                    counts.rated += 1
-                    counts.low += confidence < low_bound
-    result.slots = {start: counts for start, counts in result.slots.items() if counts != Counts()}
-    for counts in result.slots.values():
+            time, when = record.time, moment(record.time)
+            slot = slot_start(when) if within is None or when in within else None
+        return slot
+
+    slots: dict[datetime, Counts] = defaultdict(Counts)
+    examples: list[Unreadable] = []
+    for start, neighbours in itertools.groupby(records, place):
+        while start and (some := list(itertools.islice(neighbours, _TOGETHER))):
+            slots[start].add(some, low_confidence)
+            examples += [r for r in some if isinstance(r, Unreadable)][: EXAMPLES - len(examples)]
+    for counts in slots.values():
         counts.classes = _known(counts.classes, classes)
-    return result
+    return Tally(dict(slots), examples)
 
 
 def _known(counted: Mapping[Label, int], classes: int | None) -> Counter[Label]:

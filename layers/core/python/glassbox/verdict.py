@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glassbox.capture import Label
 from glassbox.errors import SettingsError
+from glassbox.response import Label
 from glassbox.settings import setting
 from glassbox.tally import UNKNOWN, Counts, Window
 

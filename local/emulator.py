@@ -108,7 +108,7 @@ class EmbeddedAws:
         }
 
     def control(self, what: str, **request: Any) -> dict[str, Any]:
-        """The control API: clock (now, offset_seconds), flush, chaos (duplicate_deliveries), status."""
+        """The control API: clock (now, offset_seconds), flush, status, chaos (the members of gaps.delivery.Chaos)."""
         body = json.dumps(request).encode()
         call = urllib.request.Request(f"{self.endpoint_url}/_glassbox/{what}", body, method="POST")  # noqa: S310
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

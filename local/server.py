@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ministack.core import iam_evaluator, lambda_runtime, router
 from ministack.core.concurrency import run_reentrant
 
 from local import cloudformation, gaps
+from local.gaps import delivery, roles
 from local.sagemaker.errors import SageMakerError
 from local.sagemaker.platform import Platform
 from local.sagemaker.service import SageMaker
@@ -134,8 +136,8 @@ class Gateway:
             await asyncio.to_thread(self.sagemaker.capture.flush)
             return {}
         if what == "chaos":
-            gaps.Chaos.duplicate_deliveries = bool(request["duplicate_deliveries"])
-            return {"duplicate_deliveries": gaps.Chaos.duplicate_deliveries}
+            delivery.chaos.__dict__.update(asdict(replace(delivery.chaos, **request)))
+            return asdict(delivery.chaos)
         if what == "status":
             return {"ministack": gaps.MINISTACK, "region": self.sagemaker.platform.region}
         raise ValueError(f"nothing is known of {what}")
@@ -160,8 +162,8 @@ def build(options: argparse.Namespace) -> Gateway:
         region=options.region,
         endpoint_url=f"http://127.0.0.1:{options.port}",
         directory=options.directory,
-        emit=functools.partial(gaps.emit_sagemaker_event, options.account, options.region),
-        assume=functools.partial(gaps.assume_role, options.account, options.region),
+        emit=functools.partial(delivery.emit_sagemaker_event, options.account, options.region),
+        assume=functools.partial(roles.assume_for_sagemaker, options.account, options.region),
         commands=json.loads(options.images),
     )
     sagemaker = SageMaker(

@@ -51,7 +51,7 @@ class ModelServer:
                 command,
                 cwd=directory,
                 env=container_environment(directory, environment)
-                | {"SAGEMAKER_BIND_TO_PORT": str(self.port)},
+                | {"SAGEMAKER_BIND_TO_PORT": str(self.port), "BIND_HOST": "127.0.0.1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -103,12 +103,12 @@ def test_a_failed_update_names_the_resource_and_leaves_the_old_stack(embedded_aw
 
 
 def test_a_failed_creation_can_be_tried_again(embedded_aws, deploy_small, answers):
-    with pytest.raises(DeployError, match=r"stillborn is ROLLBACK_COMPLETE: Endpoint .*out of luck"):
-        deploy_small("stillborn", Fail="out of luck")
+    with pytest.raises(DeployError, match=r"retried is ROLLBACK_COMPLETE: Endpoint .*out of luck"):
+        deploy_small("retried", Fail="out of luck")
     sagemaker = embedded_aws.client("sagemaker")
-    assert sagemaker.list_endpoints(NameContains="stillborn")["Endpoints"] == []
-    deploy_small("stillborn", Greeting="alive")
-    assert answers("stillborn") == "alive"
+    assert sagemaker.list_endpoints(NameContains="retried")["Endpoints"] == []
+    deploy_small("retried", Greeting="alive")
+    assert answers("retried") == "alive"
 
 
 def test_a_deleted_stack_takes_its_endpoint_along(embedded_aws, deploy_small, eventually):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -129,6 +130,125 @@ def test_logs_are_in_cloudwatch(embedded_aws, small_stack, eventually):
 def test_time_to_live_of_the_template_is_set(embedded_aws, small_stack):
     described = embedded_aws.client("dynamodb").describe_time_to_live(TableName=small_stack["Table"])
     assert described["TimeToLiveDescription"] == {"TimeToLiveStatus": "ENABLED", "AttributeName": "expires"}
+
+
+# ---------------------------------------------------------------- schedules, alarms, metrics, keys
+
+
+@pytest.fixture
+def schedule(embedded_aws, small_stack):
+    """Makes a schedule that invokes the recorder in a second, with a role of these statements."""
+    made = []
+
+    def make(name, statements, principal="scheduler.amazonaws.com"):
+        iam = embedded_aws.client("iam")
+        trust = {"Effect": "Allow", "Principal": {"Service": principal}, "Action": "sts:AssumeRole"}
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps({"Statement": [trust]}))[
+            "Role"
+        ]
+        document = json.dumps({"Version": "2012-10-17", "Statement": statements})
+        iam.put_role_policy(RoleName=name, PolicyName="p", PolicyDocument=document)
+        moment = datetime.now(UTC) + timedelta(seconds=1)
+        embedded_aws.client("scheduler").create_schedule(
+            Name=name,
+            ScheduleExpression=f"at({moment:%Y-%m-%dT%H:%M:%S})",
+            FlexibleTimeWindow={"Mode": "OFF"},
+            Target={
+                "Arn": small_stack["FunctionArn"],
+                "RoleArn": role["Arn"],
+                "Input": json.dumps({"scheduled": "<aws.scheduler.scheduled-time>", "by": name}),
+            },
+        )
+        made.append(name)
+
+    yield make
+    for name in made:
+        embedded_aws.client("scheduler").delete_schedule(Name=name)
+
+
+def test_a_schedule_needs_its_role_and_tells_its_time(embedded_aws, small_stack, schedule, rows, eventually):
+    invoke_it = [
+        {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": small_stack["FunctionArn"]}
+    ]
+    schedule("untrusted", invoke_it, principal="lambda.amazonaws.com")
+    schedule("unallowed", [{**invoke_it[0], "Action": "lambda:GetFunction"}])
+    schedule("allowed", invoke_it)
+    event = json.loads(eventually(lambda: rows("scheduled"))["event"])
+    assert event["by"] == "allowed"
+    when = datetime.fromisoformat(event["scheduled"])
+    assert abs(datetime.now(UTC) - when) < timedelta(seconds=30)
+    eventually(lambda: embedded_aws.log.read_text().count("may not be sent to") >= 2)
+    assert rows("scheduled")["deliveries"] == 1
+
+
+@pytest.fixture
+def subscribed(embedded_aws):
+    """A queue that gets what a topic gets."""
+
+    def make(name, topic):
+        sqs = embedded_aws.client("sqs")
+        queue = sqs.create_queue(QueueName=name)["QueueUrl"]
+        arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        statement = {
+            "Effect": "Allow",
+            "Principal": {"Service": "sns.amazonaws.com"},
+            "Action": "sqs:SendMessage",
+            "Resource": arn,
+        }
+        sqs.set_queue_attributes(
+            QueueUrl=queue, Attributes={"Policy": json.dumps({"Statement": [statement]})}
+        )
+        embedded_aws.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+        return queue
+
+    return make
+
+
+def test_an_alarm_minds_its_dimensions_and_its_topics_key(
+    embedded_aws, small_stack, subscribed, received, eventually
+):
+    told, untold = subscribed("told", small_stack["Topic"]), subscribed("untold", small_stack["ClosedTopic"])
+    embedded_aws.client("sqs").send_message(QueueUrl=small_stack["Watched"], MessageBody="lost")
+    [message] = eventually(lambda: received(told))
+    alarm = json.loads(message["Message"])
+    assert (alarm["AlarmName"], alarm["NewStateValue"]) == (small_stack["Alarm"], "ALARM")
+    described = embedded_aws.client("cloudwatch").describe_alarms(AlarmNames=[small_stack["QuietAlarm"]])
+    assert described["MetricAlarms"][0]["StateValue"] == "OK"
+    assert received(untold) == []
+    assert f"may not publish to {small_stack['ClosedTopic']}" in embedded_aws.log.read_text()
+
+
+def test_publishing_to_an_encrypted_topic_needs_its_key(embedded_aws, small_stack):
+    assert invoke(embedded_aws, small_stack["Function"], {"probe": "publish"}) == "KMSAccessDenied"
+    embedded_aws.client("sns").publish(TopicArn=small_stack["Topic"], Message="by root")
+
+
+def test_embedded_metrics_of_a_log_line_become_metrics(embedded_aws, small_stack):
+    invoke(embedded_aws, small_stack["Function"], {"probe": "metric"})
+    now = datetime.now(UTC)
+    statistics = embedded_aws.client("cloudwatch").get_metric_statistics(
+        Namespace="Test",
+        MetricName="Seen",
+        Dimensions=[{"Name": "kind", "Value": "a"}],
+        StartTime=now - timedelta(minutes=5),
+        EndTime=now + timedelta(minutes=5),
+        Period=3600,
+        Statistics=["Sum", "SampleCount"],
+    )
+    assert sum(point["Sum"] for point in statistics["Datapoints"]) == 5
+    assert sum(point["SampleCount"] for point in statistics["Datapoints"]) == 2
+
+
+def test_chaos_drops_and_reorders(embedded_aws, small_stack, rows, eventually):
+    keys = [f"in/late/{n:02}.json" for n in range(12)]
+    embedded_aws.control("chaos", reorder_seconds=1.0)
+    try:
+        put(embedded_aws, small_stack, *keys)
+    finally:
+        embedded_aws.control("chaos", reorder_seconds=0.0)
+    eventually(lambda: all(rows(key) for key in keys))
+    with pytest.raises(ValueError, match="typo"):
+        embedded_aws.control("chaos", typo=True)
 
 
 # ---------------------------------------------------------------- the process

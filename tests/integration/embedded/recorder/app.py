@@ -12,6 +12,8 @@ TABLE = boto3.resource("dynamodb").Table(os.environ["TABLE"])
 def handler(event, context):
     if "probe" in event:
         return probe(event["probe"])
+    if "scheduled" in event:
+        return note("scheduled", json.dumps(event))
     failures = []
     for record in event["Records"]:
         detail = json.loads(record["body"])
@@ -19,15 +21,19 @@ def handler(event, context):
         try:
             if "poison" in key:
                 raise ValueError(f"cannot digest {key}")
-            TABLE.update_item(
-                Key={"pk": key},
-                UpdateExpression="ADD deliveries :one SET event = :event",
-                ExpressionAttributeValues={":one": 1, ":event": record["body"]},
-            )
+            note(key, record["body"])
         except ValueError as error:
             print(f"ERROR {error}")
             failures.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failures}
+
+
+def note(key, event):
+    TABLE.update_item(
+        Key={"pk": key},
+        UpdateExpression="ADD deliveries :one SET event = :event",
+        ExpressionAttributeValues={":one": 1, ":event": event},
+    )
 
 
 def probe(what):
@@ -47,4 +53,18 @@ def probe(what):
         except boto3.client("dynamodb").exceptions.ClientError as error:
             return error.response["Error"]["Code"]
         return "allowed"
+    if what == "publish":
+        try:
+            boto3.client("sns").publish(TopicArn=os.environ["TOPIC"], Message="hello")
+        except boto3.client("sns").exceptions.ClientError as error:
+            return error.response["Error"]["Code"]
+        return "published"
+    if what == "metric":
+        metrics = {
+            "Namespace": "Test",
+            "Dimensions": [["kind"]],
+            "Metrics": [{"Name": "Seen", "Unit": "Count"}],
+        }
+        print(json.dumps({"_aws": {"CloudWatchMetrics": [metrics]}, "kind": "a", "Seen": [2, 3]}))
+        return None
     raise ValueError(what)

@@ -1,0 +1,174 @@
+"""What ministack 1.5.33 lacks, put right from outside through its private hooks.
+
+Every hook is checked at start-up: a changed ministack fails there, by name, and not somewhere in the middle of a story.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ministack.app as ministack
+from ministack.services import dynamodb, scheduler, sns
+from ministack.services.cloudformation import provisioners
+
+from local.gaps import delivery, functions, monitoring, topics
+
+MINISTACK = "1.5.33"
+
+# module, attribute, and the parameters it must take (None: not a function)
+HOOKS: list[tuple[str, str, list[str] | None]] = [
+    ("ministack.app", "app", ["scope", "receive", "send"]),
+    ("ministack.app", "pin_request_origin", ["source_ip", "secure_transport"]),
+    ("ministack.app", "SERVICE_HANDLERS", None),
+    ("ministack.core.router", "SERVICE_PATTERNS", None),
+    ("ministack.core.router", "extract_access_key_id", ["headers", "query_params"]),
+    ("ministack.core.responses", "request_scope", ["account_id", "region"]),
+    (
+        "ministack.core.iam_evaluator",
+        "enforce",
+        ["access_key_id", "iam_action", "service", "region", "resource_arn", "service_context"],
+    ),
+    ("ministack.core.iam_evaluator", "evaluate", ["ctx", "policies", "limits"]),
+    (
+        "ministack.core.iam_evaluator",
+        "evaluate_resource_policy",
+        ["doc", "ctx", "service", "named_only", "direct_only"],
+    ),
+    ("ministack.core.iam_evaluator", "_gather_role_policies", ["role_name", "account_id"]),
+    ("ministack.core.iam_evaluator", "_service_principal_matches", ["principal", "service"]),
+    ("ministack.core.lambda_runtime", "_PYTHON_WORKER_SCRIPT", None),
+    ("ministack.core.lambda_runtime", "zipfile", None),
+    ("ministack.core.lambda_runtime", "reset", []),
+    ("ministack.services.sts", "register_session", ["access_key", "session"]),
+    ("ministack.services.iam", "_roles", None),
+    ("ministack.services.dynamodb", "_update_ttl", ["data"]),
+    ("ministack.services.eventbridge", "_put_events", ["data", "allow_aws_source"]),
+    ("ministack.services.eventbridge", "_rule_arn", ["rule_name", "bus_name"]),
+    ("ministack.services.eventbridge", "_invoke_target", ["target", "event", "rule", "view"]),
+    ("ministack.services.eventbridge", "_dispatch_to_lambda", ["arn", "payload"]),
+    ("ministack.services.lambda_svc", "_get_func_record_for_ref", ["function_ref"]),
+    ("ministack.services.lambda_svc", "_execution_record_for_config", ["func", "config"]),
+    ("ministack.services.lambda_svc", "invoke_async_with_retry", ["func", "event"]),
+    (
+        "ministack.services.lambda_svc",
+        "_emit_lambda_logs",
+        ["func", "request_id", "log_text", "error", "duration_ms", "log_source"],
+    ),
+    (
+        "ministack.services.sqs",
+        "queue_policy_allows",
+        ["queue_arn", "service", "source_arn", "source_account"],
+    ),
+    ("ministack.services.sqs", "_queues", None),
+    (
+        "ministack.services.sns",
+        "topic_policy_allows",
+        ["topic_arn", "service", "source_arn", "source_account"],
+    ),
+    ("ministack.services.sns", "_topics", None),
+    ("ministack.services.sns", "_error", ["code", "message", "status"]),
+    ("ministack.services.scheduler", "_SCHEDULE_TICK_INTERVAL", None),
+    ("ministack.services.kms", "_resolve_key", ["key_id_or_arn"]),
+    (
+        "ministack.services.cloudwatch",
+        "record_metric",
+        ["namespace", "metric_name", "value", "unit", "dimensions"],
+    ),
+    ("ministack.services.cloudwatch", "_alarms", None),
+    ("ministack.services.cloudwatch", "_metrics", None),
+    ("ministack.services.cloudwatch", "_dims_key", ["dims"]),
+    ("ministack.services.cloudwatch", "_calc_stats", ["points"]),
+    ("ministack.services.cloudwatch", "_stat_value", ["stats", "stat_name", "points"]),
+    ("ministack.services.cloudwatch", "_evaluate_alarm", ["alarm"]),
+    (
+        "ministack.services.cloudwatch",
+        "_record_history",
+        ["alarm_name", "old_state", "new_state", "reason", "alarm_type", "reason_data"],
+    ),
+    (
+        "ministack.services.cloudwatch",
+        "_dispatch_alarm_actions",
+        ["alarm", "old_state", "new_state", "reason"],
+    ),
+    ("ministack.services.cloudformation.provisioners", "_RESOURCE_HANDLERS", None),
+    ("ministack.services.cloudformation.provisioners", "_CUSTOM_NAME_REPLACEMENT", None),
+    (
+        "ministack.services.cloudformation.provisioners",
+        "_seeded_create",
+        ["create_fn", "logical_id", "props", "stack_name"],
+    ),
+    ("ministack.services.cloudformation.stacks", "_runs_on_worker_thread", ["resource_type"]),
+]
+
+
+class HookError(RuntimeError):
+    """The installed ministack is not the one this code hooks into."""
+
+
+def check_hooks() -> None:
+    """Raise HookError, naming every hook that is not as expected."""
+    installed = version("ministack")
+    problems = [] if installed == MINISTACK else [f"version {installed} is installed, {MINISTACK} is needed"]
+    for module, attribute, parameters in HOOKS:
+        found = getattr(importlib.import_module(module), attribute, None)
+        if found is None:
+            problems.append(f"{module}.{attribute} is missing")
+        elif parameters is not None and list(inspect.signature(found).parameters) != parameters:
+            problems.append(f"{module}.{attribute} takes {list(inspect.signature(found).parameters)}")
+    if problems:
+        raise HookError("this is not the ministack the embedded AWS knows: " + "; ".join(problems))
+
+
+def install(account: str, region: str, shared: Path) -> None:
+    """Fill the gaps. The Lambda environments share what lies in `shared`."""
+    _keep_template_properties()
+    _count_loopback_as_tls()
+    functions.isolate(shared / "runtime")
+    functions.unpack_once(shared / "unpacked")
+    delivery.install(account)
+    topics.install(region)
+    monitoring.install(account, region)
+    scheduler._SCHEDULE_TICK_INTERVAL = 1  # instead of a look every 10 s
+
+
+def _keep_template_properties() -> None:
+    """CloudFormation ignores a table's TimeToLiveSpecification and a topic's KmsMasterKeyId."""
+
+    def time_to_live(table: str, properties: dict[str, Any]) -> None:
+        if ttl := properties.get("TimeToLiveSpecification"):
+            enabled = str(ttl.get("Enabled", True)).lower() == "true"
+            specification = {"AttributeName": ttl["AttributeName"], "Enabled": enabled}
+            dynamodb._update_ttl({"TableName": table, "TimeToLiveSpecification": specification})
+
+    def key(topic_arn: str, properties: dict[str, Any]) -> None:
+        sns._topics[topic_arn]["attributes"]["KmsMasterKeyId"] = properties.get("KmsMasterKeyId", "")
+
+    _after_provisioning("AWS::DynamoDB::Table", time_to_live)
+    _after_provisioning("AWS::SNS::Topic", key)
+
+
+def _after_provisioning(resource_type: str, also: Callable[[str, dict[str, Any]], None]) -> None:
+    """Call `also(physical id, properties)` whenever a resource of the type has been created or updated."""
+    handlers = provisioners._RESOURCE_HANDLERS[resource_type]
+
+    def wrapped(step: Any) -> Any:
+        def provision(*args: Any) -> Any:
+            created = step(*args)
+            also(created[0], next(a for a in reversed(args) if isinstance(a, dict)))
+            return created
+
+        return provision
+
+    for name in {"create", "update"} & set(handlers):
+        handlers[name] = wrapped(handlers[name])
+
+
+def _count_loopback_as_tls() -> None:
+    """A bucket policy that asks for TLS would refuse everybody here: nothing leaves the machine."""
+    pin = ministack.pin_request_origin
+    ministack.pin_request_origin = lambda source_ip, secure_transport: pin(source_ip, True)

@@ -1,0 +1,152 @@
+"""EventBridge and Scheduler deliveries: permissions, retries, scheduled times, and the chaos that tests switch on."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ministack.core import iam_evaluator
+from ministack.core.responses import request_scope
+from ministack.services import eventbridge, lambda_svc, sqs
+
+from local.gaps.roles import role_trusts
+
+logger = logging.getLogger("glassbox.delivery")
+
+
+@dataclass
+class Chaos:
+    """What AWS may do to events, switched on by tests.
+
+    `duplicate_deliveries`: every event arrives twice. `drop`: the share of SageMaker's events that get lost, which are
+    best effort. `reorder_seconds`: every delivery is late by a random time up to this.
+    """
+
+    duplicate_deliveries: bool = False
+    drop: float = 0.0
+    reorder_seconds: float = 0.0
+
+
+chaos = Chaos()
+
+
+def install(account: str) -> None:
+    """Put permissions, retries and chaos around ministack's delivery."""
+    deliver = eventbridge._invoke_target
+
+    def invoke_target(target: dict[str, Any], event: Any, rule: dict[str, Any], view: Any = None) -> None:
+        if event.get("Source") == "aws.sagemaker" and random.random() < chaos.drop:
+            return
+        for _ in range(2 if chaos.duplicate_deliveries else 1):
+            if chaos.reorder_seconds:
+                context = contextvars.copy_context()
+                late = random.uniform(0, chaos.reorder_seconds)
+                threading.Timer(
+                    late, context.run, (_deliver, deliver, account, target, event, rule, view)
+                ).start()
+            else:
+                _deliver(deliver, account, target, event, rule, view)
+
+    eventbridge._invoke_target = invoke_target
+    eventbridge._dispatch_to_lambda = _dispatch_to_lambda
+
+
+def _deliver(
+    deliver: Any, account: str, target: dict[str, Any], event: Any, rule: dict[str, Any], view: Any
+) -> None:
+    """Deliver if somebody allows it: a rule needs the queue's policy, a schedule its role."""
+    if "ScheduleExpressionTimezone" in rule or "Target" in rule:
+        target = _with_scheduled_time(target, rule, event)
+        allowed = _role_allows(target, account)
+    else:
+        allowed = _policy_allows(target["Arn"], rule, account)
+    if allowed:
+        deliver(target, event, rule, view)
+        return
+    logger.error("%s: %s may not be sent to", rule["Name"], target["Arn"])
+    dead_letters = (target.get("DeadLetterConfig") or {}).get("Arn")
+    if dead_letters and _policy_allows(dead_letters, rule, account):
+        deliver({"Id": "dead-letters", "Arn": dead_letters}, event, rule, view)
+
+
+def _policy_allows(arn: str, rule: dict[str, Any], account: str) -> bool:
+    if ":sqs:" not in arn:
+        return True
+    rule_arn = eventbridge._rule_arn(rule["Name"], rule.get("EventBusName", "default"))
+    return bool(sqs.queue_policy_allows(arn, "events.amazonaws.com", rule_arn, account))
+
+
+# ---------------------------------------------------------------- Scheduler
+
+_ACTIONS = {"lambda": "lambda:InvokeFunction", "sqs": "sqs:SendMessage", "events": "events:PutEvents"}
+
+
+def _role_allows(target: dict[str, Any], account: str) -> bool:
+    role, arn = target.get("RoleArn", ""), target["Arn"]
+    action = _ACTIONS.get(arn.split(":")[2])
+    if action is None:
+        return True
+    if not role_trusts(role, "scheduler.amazonaws.com"):
+        return False
+    context = iam_evaluator.EvalContext(
+        principal_arn=role,
+        principal_type="AssumedRole",
+        principal_account=account,
+        action=action,
+        resource_arn=arn,
+        region=arn.split(":")[3],
+    )
+    policies = iam_evaluator._gather_role_policies(role.rpartition("/")[2], account)
+    return bool(iam_evaluator.evaluate(context, policies).decision == "Allow")
+
+
+def _with_scheduled_time(target: dict[str, Any], schedule: dict[str, Any], event: Any) -> dict[str, Any]:
+    """The target with Scheduler's context attributes in its Input replaced, which ministack leaves as they are."""
+    if not target.get("Input"):
+        return target
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(event["Time"])))
+    text = target["Input"]
+    for name, value in {
+        "schedule-arn": schedule.get("Arn", ""),
+        "scheduled-time": moment,
+        "execution-id": event["EventId"],
+        "attempt-number": "1",
+    }.items():
+        text = text.replace(f"<aws.scheduler.{name}>", value)
+    return {**target, "Input": text}
+
+
+# ---------------------------------------------------------------- Lambda
+
+
+def _dispatch_to_lambda(arn: str, payload: str) -> None:
+    """An asynchronous invocation: two retries, then OnFailure or the function's dead-letter queue."""
+    function, config, name = lambda_svc._get_func_record_for_ref(arn)
+    if not function or not config:
+        logger.error("function %s of a rule or schedule does not exist", name)
+        return
+    record = lambda_svc._execution_record_for_config(function, config)
+    lambda_svc.invoke_async_with_retry(record, json.loads(payload))
+
+
+# ---------------------------------------------------------------- SageMaker's events
+
+
+def emit_sagemaker_event(
+    account: str, region: str, detail_type: str, detail: dict[str, Any], resources: list[str]
+) -> None:
+    """Put an event of source aws.sagemaker on the default bus, which PutEvents rightly refuses."""
+    entry = {
+        "Source": "aws.sagemaker",
+        "DetailType": detail_type,
+        "Detail": json.dumps(detail),
+        "Resources": resources,
+    }
+    with request_scope(account, region):
+        eventbridge._put_events({"Entries": [entry]}, allow_aws_source=True)

@@ -1,0 +1,126 @@
+"""CloudWatch where ministack stops: metrics in log lines, queue depths, and alarms that mind their dimensions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from typing import Any
+
+from ministack.core.responses import request_scope
+from ministack.services import cloudwatch, lambda_svc, sqs
+
+from local.gaps.topics import service_may_publish
+
+logger = logging.getLogger("glassbox.monitoring")
+
+EVALUATION_SECONDS = 1.0
+
+_COMPARE = {
+    "GreaterThanOrEqualToThreshold": lambda value, bound: value >= bound,
+    "GreaterThanThreshold": lambda value, bound: value > bound,
+    "LessThanThreshold": lambda value, bound: value < bound,
+    "LessThanOrEqualToThreshold": lambda value, bound: value <= bound,
+}
+
+
+def install(account: str, region: str) -> None:
+    """Read embedded metrics, measure queues, evaluate alarms every few seconds."""
+    write_logs = lambda_svc._emit_lambda_logs
+
+    def emit_logs(func: Any, request_id: str, log_text: str, *args: Any, **kwargs: Any) -> None:
+        write_logs(func, request_id, log_text, *args, **kwargs)
+        record_embedded_metrics(log_text)
+
+    lambda_svc._emit_lambda_logs = emit_logs
+    cloudwatch._evaluate_alarm = lambda alarm: evaluate(alarm, account, region)
+    threading.Thread(target=_watch, args=(account, region), name="alarms", daemon=True).start()
+
+
+def record_embedded_metrics(log: str) -> None:
+    """CloudWatch's embedded metric format: a log line whose `_aws` member says which of its members are metrics."""
+    for line in log.splitlines():
+        if '"_aws"' not in line:
+            continue
+        try:
+            document = json.loads(line)
+            for directive in document["_aws"]["CloudWatchMetrics"]:
+                _record(document, directive)
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("a log line with _aws is no embedded metric: %s", error)
+
+
+def _record(document: dict[str, Any], directive: dict[str, Any]) -> None:
+    for names in directive.get("Dimensions") or [[]]:
+        dimensions = {name: str(document[name]) for name in names}
+        for metric in directive["Metrics"]:
+            values = document[metric["Name"]]
+            for value in values if isinstance(values, list) else [values]:
+                cloudwatch.record_metric(
+                    directive["Namespace"], metric["Name"], value, metric.get("Unit", "None"), dimensions
+                )
+
+
+def _watch(account: str, region: str) -> None:
+    depths: dict[str, tuple[int, float]] = {}
+    while True:
+        time.sleep(EVALUATION_SECONDS)
+        with request_scope(account, region):
+            _measure_queues(depths)
+            for alarm in list(cloudwatch._alarms.values()):
+                evaluate(alarm, account, region)
+
+
+def _measure_queues(depths: dict[str, tuple[int, float]]) -> None:
+    """Record a queue's depth when it has changed, and every 30 s; `depths` remembers depth and moment."""
+    now = time.time()
+    for url, queue in list(sqs._queues.items()):
+        visible = sum(1 for message in list(queue["messages"]) if message.get("visible_at", 0) <= now)
+        depth, moment = depths.get(url, (-1, 0.0))
+        if visible != depth or now - moment > 30:
+            depths[url] = visible, now
+            cloudwatch.record_metric(
+                "AWS/SQS",
+                "ApproximateNumberOfMessagesVisible",
+                visible,
+                "Count",
+                {"QueueName": url.rpartition("/")[2]},
+            )
+
+
+def evaluate(alarm: dict[str, Any], account: str, region: str) -> None:
+    """Give a metric alarm the state its own metric has, and tell its actions of a change."""
+    state = _state(alarm)
+    old = alarm["StateValue"]
+    if state is None or state == old:
+        return
+    reason = f"Threshold Crossed: {alarm.get('MetricName')} is in state {state}"
+    alarm.update(StateValue=state, StateReason=reason, StateUpdatedTimestamp=int(time.time()))
+    cloudwatch._record_history(alarm["AlarmName"], old, state, reason)
+    for member in ("AlarmActions", "OKActions", "InsufficientDataActions"):
+        for arn in alarm.get(member) or []:
+            if ":sns:" in arn and not service_may_publish(
+                arn, "cloudwatch.amazonaws.com", alarm.get("AlarmArn", ""), account, region
+            ):
+                # As on AWS, the action fails and nobody but the alarm's history hears of it.
+                logger.error("alarm %s may not publish to %s", alarm["AlarmName"], arn)
+                alarm = {**alarm, member: [a for a in alarm[member] if a != arn]}
+    cloudwatch._dispatch_alarm_actions(alarm, old, state, reason)
+
+
+def _state(alarm: dict[str, Any]) -> str | None:
+    """OK, ALARM, or None to leave it as it is: metric-math alarms, and missing data unless it says how to treat it."""
+    if not alarm.get("MetricName") or alarm.get("ComparisonOperator") not in _COMPARE:
+        return None
+    dimensions = {d["Name"]: d["Value"] for d in alarm.get("Dimensions") or []}
+    key = (alarm["Namespace"], alarm["MetricName"], cloudwatch._dims_key(dimensions))
+    since = time.time() - int(alarm.get("Period", 60)) * int(alarm.get("EvaluationPeriods", 1))
+    points = [p for p in cloudwatch._metrics.get(key) or [] if p["Timestamp"] >= since]
+    if not points:
+        missing = alarm.get("TreatMissingData", "missing")
+        return {"breaching": "ALARM", "notBreaching": "OK"}.get(missing)
+    statistic = alarm.get("ExtendedStatistic") or alarm.get("Statistic", "Average")
+    value = cloudwatch._stat_value(cloudwatch._calc_stats(points), statistic, points)
+    breaching = _COMPARE[alarm["ComparisonOperator"]](value, float(alarm["Threshold"]))
+    return "ALARM" if breaching else "OK"

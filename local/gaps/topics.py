@@ -1,0 +1,65 @@
+"""Topics encrypted with a customer's key: who publishes needs the key too, services included."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs
+
+import ministack.app as ministack
+from ministack.core import iam_evaluator, router
+from ministack.services import kms, sns
+
+KEY_ACTIONS = ("kms:GenerateDataKey", "kms:Decrypt")
+
+
+def install(region: str) -> None:
+    """Check the key before a caller's Publish."""
+    publish = ministack.SERVICE_HANDLERS["sns"]
+
+    async def handle(
+        method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]
+    ) -> Any:
+        form = {k: v[0] for k, v in parse_qs(body.decode("utf-8", "replace")).items()}
+        key = topic_key(form.get("TopicArn", "")) if form.get("Action") == "Publish" else None
+        if key is not None:
+            caller = router.extract_access_key_id(headers)
+            for action in KEY_ACTIONS:
+                if iam_evaluator.enforce(caller, action, "kms", region, key["Arn"]):
+                    return sns._error("KMSAccessDenied", f"{action} on {key['Arn']} is not allowed", 400)
+        return await publish(method, path, headers, body, query)
+
+    ministack.SERVICE_HANDLERS["sns"] = handle
+
+
+def topic_key(topic_arn: str) -> dict[str, Any] | None:
+    """The customer's key of a topic; None for a topic without one."""
+    topic = sns._topics.get(topic_arn) or {}
+    key_id = topic.get("attributes", {}).get("KmsMasterKeyId")
+    key: dict[str, Any] | None = kms._resolve_key(key_id) if key_id else None
+    return key
+
+
+def service_may_publish(topic_arn: str, service: str, source_arn: str, account: str, region: str) -> bool:
+    """Whether the topic's policy and, if it has one, its key's let an AWS service publish to it."""
+    if not sns.topic_policy_allows(topic_arn, service, source_arn, account):
+        return False
+    key = topic_key(topic_arn)
+    return key is None or all(
+        _key_allows(key, service, action, source_arn, account, region) for action in KEY_ACTIONS
+    )
+
+
+def _key_allows(
+    key: dict[str, Any], service: str, action: str, source_arn: str, account: str, region: str
+) -> bool:
+    context = iam_evaluator.EvalContext(
+        principal_arn="*",
+        principal_type="Service",
+        principal_account="",
+        action=action,
+        resource_arn=key["Arn"],
+        region=region,
+        service_context={"aws:sourcearn": source_arn, "aws:sourceaccount": account},
+    )
+    result = iam_evaluator.evaluate_resource_policy(key.get("Policy") or "", context, service=service)
+    return bool(result.decision == "Allow")

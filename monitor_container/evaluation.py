@@ -5,26 +5,30 @@ judgement are the core's, as in ``count_predictions``: the two cannot disagree. 
 moves the root for a run outside a container.
 """
 
+import contextlib
+import dataclasses
 import functools
+import json
 import logging
 import multiprocessing
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 # in a checkout; in the image the core lies beside this file
 sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "python"))
 
 from glassbox import report
-from glassbox.capture import chunks, moment, read, read_key
+from glassbox.capture import CaptureFile, chunks, moment, read, read_key
 from glassbox.count import CountingSettings
 from glassbox.errors import BadInputError, GlassboxError, SettingsError
 from glassbox.report import Confidences
-from glassbox.response import ResponseForm
+from glassbox.response import Label, ResponseForm
 from glassbox.settings import from_env, setting
 from glassbox.tally import SLOT, Counts, Tally, Window, tally, total
 from glassbox.verdict import Verdict, judge
@@ -36,7 +40,7 @@ MESSAGE_BYTES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(CountingSettings):
-    """The environment of the contract (its names are lower case there) and of the bounds."""
+    """The environment of the contract (its names are lower case there) and the bounds."""
 
     dataset_source: str = "/opt/ml/processing/endpointdata"
     output_path: str = "/opt/ml/processing/resultdata"
@@ -45,65 +49,53 @@ class Settings(CountingSettings):
     start_time: str | None = None
     end_time: str | None = None
     publish_cloudwatch_metrics: bool = False
-    baseline_statistics: str | None = None
-    shadow_variants: str = ""
     processes: int | None = setting(None, within=(1, 256))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.drift_threshold is not None and self.baseline_statistics is None:
-            raise SettingsError("DRIFT_THRESHOLD needs baseline_statistics, the distribution to drift from")
-        window = self.window
-        if window and window.start >= window.end:
+        if (self.start_time is None) != (self.end_time is None):
+            raise SettingsError("start_time and end_time belong together")
+        if (window := self.window) and window.start >= window.end:
             raise SettingsError(f"start_time={self.start_time!r} is not before end_time={self.end_time!r}")
 
     @property
     def window(self) -> Window | None:
-        """[start_time, end_time), blanks in them allowed ("T16: 20: 00Z"); None where either is not given."""
+        """[start_time, end_time), blanks in them allowed ("T16: 20: 00Z"); None where they are not given."""
         if self.start_time is None or self.end_time is None:
             return None
         try:
-            start, end = (moment(t.replace(" ", "")) for t in (self.start_time, self.end_time))
+            start, end = (moment(time.replace(" ", "")) for time in (self.start_time, self.end_time))
         except ValueError as error:
-            raise SettingsError(f"start_time or end_time: {error}") from error
+            raise SettingsError(f"start_time, end_time: {error}") from error
         return Window(start, end)
 
 
 # ---------------------------------------------------------------- counting
 
 
-@dataclass(frozen=True)
-class CaptureSource:
-    """A capture file on disk."""
-
-    path: Path
-    endpoint: str
-    variant: str
-    hour: datetime
-
-
-def capture_files(folder: Path, endpoint: str | None = None) -> Iterator[CaptureSource]:
+def capture_files(folder: Path, endpoint: str | None = None) -> list[Path]:
     """Every capture file below ``folder``, of one endpoint or of all."""
-    for path in sorted(folder.rglob("*.jsonl")):
-        try:
-            file = read_key(path.relative_to(folder).as_posix())
-        except BadInputError as error:
-            log.warning("left out: %s", error)
-            continue
-        if endpoint in (None, file.endpoint):
-            yield CaptureSource(path, *file)
+    if not folder.is_dir():
+        log.warning("%s is not there", folder)
+    files = sorted(folder.rglob("*.jsonl"))
+    return [path for path in files if endpoint is None or _placed(path).endpoint in (endpoint, "")]
 
 
-def count(
-    file: CaptureSource, settings: CountingSettings, window: Window | None
-) -> tuple[str, Tally, Confidences]:
+def _placed(path: Path) -> CaptureFile:
+    """What the path tells; a file that does not lie as data capture writes it counts all the same."""
+    try:
+        return read_key(path.as_posix())
+    except BadInputError:
+        return CaptureFile("", "", datetime(2000, 1, 1, tzinfo=UTC))
+
+
+def count(path: Path, settings: CountingSettings, window: Window | None) -> tuple[str, Tally, Confidences]:
     """The variant of a file, its counts inside ``window``, and their confidences."""
-    confidences = Confidences()
+    file, confidences = _placed(path), Confidences()
     form = ResponseForm(settings.class_path, settings.confidence_path)
-    with file.path.open("rb", buffering=0) as stream:
-        records = read(chunks(stream), str(file.path), form)
+    with path.open("rb", buffering=0) as stream:
         counted = tally(
-            confidences.watch(records),
+            confidences.watch(read(chunks(stream), str(path), form), window),
             file.hour,
             low_confidence=settings.low_confidence,
             classes=settings.classes,
@@ -114,31 +106,37 @@ def count(
 
 @dataclass
 class Measured:
-    """What the capture files of a window hold, per variant."""
+    """What some capture files hold: the counts of each variant, and the confidences of all."""
 
     tallies: dict[str, Tally]
     confidences: Confidences
 
-    def counts(self, variant: str) -> Counts:
-        return total(self.tallies[variant].slots.values())
+    @property
+    def counts(self) -> dict[str, Counts]:
+        return {variant: total(tally.slots.values()) for variant, tally in sorted(self.tallies.items())}
 
 
 def measure(
-    files: Iterable[CaptureSource],
+    paths: Sequence[Path],
     settings: CountingSettings,
     *,
     window: Window | None = None,
-    shadow_variants: frozenset[str] = frozenset(),
     processes: int | None = None,
 ) -> Measured:
-    """Count files in several processes; memory does not grow with their number or size."""
+    """Count files, shadows left out, in several processes; memory does not grow with their number or size."""
+    paths = [path for path in paths if _placed(path).variant not in settings.shadows]
+    processes = min(processes or os.cpu_count() or 1, len(paths))
+    count_one = functools.partial(count, settings=settings, window=window)
     measured = Measured(defaultdict(Tally), Confidences())
-    one = functools.partial(count, settings=settings, window=window)
-    with multiprocessing.Pool(processes or len(os.sched_getaffinity(0))) as pool:
-        for variant, counted, confidences in pool.imap(one, files):
-            if variant not in shadow_variants:
-                measured.tallies[variant] += counted
-                measured.confidences += confidences
+    with contextlib.ExitStack() as stack:
+        if processes > 1:
+            pool = stack.enter_context(multiprocessing.Pool(processes))
+            results = pool.imap(count_one, paths, chunksize=max(1, min(16, len(paths) // (4 * processes))))
+        else:
+            results = map(count_one, paths)
+        for variant, tally_, confidences in results:
+            measured.tallies[variant] += tally_
+            measured.confidences += confidences
     return measured
 
 
@@ -147,61 +145,67 @@ def measure(
 
 def evaluate(settings: Settings, opt_ml: Path) -> str:
     """Count, judge and write the reports; returns the exit message."""
-    window = settings.window
-    shadow = frozenset(name.strip() for name in settings.shadow_variants.split(","))
-    baseline = None
+    window, baseline = settings.window, None
     if settings.baseline_statistics:
         path = _moved(settings.baseline_statistics, opt_ml)
         baseline = report.read_baseline(path.read_bytes(), str(path))
-    measured = measure(
-        capture_files(_moved(settings.dataset_source, opt_ml), settings.sagemaker_endpoint_name),
-        settings,
-        window=window,
-        shadow_variants=shadow,
-        processes=settings.processes,
-    )
+    paths = capture_files(_moved(settings.dataset_source, opt_ml), settings.sagemaker_endpoint_name)
+    measured = measure(paths, settings, window=window, processes=settings.processes)
     for tally_ in measured.tallies.values():
         for example in tally_.examples:
             log.warning("unreadable: %s", example)
-    everything = total(measured.counts(variant) for variant in measured.tallies)
-    log.info("Predicted classes %s", dict(report.by_class(everything.classes)))
-    verdicts = [
-        verdict
-        for variant in sorted(measured.tallies)
-        for verdict in judge(
-            measured.counts(variant),
-            window or _span(measured.tallies[variant]),
-            settings,
-            baseline,
-        )
-    ]
-    _write_reports(_moved(settings.output_path, opt_ml), everything, measured.confidences, verdicts)
-    if settings.publish_cloudwatch_metrics:
-        pass
+    counts = total(measured.counts.values())
+    log.info("Predicted classes %s", dict(report.by_class(counts.classes)))
+    verdicts = list(_verdicts(measured, settings, baseline))
     for verdict in verdicts:
         log.log(logging.WARNING if verdict.violated else logging.INFO, "%s", verdict.reason)
+    folder = _moved(settings.output_path, opt_ml)
+    _write(folder / "statistics.json", report.statistics(counts, measured.confidences))
+    _write(folder / "constraints.json", report.constraints(counts, measured.confidences))
+    _write(folder / "constraint_violations.json", report.violations(verdicts))
+    if settings.publish_cloudwatch_metrics and verdicts:
+        _write_metrics(opt_ml, settings, counts, measured.confidences, verdicts)
     reasons = [verdict.reason for verdict in verdicts if verdict.violated]
     if reasons:
         return "CompletedWithViolations: " + "; ".join(reasons)
-    if not everything.records and not everything.unreadable:
+    if not verdicts:
         return f"Completed: no data{f' from {window}' if window else ''}"
-    return f"Completed: {everything.n} predictions, no violation"
+    return f"Completed: {counts.n} predictions, no violation"
 
 
-def _span(counted: Tally) -> Window:
-    return Window(min(counted.slots), max(counted.slots) + SLOT)
+def _verdicts(
+    measured: Measured, settings: Settings, baseline: Mapping[Label, int] | None
+) -> Iterator[Verdict]:
+    """The verdicts on each variant that saw traffic, named in them where there are several."""
+    seen = {
+        variant: counts for variant, counts in measured.counts.items() if counts.records + counts.unreadable
+    }
+    for variant, counts in seen.items():
+        slots = measured.tallies[variant].slots
+        window = settings.window or Window(min(slots), max(slots) + SLOT)
+        for verdict in judge(counts, window, settings, baseline):
+            named = f"{verdict.reason}, variant {variant}" if len(seen) > 1 else verdict.reason
+            yield dataclasses.replace(verdict, reason=named)
 
 
-def _write_reports(
-    folder: Path, counts: Counts, confidences: Confidences, verdicts: Iterable[Verdict]
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(report.to_json(document))
+
+
+def _write_metrics(
+    opt_ml: Path, settings: Settings, counts: Counts, confidences: Confidences, verdicts: Sequence[Verdict]
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, document in {
-        "statistics": report.statistics(counts, confidences),
-        "constraints": report.constraints(counts, confidences),
-        "constraint_violations": report.violations(verdicts),
-    }.items():
-        (folder / f"{name}.json").write_bytes(report.to_json(document))
+    path = opt_ml / "output" / "metrics" / "cloudwatch" / "cloudwatch_metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dimensions = {
+        "Endpoint": settings.sagemaker_endpoint_name,
+        "MonitoringSchedule": settings.sagemaker_monitoring_schedule_name,
+    }
+    metrics = report.cloudwatch(
+        counts, confidences, verdicts, {name: value for name, value in dimensions.items() if value}
+    )
+    path.write_text("".join(json.dumps(metric) + "\n" for metric in metrics))
 
 
 def _moved(path: str, opt_ml: Path) -> Path:
@@ -216,9 +220,13 @@ def main() -> int:
         # the contract's own names are lower case
         settings = from_env(Settings, {name.upper(): value for name, value in os.environ.items()})
         message, code = evaluate(settings, opt_ml), 0
+        log.info("%s", message)
     except GlassboxError as error:
         message, code = str(error), 1
-    log.log(logging.ERROR if code else logging.INFO, "%s", message)
+        log.error("%s", message)
+    except Exception as error:
+        message, code = f"{type(error).__name__}: {error}", 1
+        log.exception("the evaluation failed")
     output = opt_ml / "output"
     output.mkdir(parents=True, exist_ok=True)
     (output / "message").write_bytes(message.encode()[:MESSAGE_BYTES].decode(errors="ignore").encode())

@@ -27,8 +27,6 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
 @dataclass(frozen=True, kw_only=True)
 class Settings(CountingSettings):
     counts_table: str
-    baseline_statistics: str | None = None
-    shadow_variants: str = ""
 
 
 @functools.cache
@@ -40,7 +38,6 @@ def build():
         settings=settings,
         form=ResponseForm(settings.class_path, settings.confidence_path),
         baseline=fetch_baseline(settings.baseline_statistics, objects),
-        shadow_variants={name.strip() for name in settings.shadow_variants.split(",")},
         captures=objects,
         counts=CountsTable(boto3.client("dynamodb"), settings.counts_table),
         events=Events(boto3.client("events")),

@@ -1,15 +1,16 @@
 """A capture file has arrived -> its counts, once, and a judgement of every window it touches."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
 from glassbox.capture import CaptureFile, read, read_key
+from glassbox.errors import SettingsError
 from glassbox.incident import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 from glassbox.response import Label, ResponseForm
 from glassbox.settings import setting
-from glassbox.tally import SLOT, WINDOW, Counts, Tally, Window, tally, total, windows
+from glassbox.tally import CLASSES, SLOT, WINDOW, Counts, Tally, Window, tally, total, windows
 from glassbox.verdict import Bounds, Told, Verdict, detail, judge
 
 
@@ -19,7 +20,19 @@ class CountingSettings(Bounds):
 
     class_path: str | None = None
     confidence_path: str | None = None
-    classes: int | None = setting(None, within=(1, 10_000))
+    classes: int | None = setting(None, within=(1, CLASSES))
+    baseline_statistics: str | None = None
+    shadow_variants: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drift_threshold is not None and self.baseline_statistics is None:
+            raise SettingsError("DRIFT_THRESHOLD needs BASELINE_STATISTICS, the distribution to drift from")
+
+    @property
+    def shadows(self) -> frozenset[str]:
+        """The variants that answer nobody (SHADOW_VARIANTS, separated by commas)."""
+        return frozenset(name.strip() for name in self.shadow_variants.split(","))
 
 
 class Captures(Protocol):
@@ -63,7 +76,6 @@ def count_file(
     settings: CountingSettings,
     form: ResponseForm,
     baseline: Mapping[Label, int] | None,
-    shadow_variants: Collection[str],
     captures: Captures,
     counts: CountsStore,
     events: EventBus,
@@ -77,7 +89,7 @@ def count_file(
 
     Args:
         created: the ``detail`` of the event: ``bucket.name``, ``object.key``, ``object.etag``.
-        shadow_variants: variants that answer nobody: counted and judged, but no reason to act.
+        baseline: predictions per class while all was well; needed for the drift check only.
 
     Raises:
         BadInputError: the key or the object is no capture file, or the file is gone.
@@ -103,7 +115,7 @@ def count_file(
         for window in touched
     }
     violations = []
-    if file.variant not in shadow_variants:
+    if file.variant not in settings.shadows:  # a shadow is counted and judged, but no reason to act
         for verdict in (v for verdicts in judged.values() for v in verdicts if v.violated):
             if any(t.check == verdict.name and t.window.overlaps(verdict.window) for t in told):
                 continue

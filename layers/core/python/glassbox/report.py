@@ -13,10 +13,10 @@ from typing import Any, Protocol, Self
 
 import msgspec
 
-from glassbox.capture import Record, Unreadable
+from glassbox.capture import Record, Unreadable, moment
 from glassbox.errors import BadInputError, SettingsError
 from glassbox.response import Label
-from glassbox.tally import Counts
+from glassbox.tally import Counts, Window
 from glassbox.verdict import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
 
 CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
@@ -50,10 +50,12 @@ class Confidences:
     most: float = -math.inf
     buckets: list[int] = field(default_factory=lambda: [0] * _BUCKETS)
 
-    def watch(self, records: Iterable[Record | Unreadable]) -> Iterator[Record | Unreadable]:
-        """Hand the records through and take note of their confidences."""
+    def watch(
+        self, records: Iterable[Record | Unreadable], within: Window | None = None
+    ) -> Iterator[Record | Unreadable]:
+        """Hand the records through and take note of their confidences, of those ``within`` only."""
         for record in records:
-            if isinstance(record, Record):
+            if isinstance(record, Record) and (within is None or moment(record.time) in within):
                 for prediction in record.predictions:
                     if prediction.confidence is not None:
                         self.add(prediction.confidence)
@@ -169,6 +171,50 @@ def violations(verdicts: Iterable[Verdict]) -> dict[str, Any]:
             if verdict.violated
         ]
     }
+
+
+def cloudwatch(
+    counts: Counts, confidences: Confidences, verdicts: Iterable[Verdict], dimensions: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The lines of cloudwatch_metrics.jsonl, under the names of Model Monitor, at the end of the verdicts' window."""
+    verdicts = list(verdicts)
+    common = {
+        "Timestamp": f"{max(v.window.end for v in verdicts):%Y-%m-%dT%H:%M:%SZ}",
+        "Dimensions": [{"Name": name, "Value": value} for name, value in dimensions.items()],
+    }
+    numbers = {label: n for label, n in counts.classes.items() if isinstance(label, int)}
+    if numbers:
+        yield (
+            _statistic(
+                f"feature_data_{CLASS_FEATURE}",
+                min(numbers),
+                max(numbers),
+                sum(numbers.values()),
+                sum(label * n for label, n in numbers.items()),
+            )
+            | common
+        )
+    if confidences.n:
+        yield (
+            _statistic(
+                f"feature_data_{CONFIDENCE_FEATURE}",
+                confidences.least,
+                confidences.most,
+                confidences.n,
+                confidences.sum,
+            )
+            | common
+        )
+    yield {"MetricName": f"feature_non_null_{CLASS_FEATURE}", "Value": counts.n} | common
+    yield {"MetricName": f"feature_non_null_{CONFIDENCE_FEATURE}", "Value": confidences.n} | common
+    drifts = [v.value for v in verdicts if v.name == DRIFT and v.value is not None]
+    if drifts:
+        yield {"MetricName": f"feature_baseline_drift_{CLASS_FEATURE}", "Value": max(drifts)} | common
+
+
+def _statistic(name: str, least: float, most: float, n: int, total: float) -> dict[str, Any]:
+    values = {"Minimum": least, "Maximum": most, "SampleCount": n, "Sum": total}
+    return {"MetricName": name, "StatisticValues": values}
 
 
 def by_class(classes: Mapping[Label, int]) -> list[tuple[Label, int]]:

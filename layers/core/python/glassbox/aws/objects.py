@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from glassbox.capture import CHUNK_BYTES
 from glassbox.errors import BadInputError, RetryableError
 
 _GONE = {"NoSuchKey", "NoSuchBucket", "404"}
@@ -22,10 +23,10 @@ class Objects:
         self._client = client
 
     def chunks(self, bucket: str, key: str) -> Iterator[bytes]:
-        """The body in pieces of 1 MiB, for objects of any size."""
+        """The body in pieces, for objects of any size."""
         body = self._call("get_object", Bucket=bucket, Key=key)["Body"]
         try:
-            yield from body.iter_chunks(1 << 20)
+            yield from body.iter_chunks(CHUNK_BYTES)
         except BotoCoreError as error:
             raise RetryableError(f"s3://{bucket}/{key}: {error}") from error
 
@@ -45,11 +46,27 @@ class Objects:
         """Write one object; writing the same again changes nothing."""
         self._call("put_object", Bucket=bucket, Key=key, Body=body, ContentType=content_type)
 
+    def folders(self, bucket: str, prefix: str) -> list[str]:
+        """The names of the folders directly below ``prefix`` (which ends in a slash)."""
+        found: list[str] = []
+        request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
+        while True:
+            page = self._call("list_objects_v2", **request)
+            found += [p["Prefix"].removeprefix(prefix).rstrip("/") for p in page.get("CommonPrefixes", ())]
+            if not page.get("IsTruncated"):
+                return found
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def any(self, bucket: str, prefix: str) -> bool:
+        """Whether there is an object whose key begins with ``prefix``."""
+        return bool(self._call("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("KeyCount"))
+
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:
+        where = f"s3://{request['Bucket']}/{request.get('Key', request.get('Prefix'))}"
         try:
             return cast("dict[str, Any]", getattr(self._client, operation)(**request))
         except ClientError as error:
             kind = BadInputError if error.response["Error"]["Code"] in _GONE else RetryableError
-            raise kind(f"s3://{request['Bucket']}/{request['Key']}: {error}") from error
+            raise kind(f"{where}: {error}") from error
         except BotoCoreError as error:
-            raise RetryableError(f"s3://{request['Bucket']}/{request['Key']}: {error}") from error
+            raise RetryableError(f"{where}: {error}") from error

@@ -1,50 +1,250 @@
 """Trains a ResNet18 on an image folder or on drawn traffic signs, and writes what the endpoint serves.
 
-    python -m model_code.train --out model.pt                                        43 drawn traffic signs
+    python -m model_code.train --out model.pt
     python -m model_code.train --out model.pt --data train --test test --labels names.csv
 
-`model.pt` is the state dict; `model.json` beside it says how pictures become the model's input and what the
-classes are called. A folder holds one folder of pictures per class.
+``model.pt`` is the state dict; ``model.json`` beside it, which goes into model.tar.gz as ``model/config.json``, says
+how a picture becomes the model's input and what the classes are called. An image folder holds one folder of
+pictures per class.
 """
 
 import argparse
 import csv
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
-from glassbox.errors import BadInputError, GlassboxError
+from glassbox.errors import BadInputError
 from local import signs
 from model_code.resnet import ResNet18
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+BATCH = 128
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What to learn from, or to be tested on.
+class Pictures(NamedTuple):
+    """What to learn from, or what to be tested on."""
 
-    Attributes:
-        images: (N, 3, size, size) uint8, RGB.
-        classes: (N,) int64.
-        labels: the name of each class.
-    """
-
-    images: Tensor
-    classes: Tensor
-    labels: tuple[str, ...]
+    images: Tensor  # (N, 3, size, size) uint8, RGB
+    classes: Tensor  # (N,) int64
 
 
 def drawn(count: int, seed: int, size: int) -> Pictures:
-    """`count` drawn traffic signs."""
+    """Drawn traffic signs, every class as often."""
     images, classes = signs.dataset(count, seed, size)
-    return Pictures(_planes(images), torch.from_numpy(classes), signs.LABELS)
+    return Pictures(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(classes))
+
+
+def class_folders(root: Path) -> list[str]:
+    """The names of the class folders; class i is the i-th. Numbers are sorted as numbers.
+
+    Raises:
+        BadInputError: there is none.
+    """
+    names = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    if not names:
+        raise BadInputError(f"{root}: no folder with one folder of pictures per class")
+    return sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None)
+
+
+def read_folder(root: Path, size: int, folders: Sequence[str]) -> Pictures:
+    """The pictures in ``root``/<class folder>/, resized to a square.
+
+    Raises:
+        BadInputError: a picture is unreadable, a class folder is none of ``folders``, or there are no pictures.
+    """
+    images, classes = [], []
+    for name in class_folders(root):
+        if name not in folders:
+            raise BadInputError(
+                f"{root / name}: not one of the {len(folders)} classes {folders[0]} … {folders[-1]}"
+            )
+        for path in sorted(p for p in (root / name).iterdir() if p.suffix.lower() in SUFFIXES):
+            images.append(_read(path, size))
+            classes.append(folders.index(name))
+    if not images:
+        raise BadInputError(f"{root}: no pictures ({', '.join(sorted(SUFFIXES))}) in its class folders")
+    return Pictures(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(classes))
+
+
+def _read(path: Path, size: int) -> np.ndarray:
+    """(size, size, 3) uint8, resized as `inference.py` does."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInputError(f"{path}: not a readable picture: {error}") from error
+
+
+def class_labels(folders: Sequence[str], names: Path | None = None) -> list[str]:
+    """What the classes are called: by a CSV file with the columns ``class_id`` (a class folder) and ``name``.
+
+    Without a file, the folders' names; folders numbered 0 to 42 are taken for GTSRB's.
+
+    Raises:
+        BadInputError: the file has no such columns, or does not name a class.
+    """
+    if names is None:
+        numbered = [f.lstrip("0") or "0" for f in folders] == [str(i) for i in range(len(signs.LABELS))]
+        return list(signs.LABELS if numbered else folders)
+    with names.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if not {"class_id", "name"} <= set(rows.fieldnames or ()):
+            raise BadInputError(
+                f"{names}: line 1 must name the columns class_id and name, found {rows.fieldnames}"
+            )
+        named = {row["class_id"].lstrip("0") or "0": row["name"] for row in rows}
+    missing = [folder for folder in folders if (folder.lstrip("0") or "0") not in named]
+    if missing:
+        raise BadInputError(f"{names}: no name for class {', '.join(missing[:5])}")
+    return [named[folder.lstrip("0") or "0"] for folder in folders]
+
+
+def fit(network: nn.Module, pictures: Pictures, epochs: int, seed: int) -> Iterator[float]:
+    """Train the network, an epoch each time the next value is taken: the mean cross-entropy of that epoch."""
+    random = torch.Generator().manual_seed(seed)
+    batches = math.ceil(len(pictures.images) / BATCH)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * batches)
+    for epoch in range(1, epochs + 1):
+        network.train()
+        total = 0.0
+        order = torch.randperm(len(pictures.images), generator=random).split(BATCH)
+        for chosen in track(order, f"epoch {epoch}", transient=True, disable=not sys.stdout.isatty()):
+            images, classes = augmented(pictures.images[chosen], random), pictures.classes[chosen]
+            loss = F.cross_entropy(network(normalised(images)), classes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(chosen)
+        yield total / len(pictures.images)
+
+
+def augmented(images: Tensor, random: torch.Generator) -> Tensor:
+    """(N, 3, H, W) uint8 pictures as float32 in 0..1, each moved, lit, made noisy and partly hidden at random.
+
+    None is mirrored: for traffic signs, left is not right.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.empty(len(images), *shape).uniform_(low, high, generator=random)
+
+    angle, scale, shear = uniform(-0.15, 0.15), uniform(0.85, 1.2), uniform(-0.1, 0.1)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    pose = torch.stack([cos, shear - sin, uniform(-0.12, 0.12), sin, cos, uniform(-0.12, 0.12)], dim=1)
+    grid = F.affine_grid(pose.view(-1, 2, 3), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images / 255, grid, padding_mode="reflection", align_corners=False)
+
+    mean = moved.mean((1, 2, 3), keepdim=True)
+    contrast, light = uniform(0.6, 1.3, 1, 1, 1), uniform(-0.5, 0.4, 1, 1, 1) + uniform(-0.1, 0.1, 3, 1, 1)
+    lit = (mean + contrast * (moved - mean)) * light.exp()
+    noisy = lit + uniform(0, 0.04, 1, 1, 1) * torch.randn(lit.shape, generator=random)
+
+    height, width = images.shape[2:]
+    top, left, tall, wide = (
+        uniform(*span, 1, 1, 1) for span in ((-0.5, 1), (0, 1), (0.1, 0.35), (0.1, 0.35))
+    )
+    y, x = torch.linspace(0, 1, height).view(-1, 1), torch.linspace(0, 1, width)
+    hidden = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
+    return torch.where(hidden, uniform(0, 1, 3, 1, 1), noisy).clamp(0, 1)
+
+
+def normalised(images: Tensor) -> Tensor:
+    """The model's input for (N, 3, H, W) pictures in 0..1."""
+    return (images - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, pictures: Pictures) -> float:
+    """The share of the pictures that are classified right."""
+    network.eval()
+    right = 0
+    for images, classes in zip(pictures.images.split(BATCH), pictures.classes.split(BATCH), strict=True):
+        right += int((network(normalised(images / 255)).argmax(1) == classes).sum())
+    return right / len(pictures.images)
+
+
+def save(network: nn.Module, weights: Path, size: int, labels: Sequence[str]) -> None:
+    """Write the state dict, and beside it the config."""
+    config = {
+        "architecture": "resnet18",
+        "image_size": [size, size],
+        "mean": MEAN,
+        "std": STD,
+        "labels": labels,
+    }
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), weights)
+    weights.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def train(options: argparse.Namespace, console: Console) -> None:
+    """Read, train, test, write."""
+    if options.data:
+        folders = class_folders(options.data)
+        pictures = read_folder(options.data, options.size, folders)
+    else:
+        folders = [f"{class_id:02d}" for class_id in range(len(signs.LABELS))]
+        console.print(f"drawing {options.drawn} signs")
+        pictures = drawn(options.drawn, options.seed, options.size)
+    labels = class_labels(folders, options.labels)
+    if options.test:
+        held_out = read_folder(options.test, options.size, folders)
+    else:
+        held_out = drawn(50 * len(signs.LABELS), options.seed + 1, options.size)
+
+    torch.manual_seed(options.seed)
+    network = ResNet18(len(folders), options.width)
+    for epoch, loss in enumerate(fit(network, pictures, options.epochs, options.seed), start=1):
+        console.print(f"epoch {epoch:3} of {options.epochs}: loss {loss:.4f}")
+    console.print(f"accuracy {accuracy(network, held_out):.2%} of {len(held_out.images)} held-out pictures")
+    save(network, options.out, options.size, labels)
+    console.print(f"wrote {options.out} and {options.out.with_suffix('.json').name}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m model_code.train", description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--data", type=Path, help="folder with one folder of pictures per class")
+    source.add_argument(
+        "--drawn", type=int, default=20_000, metavar="N", help="signs to draw (default: 20000)"
+    )
+    parser.add_argument(
+        "--test", type=Path, help="held-out folder like --data (default: drawn signs of another seed)"
+    )
+    parser.add_argument("--labels", type=Path, help="CSV file with the columns class_id and name")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the weights; the config goes beside it as .json"
+    )
+    parser.add_argument("--width", type=int, default=16, help="channels of the first layer (default: 16)")
+    parser.add_argument("--size", type=int, default=48, help="side of the model's pictures (default: 48)")
+    parser.add_argument("--epochs", type=int, default=12, help="(default: 12)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--threads", type=int, help="(default: torch's)")
+    options = parser.parse_args(arguments)
+    if options.data and not options.test:
+        parser.error("--data needs --test, a folder of pictures that are not trained on")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        train(options, Console())
+    except BadInputError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

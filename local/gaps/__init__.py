@@ -41,6 +41,11 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
     ),
     ("ministack.core.iam_evaluator", "_gather_role_policies", ["role_name", "account_id"]),
     ("ministack.core.iam_evaluator", "_service_principal_matches", ["principal", "service"]),
+    (
+        "ministack.core.iam_actions",
+        "request_tag_context",
+        ["service", "iam_action", "body", "params"],
+    ),
     ("ministack.core.lambda_runtime", "_PYTHON_WORKER_SCRIPT", None),
     ("ministack.core.lambda_runtime", "zipfile", None),
     ("ministack.core.lambda_runtime", "reset", []),

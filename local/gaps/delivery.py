@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from ministack.core import iam_evaluator
+from ministack.core import iam_actions, iam_evaluator
 from ministack.core.responses import request_scope
 from ministack.services import eventbridge, lambda_svc, sqs
 
@@ -55,6 +55,24 @@ def install(account: str) -> None:
 
     eventbridge._invoke_target = invoke_target
     eventbridge._dispatch_to_lambda = _dispatch_to_lambda
+    _know_put_events_conditions()
+
+
+def _know_put_events_conditions() -> None:
+    """PutEvents: the condition keys events:source and events:detail-type, which ministack never sets."""
+    tag_context = iam_actions.request_tag_context
+
+    def context(service: str, iam_action: str, body: bytes, params: dict[str, Any]) -> dict[str, Any]:
+        keys: dict[str, Any] = tag_context(service, iam_action, body, params)
+        if iam_action == "events:PutEvents":
+            entries = json.loads(body or b"{}").get("Entries", [])
+            for key, member in (("events:source", "Source"), ("events:detail-type", "DetailType")):
+                values = sorted({entry.get(member, "") for entry in entries})
+                # Of several values StringEquals holds for none; ForAnyValue and ForAllValues look at each.
+                keys[key] = values[0] if len(values) == 1 else values
+        return keys
+
+    iam_actions.request_tag_context = context
 
 
 def _deliver(

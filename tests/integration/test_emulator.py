@@ -116,6 +116,11 @@ def test_an_action_the_template_does_not_allow_is_denied(embedded_aws, small_sta
     assert invoke(embedded_aws, small_stack["Function"], {"probe": "forbidden"}) == "AccessDeniedException"
 
 
+def test_put_events_is_granted_by_source(embedded_aws, small_stack):
+    assert invoke(embedded_aws, small_stack["Function"], {"probe": "ours"}) == "put"
+    assert invoke(embedded_aws, small_stack["Function"], {"probe": "theirs"}) == "AccessDeniedException"
+
+
 def test_logs_are_in_cloudwatch(embedded_aws, small_stack, eventually):
     put(embedded_aws, small_stack, "in/log-poison.json")
     logs = embedded_aws.client("logs")

@@ -5,6 +5,7 @@ import os
 
 import boto3
 import marker
+from botocore.exceptions import ClientError
 
 TABLE = boto3.resource("dynamodb").Table(os.environ["TABLE"])
 
@@ -37,34 +38,43 @@ def note(key, event):
 
 
 def probe(what):
-    if what == "layer":
-        return marker.NAME
-    if what == "import":
-        try:
-            import moto  # noqa: F401 -- in the emulator's environment, in no layer
-        except ImportError as error:
-            return str(error)
-        return "found"
-    if what == "environment":
-        return sorted(os.environ)
-    if what == "forbidden":
-        try:
-            boto3.client("dynamodb").delete_table(TableName=os.environ["TABLE"])
-        except boto3.client("dynamodb").exceptions.ClientError as error:
-            return error.response["Error"]["Code"]
-        return "allowed"
-    if what == "publish":
-        try:
-            boto3.client("sns").publish(TopicArn=os.environ["TOPIC"], Message="hello")
-        except boto3.client("sns").exceptions.ClientError as error:
-            return error.response["Error"]["Code"]
-        return "published"
-    if what == "metric":
-        metrics = {
-            "Namespace": "Test",
-            "Dimensions": [["kind"]],
-            "Metrics": [{"Name": "Seen", "Unit": "Count"}],
-        }
-        print(json.dumps({"_aws": {"CloudWatchMetrics": [metrics]}, "kind": "a", "Seen": [2, 3]}))
-        return None
-    raise ValueError(what)
+    """Tries something, and says how it went."""
+    try:
+        return PROBES[what]()
+    except ClientError as error:
+        return error.response["Error"]["Code"]
+
+
+def missing_import():
+    try:
+        import moto  # noqa: F401 -- in the emulator's environment, in no layer
+    except ImportError as error:
+        return str(error)
+    return "found"
+
+
+def put_event(source):
+    boto3.client("events").put_events(Entries=[{"Source": source, "DetailType": "d", "Detail": "{}"}])
+    return "put"
+
+
+def publish():
+    boto3.client("sns").publish(TopicArn=os.environ["TOPIC"], Message="hello")
+    return "published"
+
+
+def embedded_metric():
+    metrics = {"Namespace": "Test", "Dimensions": [["kind"]], "Metrics": [{"Name": "Seen", "Unit": "Count"}]}
+    print(json.dumps({"_aws": {"CloudWatchMetrics": [metrics]}, "kind": "a", "Seen": [2, 3]}))
+
+
+PROBES = {
+    "layer": lambda: marker.NAME,
+    "import": missing_import,
+    "environment": lambda: sorted(os.environ),
+    "forbidden": lambda: boto3.client("dynamodb").delete_table(TableName=os.environ["TABLE"]),
+    "ours": lambda: put_event("ours"),
+    "theirs": lambda: put_event("theirs"),
+    "publish": publish,
+    "metric": embedded_metric,
+}

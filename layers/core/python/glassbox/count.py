@@ -32,7 +32,7 @@ class CountingSettings(Bounds):
     @property
     def shadows(self) -> frozenset[str]:
         """The variants that answer nobody (SHADOW_VARIANTS, separated by commas)."""
-        return frozenset(name.strip() for name in self.shadow_variants.split(","))
+        return frozenset(filter(None, map(str.strip, self.shadow_variants.split(","))))
 
 
 class Captures(Protocol):

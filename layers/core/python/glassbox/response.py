@@ -73,8 +73,8 @@ class ResponseForm:
             if encoding == "JSON" and data.startswith('{"predictions":'):
                 try:
                     return _OURS.decode(data).predictions
-                except msgspec.ValidationError:
-                    pass  # one of the other forms that have this member
+                except (msgspec.DecodeError, RecursionError):
+                    pass  # another form that has this member, or none: the way below says why
             return predictions(_decoded(data, encoding, content_type))
         return self._found(_decoded(data, encoding, content_type))
 

@@ -1,0 +1,47 @@
+"""Ten past the hour -> the monitor container over the hour before."""
+
+import functools
+import json
+import os
+
+import boto3
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+
+from glassbox.aws.objects import Objects
+from glassbox.aws.processing import ProcessingJobs
+from glassbox.monitor import MonitorSettings, read_time, start_monitor
+from glassbox.settings import from_env
+
+logger, tracer, metrics = Logger(), Tracer(), Metrics()
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+
+
+@functools.cache
+def build():
+    return functools.partial(
+        start_monitor,
+        settings=from_env(MonitorSettings, os.environ),
+        captures=Objects(boto3.client("s3")),
+        jobs=ProcessingJobs(boto3.client("sagemaker")),
+    )
+
+
+@tracer.capture_method(capture_response=False)
+def start(record):
+    try:
+        outcome, job = build()(read_time(json.loads(record.body)))
+    except Exception:  # the batch processor swallows it and reports the message as failed
+        logger.exception("no job was started", message_id=record.message_id)
+        raise
+    metrics.add_metric("MonitorJobs", MetricUnit.Count, outcome == "started")
+    logger.info(outcome, job=job)
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler(capture_response=False)
+@metrics.log_metrics
+def handler(event, context):
+    build()
+    return process_partial_response(event, start, processor, context)

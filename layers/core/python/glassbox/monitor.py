@@ -1,0 +1,183 @@
+"""Every hour: the monitor container as a processing job over the hour before."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from glassbox.capture import moment
+from glassbox.count import CountingSettings
+from glassbox.errors import BadInputError, ConflictError
+from glassbox.tally import WINDOW, Window
+
+SCHEDULE = "hourly"
+
+_ROOT = "/opt/ml/processing"
+_JOB_NAME_CHARACTERS = 63
+_INPUTS = 10  # that a processing job may have
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSettings(CountingSettings):
+    """Where captures lie and what the job runs on; the bounds are handed on to the container."""
+
+    endpoint_name: str
+    capture_bucket: str
+    capture_prefix: str
+    bucket: str
+    monitor_image: str
+    monitor_role_arn: str
+    monitor_instance_type: str = "ml.m5.large"
+
+
+class Folders(Protocol):
+    """See :class:`glassbox.aws.objects.Objects`."""
+
+    def folders(self, bucket: str, prefix: str) -> list[str]: ...
+    def any(self, bucket: str, prefix: str) -> bool: ...
+
+
+class ProcessingJobs(Protocol):
+    """See :class:`glassbox.aws.processing.ProcessingJobs`."""
+
+    def create(self, request: Mapping[str, Any]) -> None: ...
+
+
+def read_time(scheduled: Mapping[str, Any]) -> datetime:
+    """The ``time`` of the schedule's message (``<aws.scheduler.scheduled-time>``); BadInputError without one."""
+    try:
+        return moment(scheduled["time"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInputError(f"not a message of the schedule: {error!r}") from error
+
+
+def start_monitor(
+    scheduled: datetime, *, settings: MonitorSettings, captures: Folders, jobs: ProcessingJobs
+) -> tuple[str, str | None]:
+    """Start the job that judges the last full hour before ``scheduled``.
+
+    Its inputs are that hour's directory and the one before, since a file lies under the hour of its first record.
+    The name of the job is made from the window, so that SageMaker itself refuses it a second time.
+
+    Returns:
+        What was done (``"started"``, ``"started before"`` or ``"no data"``), and the name of the job.
+
+    Raises:
+        BadInputError: more inputs than a job may have, or SageMaker refuses the request.
+        RetryableError: AWS does not answer.
+    """
+    end = scheduled.replace(minute=0, second=0, microsecond=0)
+    window = Window(end - WINDOW, end)
+    inputs = _inputs(window, settings, captures)
+    if not inputs:
+        return "no data", None
+    name = job_name(settings.endpoint_name, window.start)
+    try:
+        jobs.create(_request(name, window, inputs, settings))
+    except ConflictError:
+        return "started before", name
+    return "started", name
+
+
+def job_name(endpoint: str, start: datetime) -> str:
+    """The job for the hour from ``start``; at most 63 characters, one name per endpoint and hour."""
+    stamp = f"{start:%Y%m%dt%H%M}"
+    room = _JOB_NAME_CHARACTERS - len("class-monitor--") - len(stamp)
+    if len(endpoint) > room:
+        endpoint = f"{endpoint[: room - 9].rstrip('-')}-{hashlib.sha256(endpoint.encode()).hexdigest()[:8]}"
+    return f"class-monitor-{endpoint}-{stamp}"
+
+
+def _inputs(window: Window, settings: MonitorSettings, captures: Folders) -> list[dict[str, Any]]:
+    """One input per variant and hour directory that holds something; shadows are left out."""
+    root = f"{settings.capture_prefix}/{settings.endpoint_name}/"
+    folders = [
+        f"{settings.endpoint_name}/{variant}/{hour:%Y/%m/%d/%H}"
+        for variant in captures.folders(settings.capture_bucket, root)
+        if variant not in settings.shadows
+        for hour in (window.start - timedelta(hours=1), window.start)
+        if captures.any(settings.capture_bucket, f"{root}{variant}/{hour:%Y/%m/%d/%H}/")
+    ]
+    inputs = [
+        _input(
+            f"capture-{number}",
+            f"s3://{settings.capture_bucket}/{settings.capture_prefix}/{folder}",
+            f"{_ROOT}/input/endpoint/{folder}",
+        )
+        for number, folder in enumerate(folders, 1)
+    ]
+    if inputs and settings.baseline_statistics:
+        inputs.append(_input("baseline", settings.baseline_statistics, f"{_ROOT}/baseline"))
+    if len(inputs) > _INPUTS:
+        raise BadInputError(f"{len(inputs)} inputs from {window}: a processing job takes {_INPUTS}")
+    return inputs
+
+
+def _input(name: str, uri: str, path: str) -> dict[str, Any]:
+    return {
+        "InputName": name,
+        "S3Input": {
+            "S3Uri": uri,
+            "LocalPath": path,
+            "S3DataType": "S3Prefix",
+            "S3InputMode": "File",
+            "S3DataDistributionType": "FullyReplicated",
+        },
+    }
+
+
+def _request(
+    name: str, window: Window, inputs: list[dict[str, Any]], settings: MonitorSettings
+) -> dict[str, Any]:
+    return {
+        "ProcessingJobName": name,
+        "AppSpecification": {"ImageUri": settings.monitor_image},
+        "RoleArn": settings.monitor_role_arn,
+        "Environment": _environment(window, settings),
+        "ProcessingInputs": inputs,
+        "ProcessingOutputConfig": {
+            "Outputs": [
+                {
+                    "OutputName": "report",
+                    "S3Output": {
+                        "S3Uri": f"s3://{settings.bucket}/monitoring/{settings.endpoint_name}/{SCHEDULE}"
+                        f"/{window.start:%Y/%m/%d/%H}",
+                        "LocalPath": f"{_ROOT}/output",
+                        "S3UploadMode": "EndOfJob",
+                    },
+                }
+            ]
+        },
+        "ProcessingResources": {
+            "ClusterConfig": {
+                "InstanceCount": 1,
+                "InstanceType": settings.monitor_instance_type,
+                "VolumeSizeInGB": 20,
+            }
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": 1800},
+    }
+
+
+def _environment(window: Window, settings: MonitorSettings) -> dict[str, str]:
+    """The contract's environment and the bounds, under the names they have everywhere."""
+    bounds = {
+        field.name.upper(): str(value)
+        for field in dataclasses.fields(CountingSettings)
+        if (value := getattr(settings, field.name)) not in (None, "")
+    }
+    if settings.baseline_statistics:
+        del bounds["BASELINE_STATISTICS"]
+        bounds["baseline_statistics"] = f"{_ROOT}/baseline/{settings.baseline_statistics.rpartition('/')[2]}"
+    return bounds | {
+        "dataset_format": '{"sagemakerCaptureJson": {"captureIndexNames": ["endpointInput","endpointOutput"]}}',
+        "dataset_source": f"{_ROOT}/input/endpoint",
+        "output_path": f"{_ROOT}/output",
+        "publish_cloudwatch_metrics": "Disabled",
+        "sagemaker_endpoint_name": settings.endpoint_name,
+        "sagemaker_monitoring_schedule_name": SCHEDULE,
+        "start_time": f"{window.start:%Y-%m-%dT%H:%M:%SZ}",
+        "end_time": f"{window.end:%Y-%m-%dT%H:%M:%SZ}",
+    }

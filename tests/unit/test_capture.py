@@ -1,0 +1,237 @@
+import io
+import json
+import tracemalloc
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import captures
+from glassbox.capture import LINE_BYTES, Record, Unreadable, chunks, lines, moment, read, read_key
+from glassbox.errors import BadInputError
+from glassbox.response import ResponseForm, UnreadableError
+
+
+def read_all(*texts, form=None):
+    return list(read([b"\n".join(texts)], "file.jsonl", form))
+
+
+def labels(records):
+    return [p.label for r in records for p in r.predictions]
+
+
+@pytest.mark.parametrize("output", ["JSON", "CSV", "BASE64"])
+@pytest.mark.parametrize("input_", ["JSON", "CSV", "BASE64", None])
+def test_each_side_has_its_own_encoding(input_, output):
+    types = {"JSON": "application/json", "CSV": "text/csv; charset=utf-8", "BASE64": "application/x-npy"}
+    record = captures.record("14", encoding=output, content_type=types[output].replace("x-npy", "json"))
+    if input_ is None:
+        del record["captureData"]["endpointInput"]
+    else:
+        data = {
+            "JSON": '{"instances": ["\\"endpointOutput\\":{"]}',
+            "CSV": "1,2\n3,4",
+            "BASE64": captures.NPY,
+        }[input_]
+        record["captureData"]["endpointInput"] = captures.side(data, input_, types[input_], "INPUT")
+    assert labels(read_all(json.dumps(record).encode())) == [14]
+
+
+def test_the_documented_record_reads():
+    """The CSV record of the developer guide's notebook; its output is a regression's, not a class."""
+    line = (
+        b'{"captureData":{"endpointInput":{"observedContentType":"text/csv","mode":"INPUT","data":"92,0,176.3",'
+        b'"encoding":"CSV"},"endpointOutput":{"observedContentType":"text/csv; charset=utf-8","mode":"OUTPUT",'
+        b'"data":"0.0391250215470790","encoding":"CSV"}},"eventMetadata":{"eventId":"d8156fb6-7a1c-4a3b-9a65-'
+        b'fd2f4a1bb5d8","inferenceTime":"2022-04-18T00:21:48Z"},"eventVersion":"0"}'
+    )
+    (regression,) = read_all(line)
+    assert (regression.line, regression.time) == (1, "2022-04-18T00:21:48Z")
+    assert "no class" in regression.reason
+    (record,) = read_all(line.replace(b"0.0391250215470790", b"1"))
+    assert labels([record]) == [1]
+
+
+def test_unknown_members_and_null_types_do_not_matter():
+    record = captures.record("[[14]]", invocationSource="ShadowExperiment", inferenceId="x")
+    record["captureData"]["endpointOutput"]["observedContentType"] = None
+    record["new"] = {"deep": [1, {"x": None}]}
+    assert labels(read_all(json.dumps(record, indent=None).encode())) == [14]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "replayed"),
+    [
+        (["glassbox-replay=17"], True),
+        (["trace=1", " glassbox-replay=17"], True),
+        (["trace=1,glassbox-replay=17"], True),
+        ("trace=1, glassbox-replay=17", True),
+        (["glassbox-replayed=17"], False),
+        (["note=glassbox-replay"], False),
+        ([], False),
+    ],
+)
+def test_a_replayed_request_is_no_traffic(attributes, replayed):
+    (record,) = read_all(captures.line("[[14]]", customAttributes=attributes))
+    assert record.replayed is replayed
+    assert labels([record]) == ([] if replayed else [14])
+
+
+def test_a_replay_that_failed_is_no_unreadable_traffic():
+    (record,) = read_all(captures.line("oops", customAttributes=["glassbox-replay=1"]))
+    assert record == Record("2026-11-23T10:00:01Z", (), True)
+
+
+def spoilt(**changes):
+    record = captures.record("[[14]]")
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        node = record
+        for name in parents:
+            node = node[name]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+    return json.dumps(record).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "time"),
+    [
+        (b"oops", "not a capture record", None),
+        (b"{}", "not a capture record.*captureData", None),
+        (b"[1]", "not a capture record", None),
+        (captures.line("[[14]]")[:-20], "not a capture record.*truncated", None),
+        (captures.line("[[14]]").replace(b"[[14]]", b"[[1\xff4]]"), "not a capture record.*utf-8", None),
+        (b"[" * 200_000, "not a capture record", None),
+        (b'{"captureData":' * 100_000, "not a capture record", None),
+        (spoilt(eventMetadata__inferenceTime=None), "inferenceTime", None),
+        (spoilt(eventMetadata__inferenceTime="soon"), "'soon' is no time", None),
+        (spoilt(eventMetadata__inferenceTime="0001-01-01T00:00:00Z"), "centuries away", None),
+        (spoilt(eventMetadata__inferenceTime="9999-12-31T23:59:59-14:00"), "is no time|centuries", None),
+        (spoilt(eventMetadata__inferenceTime="2" * 50), "not a capture record", None),
+        (spoilt(captureData__endpointOutput=None), "no output", "2026-11-23T10:00:01Z"),
+        (spoilt(captureData__endpointOutput__data=None), "data", None),
+        (spoilt(captureData__endpointOutput__data=14), "Expected `str`", None),
+        (spoilt(captureData__endpointOutput__data="oops"), "not JSON", "2026-11-23T10:00:01Z"),
+        (spoilt(captureData__endpointOutput__encoding="BASE64"), "not base64", "2026-11-23T10:00:01Z"),
+    ],
+)
+def test_a_line_that_cannot_be_read_says_where_and_why_and_the_others_count(line, reason, time):
+    first, bad, last = read_all(captures.line("[[1]]"), line, captures.line("[[2]]"))
+    assert labels([first, last]) == [1, 2]
+    assert isinstance(bad, Unreadable)
+    assert (bad.source, bad.line, bad.time) == ("file.jsonl", 2, time)
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(str(bad))
+
+
+def test_blank_lines_are_numbered_but_are_no_records():
+    records = list(read([b"\n\r\n" + captures.line("[[1]]") + b"\r\n \n" + b"oops\n\n"], "file.jsonl"))
+    assert labels(records[:1]) == [1]
+    assert [r.line for r in records[1:]] == [5]
+
+
+def test_a_form_is_used():
+    (record,) = read_all(captures.line({"best": 14}), form=ResponseForm("best"))
+    assert labels([record]) == [14]
+
+
+@given(st.binary(max_size=200).map(lambda b: b.replace(b"\r", b"\n")), st.integers(1, 20))
+def test_lines_are_the_same_however_the_bytes_arrive(data, size):
+    pieces = [data[i : i + size] for i in range(0, len(data), size)]
+    assert list(lines(pieces)) == (data.removesuffix(b"\n").split(b"\n") if data else [])
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"oops", captures.line("[[1]]"), b"", b'{"captureData":{}}', b"\xff"]), max_size=6
+    )
+)
+def test_no_line_is_lost_and_none_counts_twice(texts):
+    records = list(read([b"\n".join(texts)], "x"))
+    assert len([r for r in records if isinstance(r, Record)]) == texts.count(captures.line("[[1]]"))
+    assert len(records) == len([t for t in texts if t])
+
+
+def test_a_line_of_50_mb_is_unreadable_and_is_not_held():
+    def file():
+        yield captures.line("[[1]]") + b'\n{"captureData":"'
+        for _ in range(800):
+            yield b"x" * (1 << 16)
+        yield b'"}\n' + captures.line("[[2]]")
+
+    tracemalloc.start()
+    first, bad, last = read(file(), "file.jsonl")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert labels([first, last]) == [1, 2]
+    assert (bad.line, bad.reason) == (2, "longer than 32 MiB")
+    assert peak < 2 * LINE_BYTES
+
+
+def test_the_last_line_may_be_too_long_as_well():
+    *_, bad = read((b"x" * (1 << 20) for _ in range(40)), "file.jsonl")
+    assert bad.reason == "longer than 32 MiB"
+
+
+def test_a_large_input_is_passed_over_without_being_held():
+    record = captures.record("[[14]]")
+    record["captureData"]["endpointInput"]["data"] = "A" * 8_000_000
+    line = json.dumps(record).encode()
+    tracemalloc.start()
+    assert labels(read(chunks(io.BytesIO(line)), "file.jsonl")) == [14]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * len(line)  # the line and its pieces, no decoded input
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("2026-11-23T10:00:01Z", (10, 0, 1)),
+        ("2026-11-23T10:00:01.123456Z", (10, 0, 1)),
+        ("2026-11-23T12:00:01+02:00", (10, 0, 1)),
+        ("2026-11-23T10:00:01", (10, 0, 1)),
+    ],
+)
+def test_times_are_utc(time, expected):
+    read = moment(time)
+    assert read.tzinfo is UTC
+    assert (read.hour, read.minute, read.second) == expected
+
+
+def test_what_is_no_time_says_so():
+    with pytest.raises(UnreadableError, match="10 o'clock"):
+        moment("10 o'clock")
+
+
+@pytest.mark.parametrize("prefix", ["", "capture/", "a/b-c/d=e/2026/11/23/10/"])
+def test_a_key_is_read_from_the_right(prefix):
+    assert read_key(f"{prefix}traffic-signs/AllTraffic/2026/11/23/10/20-02-871-uuid.jsonl") == (
+        "traffic-signs",
+        "AllTraffic",
+        datetime(2026, 11, 23, 10, tzinfo=UTC),
+    )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "capture/traffic-signs/AllTraffic/2026/11/23/10/",
+        "capture/traffic-signs/AllTraffic/2026/11/23/10/x.json",
+        "capture/traffic-signs/AllTraffic/2026/11/23/x.jsonl",
+        "AllTraffic/2026/11/23/10/x.jsonl",
+        "capture/traffic-signs/AllTraffic/2026/13/23/10/x.jsonl",
+        "capture/traffic-signs/AllTraffic/2026/11/23/24/x.jsonl",
+        "capture/traffic-signs/AllTraffic/0000/11/23/10/x.jsonl",
+        "capture/traffic-signs/AllTraffic/0001/01/01/00/x.jsonl",
+        "capture/traffic/signs!/2026/11/23/10/x.jsonl",
+    ],
+)
+def test_another_key_is_bad_input(key):
+    with pytest.raises(BadInputError, match="not the key of a capture file"):
+        read_key(key)

@@ -9,7 +9,7 @@ The terms of this sum make the map (equation 8, ψ as in the authors' code: abso
 channels and pixels, bilinear interpolation), and whether they really add up to the logit says how far to trust it.
 """
 
-import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -28,10 +28,13 @@ RESCALE_EPS = 1e-6
 
 RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-4, 1e-6
 
+MAX_PIXELS = 1 << 22
+"""Of all pictures of one step together; a request body of 6 MiB holds about half as many."""
+
 CHANNELS, MIN_ABS, MAX_ABS, SUM, SUM_ABS = range(len(tensor_names.STATS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FullGradient:
     """The full gradient of N logits.
 
@@ -56,7 +59,7 @@ class Layer:
     """Σ|terms| of the layer / Σ|terms| of all, 0..1."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """Why one picture got its class: ``target``, the class whose logit was differentiated."""
 
@@ -95,8 +98,9 @@ class Explanation:
 
     @property
     def relative_error(self) -> float | None:
-        """The completeness error relative to the logit; None for a logit of 0."""
-        return self.residual / abs(self.logit) if self.logit else None
+        """The completeness error relative to the logit; None where that is no number (a logit of 0)."""
+        relative = self.residual / abs(self.logit) if self.logit else math.inf
+        return relative if math.isfinite(relative) else None
 
     @property
     def faithful(self) -> bool:
@@ -136,11 +140,9 @@ def full_gradient(
     """
     reduced = [_reduce_image(image, image_gradient)]
     for name, (bias, gradient) in bias_terms.items():
-        if len(gradient) != len(image) or gradient.shape[1:2] != bias.shape:
-            raise ValueError(
-                f"{name}: gradient {gradient.shape} does not fit bias {bias.shape}, N {len(image)}"
-            )
-        reduced.append(_reduce_bias(bias, gradient))
+        if len(gradient) != len(image):
+            raise ValueError(f"{name}: gradient {gradient.shape} does not fit image {image.shape}")
+        reduced.append(_reduce_bias(name, bias, gradient))
     stats = np.stack([s for s, _ in reduced], 1)
     return FullGradient(
         _saliency(stats, [m for _, m in reduced]), stats[..., SUM].sum(1), stats[..., SUM_ABS].sum(1)
@@ -163,22 +165,27 @@ def _explain(trace: Trace) -> list[Explanation]:
     meta = trace.meta
     picture = _tensor(trace, tensor_names.PICTURE, "u1", 4)
     n, height, width, channels = picture.shape
-    if channels not in (1, 3) or not height * width:
-        raise ValueError(f"{tensor_names.PICTURE} {picture.shape} is no picture")
+    if channels not in (1, 3) or n * height * width > MAX_PIXELS:
+        raise ValueError(
+            f"{tensor_names.PICTURE} {picture.shape} is no picture of at most {MAX_PIXELS} pixels"
+        )
     logits = _tensor(trace, tensor_names.LOGITS, "f4", 2, n).astype(np.float64)
     target = _tensor(trace, tensor_names.TARGET, "i8", 1, n)
     if not ((target >= 0) & (target < logits.shape[1])).all():
         raise ValueError(f"{tensor_names.TARGET} {target.tolist()} is no class of {logits.shape[1]}")
     if meta.labels is not None and len(meta.labels) != n:
         raise ValueError(f"{len(meta.labels)} labels for {n} samples")
-    stats, maps = (_reduced if meta.form == tensor_names.REDUCED else _full)(trace, n)
-    if maps[0] is None or maps[0].shape[1:] != (height, width):
-        raise ValueError(f"the map of the input does not fit the picture {picture.shape}")
-    if not (np.isfinite(logits).all() and np.isfinite(stats).all()):
-        raise ValueError("logits or terms are not finite")
-    saliency = _saliency(stats, maps)
-    probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities /= probabilities.sum(1, keepdims=True)
+    # What a broken file holds may overflow; it is refused below, by what came out.
+    with np.errstate(all="ignore"):
+        stats, maps = (_reduced if meta.form == tensor_names.REDUCED else _full)(trace, n)
+        saliency = _saliency(stats, maps)
+        if saliency.shape != (n, height, width):
+            raise ValueError(f"a map of {saliency.shape} does not fit the picture {picture.shape}")
+        totals = stats.sum(1)
+        probabilities = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities /= probabilities.sum(1, keepdims=True)
+    if not all(np.isfinite(values).all() for values in (logits, totals, saliency)):
+        raise ValueError("logits, terms or maps are not finite")
     return [
         Explanation(
             step=trace.step,
@@ -192,8 +199,8 @@ def _explain(trace: Trace) -> list[Explanation]:
             logit=float(logits[i, target[i]]),
             probability=float(probabilities[i, target[i]]),
             probabilities=probabilities[i],
-            total=float(stats[i, :, SUM].sum()),
-            sum_abs=float(stats[i, :, SUM_ABS].sum()),
+            total=float(totals[i, SUM]),
+            sum_abs=float(totals[i, SUM_ABS]),
             layers=_layers(stats[i], meta.modules),
             inexact=meta.inexact,
             request=meta.request,
@@ -215,7 +222,12 @@ def _tensor(trace: Trace, name: str, dtype: str, ndim: int | None = None, n: int
     tensor = trace.tensors.get(name)
     if tensor is None:
         raise ValueError(f"no tensor {name}")
-    if tensor.dtype != dtype or (ndim and tensor.ndim != ndim) or (n and len(tensor) != n) or not tensor.size:
+    if (
+        tensor.dtype != dtype
+        or not tensor.size
+        or (ndim and tensor.ndim != ndim)
+        or (n and tensor.shape[:1] != (n,))
+    ):
         raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} does not fit the format")
     return tensor
 
@@ -225,9 +237,12 @@ def _reduced(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
     stats = _tensor(trace, tensor_names.STATS_TENSOR, "f8", 3, n)
     if stats.shape[1:] != (len(names), len(tensor_names.STATS)):
         raise ValueError(f"{tensor_names.STATS_TENSOR} {stats.shape} does not fit {len(names)} modules")
+    low, high, sum_abs = (stats[..., column] for column in (MIN_ABS, MAX_ABS, SUM_ABS))
+    if not ((low >= 0) & (low <= high) & (sum_abs >= 0)).all():
+        raise ValueError(f"{tensor_names.STATS_TENSOR}: absolute values contradict each other")
     return stats, [
-        _tensor(trace, name, "f4", 3, n) if name in trace.tensors else None
-        for name in map(tensor_names.abs_map, names)
+        _tensor(trace, name, "f4", 3, n) if name in trace.tensors or i == 0 else None
+        for i, name in enumerate(map(tensor_names.abs_map, names))
     ]
 
 
@@ -236,23 +251,25 @@ def _full(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
     reduced = [_reduce_image(image, _tensor(trace, tensor_names.IMAGE_GRADIENT, "f4", 4, n))]
     for module in trace.meta.modules:
         gradient = _tensor(trace, tensor_names.output_gradient(module.name), "f4", None, n)
-        bias = _bias(trace, module)
-        if gradient.shape[1:2] != bias.shape:
-            raise ValueError(f"{module.name}: gradient {gradient.shape} does not fit bias {bias.shape}")
-        reduced.append(_reduce_bias(bias, gradient))
+        if module.type == "Linear" and gradient.ndim > 2:
+            # A Linear that is applied along other axes keeps its features last, and makes no map.
+            gradient = gradient.reshape(n, -1, gradient.shape[-1]).swapaxes(1, 2)
+        reduced.append(_reduce_bias(module.name, _bias(trace, module), gradient))
     return np.stack([stats for stats, _ in reduced], 1), [map_ for _, map_ in reduced]
 
 
 def _bias(trace: Trace, module: Module) -> Array:
-    def parameter(name: str) -> Array:
-        return _tensor(trace, tensor_names.parameter(trace.meta.model, module.name, name), "f4", 1)
+    def vector(name: str, default: float | None = None) -> Array:
+        if default is not None and name not in trace.tensors:
+            return np.full_like(mean, default)
+        return _tensor(trace, name, "f4", 1)
 
+    weight, bias = (tensor_names.parameter(trace.meta.model, module.name, p) for p in ("weight", "bias"))
     if not module.type.startswith("BatchNorm"):
-        return parameter("bias")
-    mean, var = (
-        _tensor(trace, tensor_names.running(module.name, s), "f4", 1) for s in ("running_mean", "running_var")
-    )
-    return effective_bias_bn(parameter("weight"), parameter("bias"), mean, var, module.eps)
+        return vector(bias)
+    mean, var = (vector(tensor_names.running(module.name, s)) for s in ("running_mean", "running_var"))
+    # A BatchNorm with affine=False has neither parameter.
+    return effective_bias_bn(vector(weight, 1.0), vector(bias, 0.0), mean, var, module.eps)
 
 
 def _reduce_image(image: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
@@ -261,8 +278,10 @@ def _reduce_image(image: Array, gradient: Array) -> tuple[Float64, Float32 | Non
     return _reduce(image * gradient)
 
 
-def _reduce_bias(bias: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
-    return _reduce(bias.astype(np.float32).reshape(-1, *[1] * (gradient.ndim - 2)) * gradient)
+def _reduce_bias(name: str, bias: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
+    if gradient.shape[1:2] != bias.shape:
+        raise ValueError(f"{name}: gradient {gradient.shape} does not fit bias {bias.shape}")
+    return _reduce(bias.astype(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 2)) * gradient)
 
 
 def _reduce(term: Float32) -> tuple[Float64, Float32 | None]:
@@ -288,25 +307,22 @@ def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
     for row, sum_abs in zip(stats.transpose(1, 0, 2), maps, strict=True):
         if sum_abs is None:
             continue
-        low, high = row[:, MIN_ABS], row[:, MAX_ABS]
-        scale = 1 / (high - low + RESCALE_EPS)
-        rescaled = (sum_abs - (row[:, CHANNELS] * low)[:, None, None]) * scale[:, None, None]
+        low, high = row[:, MIN_ABS, None, None], row[:, MAX_ABS, None, None]
+        rescaled = (sum_abs - row[:, CHANNELS, None, None] * low) / (high - low + RESCALE_EPS)
         size = sum_abs.shape[1:]
         by_size[size] = by_size[size] + rescaled if size in by_size else rescaled
-    (height, width) = next(iter(by_size))
-    total = sum(_interpolation(h, height) @ m @ _interpolation(w, width).T for (h, w), m in by_size.items())
-    # Σ|t| is rounded and may fall below C·min by a rounding error.
+    (height, width), total = next(iter(by_size.items()))
+    for smaller in list(by_size.values())[1:]:
+        total = total + _interpolate(_interpolate(smaller, height, 1), width, 2)
+    # Σ|t| is rounded, and may fall below C·min by as much.
     return np.maximum(total, 0).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=256)
-def _interpolation(n_in: int, n_out: int) -> Float64:
-    """(n_out, n_in): linear interpolation that keeps the corners (``align_corners=True``) as a matrix."""
-    position = np.linspace(0, n_in - 1, n_out) if n_out > 1 else np.zeros(1)
-    left = np.minimum(position.astype(int), max(n_in - 2, 0))
-    matrix = np.zeros((n_out, n_in))
-    rows = np.arange(n_out)
-    matrix[rows, left] = 1 - (position - left)
-    if n_in > 1:
-        matrix[rows, left + 1] = position - left
-    return matrix
+def _interpolate(maps: Float64, size: int, axis: int) -> Float64:
+    """Linear interpolation along one axis that keeps the corners (``align_corners=True``)."""
+    last = maps.shape[axis] - 1
+    position = np.linspace(0, last, size) if size > 1 else np.zeros(1)
+    left = position.astype(int)
+    weight = np.expand_dims(position - left, tuple(a for a in range(maps.ndim) if a != axis))
+    right = np.minimum(left + 1, last)
+    return np.asarray(maps.take(left, axis) * (1 - weight) + maps.take(right, axis) * weight)

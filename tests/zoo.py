@@ -164,11 +164,11 @@ def grayscale():
 
 
 def pixel():
-    """Down to maps of 1×1 and a single channel, with a fully convolutional head and BatchNorms of every kind."""
+    """Down to maps of 1×1 through a single channel, with BatchNorms of every kind."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8, affine=False), nn.LeakyReLU(0.1),
-        nn.Conv2d(8, 1, 3, 2, 1), nn.BatchNorm2d(1, eps=1e-3), nn.PReLU(),
-        nn.AdaptiveMaxPool2d(1), nn.Conv2d(1, 16, 1), nn.ReLU(), nn.Flatten(),
+        nn.Conv2d(3, 1, 3, 2, 1), nn.BatchNorm2d(1, eps=1e-3), nn.PReLU(),
+        nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8, affine=False), nn.LeakyReLU(0.1),
+        nn.AdaptiveMaxPool2d(1), nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Flatten(),
         nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10, bias=False),
     )  # fmt: skip
 

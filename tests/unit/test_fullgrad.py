@@ -1,0 +1,540 @@
+"""The full gradient against torch autograd, the authors' loop, the article's loop, and numbers worked out by hand."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import traces
+import zoo
+from glassbox import tensor_names
+from glassbox.errors import BadInputError
+from glassbox.fullgrad import effective_bias_bn, explain, full_gradient
+
+EXACT = [name for name, net in zoo.ZOO.items() if net.exact]
+INEXACT = [name for name, net in zoo.ZOO.items() if not net.exact]
+
+
+def arrays(terms):
+    """The arguments of ``full_gradient``."""
+    modules = {name: (bias.numpy(), gradient.numpy()) for name, (bias, gradient) in terms.modules.items()}
+    return terms.image.numpy(), terms.image_gradient.numpy(), modules
+
+
+def chosen_logit(terms):
+    return terms.logits.gather(1, terms.target[:, None])[:, 0].double().numpy()
+
+
+def authors_map(terms):
+    """As the authors compute it (github.com/idiap/fullgrad-saliency, saliency/fullgrad.py), here with our own names."""
+
+    def rescaled(term):
+        term = term.abs()
+        term = term - term.flatten(1).min(1).values.view(-1, 1, 1, 1)
+        return term / (term.flatten(1).max(1).values.view(-1, 1, 1, 1) + 1e-6)
+
+    size = terms.image.shape[2:]
+    total = rescaled(terms.image * terms.image_gradient).sum(1)
+    for bias, gradient in terms.modules.values():
+        if gradient.ndim == 4:
+            term = rescaled(bias.view(1, -1, 1, 1) * gradient)
+            total = total + F.interpolate(term, size, mode="bilinear", align_corners=True).sum(1)
+    return total.numpy()
+
+
+def article_map(image, image_gradient, bias_terms):
+    """As the article's notebook computes it for one square picture: one zoom per channel."""
+
+    def normalize(x):
+        return (x - x.min()) / (x.max() - x.min())
+
+    total = normalize(np.abs(image * image_gradient)[0]).sum(0)
+    for bias, gradient in bias_terms.values():
+        if gradient.ndim == 4:
+            for channel in normalize(np.abs(bias.reshape(-1, 1, 1) * gradient[0])):
+                total = total + scipy.ndimage.zoom(channel, image.shape[2] / gradient.shape[2], order=1)
+    return total
+
+
+class TestByHand:
+    """A network of two layers on a picture of two pixels, worked out on paper.
+
+    Layer 1, a 1×1 convolution: z = 2x − 1, ReLU. Layer 2, linear: f = 3·a₀ − 2·a₁ + 0.5. Picture x = (2, 0.25).
+    z = (3, −0.5), a = (3, 0), f = 9.5. Only pixel 0 passes the ReLU: ∂f/∂z = (3, 0), ∂f/∂x = (6, 0).
+    Terms: input 2·6 = 12, bias of layer 1 −1·3 = −3, bias of layer 2 0.5. Their sum is 9.5 = f.
+    """
+
+    def test_terms_and_map(self):
+        image = np.array([[[[2.0, 0.25]]]], np.float32)
+        gradient = np.array([[[[6.0, 0.0]]]], np.float32)
+        found = full_gradient(
+            image,
+            gradient,
+            {
+                "layer1": (np.array([-1.0], np.float32), np.array([[[[3.0, 0.0]]]], np.float32)),
+                "layer2": (np.array([0.5], np.float32), np.array([[1.0]], np.float32)),
+            },
+        )
+        assert found.total.tolist() == [9.5]
+        assert found.sum_abs.tolist() == [15.5]
+        # |12|, |0| -> 12/(12 + 1e-6); |−3|, |0| -> 3/(3 + 1e-6); the linear layer makes no map.
+        assert found.saliency.tolist() == [[[pytest.approx(2.0, abs=1e-6), 0.0]]]
+        assert (found.saliency.dtype, found.total.dtype) == (np.float32, np.float64)
+
+    def test_effective_bias(self):
+        """bias − mean · weight / √(var + eps): 1 − 2 · 3 / √(4 + 5) = −1, and 0.5 + 1 · 2 / √(0 + 0.25) = 4.5."""
+        found = effective_bias_bn(
+            *(np.array(v, np.float32) for v in ([3, 2], [1, 0.5], [2, -1], [4, 0])), eps=np.array([5, 0.25])
+        )
+        assert found.tolist() == [-1.0, 4.5]
+
+    def test_interpolation_adds_channels_and_layers(self):
+        """A 2×2 map of two channels on a 3×3 picture: corners keep their values, the middle is their mean."""
+        zero = np.zeros((1, 1, 3, 3), np.float32)
+        gradient = np.array([[[[1, 0], [0, 0]], [[0, 0], [0, 2]]]], np.float32)
+        found = full_gradient(zero, zero, {"conv": (np.ones(2, np.float32), gradient)}).saliency[0]
+        expected = [[0.5, 0.25, 0], [0.25, 0.375, 0.5], [0, 0.5, 1]]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+class TestAgainstAutograd:
+    @pytest.mark.parametrize("name", EXACT)
+    def test_the_terms_are_the_logit(self, name):
+        """Proposition 1 of the paper, in float64: what is left over in float32 is rounding, not the decomposition."""
+        terms = zoo.autograd_terms(*zoo.build(name))
+        found = full_gradient(*arrays(terms))
+        np.testing.assert_allclose(found.total, chosen_logit(terms), rtol=1e-12)
+
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("name", EXACT)
+    def test_float32_residual(self, name, seed):
+        """At most 1e-5 of the logit for the predicted class, at most 5e-7 of Σ|terms| for any class."""
+        model, image = zoo.build(name, seed)
+        predicted = zoo.autograd_terms(model, image, dtype=torch.float32)
+        found = full_gradient(*arrays(predicted))
+        logit = chosen_logit(predicted)
+        assert (np.abs(found.total - logit) <= 1e-5 * np.abs(logit)).all()
+        for target in range(0, predicted.logits.shape[1], 3):
+            terms = zoo.autograd_terms(model, image, torch.full((len(image),), target), torch.float32)
+            found = full_gradient(*arrays(terms))
+            assert (np.abs(found.total - chosen_logit(terms)) <= 5e-7 * found.sum_abs).all()
+
+    @pytest.mark.parametrize("name", EXACT)
+    def test_every_layer(self, name, tmp_path):
+        """Each layer's contribution and share, from the stored trace, are those of autograd in float64."""
+        model, image = zoo.build(name)
+        terms = zoo.autograd_terms(model, image)
+        for form in (traces.reduced, traces.full):
+            folder = tmp_path / form.__name__
+            found = explain(traces.read_step(folder, traces.write_step(folder, form(terms, model))))
+            for i, explanation in enumerate(found):
+                parts = {"input": terms.image * terms.image_gradient}
+                for module, (bias, gradient) in terms.modules.items():
+                    parts[module] = bias.view(1, -1, *[1] * (gradient.ndim - 2)) * gradient
+                total = sum(part[i].abs().sum() for part in parts.values())
+                assert [layer.name for layer in explanation.layers] == list(parts)
+                for layer in explanation.layers:
+                    part = parts[layer.name][i]
+                    tolerance = 1e-6 * float(part.abs().sum())
+                    assert layer.contribution == pytest.approx(float(part.sum()), abs=tolerance)
+                    assert layer.share == pytest.approx(float(part.abs().sum() / total), rel=1e-5, abs=1e-9)
+                assert sum(layer.share for layer in explanation.layers) == pytest.approx(1)
+                assert explanation.faithful
+
+    def test_the_batch_changes_nothing(self):
+        model, image = zoo.build("ResNet18 (BasicBlock)", samples=4)
+        together = full_gradient(*arrays(zoo.autograd_terms(model, image)))
+        for i in range(4):
+            alone = full_gradient(*arrays(zoo.autograd_terms(model, image[i : i + 1])))
+            np.testing.assert_allclose(together.saliency[i], alone.saliency[0], rtol=1e-5, atol=1e-5)
+            assert together.total[i] == pytest.approx(alone.total[0])
+
+
+class TestAgainstTheAuthors:
+    @pytest.mark.parametrize("name", list(zoo.ZOO))
+    def test_same_map(self, name):
+        terms = zoo.autograd_terms(*zoo.build(name), dtype=torch.float32)
+        ours, theirs = full_gradient(*arrays(terms)).saliency, authors_map(terms)
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() < 1e-5 * (theirs.max() - theirs.min())
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.tuples(*[st.integers(1, 9)] * 4))
+    def test_interpolation_of_any_size(self, sizes):
+        """Corners kept, as ``align_corners=True`` does, also from and to a single row."""
+        h, w, height, width = sizes
+        gradient = torch.arange(h * w).float().view(1, 1, h, w).cos()
+        zero = np.zeros((1, 1, height, width), np.float32)
+        found = full_gradient(zero, zero, {"conv": (np.ones(1, np.float32), gradient.numpy())}).saliency
+        low, high = gradient.abs().min(), gradient.abs().max()
+        rescaled = (gradient.abs() - low) / (high - low + 1e-6)
+        expected = F.interpolate(rescaled, (height, width), mode="bilinear", align_corners=True)
+        np.testing.assert_allclose(found, expected[:, 0], atol=1e-6)
+
+
+class TestAgainstTheArticle:
+    """Its formula has no eps, and its loop zooms channel by channel; with eps = 0 it is right, and an oracle."""
+
+    def net(self, eps):
+        model, image = zoo.build("ResNet (bottleneck, grouped)", samples=1)
+        for module in model.modules():
+            if isinstance(module, zoo.BATCH_NORM):
+                module.eps = eps
+                module.running_var.clamp_(min=0.5)
+        return model, image
+
+    def test_same_map_where_it_is_right(self):
+        """Gradients of a large logit, beside which the 1e-6 in the rescaling's denominator is nothing."""
+        image, gradient, modules = arrays(zoo.autograd_terms(*self.net(eps=0.0)))
+        terms = image, 1e6 * gradient, {name: (bias, 1e6 * g) for name, (bias, g) in modules.items()}
+        ours, theirs = full_gradient(*terms).saliency[0], article_map(*terms)
+        assert np.abs(ours - theirs).max() < 1e-6 * (theirs.max() - theirs.min())
+
+    @pytest.mark.parametrize(("variance", "wrong_by"), [(1e-4, 0.04), (1e-5, 0.4), (1e-6, 2.0)])
+    def test_its_bias_is_wrong_where_the_variance_is_small(self, variance, wrong_by):
+        """√((var + eps) / var) − 1 of mean · weight / √(var + eps); the network itself is the judge."""
+        norm = nn.BatchNorm2d(1).double().eval()
+        norm.running_mean.fill_(0.3)
+        norm.running_var.fill_(variance)
+        norm.bias.data.zero_()
+        weight, bias, mean, var = (
+            t.detach().numpy() for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
+        right = norm(torch.zeros(1, 1, 1, 1, dtype=torch.float64)).item()
+        assert effective_bias_bn(weight, bias, mean, var, norm.eps)[0] == pytest.approx(right, rel=1e-6)
+        without_eps = (bias - mean * weight / np.sqrt(var))[0]
+        assert abs(without_eps - right) > wrong_by * abs(right)
+
+    def test_its_map_of_a_dead_channel_is_nan(self):
+        weight, bias, mean, var = (np.array([v], np.float32) for v in (1.0, 0.0, 0.0, 0.0))
+        gradient = np.ones((1, 1, 4, 4), np.float32)
+        image = np.ones((1, 1, 8, 8), np.float32)
+        with np.errstate(all="ignore"):
+            without_eps = bias - mean * weight / np.sqrt(var)
+            assert np.isnan(article_map(image, image, {"bn": (without_eps, gradient)})).all()
+        ours = full_gradient(
+            image, image, {"bn": (effective_bias_bn(weight, bias, mean, var, 1e-5), gradient)}
+        )
+        assert np.isfinite(ours.saliency).all()
+
+    def test_leaving_out_eps_is_found_by_completeness(self, tmp_path):
+        model, image = zoo.build("depthwise convolutions")
+        terms = zoo.autograd_terms(model, image, dtype=torch.float32)
+        tensors = traces.full(terms, model)
+        described = traces.meta(terms, model, tensor_names.FULL).tobytes().replace(b"1e-05", b"1e-20")
+        tensors[tensor_names.META] = np.frombuffer(described, np.uint8)
+        for name in [n for n in tensors if "running_var" in n]:
+            tensors[name] = tensors[name].clip(min=1e-7)
+        found = explain(traces.read_step(tmp_path / "t", traces.write_step(tmp_path / "t", tensors)))
+        assert not any(explanation.faithful for explanation in found)
+
+
+class TestForms:
+    @pytest.mark.parametrize("name", list(zoo.ZOO))
+    def test_reduced_equals_full(self, name, tmp_path):
+        model, image = zoo.build(name)
+        terms = zoo.autograd_terms(model, image, dtype=torch.float32)
+        reduced, full = (
+            explain(
+                traces.read_step(
+                    tmp_path / f.__name__, traces.write_step(tmp_path / f.__name__, f(terms, model))
+                )
+            )
+            for f in (traces.reduced, traces.full)
+        )
+        assert len(reduced) == len(full) == len(image)
+        for r, f in zip(reduced, full, strict=True):
+            assert np.abs(r.saliency - f.saliency).max() <= 1e-5 * np.ptp(f.saliency)
+            assert (r.target, r.logit, r.probability, r.faithful) == (
+                f.target,
+                f.logit,
+                f.probability,
+                f.faithful,
+            )
+            assert r.total == pytest.approx(f.total, abs=1e-6 * f.sum_abs)
+            assert r.sum_abs == pytest.approx(f.sum_abs, rel=1e-6)
+            assert (r.form, f.form) == ("reduced", "full")
+
+    def test_the_order_in_the_file_means_nothing(self, tmp_path):
+        """Tensors are paired by name."""
+        model, image = zoo.build("a block used twice")
+        tensors = traces.full(zoo.autograd_terms(model, image), model)
+        turned = dict(reversed(tensors.items()))
+        a, b = (
+            explain(traces.read_step(tmp_path / n, traces.write_step(tmp_path / n, t)))[0]
+            for n, t in {"a": tensors, "b": turned}.items()
+        )
+        assert a.saliency.tobytes() == b.saliency.tobytes()
+        assert a.layers == b.layers
+
+    def test_a_linear_along_other_axes(self, tmp_path):
+        """A Linear on (N, positions, features) has a bias along its last axis, and no map."""
+
+        class Positions(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.mix, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 6), nn.Linear(6, 5)
+
+            def forward(self, x):
+                x = self.conv(x).flatten(2).transpose(1, 2)
+                return self.head(F.relu(self.mix(x)).mean(1))
+
+        torch.manual_seed(0)
+        model = Positions()
+        image = torch.randn(2, 3, 16, 16, requires_grad=True)
+        gradients = {}
+        for name, module in model.named_children():
+            module.register_forward_hook(
+                lambda m, i, out, name=name: out.register_hook(lambda g: gradients.update({name: g})) and None
+            )
+        logits = model(image)
+        target = logits.argmax(1)
+        logits.gather(1, target[:, None]).sum().backward()
+        parts = {
+            name: (getattr(model, name).bias.detach(), gradients[name]) for name in ("conv", "mix", "head")
+        }
+        terms = zoo.Terms(logits.detach(), target, image.detach(), image.grad, parts)
+        found = explain(
+            traces.read_step(tmp_path / "t", traces.write_step(tmp_path / "t", traces.full(terms, model)))
+        )
+        assert all(explanation.faithful for explanation in found)
+        assert all(explanation.residual < 5e-7 * explanation.sum_abs for explanation in found)
+
+
+class TestFaithful:
+    @pytest.mark.parametrize("name", INEXACT)
+    def test_networks_that_are_not_piecewise_linear(self, name, tmp_path):
+        """Marked unfaithful by what was measured, even where no list of modules could tell."""
+        model, image = zoo.build(name)
+        path = traces.write_step(tmp_path / "t", traces.reduced(zoo.autograd_terms(model, image), model))
+        found = explain(traces.read_step(tmp_path / "t", path))
+        assert found
+        assert not any(explanation.faithful for explanation in found)
+        assert all(np.isfinite(explanation.saliency).all() for explanation in found)
+
+    @pytest.mark.parametrize("form", [traces.reduced, traces.full])
+    def test_a_forgotten_layer(self, form, tmp_path):
+        model, image = zoo.build("VGG, no BatchNorm, non-square")
+        terms = zoo.autograd_terms(model, image)
+        modules = {name: part for name, part in terms.modules.items() if name != "2"}
+        lost = dataclasses.replace(terms, modules=modules)
+        found = explain(
+            traces.read_step(tmp_path / "t", traces.write_step(tmp_path / "t", form(lost, model)))
+        )
+        assert not any(explanation.faithful for explanation in found)
+
+    @pytest.mark.parametrize(
+        ("logit", "total", "sum_abs", "faithful"),
+        [
+            (10.0, 10.0, 20.0, True),
+            (10.0, 10.00099, 20.0, True),
+            (10.0, 10.0011, 20.0, False),
+            (-10.0, -10.0011, 20.0, False),
+            (-10.0, 10.0, 20.0, False),
+            (1e-3, 1.2e-3, 300.0, True),  # 20 % of a logit that almost cancels out is float32's rounding
+            (1e-3, 1.2e-3, 150.0, False),
+            (0.0, 0.0, 0.0, True),
+            (0.0, 1e-9, 0.0, False),
+        ],
+    )
+    def test_the_rule(self, logit, total, sum_abs, faithful, explanation):
+        changed = dataclasses.replace(explanation, logit=logit, total=total, sum_abs=sum_abs)
+        assert changed.faithful is faithful
+        assert changed.residual == pytest.approx(abs(logit - total))
+        if logit:
+            assert changed.relative_error == pytest.approx(abs(logit - total) / abs(logit))
+        else:
+            assert changed.relative_error is None
+
+
+class TestEdges:
+    def term(self, *shape):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy()
+
+    @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 5, 1), (1, 3, 1, 7), (3, 2, 4, 9)])
+    @pytest.mark.parametrize("map_shape", [(1, 1), (1, 3), (6, 2)])
+    def test_any_shape(self, shape, map_shape):
+        n, channels, *size = shape
+        gradient = self.term(n, channels, *map_shape)
+        found = full_gradient(self.term(*shape), self.term(*shape), {"m": (self.term(channels), gradient)})
+        assert found.saliency.shape == (n, *size)
+        assert np.isfinite(found.saliency).all()
+        assert (found.saliency >= 0).all()
+
+    def test_no_gradient_at_all(self):
+        zero = np.zeros((2, 3, 4, 4), np.float32)
+        found = full_gradient(
+            self.term(2, 3, 4, 4), zero, {"m": (self.term(3), zero), "fc": (self.term(3), zero[:, :, 0, 0])}
+        )
+        assert not found.saliency.any()
+        assert not found.total.any()
+
+    def test_the_same_everywhere_is_no_map(self):
+        """min = max: the rescaled map is 0, not 0/0."""
+        one = np.ones((1, 3, 4, 4), np.float32)
+        assert not full_gradient(one, one, {"m": (np.ones(3, np.float32), one)}).saliency.any()
+
+    def test_inputs_are_not_changed(self):
+        image, gradient, bias = self.term(1, 3, 4, 4), self.term(1, 3, 4, 4), self.term(3)
+        before = image.copy(), gradient.copy(), bias.copy()
+        full_gradient(image, gradient, {"m": (bias, gradient)})
+        for array, kept in zip((image, gradient, bias), before, strict=True):
+            np.testing.assert_array_equal(array, kept)
+
+    @pytest.mark.parametrize(
+        ("bias", "gradient"),
+        [((3,), (1, 2, 4, 4)), ((3,), (2, 3, 4, 4)), ((3,), (1,)), ((3, 1), (1, 3, 4, 4))],
+    )
+    def test_shapes_that_do_not_fit(self, bias, gradient):
+        image = self.term(1, 3, 8, 8)
+        with pytest.raises(ValueError, match=r"conv: gradient .* does not fit"):
+            full_gradient(image, image, {"conv": (self.term(*bias), self.term(*gradient))})
+
+    def test_an_image_gradient_that_does_not_fit(self):
+        with pytest.raises(ValueError, match=r"image \(1, 3, 8, 8\) and its gradient \(1, 1, 8, 8\) differ"):
+            full_gradient(self.term(1, 3, 8, 8), self.term(1, 1, 8, 8), {})
+
+
+class TestPinned:
+    """Numbers of a fixed case, worked out once with torch's F.interpolate in float64."""
+
+    def test_numbers(self):
+        def wave(*shape, by):
+            return np.cos(by * np.arange(math.prod(shape), dtype=np.float32)).reshape(shape)
+
+        image, gradient = wave(1, 3, 6, 8, by=0.7), wave(1, 3, 6, 8, by=1.3)
+        found = full_gradient(
+            image,
+            gradient,
+            {
+                "conv": (wave(4, by=0.9), wave(1, 4, 3, 4, by=0.3)),
+                "last": (wave(2, by=2.0), wave(1, 2, 1, 1, by=1.0)),
+                "fc": (wave(5, by=0.4), wave(1, 5, by=0.2)),
+            },
+        )
+        assert found.total[0] == pytest.approx(-0.0284682173, abs=1e-7 * 83.8)
+        assert found.sum_abs[0] == pytest.approx(83.8382001796, rel=1e-6)
+        corners = [4.5846188991, 3.4090253125, 3.8795768966, 3.8771915853]
+        assert found.saliency[0, ::5, ::7].ravel().tolist() == pytest.approx(corners, rel=1e-6)
+        assert found.saliency.sum(dtype=np.float64) == pytest.approx(188.6495411200, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """The tensors of a good trace of each form, and what writes and explains a changed one."""
+    model, image = zoo.build("1×1 maps, one channel")
+    terms = zoo.autograd_terms(model, image, dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("good")
+
+    def explained(form, changes):
+        tensors = {"reduced": traces.reduced, "full": traces.full}[form](
+            terms, model, labels=["Stop", "Yield"]
+        )
+        for name, change in changes.items():
+            tensors[name] = change(tensors[name])
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        run = folder / str(len(list(folder.iterdir())))
+        return explain(traces.read_step(run, traces.write_step(run, tensors)))
+
+    return explained
+
+
+@pytest.fixture
+def explanation(good):
+    return good("reduced", {})[0]
+
+
+class TestExplanation:
+    def test_says_what_the_model_said(self, good, explanation):
+        model, image = zoo.build("1×1 maps, one channel")
+        logits = model(image).detach().double()
+        probabilities = logits.softmax(1)
+        for i, said in enumerate(good("reduced", {})):
+            assert said.sample == i
+            assert said.target == logits[i].argmax()
+            assert said.label == ["Stop", "Yield"][i]
+            assert said.logit == pytest.approx(logits[i].max().item(), rel=1e-6)
+            assert said.probability == pytest.approx(probabilities[i].max().item(), rel=1e-5)
+            np.testing.assert_allclose(said.probabilities, probabilities[i], rtol=1e-5)
+            values, classes = probabilities[i].topk(3)
+            assert [c for c, _ in said.top] == classes.tolist()
+            assert [p for _, p in said.top] == pytest.approx(values.tolist(), rel=1e-5)
+            assert said.picture.shape == (16, 16, 3)
+            assert said.saliency.shape == (16, 16)
+            assert said.request["inference_id"] == "request-1"
+
+    def test_probabilities_of_huge_logits(self, good):
+        said = good("reduced", {tensor_names.LOGITS: lambda t: t * np.float32(1e30)})[0]
+        assert said.probability == 1.0
+        assert said.probabilities.sum() == 1.0
+
+    def test_the_target_need_not_be_the_predicted_class(self, good):
+        said = good("reduced", {tensor_names.TARGET: lambda t: (t + 1) % 10})[0]
+        assert said.top[0][0] != said.target
+        assert said.probability < said.top[0][1]
+
+    def test_no_labels(self, good):
+        change = {tensor_names.META: lambda t: _replaced(t, b'["Stop", "Yield"]', b"null")}
+        assert good("reduced", change)[0].label is None
+
+    @pytest.mark.parametrize(
+        ("form", "name", "change", "reason"),
+        [
+            ("reduced", tensor_names.PICTURE, lambda t: None, "no tensor glassbox/picture"),
+            ("reduced", tensor_names.PICTURE, lambda t: t.astype(np.int32), "glassbox/picture: int32"),
+            ("reduced", tensor_names.PICTURE, lambda t: t[..., :2], "no picture"),
+            ("reduced", tensor_names.PICTURE, lambda t: t[:, :8], "does not fit the picture"),
+            (
+                "reduced",
+                tensor_names.PICTURE,
+                lambda t: np.zeros((1, 2049, 2048, 1), np.uint8),
+                "no picture of at most",
+            ),
+            ("reduced", tensor_names.PICTURE, lambda t: t[:1], "glassbox/logits: .* does not fit"),
+            ("reduced", tensor_names.LOGITS, lambda t: None, "no tensor glassbox/logits"),
+            ("reduced", tensor_names.LOGITS, lambda t: t.reshape(-1), "glassbox/logits: .* does not fit"),
+            ("reduced", tensor_names.LOGITS, lambda t: t * np.float32(np.nan), "not finite"),
+            ("reduced", tensor_names.LOGITS, lambda t: t[:, :1], "no class of 1"),
+            ("reduced", tensor_names.TARGET, lambda t: t - 100, "no class of 10"),
+            ("reduced", tensor_names.TARGET, lambda t: t.astype(np.int32), "glassbox/target: int32"),
+            ("reduced", tensor_names.STATS_TENSOR, lambda t: None, "no tensor glassbox/stats"),
+            ("reduced", tensor_names.STATS_TENSOR, lambda t: t[:, 1:], "does not fit 8 modules"),
+            ("reduced", tensor_names.STATS_TENSOR, lambda t: t[..., :4], "does not fit 8 modules"),
+            ("reduced", tensor_names.STATS_TENSOR, lambda t: -t, "contradict"),
+            ("reduced", tensor_names.STATS_TENSOR, lambda t: t + np.inf, "not finite"),
+            ("reduced", "glassbox/abs/input", lambda t: None, "no tensor glassbox/abs/input"),
+            ("reduced", "glassbox/abs/0", lambda t: t * np.float32(np.nan), "not finite"),
+            ("reduced", "glassbox/abs/0", lambda t: t[:1], "glassbox/abs/0: .* does not fit"),
+            ("full", "Sequential_input_0", lambda t: None, "no tensor Sequential_input_0"),
+            ("full", "gradient/image", lambda t: t[:, :1], "differ"),
+            ("full", "gradient/0_output", lambda t: None, "no tensor gradient/0_output"),
+            ("full", "gradient/3_output", lambda t: t[:, 1:], "3: gradient .* does not fit bias"),
+            ("full", "gradient/0_output", lambda t: np.float32(1).reshape(()), "gradient/0_output: float32"),
+            ("full", "Sequential_0.bias", lambda t: None, r"no tensor Sequential_0\.bias"),
+            ("full", "1.running_var_output_0", lambda t: None, r"no tensor 1\.running_var_output_0"),
+            ("full", "1.running_var_output_0", lambda t: -t, "not finite"),
+            (
+                "full",
+                "1.running_mean_output_0",
+                lambda t: t.astype(np.float64),
+                r"1\.running_mean_output_0: float64",
+            ),
+            ("full", "Sequential_1.bias", lambda t: t * np.float32(np.inf), "not finite"),
+        ],
+    )
+    @pytest.mark.filterwarnings("error::RuntimeWarning:glassbox")
+    def test_tensors_that_do_not_fit(self, good, form, name, change, reason):
+        with pytest.raises(BadInputError, match=f"worker_0.tfevents: .*{reason}"):
+            good(form, {name: change})
+
+
+def _replaced(meta, old, new):
+    assert old in meta.tobytes()
+    return np.frombuffer(meta.tobytes().replace(old, new), np.uint8)

@@ -73,19 +73,20 @@ def chunks(file: IO[bytes]) -> Iterator[bytes]:
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
     """The lines without their ends; None stands for one that is longer than LINE_BYTES."""
-    pieces: list[bytes] = []
+    pieces: list[memoryview] = []  # of a line that spans chunks, copied once: an image fills a chunk
     size = 0
     for chunk in chunks:
-        first, *others = chunk.split(b"\n")
-        pieces.append(first)
-        size += len(first)
+        first, last, view = chunk.find(b"\n"), chunk.rfind(b"\n"), memoryview(chunk)
+        pieces.append(view if first < 0 else view[:first])
+        size += len(pieces[-1])
         if size > LINE_BYTES:
             pieces.clear()
-        if others:
+        if first >= 0:
             yield b"".join(pieces) if size <= LINE_BYTES else None
-            *whole, last = others
-            yield from whole
-            pieces, size = [last], len(last)
+            if first < last:
+                yield from chunk[first + 1 : last].split(b"\n")
+            pieces = [view[last + 1 :]]
+            size = len(pieces[0])
     if size:
         yield b"".join(pieces) if size <= LINE_BYTES else None
 

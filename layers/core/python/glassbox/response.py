@@ -26,10 +26,8 @@ Label = int | str
 class Prediction(msgspec.Struct, frozen=True, gc=False):
     """One predicted class, and its probability (0..1) where the response tells it."""
 
-    label: Label = msgspec.field(name="class")
-    confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = msgspec.field(
-        name="probability", default=None
-    )
+    label: Label
+    confidence: float | None = None
 
 
 class UnreadableError(ValueError):
@@ -167,6 +165,7 @@ def _number(cell: str) -> int | float:
 
 class _OurPrediction(Prediction, frozen=True, gc=False):
     label: int = msgspec.field(name="class")
+    confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = msgspec.field(name="probability")
 
 
 class _OurResponse(msgspec.Struct, gc=False):

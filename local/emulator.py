@@ -143,6 +143,7 @@ class EmbeddedAws:
             f"--fd={listener.fileno()}",
             f"--port={self.port}",
             f"--directory={self.directory}",
+            f"--unpacked={ROOT / '.build' / 'unpacked'}",
             f"--account={ACCOUNT}",
             f"--region={REGION}",
             f"--images={json.dumps(images)}",

@@ -156,7 +156,7 @@ def error_response(error: SageMakerError) -> Response:
 def build(options: argparse.Namespace) -> Gateway:
     """Fill ministack's gaps and put the double into it."""
     gaps.check_hooks()
-    gaps.install(options.account, options.region, options.directory / "lambda")
+    gaps.install(options.account, options.region, options.directory / "lambda-runtime", options.unpacked)
     platform = Platform(
         account=options.account,
         region=options.region,
@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--unpacked", type=Path, required=True)
     parser.add_argument("--account", required=True)
     parser.add_argument("--region", required=True)
     parser.add_argument("--images", default="{}")

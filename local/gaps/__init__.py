@@ -57,6 +57,7 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
     ("ministack.services.eventbridge", "_invoke_target", ["target", "event", "rule", "view"]),
     ("ministack.services.eventbridge", "_dispatch_to_lambda", ["arn", "payload"]),
     ("ministack.services.lambda_svc", "_get_func_record_for_ref", ["function_ref"]),
+    ("ministack.services.lambda_svc", "_resolve_layer_zip", ["attachment"]),
     ("ministack.services.lambda_svc", "_execution_record_for_config", ["func", "config"]),
     ("ministack.services.lambda_svc", "invoke_async_with_retry", ["func", "event"]),
     (
@@ -129,12 +130,14 @@ def check_hooks() -> None:
         raise HookError("this is not the ministack the embedded AWS knows: " + "; ".join(problems))
 
 
-def install(account: str, region: str, shared: Path) -> None:
-    """Fill the gaps. The Lambda environments share what lies in `shared`."""
+def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
+    """Fill the gaps. `runtime` will hold what Lambda brings along, `unpacked` the functions' code and layers."""
     _keep_template_properties()
     _count_loopback_as_tls()
-    functions.isolate(shared / "runtime")
-    functions.unpack_once(shared / "unpacked")
+    functions.isolate(runtime)
+    archives = functions.Archives(unpacked)
+    archives.install()
+    _after_provisioning("AWS::Lambda::LayerVersion", archives.expect_layer)
     delivery.install(account)
     topics.install(region)
     monitoring.install(account, region)

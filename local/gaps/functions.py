@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import sysconfig
+import tempfile
 import threading
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from ministack.core import lambda_runtime
+from ministack.services import lambda_svc
 
 # What AWS's Python runtime holds beside the standard library.
 RUNTIME_MODULES = ("boto3", "botocore", "s3transfer", "jmespath", "dateutil", "six.py", "urllib3")
@@ -35,29 +39,52 @@ def isolate(runtime: Path) -> None:
     lambda_runtime._PYTHON_WORKER_SCRIPT = prelude + lambda_runtime._PYTHON_WORKER_SCRIPT
 
 
-def unpack_once(directory: Path) -> None:
-    """Every Lambda environment unpacks its code and layers anew: a second each time for numpy, and no byte code kept.
+class Archives:
+    """Code and layers, each unpacked once and kept, by content; ministack unpacks anew for every environment.
 
-    Here each archive is unpacked once and the environments link to it.
+    That takes seconds with numpy, and keeps no byte code.
     """
-    lock = threading.Lock()
 
-    class SharedZipFile(zipfile.ZipFile):
-        def extractall(self, path: Any = None, members: Any = None, pwd: Any = None) -> None:
-            shared = directory / hashlib.sha256(Path(str(self.filename)).read_bytes()).hexdigest()
-            with lock:
-                if not shared.exists():
-                    partial = shared.with_suffix(".partial")
-                    super().extractall(partial)
-                    partial.rename(shared)
-            Path(path).rmdir()
-            Path(path).symlink_to(shared)
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._lock = threading.Lock()
 
-    class SharedZip:
-        ZipFile = SharedZipFile
+    def install(self) -> None:
+        """Let the environments link to what is unpacked here."""
+        archives = self
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(zipfile, name)
+        class SharedZipFile(zipfile.ZipFile):
+            def extractall(self, path: Any = None, members: Any = None, pwd: Any = None) -> None:
+                unpacked = archives.unpack(Path(str(self.filename)).read_bytes())
+                Path(path).rmdir()
+                Path(path).symlink_to(unpacked)
 
-    directory.mkdir(parents=True)
-    lambda_runtime.zipfile = SharedZip()
+        class SharedZip:
+            ZipFile = SharedZipFile
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(zipfile, name)
+
+        lambda_runtime.zipfile = SharedZip()
+
+    def unpack(self, archive: bytes) -> Path:
+        """Where the archive lies unpacked."""
+        unpacked = self._directory / hashlib.sha256(archive).hexdigest()
+        with self._lock:
+            if not unpacked.exists():
+                with (
+                    tempfile.TemporaryDirectory(dir=self._directory) as temporary,
+                    zipfile.ZipFile(io.BytesIO(archive)) as file,
+                ):
+                    partial = Path(temporary) / "unpacked"
+                    file.extractall(partial)
+                    with contextlib.suppress(OSError):  # another process was quicker
+                        partial.rename(unpacked)
+        return unpacked
+
+    def expect_layer(self, version_arn: str, properties: dict[str, Any]) -> None:
+        """A layer has been published: unpack it before a function's cold start waits for it."""
+        archive = lambda_svc._resolve_layer_zip(version_arn)
+        if archive:
+            threading.Thread(target=self.unpack, args=(archive,), name="unpack-layer", daemon=True).start()

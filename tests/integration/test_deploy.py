@@ -196,7 +196,7 @@ def archives(embedded_aws):
         for item in s3.list_objects_v2(Bucket=bucket)["Contents"]:
             body = s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
             with zipfile.ZipFile(io.BytesIO(body)) as archive:
-                names = {n for n in archive.namelist() if "dist-info" not in n}
+                names = {n for n in archive.namelist() if "dist-info" not in n and not n.endswith(".pyc")}
                 found[item["Key"]] = (names, body)
         return found
 

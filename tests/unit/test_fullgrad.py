@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import hook
 import traces
 import zoo
 from glassbox import tensor_names
 from glassbox.errors import BadInputError
 from glassbox.fullgrad import effective_bias_bn, explain, full_gradient
+from glassbox.trace import read_index, read_trace
 
 EXACT = [name for name, net in zoo.ZOO.items() if net.exact]
 INEXACT = [name for name, net in zoo.ZOO.items() if not net.exact]
@@ -424,6 +427,56 @@ class TestPinned:
         corners = [4.5846188991, 3.4090253125, 3.8795768966, 3.8771915853]
         assert found.saliency[0, ::5, ::7].ravel().tolist() == pytest.approx(corners, rel=1e-6)
         assert found.saliency.sum(dtype=np.float64) == pytest.approx(188.6495411200, rel=1e-6)
+
+
+class Bucket(dict):
+    """What ``put_object`` was given, in the order it was given."""
+
+    def put_object(self, Bucket, Key, Body):
+        self[Key] = bytes(Body)
+
+
+class TestChain:
+    """From the hook's own events to the explanation, for every network of the zoo."""
+
+    @pytest.mark.parametrize("form", [tensor_names.REDUCED, tensor_names.FULL])
+    @pytest.mark.parametrize("name", list(zoo.ZOO))
+    def test_hook_to_explanation(self, name, form):
+        model, image = zoo.build(name)
+        expected = zoo.autograd_terms(model, image)
+        picture = np.arange(image[:, 0].numel() * image.shape[1], dtype=np.uint8)
+        picture = picture.reshape(len(image), *image.shape[2:], image.shape[1])
+        bucket = Bucket()
+        tracer = hook.Tracer(
+            model,
+            "s3://bucket/tensors/signs",
+            client=bucket,
+            traces_per_minute=10,
+            form=form,
+            clock=lambda: 0.0,
+            utcnow=lambda: datetime(2026, 11, 23, 10, tzinfo=UTC),
+        )
+        request = {"inference_id": "id-1", "custom_attributes": "glassbox-replay=id-1", "sha256": "0" * 64}
+        tracer.predict(image, picture, request, [f"class {i}" for i in range(10)])
+        tracer.close()
+
+        (key,) = [key for key in bucket if "/index/" in key]
+        index = read_index(key, bucket[key])
+        assert list(bucket).index(index.events_key) < list(bucket).index(key)
+        found = explain(read_trace(index, bucket[index.events_key]))
+        assert len(found) == len(image)
+        for i, explanation in enumerate(found):
+            assert explanation.target == expected.target[i]
+            assert explanation.label == f"class {explanation.target}"
+            assert explanation.request["custom_attributes"] == "glassbox-replay=id-1"
+            np.testing.assert_array_equal(explanation.picture, picture[i])
+            assert explanation.faithful is zoo.ZOO[name].exact
+            if zoo.ZOO[name].exact:
+                assert explanation.residual <= 1e-5 * abs(explanation.logit)
+                assert explanation.residual <= 5e-7 * explanation.sum_abs
+                assert {layer.name for layer in explanation.layers} == {"input", *expected.modules}
+                theirs = authors_map(expected)[i]
+                assert np.abs(explanation.saliency - theirs).max() < 1e-4 * np.ptp(theirs)
 
 
 @pytest.fixture(scope="module")

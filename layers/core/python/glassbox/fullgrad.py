@@ -265,9 +265,10 @@ def _bias(trace: Trace, module: Module) -> Array:
         return _tensor(trace, name, "f4", 1)
 
     weight, bias = (tensor_names.parameter(trace.meta.model, module.name, p) for p in ("weight", "bias"))
-    if not module.type.startswith("BatchNorm"):
+    statistics = [tensor_names.running(module.name, s) for s in ("running_mean", "running_var")]
+    if not module.type.startswith("BatchNorm") and statistics[0] not in trace.tensors:
         return vector(bias)
-    mean, var = (vector(tensor_names.running(module.name, s)) for s in ("running_mean", "running_var"))
+    mean, var = map(vector, statistics)
     # A BatchNorm with affine=False has neither parameter.
     return effective_bias_bn(vector(weight, 1.0), vector(bias, 0.0), mean, var, module.eps)
 

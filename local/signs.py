@@ -16,52 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-LABELS: tuple[str, ...] = (
-    "Speed limit (20km/h)",
-    "Speed limit (30km/h)",
-    "Speed limit (50km/h)",
-    "Speed limit (60km/h)",
-    "Speed limit (70km/h)",
-    "Speed limit (80km/h)",
-    "End of speed limit (80km/h)",
-    "Speed limit (100km/h)",
-    "Speed limit (120km/h)",
-    "No passing",
-    "No passing for vehicles over 3.5 metric tons",
-    "Right-of-way at the next intersection",
-    "Priority road",
-    "Yield",
-    "Stop",
-    "No vehicles",
-    "Vehicles over 3.5 metric tons prohibited",
-    "No entry",
-    "General caution",
-    "Dangerous curve to the left",
-    "Dangerous curve to the right",
-    "Double curve",
-    "Bumpy road",
-    "Slippery road",
-    "Road narrows on the right",
-    "Road work",
-    "Traffic signals",
-    "Pedestrians",
-    "Children crossing",
-    "Bicycles crossing",
-    "Beware of ice/snow",
-    "Wild animals crossing",
-    "End of all speed and passing limits",
-    "Turn right ahead",
-    "Turn left ahead",
-    "Ahead only",
-    "Go straight or right",
-    "Go straight or left",
-    "Keep right",
-    "Keep left",
-    "Roundabout mandatory",
-    "End of no passing",
-    "End of no passing by vehicles over 3.5 metric tons",
-)
-
 WHITE, BLACK, GREY = (240, 240, 236), (24, 24, 26), (125, 127, 130)
 RED, BLUE, YELLOW, GREEN = (193, 28, 38), (22, 88, 172), (243, 178, 22), (20, 132, 70)
 
@@ -84,7 +38,8 @@ def draw(class_id: int, rng: np.random.Generator, size: int = 64) -> np.ndarray:
 
 
 def dataset(count: int, seed: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Images (count, size, size, 3) uint8 and classes (count,) int64, in random order, every class as often."""
+    """Images (count, size, size, 3) uint8 and classes (count,) int64, in random order, every class as often
+    as the count allows."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(count) % len(LABELS))
     images = np.empty((count, size, size, 3), np.uint8)
@@ -97,7 +52,8 @@ def dataset(count: int, seed: int, size: int = 64) -> tuple[np.ndarray, np.ndarr
 def clean(class_id: int, size: int = 64) -> Image.Image:
     """The sign itself, upright and filling the picture: RGBA, transparent around it."""
     image = Image.new("RGBA", (4 * size, 4 * size))
-    SIGNS[class_id](Canvas(image))
+    _, sign = SIGNS[class_id]
+    sign(Canvas(image))
     return image.resize((size, size), Image.Resampling.BOX)
 
 
@@ -140,7 +96,7 @@ class Canvas:
         (x0, y0), (x1, y1) = points[-2:]
         length = math.hypot(x1 - x0, y1 - y0)
         ux, uy = (x1 - x0) / length, (y1 - y0) / length
-        reach, half = 1.9 * width, 1.45 * width
+        reach, half = 1.9 * width, 1.6 * width
         neck = (x1 - ux * reach, y1 - uy * reach)
         self.stroke(colour, width, *points[:-1], (neck[0] + 0.1 * ux, neck[1] + 0.1 * uy), round_ends=False)
         self.polygon(
@@ -161,12 +117,6 @@ class Canvas:
         (px, py), mask = self._pixels([(0, 0)])[0], mask.crop(mask.getbbox()).resize(box)
         self.image.paste(colour, (round(px - box[0] / 2), round(py - box[1] / 2)), mask)
 
-    def mirrored(self, pictogram: Callable[["Canvas"], None]) -> None:
-        """The picture so far is drawn on by `pictogram`, right and left exchanged."""
-        flipped = self.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pictogram(Canvas(flipped, self.x, self.y, self.scale, self.degrees))
-        self.image.paste(flipped.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-
     def _length(self, length: float) -> float:
         return length * self.scale * self.image.width / 2
 
@@ -180,49 +130,13 @@ class Canvas:
         return [(half * (1 + x), half * (1 + y)) for x, y in (self._placed(*point) for point in points)]
 
 
-def _arc(x: float, y: float, radius: float, start: float, end: float) -> list[Point]:
+def _arc(x: float, y: float, radius: float, start: float, end: float, points: int = 25) -> list[Point]:
     """Points of an arc; degrees clockwise from the right."""
-    return [
-        (x + radius * math.cos(a), y + radius * math.sin(a)) for a in np.radians(np.linspace(start, end, 25))
-    ]
+    angles = np.radians(np.linspace(start, end, points))
+    return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
 
 
-# Plates --------------------------------------------------------------------------------------------------------
-
-
-def _ring(c: Canvas) -> Canvas:
-    c.disc(WHITE)
-    c.disc(RED, radius=0.97)
-    c.disc(WHITE, radius=0.75)
-    return c
-
-
-def _blue(c: Canvas) -> Canvas:
-    c.disc(WHITE)
-    c.disc(BLUE, radius=0.96)
-    return c
-
-
-def _triangle(c: Canvas, degrees: float) -> None:
-    for colour, scale in ((WHITE, 1), (RED, 0.95), (WHITE, 0.67)):
-        c.at(0, 0, scale, degrees).rounded(colour, 0.1, (0, -1.03), (0.9, 0.515), (-0.9, 0.515))
-
-
-def _warning(c: Canvas) -> Canvas:
-    """The red triangle; returns the square for the pictogram."""
-    _triangle(c.at(0, 0.25, 1), 0)
-    return c.at(0, 0.22, 0.45)
-
-
-def _ended(c: Canvas, pictogram: Callable[[Canvas, Colour], None] | None = None) -> None:
-    """End of a restriction: what ends in grey, struck out by five lines."""
-    c.disc(BLACK)
-    c.disc(WHITE, radius=0.96)
-    if pictogram:
-        pictogram(c, GREY)
-    stripes = c.at(0, 0, 1, -45)
-    for y in (-0.2, -0.1, 0, 0.1, 0.2):
-        stripes.stroke(BLACK, 0.045, (-0.92, y), (0.92, y), round_ends=False)
+Drawing = Callable[[Canvas], None]
 
 
 # Pictograms ----------------------------------------------------------------------------------------------------
@@ -246,6 +160,7 @@ def _lorry_behind(c: Canvas, colour: Colour) -> None:
 
 
 def _lorry(c: Canvas) -> None:
+    c = c.at(0, 0, 0.56)
     c.box(BLACK, -0.28, -0.55, 1, 0.28)
     c.polygon(
         BLACK,
@@ -280,9 +195,9 @@ def _caution(c: Canvas) -> None:
 
 
 def _crossing(c: Canvas) -> None:
-    c.box(BLACK, -0.85, 0.12, 0.85, 0.38)
-    c.box(BLACK, -0.24, -0.5, 0.24, 1)
-    c.polygon(BLACK, (0, -1.15), (0.48, -0.4), (-0.48, -0.4))
+    c.box(BLACK, -0.8, 0.15, 0.8, 0.36)
+    c.box(BLACK, -0.3, -0.4, 0.3, 0.95)
+    c.polygon(BLACK, (0, -1.1), (0.52, -0.35), (-0.52, -0.35))
 
 
 def _curve(c: Canvas) -> None:
@@ -365,9 +280,9 @@ def _bicycle(c: Canvas) -> None:
 
 def _snowflake(c: Canvas) -> None:
     for turn in range(6):
-        ray = c.at(0, 0.1, 0.85, 60 * turn)
-        ray.stroke(BLACK, 0.19, (0, 0), (0, -0.95))
-        ray.stroke(BLACK, 0.15, (-0.27, -0.85), (0, -0.55), (0.27, -0.85))
+        ray = c.at(0, 0.1, 0.76, 60 * turn)
+        ray.stroke(BLACK, 0.22, (0, 0), (0, -0.98))
+        ray.stroke(BLACK, 0.2, (-0.28, -0.88), (0, -0.6), (0.28, -0.88))
 
 
 def _deer(c: Canvas) -> None:
@@ -411,38 +326,72 @@ def _keep_right(c: Canvas) -> None:
 
 def _roundabout(c: Canvas) -> None:
     for turn in (0, 120, 240):
-        a = c.at(0, 0, 0.95, turn)
-        arc = _arc(0, 0, 0.55, 20, -52)
-        (x0, y0), (x1, y1) = arc[-2:]
-        a.stroke(WHITE, 0.18, *arc, round_ends=False)
-        heading = math.atan2(y1 - y0, x1 - x0)
-        tip = [
-            (x1 + r * math.cos(heading + t), y1 + r * math.sin(heading + t))
-            for r, t in ((0.42, 0), (0.3, 1.75), (0.3, -1.75))
-        ]
-        a.polygon(WHITE, *tip)
+        c.at(0, 0, 0.95, turn).arrow(WHITE, 0.18, *_arc(0, 0, 0.55, 20, -52), (0.06, -0.65))
+
+
+def _number(digits: str, colour: Colour = BLACK) -> Drawing:
+    return lambda c: c.text(colour, digits, 1.04 if len(digits) == 2 else 1.24, 0.76)
+
+
+def _nothing(c: Canvas) -> None:
+    pass
 
 
 # Signs ---------------------------------------------------------------------------------------------------------
 
 
-def _number(number: int) -> Callable[[Canvas], None]:
+def _forbids(pictogram: Drawing) -> Drawing:
     def sign(c: Canvas) -> None:
-        _ring(c).text(BLACK, str(number), 0.96 if number < 100 else 1.2, 0.8)
+        c.disc(WHITE)
+        c.disc(RED, radius=0.97)
+        c.disc(WHITE, radius=0.75)
+        pictogram(c)
 
     return sign
 
 
-def _warns(pictogram: Callable[[Canvas], None]) -> Callable[[Canvas], None]:
-    return lambda c: pictogram(_warning(c))
+def _warns(pictogram: Drawing) -> Drawing:
+    def sign(c: Canvas) -> None:
+        _triangle(c.at(0, 0.25, 1))
+        pictogram(c.at(0, 0.22, 0.45))
+
+    return sign
 
 
-def _orders(pictogram: Callable[[Canvas], None]) -> Callable[[Canvas], None]:
-    return lambda c: pictogram(_blue(c))
+def _orders(pictogram: Drawing) -> Drawing:
+    def sign(c: Canvas) -> None:
+        c.disc(WHITE)
+        c.disc(BLUE, radius=0.96)
+        pictogram(c)
+
+    return sign
 
 
-def _mirrored(pictogram: Callable[[Canvas], None]) -> Callable[[Canvas], None]:
-    return lambda c: c.mirrored(pictogram)
+def _ends(pictogram: Drawing) -> Drawing:
+    """Five lines strike out what ends."""
+
+    def sign(c: Canvas) -> None:
+        c.disc(BLACK)
+        c.disc(WHITE, radius=0.96)
+        pictogram(c)
+        stripes = c.at(0, 0, 1, -45)
+        for y in (-0.2, -0.1, 0, 0.1, 0.2):
+            stripes.stroke(BLACK, 0.045, (-0.92, y), (0.92, y), round_ends=False)
+
+    return sign
+
+
+def _triangle(c: Canvas) -> None:
+    for colour, scale in ((WHITE, 1), (RED, 0.95), (WHITE, 0.67)):
+        c.at(0, 0, scale).rounded(colour, 0.1, (0, -1.03), (0.9, 0.515), (-0.9, 0.515))
+
+
+def _mirrored(sign: Drawing) -> Drawing:
+    def mirrored(c: Canvas) -> None:
+        sign(c)
+        c.image.paste(c.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+
+    return mirrored
 
 
 def _priority(c: Canvas) -> None:
@@ -451,15 +400,12 @@ def _priority(c: Canvas) -> None:
 
 
 def _yield(c: Canvas) -> None:
-    _triangle(c.at(0, -0.25, 1), 180)
+    _triangle(c.at(0, -0.25, 1, 180))
 
 
 def _stop(c: Canvas) -> None:
     for colour, radius in ((WHITE, 1.06), (RED, 1.0)):
-        c.polygon(
-            colour,
-            *[(radius * math.cos(a), radius * math.sin(a)) for a in np.radians(np.arange(22.5, 360, 45))],
-        )
+        c.polygon(colour, *_arc(0, 0, radius, 22.5, 382.5, points=9))
     c.text(WHITE, "STOP", 1.55, 0.66)
 
 
@@ -469,50 +415,52 @@ def _no_entry(c: Canvas) -> None:
     c.box(WHITE, -0.72, -0.19, 0.72, 0.19)
 
 
-SIGNS: tuple[Callable[[Canvas], object], ...] = (
-    *map(_number, (20, 30, 50, 60, 70, 80)),
-    lambda c: _ended(c, lambda c, colour: c.text(colour, "80", 1.1, 0.9)),
-    *map(_number, (100, 120)),
-    lambda c: _passing(_ring(c)),
-    lambda c: _lorry_passing(_ring(c)),
-    _warns(_crossing),
-    _priority,
-    _yield,
-    _stop,
-    _ring,
-    lambda c: _lorry(_ring(c).at(0, 0, 0.56)),
-    _no_entry,
-    _warns(_caution),
-    _mirrored(_warns(_curve)),
-    _warns(_curve),
-    *map(
-        _warns,
-        (
-            _double_curve,
-            _bumps,
-            _skid,
-            _narrowing,
-            _digger,
-            _lights,
-            _walker,
-            _children,
-            _bicycle,
-            _snowflake,
-            _deer,
-        ),
-    ),
-    _ended,
-    _orders(_turn),
-    _mirrored(_orders(_turn)),
-    _orders(_ahead),
-    _orders(_ahead_or_right),
-    _mirrored(_orders(_ahead_or_right)),
-    _orders(_keep_right),
-    _mirrored(_orders(_keep_right)),
-    _orders(_roundabout),
-    lambda c: _ended(c, lambda c, colour: _passing(c, colour, colour)),
-    lambda c: _ended(c, lambda c, colour: _lorry_passing(c, colour, colour)),
+SIGNS: tuple[tuple[str, Drawing], ...] = (
+    ("Speed limit (20km/h)", _forbids(_number("20"))),
+    ("Speed limit (30km/h)", _forbids(_number("30"))),
+    ("Speed limit (50km/h)", _forbids(_number("50"))),
+    ("Speed limit (60km/h)", _forbids(_number("60"))),
+    ("Speed limit (70km/h)", _forbids(_number("70"))),
+    ("Speed limit (80km/h)", _forbids(_number("80"))),
+    ("End of speed limit (80km/h)", _ends(_number("80", GREY))),
+    ("Speed limit (100km/h)", _forbids(_number("100"))),
+    ("Speed limit (120km/h)", _forbids(_number("120"))),
+    ("No passing", _forbids(_passing)),
+    ("No passing for vehicles over 3.5 metric tons", _forbids(_lorry_passing)),
+    ("Right-of-way at the next intersection", _warns(_crossing)),
+    ("Priority road", _priority),
+    ("Yield", _yield),
+    ("Stop", _stop),
+    ("No vehicles", _forbids(_nothing)),
+    ("Vehicles over 3.5 metric tons prohibited", _forbids(_lorry)),
+    ("No entry", _no_entry),
+    ("General caution", _warns(_caution)),
+    ("Dangerous curve to the left", _mirrored(_warns(_curve))),
+    ("Dangerous curve to the right", _warns(_curve)),
+    ("Double curve", _warns(_double_curve)),
+    ("Bumpy road", _warns(_bumps)),
+    ("Slippery road", _warns(_skid)),
+    ("Road narrows on the right", _warns(_narrowing)),
+    ("Road work", _warns(_digger)),
+    ("Traffic signals", _warns(_lights)),
+    ("Pedestrians", _warns(_walker)),
+    ("Children crossing", _warns(_children)),
+    ("Bicycles crossing", _warns(_bicycle)),
+    ("Beware of ice/snow", _warns(_snowflake)),
+    ("Wild animals crossing", _warns(_deer)),
+    ("End of all speed and passing limits", _ends(_nothing)),
+    ("Turn right ahead", _orders(_turn)),
+    ("Turn left ahead", _mirrored(_orders(_turn))),
+    ("Ahead only", _orders(_ahead)),
+    ("Go straight or right", _orders(_ahead_or_right)),
+    ("Go straight or left", _mirrored(_orders(_ahead_or_right))),
+    ("Keep right", _orders(_keep_right)),
+    ("Keep left", _mirrored(_orders(_keep_right))),
+    ("Roundabout mandatory", _orders(_roundabout)),
+    ("End of no passing", _ends(lambda c: _passing(c, GREY, GREY))),
+    ("End of no passing by vehicles over 3.5 metric tons", _ends(lambda c: _lorry_passing(c, GREY, GREY))),
 )
+LABELS: tuple[str, ...] = tuple(label for label, _ in SIGNS)
 
 
 # The camera ----------------------------------------------------------------------------------------------------
@@ -557,16 +505,13 @@ def _field(rng: np.random.Generator, size: int, patches: int) -> np.ndarray:
 def _posed(class_id: int, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The sign turned, tilted and shifted: its colours (size, size, 3), 0..255, and opacity (size, size, 1), 0..1."""
     sign = clean(class_id, 3 * size // 2)
-    angle, reach = math.radians(rng.normal(0, 5)), rng.uniform(0.68, 0.98)
-    stretch = rng.uniform(0.88, 1.12)
-    cos, sin = math.cos(angle) / reach, math.sin(angle) / reach
-    (dx, dy), (px, py) = rng.uniform(-0.08, 0.08, 2), rng.uniform(-0.15, 0.15, 2)
-    to_unit = np.array([[2 / size, 0, -1 - dx], [0, 2 / size, -1 - dy], [0, 0, 1]])
-    pose = np.array([[cos * stretch, -sin, 0], [sin, cos, 0], [px, py, 1]])
-    to_pixels = np.array(
-        [[sign.width / 2, 0, sign.width / 2], [0, sign.width / 2, sign.width / 2], [0, 0, 1]]
-    )
-    matrix = to_pixels @ pose @ to_unit
+    angle, stretch, reach = math.radians(rng.normal(0, 5)), rng.uniform(0.88, 1.12), rng.uniform(0.68, 0.98)
+    cos, sin, half = math.cos(angle) / reach, math.sin(angle) / reach, sign.width / 2
+    (dx, dy), (tilt_x, tilt_y) = rng.uniform(-0.08, 0.08, 2), rng.uniform(-0.15, 0.15, 2)
+    # from a pixel of the picture to -1..1, to the point of the sign that is seen there, to its pixel
+    scaled = np.array([[2 / size, 0, -1 - dx], [0, 2 / size, -1 - dy], [0, 0, 1]])
+    turned = np.array([[cos * stretch, -sin, 0], [sin, cos, 0], [tilt_x, tilt_y, 1]])
+    matrix = np.array([[half, 0, half], [0, half, half], [0, 0, 1]]) @ turned @ scaled
     coefficients = (matrix / matrix[2, 2]).ravel()[:8]
     posed = sign.transform((size, size), Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR)
     pixels = np.asarray(posed, np.float32)
@@ -587,14 +532,12 @@ def _exposure(rng: np.random.Generator) -> np.ndarray:
 
 def _shade(rng: np.random.Generator, size: int) -> np.ndarray:
     """Light across the sign (size, size, 1): it fades to one side, or half of the sign lies in a shadow."""
-    angle, (y, x) = (
-        rng.uniform(0, 2 * math.pi),
-        np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32),
-    )
+    angle = rng.uniform(0, 2 * math.pi)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
     across = (math.cos(angle) * x + math.sin(angle) * y)[..., None]
     if rng.random() < 0.3:
-        edge = 1 / (1 + np.exp(-(across - rng.uniform(-0.5, 0.5)) / 0.04))
-        return 1 - rng.uniform(0.2, 0.6) * edge
+        shadow = ((across - rng.uniform(-0.5, 0.5)) / 0.1).clip(0, 1)
+        return 1 - rng.uniform(0.2, 0.6) * shadow
     return 1 + rng.uniform(0, 0.3) * across
 
 
@@ -605,10 +548,8 @@ def _photographed(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     scene = scene + haze * (rng.uniform(120, 230) - scene)
     picture = Image.fromarray(scene.clip(0, 255).astype(np.uint8))
     if rng.random() < 0.5:
-        far = tuple(rng.integers(size // 3, size + 1, 2))
-        picture = picture.resize(far, Image.Resampling.BILINEAR).resize(
-            (size, size), Image.Resampling.BICUBIC
-        )
+        far = picture.resize(tuple(rng.integers(size // 3, size + 1, 2)), Image.Resampling.BILINEAR)
+        picture = far.resize((size, size), Image.Resampling.BICUBIC)
     picture = picture.filter(ImageFilter.GaussianBlur(abs(rng.normal(0, size / 100))))
     noise = rng.standard_normal(scene.shape, np.float32) * np.float32(rng.uniform(0, 10))
     return (np.asarray(picture, np.float32) + noise).round().clip(0, 255).astype(np.uint8)

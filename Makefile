@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV   := .venv
-RUN    := OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python
+RUN    := PYTHONPATH=layers/core/python OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python
 PINS   := requirements.txt requirements-torch.txt
 READY  := $(VENV)/.ready-$(shell cat $(PINS) | cksum | cut -d' ' -f1)
 

@@ -56,8 +56,10 @@ class FakeIncidents:
 
     def mark(self, incident, step):
         current = self.incidents.get(incident.endpoint)
-        if current and current.id == incident.id:
-            self.incidents[incident.endpoint] = replace(current, **{step: True})
+        if current is None or current.id != incident.id or getattr(current, step):
+            return False
+        self.incidents[incident.endpoint] = replace(current, **{step: True})
+        return True
 
 
 class FakeNotices:

@@ -55,8 +55,7 @@ def test_the_first_incident_stays_the_open_one(incidents):
 
 def test_a_step_once_marked_stays_marked(incidents):
     incidents.open(FIRST)
-    for _ in range(2):
-        incidents.mark(FIRST, "swapping")
+    assert [incidents.mark(FIRST, "swapping") for _ in range(2)] == [True, False]
     incidents.mark(FIRST, "told")
     current = incidents.current("traffic-signs")
     assert (current.swapping, current.told, current.pictured) == (True, True, False)
@@ -65,7 +64,7 @@ def test_a_step_once_marked_stays_marked(incidents):
 
 def test_another_incidents_steps_are_not_marked(incidents):
     incidents.open(FIRST)
-    incidents.mark(SECOND, "told")
+    assert not incidents.mark(SECOND, "told")
     assert incidents.current("traffic-signs") == FIRST
 
 

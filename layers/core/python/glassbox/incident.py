@@ -128,7 +128,7 @@ class Incidents(Protocol):
 
     def open(self, incident: Incident) -> Incident: ...
     def current(self, endpoint: str) -> Incident | None: ...
-    def mark(self, incident: Incident, step: str) -> None: ...
+    def mark(self, incident: Incident, step: str) -> bool: ...
 
 
 class Notices(Protocol):
@@ -173,7 +173,9 @@ def swap(
             return "foreign config"
         if live.config == plain_config:
             if live.status != "InService":
-                raise RetryableError(f"endpoint {violation.endpoint} is {live.status}, not InService: not swapped yet")
+                raise RetryableError(
+                    f"endpoint {violation.endpoint} is {live.status}, not InService: not swapped yet"
+                )
             endpoint.update(violation.endpoint, hooked_config)
         incidents.mark(incident, "swapping")
     notices.publish(_opening_notice(violation, incident, plain_config, hooked_config))

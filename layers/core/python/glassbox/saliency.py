@@ -58,9 +58,9 @@ def render_step(
         facts = json.dumps(picture.facts(explanation), indent=2).encode()
         objects.put(bucket, f"{folder}/{name}.json", facts, "application/json")
         pictures.append(Picture(f"{folder}/{name}.png", explanation.faithful))
-    if incident and pictures and not incident.pictured:
+    # recorded first: several steps are rendered at once, and one hint too few is better than one for each of them
+    if incident and pictures and not incident.pictured and incidents.mark(incident, "pictured"):
         notices.publish(first_picture_notice(incident, f"s3://{bucket}/{folder}/"))
-        incidents.mark(incident, "pictured")
     return pictures
 
 

@@ -65,8 +65,12 @@ class IncidentsTable:
             **{step: step in item for step in _STEPS},
         )
 
-    def mark(self, incident: Incident, step: str) -> None:
-        """Record that a step of ``incident`` is done; does nothing when another incident is open by now."""
+    def mark(self, incident: Incident, step: str) -> bool:
+        """Record that a step of ``incident`` is done.
+
+        Returns:
+            Whether it was this call that recorded it; False too when another incident is open by now.
+        """
         if step not in _STEPS:
             raise ValueError(f"{step} is no step of an incident: {', '.join(sorted(_STEPS))}")
         try:
@@ -74,12 +78,14 @@ class IncidentsTable:
                 TableName=self._table,
                 Key={"pk": {"S": incident.endpoint}, "sk": {"S": "open"}},
                 UpdateExpression="SET #step = :done",
-                ConditionExpression="id = :id",
+                ConditionExpression="id = :id AND attribute_not_exists(#step)",
                 ExpressionAttributeNames={"#step": step},
                 ExpressionAttributeValues={":done": {"BOOL": True}, ":id": {"S": incident.id}},
             )
         except ClientError as error:
             if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
                 raise RetryableError(str(error)) from error
+            return False
         except BotoCoreError as error:
             raise RetryableError(str(error)) from error
+        return True

@@ -1,0 +1,485 @@
+"""The whole story on an embedded AWS: traffic, an attack, the swap, the pictures.
+
+It invokes the endpoint and waits; everything else is AWS's events and the stack's own reactions. What it sees on
+the way (endpoint status, counts, messages) it reads as an operator could, with boto3.
+"""
+
+import argparse
+import io
+import json
+import re
+import shutil
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from botocore.exceptions import ClientError
+from PIL import Image
+from rich.console import Console
+
+from glassbox.aws.counts_table import CountsTable
+from glassbox.tally import WINDOW, Window, total
+from local import demo_page, signs
+from local.attack import EPSILON, STEPS, predict, targeted_pgd
+from local.stack import running_stack
+from model_code import package
+from model_code.resnet import from_state_dict
+
+ROOT = Path(__file__).parents[1]
+TARGET = 14  # stop
+# The reference case: of 400 captured predictions, 322 are class 14.
+ATTACK, TARGETED = 400, 322
+NORMAL = 200
+PAIRS = 8
+PER_SECOND = 25
+THRESHOLD = 0.5
+PATIENCE = 120  # seconds that AWS may take for any one reaction
+
+
+class DemoError(Exception):
+    """The story did not go as it must: says what was awaited and what was seen."""
+
+
+class Story:
+    """What happened and when, told on the terminal and kept for the page and report.json."""
+
+    def __init__(self):
+        self._console = Console(highlight=False)
+        self._began = time.monotonic()
+        self.steps = []
+
+    def seconds(self):
+        return time.monotonic() - self._began
+
+    def tell(self, text):
+        self.steps.append({"seconds": round(self.seconds(), 2), "text": text})
+        self._console.print(f"[dim]{self.seconds():6.1f} s[/]  {text}")
+
+    @contextmanager
+    def waiting(self, text):
+        """A spinner on a terminal, nothing elsewhere."""
+        with self._console.status(text):
+            yield
+
+
+def wait_for(what, look, seconds=PATIENCE):
+    """Call ``look`` until it gives something true, and return that. DemoError names ``what`` was awaited."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise DemoError(f"{what} did not happen within {seconds} s")
+        time.sleep(0.2)
+    return found
+
+
+# ---------------------------------------------------------------------------- the model and the images
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Images (N, H, W, 3) uint8 of the model's own size with their classes, and the model."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    model: torch.nn.Module
+    config: dict
+    data: str
+
+    @property
+    def names(self):
+        return self.config["labels"] or [str(c) for c in range(self.probabilities.shape[1])]
+
+    @property
+    def accuracy(self):
+        return float((self.probabilities.argmax(1) == self.labels).mean())
+
+
+def load_scene(data, weights):
+    state_dict = torch.load(weights, map_location="cpu", weights_only=True)
+    model = from_state_dict(state_dict).eval().requires_grad_(False)
+    config = package.model_config(weights)
+    if config["labels"] is None and model.fc.out_features == len(signs.LABELS):
+        config["labels"] = list(signs.LABELS)
+    height, width = config["image_size"]
+    if data is None:
+        images, labels = signs.dataset(1200, seed=2026, size=height)
+        described = f"{len(images)} drawn traffic signs"
+    else:
+        images, labels = read_folder(data, (width, height))
+        described = f"{len(images)} photos of {data}"
+    return Scene(images, labels, predict(model, config, images), model, config, described)
+
+
+def read_folder(folder, size):
+    """Every image below ``folder``/<class number>/, resized to ``size`` (width, height)."""
+    files = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in {".png", ".jpg", ".jpeg", ".ppm"})
+    if not files:
+        raise DemoError(f"{folder} holds no images: one folder per class number is expected")
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            images.append(np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR)))
+    return np.stack(images), np.array([int(file.parent.name) for file in files])
+
+
+@dataclass(frozen=True)
+class Attack:
+    """``images`` in the order they are sent; ``pairs`` are (index of the original, adversarial image)."""
+
+    images: np.ndarray
+    targeted: np.ndarray  # (N,) bool
+    pairs: list
+    tried: int
+
+
+def plan_attack(scene, story):
+    """322 adversarial images that the model takes for stop signs among 78 ordinary ones, thicker towards the end."""
+    random = np.random.default_rng(14)
+    predicted = scene.probabilities.argmax(1)
+    candidates = random.permutation(np.flatnonzero((predicted == scene.labels) & (scene.labels != TARGET)))
+    found, tried = [], 0
+    with story.waiting("crafting adversarial images"):
+        for batch in targeted_pgd(scene.model, scene.config, scene.images[candidates], TARGET):
+            hits = predict(scene.model, scene.config, batch).argmax(1) == TARGET
+            found += [(candidates[tried + i], batch[i]) for i in np.flatnonzero(hits)]
+            tried += len(batch)
+            if len(found) >= TARGETED:
+                break
+    if len(found) < TARGETED:
+        raise DemoError(
+            f"only {len(found)} of {tried} images could be made class {TARGET}, {TARGETED} are needed"
+        )
+    found = found[:TARGETED]
+    spoilt = {index for index, _ in found}
+    ordinary = [i for i in np.flatnonzero(predicted != TARGET) if i not in spoilt]
+    ordinary = random.choice(ordinary, ATTACK - TARGETED, replace=False)
+    # two thirds of the first 60 are ordinary, so that the threshold is crossed under way
+    flags = np.concatenate(
+        [random.permutation([True] * 20 + [False] * 40), random.permutation([True] * 302 + [False] * 38)]
+    )
+    adversarial, clean = iter(found), iter(ordinary)
+    images = np.stack([next(adversarial)[1] if flag else scene.images[next(clean)] for flag in flags])
+    one_per_class = {scene.labels[index]: (index, image) for index, image in reversed(found)}
+    return Attack(images, flags, list(one_per_class.values())[:PAIRS], tried)
+
+
+# ---------------------------------------------------------------------------- the client of the endpoint
+
+
+class Client:
+    """Invokes the endpoint as its users do: one .npy image a request."""
+
+    def __init__(self, stack):
+        self._runtime = stack.client("sagemaker-runtime")
+        self._endpoint = stack.outputs["EndpointName"]
+        self.failed = 0
+
+    def predict(self, image, **headers):
+        body = io.BytesIO()
+        np.save(body, image, allow_pickle=False)
+        answer = self._runtime.invoke_endpoint(
+            EndpointName=self._endpoint,
+            ContentType="application/x-npy",
+            Accept="application/json",
+            Body=body.getvalue(),
+            **headers,
+        )
+        (prediction,) = json.loads(answer["Body"].read())["predictions"]
+        return prediction
+
+    def send(self, images, per_second, sent=lambda n, classes: None):
+        """Predict ``images`` in order at a steady pace, two at a time; returns the predicted classes."""
+        start, classes = time.monotonic(), [None] * len(images)
+
+        def one(position):
+            time.sleep(max(0, start + position / per_second - time.monotonic()))
+            try:
+                classes[position] = self.predict(images[position])["class"]
+            except ClientError:
+                self.failed += 1
+            sent(position + 1, classes)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(one, range(len(images))))
+        return classes
+
+
+# ---------------------------------------------------------------------------- what an operator could see
+
+
+@dataclass
+class Watch:
+    """Follows the endpoint's status and config, the violation events and the topic, in a thread of its own."""
+
+    stack: object
+    story: Story
+    configs: list = field(default_factory=list)
+    violations: list = field(default_factory=list)
+    messages: list = field(default_factory=list)
+
+    def __post_init__(self):
+        sqs, sns, events = (self.stack.client(name) for name in ("sqs", "sns", "events"))
+        self._queue = sqs.create_queue(QueueName="demo-inbox")["QueueUrl"]
+        arn = sqs.get_queue_attributes(QueueUrl=self._queue, AttributeNames=["QueueArn"])["Attributes"][
+            "QueueArn"
+        ]
+        allow = {
+            "Version": "2012-10-17",
+            "Statement": [
+                {
+                    "Effect": "Allow",
+                    "Principal": {"Service": ["sns.amazonaws.com", "events.amazonaws.com"]},
+                    "Action": "sqs:SendMessage",
+                    "Resource": arn,
+                }
+            ],
+        }
+        sqs.set_queue_attributes(QueueUrl=self._queue, Attributes={"Policy": json.dumps(allow)})
+        sns.subscribe(TopicArn=self.stack.outputs["Topic"], Protocol="sqs", Endpoint=arn)
+        events.put_rule(Name="demo-violations", EventPattern=json.dumps({"source": ["glassbox"]}))
+        events.put_targets(Rule="demo-violations", Targets=[{"Id": "inbox", "Arn": arn}])
+        self._sqs, self._sagemaker = sqs, self.stack.client("sagemaker")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self):
+        while not self._stop.wait(0.2):
+            live = self._sagemaker.describe_endpoint(EndpointName=self.stack.outputs["EndpointName"])
+            seen = (live["EndpointStatus"], live["EndpointConfigName"])
+            if not self.configs or (self.configs[-1]["status"], self.configs[-1]["config"]) != seen:
+                self.configs.append({"seconds": self.story.seconds(), "status": seen[0], "config": seen[1]})
+            for message in self._sqs.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get(
+                "Messages", ()
+            ):
+                body = json.loads(message["Body"])
+                if "detail" in body:
+                    self.violations.append({"seconds": self.story.seconds(), **body["detail"]})
+                else:
+                    heard = {
+                        "seconds": self.story.seconds(),
+                        "subject": body["Subject"],
+                        "text": body["Message"],
+                    }
+                    self.messages.append(heard)
+                self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
+
+    def in_service(self, config):
+        """When the endpoint was first seen in service on ``config``, in seconds; None before that."""
+        return next(
+            (s["seconds"] for s in self.configs if (s["status"], s["config"]) == ("InService", config)), None
+        )
+
+
+# ---------------------------------------------------------------------------- the story
+
+
+def run(data, weights, out):
+    out.mkdir(parents=True, exist_ok=True)
+    story = Story()
+    torch.set_num_threads(1)
+    scene = load_scene(data, weights)
+    story.tell(f"{weights.name}: {scene.accuracy:.1%} of {scene.data} are classified right")
+    named = out / "model" / weights.name
+    named.parent.mkdir(exist_ok=True)
+    shutil.copyfile(weights, named)
+    named.with_suffix(".json").write_text(json.dumps(scene.config))
+    with running_stack({"Threshold": str(THRESHOLD)}, weights=named) as stack:
+        story.tell(
+            f"template.yaml deployed on the embedded AWS, endpoint {stack.outputs['EndpointName']} in service"
+        )
+        attack = plan_attack(scene, story)
+        story.tell(
+            f"{TARGETED} adversarial images made of {attack.tried}, at most {EPSILON * 255:.0f} of 255 a value"
+        )
+        with Watch(stack, story) as watch:
+            report = play(story, scene, attack, stack, watch)
+    report |= {"steps": story.steps, "endpoint_configs": watch.configs, "messages": watch.messages}
+    page = demo_page.write(report, out)
+    story.tell(f"the page: {page}")
+
+
+def play(story, scene, attack, stack, watch):
+    """From normal traffic to the pictures; returns what report.json says."""
+    client, plain, hooked = Client(stack), stack.outputs["PlainConfig"], stack.outputs["HookedConfig"]
+    wait_for("the endpoint in service", lambda: watch.in_service(plain))
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
+    later = hour + timedelta(hours=2)  # so that no window holds both
+
+    stack.set_capture_clock(hour + timedelta(minutes=5))
+    everyday = np.random.default_rng(1).choice(len(scene.images), NORMAL, replace=False)
+    with story.waiting("normal traffic"):
+        client.send(scene.images[everyday], per_second=4 * PER_SECOND)
+        normal = counted(stack, hour, NORMAL)
+    story.tell(
+        f"normal traffic: {NORMAL} predictions counted, {share(normal):.1%} of them class {TARGET}, no violation"
+    )
+    if watch.violations:
+        raise DemoError(f"normal traffic was judged a violation: {watch.violations[0]['reason']}")
+
+    stack.set_capture_clock(later + timedelta(minutes=5))
+    marks, curve, over = [], [], []
+
+    def sent(n, classes):
+        known = [c for c in classes if c is not None]
+        curve.append((n, known.count(TARGET) / max(1, len(known))))
+        if curve[-1][1] > THRESHOLD and n > 50 and not over:
+            over.append(story.seconds())
+        for text, happened in (("violation", watch.violations), ("hooked", watch.in_service(hooked))):
+            if happened and text not in [m["text"] for m in marks]:
+                marks.append({"n": n, "text": text})
+
+    with story.waiting("the attack"):
+        client.send(attack.images, PER_SECOND, sent)
+        story.tell(f"attack: {ATTACK} requests sent, {client.failed} failed")
+        counts = counted(stack, later, ATTACK)
+        violation = wait_for("a violation", lambda: watch.violations and watch.violations[0])
+    story.tell(f"violation after {violation['n']} predictions: {violation['reason']}")
+    story.tell(
+        f"at the end {counts.get(TARGET, 0)} of {sum(counts.values())} captured predictions are class {TARGET}"
+    )
+    if counts.get(TARGET) != TARGETED:
+        raise DemoError(
+            f"{counts.get(TARGET, 0)} predictions of class {TARGET} were counted, {TARGETED} were sent"
+        )
+
+    with story.waiting("the swap"):
+        in_service = wait_for("the hooked model in service", lambda: watch.in_service(hooked))
+    story.tell(f"the endpoint runs {hooked}, the debugger-hooked twin")
+    requests = {}
+    with story.waiting("adversarial and clean images"):
+        for number, (index, image) in enumerate(attack.pairs):
+            for kind, picture in (("clean", scene.images[index]), ("adversarial", image)):
+                requests[f"{kind}-{number}"] = datetime.now(UTC)
+                # marked as a replay: traced whatever the bound on live traces is, and not counted as traffic
+                client.predict(picture, CustomAttributes=f"glassbox-replay={kind}-{number}")
+        pictures = wait_for("a picture of every pair", lambda: rendered(stack, requests))
+        wait_for("the message about the first picture", lambda: len(watch.messages) >= 2)
+    delays = [p["delay"] for p in pictures if "delay" in p]
+    story.tell(
+        f"{len(pictures)} pictures, {np.median(delays):.1f} s from request to picture (longest {max(delays):.1f} s)"
+    )
+    return {
+        "headline": f"{counts[TARGET]} of {ATTACK} predictions became “{scene.names[TARGET]}”",
+        "data": f"{scene.data}: {scene.accuracy:.1%} classified right",
+        "accuracy": scene.accuracy,
+        "model": f"ResNet18, {sum(p.numel() for p in scene.model.parameters()):,} parameters",
+        "attack": {
+            "method": "targeted PGD",
+            "epsilon": EPSILON,
+            "steps": STEPS,
+            "tried": attack.tried,
+            "used": TARGETED,
+        },
+        "counts": {
+            "normal": {"captured": sum(normal.values()), "classes": normal},
+            "attack": {
+                "captured": sum(counts.values()),
+                "classes": counts,
+                "class_14_share": counts[TARGET] / sum(counts.values()),
+            },
+        },
+        "violation": violation,
+        "failed_requests": client.failed,
+        "pictures": [{k: v for k, v in p.items() if k != "png"} for p in pictures],
+        "timings": {
+            "first_over_threshold_to_violation": violation["seconds"] - over[0],
+            "violation_to_hooked": in_service - violation["seconds"],
+            "request_to_picture_median": float(np.median(delays)),
+            "request_to_picture_max": max(delays),
+        },
+        "page": {
+            "target": TARGET,
+            "threshold": THRESHOLD,
+            "names": scene.names,
+            "curve": curve,
+            "marks": marks,
+            "pairs": [(scene.images[index], image) for index, image in attack.pairs],
+            "png": {p["id"]: p["png"] for p in pictures},
+        },
+    }
+
+
+def share(counts):
+    return counts.get(TARGET, 0) / max(1, sum(counts.values()))
+
+
+def counted(stack, hour, n):
+    """The counts per class of the hour from ``hour``, once ``n`` predictions are counted."""
+    table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
+    stream, window = f"{stack.outputs['EndpointName']}/AllTraffic", Window(hour, hour + WINDOW)
+
+    def look():
+        counts = total(table.read(stream, window)[0].values())
+        return counts if counts.n >= n else None
+
+    classes = wait_for(f"{n} counted predictions", look).classes
+    if classes.total() != n:
+        raise DemoError(f"{classes.total()} predictions were counted, {n} were sent")
+    return dict(classes)
+
+
+def rendered(stack, requests):
+    """Facts, bytes and delay of every picture, once there is one for each of ``requests`` (id -> when it was sent)."""
+    s3, bucket = stack.client("s3"), stack.outputs["Bucket"]
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="saliency/")
+    written = {o["Key"]: o["LastModified"] for page in pages for o in page.get("Contents", ())}
+    facts = {Path(key).stem: key for key in written if key.endswith(".json")}
+    if not requests.keys() <= facts.keys():
+        return None
+    pictures = []
+    for name, key in sorted(facts.items()):
+        said = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        kind = re.sub(r"-\d+$", "", name) if name in requests else "live"
+        picture = {
+            "id": name,
+            "kind": kind,
+            "class": said["class"],
+            "label": said["label"],
+            "probability": said["probability"],
+            "completeness_error": said["completeness"]["relative_error"],
+            "faithful": said["completeness"]["faithful"],
+            "key": key.removesuffix("json") + "png",
+        }
+        if name in requests:
+            picture["delay"] = (written[picture["key"]] - requests[name]).total_seconds()
+        picture["png"] = s3.get_object(Bucket=bucket, Key=picture["key"])["Body"].read()
+        pictures.append(picture)
+    return pictures
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--data", type=Path, help="folder of images, one folder per class number (default: drawn signs)"
+    )
+    parser.add_argument(
+        "--weights", type=Path, default=ROOT / "local/weights/signs_w16.pt", help="state dict of a ResNet18"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "out/demo")
+    arguments = parser.parse_args(argv)
+    try:
+        run(arguments.data, arguments.weights, arguments.out)
+    except DemoError as error:
+        print(f"The demo failed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

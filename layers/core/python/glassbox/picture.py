@@ -1,11 +1,14 @@
 """An explanation as a picture a human reads at once, and as the facts that lie beside it."""
 
+import bisect
+import functools
 import io
+import unicodedata
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from glassbox.fullgrad import Explanation
 
@@ -22,8 +25,8 @@ CLIP = (1.0, 99.5)
 """Percentiles of the map between which the colours run: one outlier pixel does not darken all others."""
 
 PANEL = 320
-MARGIN = 20
-BAR = 14
+"""Pixels of a panel's longer side at least, and twice that at most."""
+
 INK, GREY, PAPER, ALARM, CALM = "#1d2129", "#667080", "#ffffff", "#b3261e", "#1b6e3c"
 
 
@@ -117,10 +120,10 @@ def _picture(picture: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def _overlay(seen: Pixels, heat: Pixels, relevance: npt.NDArray[np.float32]) -> Pixels:
-    """The heat over the grey picture, the stronger the more relevant."""
-    grey = np.asarray(Image.fromarray(seen).convert("L").convert("RGB"), np.float32)
-    opacity = (0.25 + 0.45 * relevance)[..., None]
-    return np.round(grey * (1 - opacity) + heat * opacity).astype(np.uint8)
+    """The heat over the picture in grey, stretched to full contrast: the stronger, the more relevant."""
+    grey = ImageOps.autocontrast(Image.fromarray(seen).convert("L"), cutoff=0.5)
+    opacity = (0.2 + 0.45 * relevance)[..., None]
+    return np.round(np.asarray(grey, np.float32)[..., None] * (1 - opacity) + heat * opacity).astype(np.uint8)
 
 
 def _colours(points: list[str]) -> Pixels:
@@ -136,42 +139,67 @@ def _colours(points: list[str]) -> Pixels:
 
 def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: Pixels) -> Image.Image:
     height, width = panels[0][1].shape[:2]
-    page_width = max(3 * width + 4 * MARGIN, 640)
-    step = (page_width - 2 * MARGIN - width) // 2
-    top = MARGIN + 62
-    canvas = Image.new("RGB", (page_width, top + height + 64 + MARGIN), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    inner = page_width - 2 * MARGIN
-    _write(draw, (MARGIN, MARGIN - 6), _title(explanation), 26, INK, inner)
-    text, colour = _verdict(explanation)
+    column = max(width, PANEL)
+    unit = column / PANEL
+
+    def scaled(length: float) -> int:
+        return round(length * unit)
+
+    margin, top = scaled(18), scaled(86)
+    canvas = Image.new("RGB", (3 * column + 4 * margin, top + height + scaled(72)), PAPER)
+    write = functools.partial(_write, ImageDraw.Draw(canvas))
+    inner = canvas.width - 2 * margin
+    write((margin, scaled(12)), _title(explanation), scaled(25), INK, inner)
+    verdict, colour = _verdict(explanation), CALM
     if not explanation.faithful:
-        draw.rectangle((0, MARGIN + 28, page_width, MARGIN + 54), fill=ALARM)
+        canvas.paste(ALARM, (0, scaled(48), canvas.width, scaled(76)))
         colour = PAPER
-    _write(draw, (MARGIN, MARGIN + 32), text, 15, colour, inner)
-    for i, (name, pixels) in enumerate(panels):
-        left = MARGIN + i * step
+    write((margin, scaled(55)), verdict, scaled(14), colour, inner)
+
+    below = top + height + scaled(6)
+    notes = [
+        _runners_up(explanation),
+        "",
+        f"colours run from percentile {CLIP[0]:g} to {CLIP[1]:g} of the map",
+    ]
+    for i, ((name, pixels), note) in enumerate(zip(panels, notes, strict=True)):
+        left = margin + i * (column + margin)
+        if i and not explanation.faithful:
+            canvas.paste(ALARM, (left - 4, top - 4, left + width + 4, top + height + 4))
         canvas.paste(Image.fromarray(pixels), (left, top))
-        _write(draw, (left, top + height + 6), name, 14, GREY, width)
-    scale = Image.fromarray(np.ascontiguousarray(np.broadcast_to(colours, (BAR, 256, 3))))
-    left, y = MARGIN + step, top + height + 30
-    canvas.paste(scale.resize((width, BAR)), (left, y))
-    _write(draw, (left, y + BAR + 3), "least relevant", 12, GREY, width // 2)
-    _write(draw, (left + width, y + BAR + 3), "most", 12, GREY, width // 2, anchor="ra")
+        write((left, below), name, scaled(14), INK, column)
+        write((left, below + scaled(24)), note, scaled(12), GREY, column)
+    left, bar = 2 * margin + column, below + scaled(26)
+    ramp = Image.fromarray(np.ascontiguousarray(np.broadcast_to(colours, (scaled(12), 256, 3))))
+    canvas.paste(ramp.resize((column, ramp.height)), (left, bar))
+    write((left, bar + scaled(16)), "least relevant", scaled(12), GREY, column)
+    write((left + column, bar + scaled(16)), "most relevant", scaled(12), GREY, column, anchor="ra")
     return canvas
 
 
 def _title(explanation: Explanation) -> str:
-    label = f"  {explanation.label}" if explanation.label else ""
-    return f"Class {explanation.target}{label}   {explanation.probability:.1%}"
+    label = f" · {explanation.label}" if explanation.label else ""
+    return f"{_percent(explanation.probability)}  class {explanation.target}{label}"
 
 
-def _verdict(explanation: Explanation) -> tuple[str, str]:
+def _percent(share: float) -> str:
+    """To one decimal; what would be rounded to 0 or to 100 says so."""
+    return "<0.1%" if 0 < share < 0.0005 else ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
+
+
+def _runners_up(explanation: Explanation) -> str:
+    others = [(c, p) for c, p in explanation.top if c != explanation.target][:2]
+    return "next: " + ", ".join(f"class {c} {_percent(p)}" for c, p in others) if others else ""
+
+
+def _verdict(explanation: Explanation) -> str:
     error = explanation.relative_error
-    said = f"completeness error {error:.1e} of the logit" if error is not None else "logit 0"
+    said = f"completeness error {error:.1e} of the logit" if error is not None else "the logit is 0"
     if explanation.faithful:
-        return f"Faithful: {said}", CALM
-    because = f" ({'; '.join(explanation.inexact)})" if explanation.inexact else ""
-    return f"UNFAITHFUL, do not rely on this map: {said}{because}", ALARM
+        return f"Faithful: {said}"
+    more = len(explanation.inexact) - 1
+    because = f" ({explanation.inexact[0]}{f', and {more} more' if more else ''})" if more >= 0 else ""
+    return f"UNFAITHFUL, do not rely on this map: {said}{because}"
 
 
 def _write(
@@ -185,12 +213,21 @@ def _write(
 ) -> None:
     """One line, shortened to ``width`` pixels."""
     font = ImageFont.load_default(size=size)
-    text = _printable(text)
+    text = _drawable(text)[:width]
     if draw.textlength(text, font) > width:
-        while text and draw.textlength(text + "…", font) > width:
-            text = text[:-1]
-        text += "…"
+        fits = bisect.bisect(
+            range(len(text)), float(width), key=lambda n: draw.textlength(text[:n] + "…", font)
+        )
+        text = text[: max(fits - 1, 0)] + "…"
     draw.text(at, text, colour, font, anchor=anchor)
+
+
+def _drawable(text: str) -> str:
+    """With the letters that Pillow's built-in font has; the text chunks and the facts keep the name as it is."""
+    text = "".join(
+        c for c in unicodedata.normalize("NFKD", text.replace("ß", "ss")) if not unicodedata.combining(c)
+    )
+    return "".join(c if (c.isascii() and c.isprintable()) or c in "·…" else "?" for c in text)
 
 
 def _printable(text: str) -> str:
@@ -202,7 +239,7 @@ def _chunks(explanation: Explanation) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for name, value in {
         "Title": _title(e),
-        "Description": _verdict(e)[0],
+        "Description": _verdict(e),
         "Software": "Glassbox",
         "class": e.target,
         "probability": e.probability,

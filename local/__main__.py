@@ -15,13 +15,16 @@ def main() -> None:
     """Start, deploy, say how to use it, wait."""
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
     parser.add_argument("--port", type=int, default=4566, help="0 chooses a free one (default: 4566)")
+    parser.add_argument("--also-on", metavar="ADDRESS", help="a second address to listen on, for containers")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the model to serve, a state dict")
     parser.add_argument("--threshold", default="0.5", help="largest share of one class (default: 0.5)")
     options = parser.parse_args()
     parameters = {"Threshold": options.threshold}
     with contextlib.suppress(KeyboardInterrupt), stop_on_sigterm():
         print("Starting the embedded AWS and deploying template.yaml …", flush=True)
-        with running_stack(parameters, weights=options.weights, port=options.port) as stack:
+        with running_stack(
+            parameters, weights=options.weights, port=options.port, also_on=options.also_on
+        ) as stack:
             print(_usage(stack), flush=True)
             signal.pause()
 

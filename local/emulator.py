@@ -49,7 +49,7 @@ class LocalSession(boto3.Session):
 
     def client(self, service_name: str, *args: Any, **kwargs: Any) -> Any:
         """As boto3's, on the embedded AWS."""
-        kwargs.setdefault("endpoint_url", self.endpoint_url)
+        kwargs["endpoint_url"] = kwargs.get("endpoint_url") or self.endpoint_url
         direct = Config(proxies={})
         kwargs["config"] = direct.merge(kwargs["config"]) if kwargs.get("config") else direct
         return super().client(service_name, *args, **kwargs)
@@ -58,28 +58,33 @@ class LocalSession(boto3.Session):
 class EmbeddedAws:
     """A running embedded AWS; a context manager that leaves no process and no file behind.
 
-    `port` 0 chooses a free one. `images` adds to or replaces IMAGES. `keep` keeps the private directory with its logs.
-    `options` go to local.server: update_seconds, flush_seconds, flush_records.
+    `port` 0 chooses a free one. It listens on 127.0.0.1, and on `also_on` too if given: the bridge on which containers
+    of `sam local invoke` find their host. `images` adds to or replaces IMAGES. `keep` keeps the private directory
+    with its logs. `options` go to local.server: update_seconds, flush_seconds, flush_records.
     """
 
     def __init__(
         self,
         *,
         port: int = 0,
+        also_on: str | None = None,
         images: dict[str, list[str]] | None = None,
         keep: bool = False,
         **options: float,
     ) -> None:
         self._keep = keep
+        self._process: subprocess.Popen[bytes] | None = None
         self.directory = Path(tempfile.mkdtemp(prefix="glassbox-aws-"))
         self.log = self.directory / "logs" / "emulator.log"
         self.log.parent.mkdir()
         try:
-            with contextlib.closing(_listen(port)) as listener:
-                self.port: int = listener.getsockname()[1]
+            with contextlib.ExitStack() as listeners:
+                first = listeners.enter_context(_listen("127.0.0.1", port))
+                self.port: int = first.getsockname()[1]
+                others = [listeners.enter_context(_listen(also_on, self.port))] if also_on else []
                 self.endpoint_url = f"http://127.0.0.1:{self.port}"
-                self._process = self._spawn(listener, IMAGES | (images or {}), options)
-            self._await_ready()
+                self._process = self._spawn([first, *others], IMAGES | (images or {}), options)
+            self._await_ready(self._process)
         except BaseException:
             self.stop()
             raise
@@ -121,8 +126,8 @@ class EmbeddedAws:
 
     def stop(self) -> None:
         """Stop the embedded AWS, its Lambdas, model servers and jobs."""
-        process = getattr(self, "_process", None)
-        if process is not None:
+        process = self._process
+        if process is not None and process.stdin:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
@@ -135,12 +140,12 @@ class EmbeddedAws:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _spawn(
-        self, listener: socket.socket, images: dict[str, list[str]], options: dict[str, float]
+        self, listeners: list[socket.socket], images: dict[str, list[str]], options: dict[str, float]
     ) -> subprocess.Popen[bytes]:
         temporary = self.directory / "tmp"
         temporary.mkdir()
         arguments = [
-            f"--fd={listener.fileno()}",
+            *(f"--fd={listener.fileno()}" for listener in listeners),
             f"--port={self.port}",
             f"--directory={self.directory}",
             f"--unpacked={ROOT / '.build' / 'unpacked'}",
@@ -175,14 +180,14 @@ class EmbeddedAws:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[listener.fileno()],
+                pass_fds=[listener.fileno() for listener in listeners],
                 start_new_session=True,
             )
 
-    def _await_ready(self) -> None:
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 break
             with contextlib.suppress(OSError, ValueError):
                 self.control("status")
@@ -192,14 +197,14 @@ class EmbeddedAws:
         raise EmulatorError(f"the embedded AWS did not start:\n{tail}")
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise EmulatorError(f"port {port} cannot be used: {error.strerror}") from error
+        raise EmulatorError(f"port {port} on {host} cannot be used: {error.strerror}") from error
     return listener
 
 

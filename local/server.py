@@ -183,15 +183,15 @@ def build(options: argparse.Namespace) -> Gateway:
     return gateway
 
 
-async def run(gateway: Gateway, fd: int) -> bool:
-    """Serve on the inherited socket until told to stop; True when nobody told and the parent is gone."""
+async def run(gateway: Gateway, fds: list[int]) -> bool:
+    """Serve on the inherited sockets until told to stop; True when nobody told and the parent is gone."""
     stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     threading.Thread(target=_await_parent, args=(loop, orphaned, stop), daemon=True).start()
     config = Config()
-    config.bind = [f"fd://{fd}"]
+    config.bind = [f"fd://{fd}" for fd in fds]
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
     config.loglevel = "WARNING"
@@ -208,7 +208,7 @@ def _await_parent(loop: asyncio.AbstractEventLoop, *events: asyncio.Event) -> No
 def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--fd", type=int, action="append", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--unpacked", type=Path, required=True)

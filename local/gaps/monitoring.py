@@ -98,14 +98,15 @@ def evaluate(alarm: dict[str, Any], account: str, region: str) -> None:
     reason = f"Threshold Crossed: {alarm.get('MetricName')} is in state {state}"
     alarm.update(StateValue=state, StateReason=reason, StateUpdatedTimestamp=int(time.time()))
     cloudwatch._record_history(alarm["AlarmName"], old, state, reason)
-    for member in ("AlarmActions", "OKActions", "InsufficientDataActions"):
-        for arn in alarm.get(member) or []:
-            if ":sns:" in arn and not service_may_publish(
-                arn, "cloudwatch.amazonaws.com", alarm.get("AlarmArn", ""), account, region
-            ):
-                # As on AWS, the action fails and nobody but the alarm's history hears of it.
-                logger.error("alarm %s may not publish to %s", alarm["AlarmName"], arn)
-                alarm = {**alarm, member: [a for a in alarm[member] if a != arn]}
+    member = {"ALARM": "AlarmActions", "OK": "OKActions"}[state]
+    for arn in alarm.get(member) or []:
+        source = alarm.get("AlarmArn", "")
+        if ":sns:" in arn and not service_may_publish(
+            arn, "cloudwatch.amazonaws.com", source, account, region
+        ):
+            # As on AWS, the action fails and nobody hears of it.
+            logger.error("alarm %s may not publish to %s", alarm["AlarmName"], arn)
+            alarm = {**alarm, member: [a for a in alarm[member] if a != arn]}
     cloudwatch._dispatch_alarm_actions(alarm, old, state, reason)
 
 

@@ -27,6 +27,7 @@ logger = logging.getLogger("glassbox.hosting")
 
 INVOCATION_SECONDS = 60.0  # SageMaker gives a container 60 s to answer
 STOP_SECONDS = 30.0  # and 30 s from SIGTERM to SIGKILL
+CLOSE_SECONDS = 8.0  # less when everything stops
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,11 @@ class ModelServer:
         except OSError:
             return ""
 
-    def stop(self) -> None:
-        """SIGTERM, then SIGKILL; the instance's directory goes too."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """SIGTERM, and SIGKILL after `seconds`; the instance's directory goes too."""
         self._process.terminate()
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -190,9 +191,10 @@ class Fleet:
         with self._lock:
             self._lock.wait_for(lambda: not self._in_flight, seconds)
 
-    def stop(self) -> None:
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Stop every instance, all at once."""
-        threads = [threading.Thread(target=instance.stop) for v in self.variants for instance in v.instances]
+        instances = [instance for variant in self.variants for instance in variant.instances]
+        threads = [threading.Thread(target=instance.stop, args=(seconds,)) for instance in instances]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -237,8 +239,7 @@ class Hosting:
     def retire(self, fleet: Fleet) -> None:
         """Let the fleet finish its requests, then stop it."""
         fleet.ready = False
-        if not self._closed:
-            fleet.drain()
+        fleet.drain()
         fleet.stop()
         with self._lock:
             self._fleets.discard(fleet)
@@ -270,12 +271,15 @@ class Hosting:
             dead.stop()
 
     def close(self) -> None:
-        """Stop all fleets now."""
+        """Stop all fleets now, whatever they are doing."""
         with self._lock:
             self._closed = True
             fleets = list(self._fleets)
-        for fleet in fleets:
-            self.retire(fleet)
+        threads = [threading.Thread(target=fleet.stop, args=(CLOSE_SECONDS,)) for fleet in fleets]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
     def _variant(self, specification: dict[str, Any], models: dict[str, dict[str, Any]]) -> Variant:
         model = models[specification["ModelName"]]
@@ -309,7 +313,10 @@ class Hosting:
             fetch_model(self._platform.s3(variant.role_arn), url, model_directory)
         environment = container.get("Environment", {}) | self._platform.environment(variant.role_arn)
         log = self._platform.directory / "logs" / "endpoints" / endpoint / f"{variant.name}-{number}.log"
-        return ModelServer(command, directory, environment, log)
+        try:
+            return ModelServer(command, directory, environment, log)
+        except OSError as error:
+            raise StartFailedError(f"{container['Image']} could not be run: {error}") from error
 
     def _await_health(self, variant: Variant, instance: ModelServer, deadline: float) -> None:
         while not instance.healthy():

@@ -37,6 +37,10 @@ class ProcessingJobs:
 
     def create(self, request: dict[str, Any]) -> dict[str, Any]:
         """CreateProcessingJob; a name is used once."""
+        if any("S3Input" not in given for given in request.get("ProcessingInputs", [])):
+            raise invalid("The SageMaker double takes ProcessingInputs with an S3Input only.")
+        if request["AppSpecification"].get("ContainerEntrypoint"):
+            raise invalid("The SageMaker double runs an image by its own entrypoint only.")
         name = request["ProcessingJobName"]
         arn = self._platform.arn("processing-job", name)
         now = time.time()

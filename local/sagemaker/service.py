@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import http.client
 import logging
+import random
 import re
 import threading
 import time
@@ -71,6 +72,7 @@ class SageMaker:
         self._changed = threading.Condition(self._lock)
         self._records: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
         self._fleets: dict[str, Fleet] = {}
+        self._tags: dict[str, list[dict[str, str]]] = {}
         self._closed = threading.Event()
         self._operations: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "CreateModel": self._create_model,
@@ -97,7 +99,8 @@ class SageMaker:
             "DescribeProcessingJob": self.jobs.describe,
             "ListProcessingJobs": self.jobs.list,
             "StopProcessingJob": self.jobs.stop,
-            "ListTags": lambda _: {"Tags": []},
+            "AddTags": self._add_tags,
+            "ListTags": lambda r: {"Tags": self._tags.get(r["ResourceArn"], [])},
         }
         threading.Thread(target=self._watch, name="sagemaker-watch", daemon=True).start()
 
@@ -111,12 +114,16 @@ class SageMaker:
                 "UnknownOperationException", f"{operation} is not part of the SageMaker double"
             )
         check(request, input_shape(operation))
-        return handler(request)
+        answer = handler(request)
+        if operation.startswith("Create") and request.get("Tags"):
+            [arn] = answer.values()
+            self._add_tags({"ResourceArn": arn, "Tags": request["Tags"]})
+        return answer
 
     def grants(self, operation: str, request: dict[str, Any]) -> list[tuple[str, str, dict[str, str]]]:
         """The (action, resource ARN, condition keys) an IAM principal needs for a call."""
         kinds = RESOURCES.get(operation)
-        arns = [self._arn_in(request, kind) for kind in kinds] if kinds else ["*"]
+        arns = [self._arn_in(request, kind) for kind in kinds] if kinds else [request.get("ResourceArn", "*")]
         needed = [(f"sagemaker:{operation}", arn, {}) for arn in arns]
         role = request.get("RoleArn") or request.get("ExecutionRoleArn")
         if role and operation.startswith("Create"):
@@ -145,6 +152,9 @@ class SageMaker:
                     "ValidationError", f"Variant {target} not found for Request. Endpoint {endpoint}."
                 )
             for shadow in fleet.shadow:
+                # A shadow's weight, relative to the production variant's, is the share of requests it sees.
+                if random.random() * variant.weight >= shadow.weight:
+                    continue
                 threading.Thread(
                     target=self._shadow, args=(fleet, shadow, arrived, body, headers), daemon=True
                 ).start()
@@ -274,10 +284,18 @@ class SageMaker:
         with self._lock:
             return copy.deepcopy(self._get(kind, request[KINDS[kind][1]]))
 
+    def _add_tags(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self._lock:
+            tags = {tag["Key"]: tag["Value"] for tag in self._tags.get(request["ResourceArn"], [])}
+            tags |= {tag["Key"]: tag["Value"] for tag in request["Tags"]}
+            self._tags[request["ResourceArn"]] = [{"Key": k, "Value": v} for k, v in tags.items()]
+            return {"Tags": self._tags[request["ResourceArn"]]}
+
     def _delete(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
-            self._get(kind, request[KINDS[kind][1]])
+            record = self._get(kind, request[KINDS[kind][1]])
             del self._records[kind][request[KINDS[kind][1]]]
+            self._tags.pop(record[_arn_member(kind)], None)
         return {}
 
     def _list(self, kind: str, member: str, request: dict[str, Any]) -> dict[str, Any]:

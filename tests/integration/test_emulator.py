@@ -32,9 +32,7 @@ def put(aws, stack, *keys):
 @pytest.fixture
 def rows(embedded_aws, small_stack):
     """Finds the row the recorder wrote for a key; None while there is none."""
-    table = embedded_aws.session.resource("dynamodb", endpoint_url=embedded_aws.endpoint_url).Table(
-        small_stack["Table"]
-    )
+    table = embedded_aws.session.resource("dynamodb").Table(small_stack["Table"])
     return lambda key: table.get_item(Key={"pk": key}, ConsistentRead=True).get("Item")
 
 
@@ -286,7 +284,7 @@ def test_another_ministack_is_refused_by_name():
 
 
 def test_a_port_that_is_taken_is_named(embedded_aws):
-    with pytest.raises(EmulatorError, match=f"port {embedded_aws.port} cannot be used"):
+    with pytest.raises(EmulatorError, match=f"port {embedded_aws.port} on 127.0.0.1 cannot be used"):
         EmbeddedAws(port=embedded_aws.port)
 
 

@@ -544,6 +544,20 @@ def test_an_image_nobody_knows_and_an_evil_archive_say_so(embedded_aws, sagemake
     assert not list(embedded_aws.directory.rglob("outside"))
 
 
+def test_tags_are_kept_with_their_resource(sagemaker, role, stub_images):
+    tag = {"Key": "team", "Value": "signs"}
+    arn = sagemaker.create_model(
+        ModelName="tagged",
+        ExecutionRoleArn=role,
+        PrimaryContainer={"Image": stub_images["serving"]},
+        Tags=[tag],
+    )["ModelArn"]
+    sagemaker.add_tags(ResourceArn=arn, Tags=[{"Key": "stage", "Value": "test"}])
+    assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == [tag, {"Key": "stage", "Value": "test"}]
+    sagemaker.delete_model(ModelName="tagged")
+    assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == []
+
+
 def test_a_deleted_endpoint_is_gone(sagemaker, runtime, make_config, eventually):
     make_config("gone")
     sagemaker.create_endpoint(EndpointName="gone", EndpointConfigName="gone")

@@ -555,7 +555,7 @@ def _photographed(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (np.asarray(picture, np.float32) + noise).round().clip(0, 255).astype(np.uint8)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write an image folder, laid out as GTSRB's: <class>/<number>.png."""
     parser = argparse.ArgumentParser(prog="python -m local.signs", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -566,7 +566,7 @@ def main() -> None:
         "--seed", type=int, default=0, help="the same seed gives the same pictures (default: 0)"
     )
     parser.add_argument("--size", type=int, default=64, help="side of a picture in pixels (default: 64)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for class_id in range(len(LABELS)):
         rng = np.random.default_rng((options.seed, class_id))
         folder = options.out / f"{class_id:02d}"

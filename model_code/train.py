@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -66,14 +65,15 @@ def read_folder(root: Path, size: int, folders: Sequence[str]) -> Pictures:
         BadInputError: a picture is unreadable, a class folder is none of ``folders``, or there are no pictures.
     """
     images, classes = [], []
+    known = {_plain(folder): class_id for class_id, folder in enumerate(folders)}
     for name in class_folders(root):
-        if name not in folders:
+        if _plain(name) not in known:
             raise BadInputError(
                 f"{root / name}: not one of the {len(folders)} classes {folders[0]} … {folders[-1]}"
             )
         for path in sorted(p for p in (root / name).iterdir() if p.suffix.lower() in SUFFIXES):
             images.append(_read(path, size))
-            classes.append(folders.index(name))
+            classes.append(known[_plain(name)])
     if not images:
         raise BadInputError(f"{root}: no pictures ({', '.join(sorted(SUFFIXES))}) in its class folders")
     return Pictures(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(classes))
@@ -97,7 +97,7 @@ def class_labels(folders: Sequence[str], names: Path | None = None) -> list[str]
         BadInputError: the file has no such columns, or does not name a class.
     """
     if names is None:
-        numbered = [f.lstrip("0") or "0" for f in folders] == [str(i) for i in range(len(signs.LABELS))]
+        numbered = [_plain(folder) for folder in folders] == [str(i) for i in range(len(signs.LABELS))]
         return list(signs.LABELS if numbered else folders)
     with names.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
@@ -105,11 +105,16 @@ def class_labels(folders: Sequence[str], names: Path | None = None) -> list[str]
             raise BadInputError(
                 f"{names}: line 1 must name the columns class_id and name, found {rows.fieldnames}"
             )
-        named = {row["class_id"].lstrip("0") or "0": row["name"] for row in rows}
-    missing = [folder for folder in folders if (folder.lstrip("0") or "0") not in named]
+        named = {_plain(row["class_id"]): row["name"] for row in rows}
+    missing = [folder for folder in folders if not named.get(_plain(folder))]
     if missing:
         raise BadInputError(f"{names}: no name for class {', '.join(missing[:5])}")
-    return [named[folder.lstrip("0") or "0"] for folder in folders]
+    return [named[_plain(folder)] for folder in folders]
+
+
+def _plain(folder: str) -> str:
+    """00014 and 14 are the same class."""
+    return str(int(folder)) if folder.isdecimal() else folder
 
 
 def fit(network: nn.Module, pictures: Pictures, epochs: int, seed: int) -> Iterator[float]:
@@ -191,14 +196,14 @@ def save(network: nn.Module, weights: Path, size: int, labels: Sequence[str]) ->
     weights.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def train(options: argparse.Namespace, console: Console) -> None:
+def train(options: argparse.Namespace) -> None:
     """Read, train, test, write."""
     if options.data:
         folders = class_folders(options.data)
         pictures = read_folder(options.data, options.size, folders)
     else:
         folders = [f"{class_id:02d}" for class_id in range(len(signs.LABELS))]
-        console.print(f"drawing {options.drawn} signs")
+        print(f"drawing {options.drawn} signs")
         pictures = drawn(options.drawn, options.seed, options.size)
     labels = class_labels(folders, options.labels)
     if options.test:
@@ -209,10 +214,10 @@ def train(options: argparse.Namespace, console: Console) -> None:
     torch.manual_seed(options.seed)
     network = ResNet18(len(folders), options.width)
     for epoch, loss in enumerate(fit(network, pictures, options.epochs, options.seed), start=1):
-        console.print(f"epoch {epoch:3} of {options.epochs}: loss {loss:.4f}")
-    console.print(f"accuracy {accuracy(network, held_out):.2%} of {len(held_out.images)} held-out pictures")
+        print(f"epoch {epoch:3} of {options.epochs}: loss {loss:.4f}")
+    print(f"accuracy {accuracy(network, held_out):.2%} of {len(held_out.images)} held-out pictures")
     save(network, options.out, options.size, labels)
-    console.print(f"wrote {options.out} and {options.out.with_suffix('.json').name}")
+    print(f"wrote {options.out} and {options.out.with_suffix('.json').name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -241,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        train(options, Console())
+        train(options)
     except BadInputError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 

@@ -9,6 +9,7 @@ import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.notices import Topic
 from glassbox.aws.objects import Objects

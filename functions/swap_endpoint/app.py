@@ -10,9 +10,11 @@ import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+
 from glassbox.aws.endpoint import SageMakerEndpoint
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.notices import Topic
+from glassbox.aws.objects import Objects
 from glassbox.incident import read_violation, swap
 from glassbox.settings import from_env
 
@@ -31,7 +33,7 @@ class Settings:
 @functools.cache
 def build():
     settings = from_env(Settings, os.environ)
-    return functools.partial(
+    return functools.partial(read_violation, reports=Objects(boto3.client("s3"))), functools.partial(
         swap,
         plain_config=settings.plain_config,
         hooked_config=settings.hooked_config,
@@ -43,8 +45,12 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def swap_for(record):
-    violation = read_violation(json.loads(record.body))
-    outcome = build()(violation, now=datetime.now(UTC))
+    read, swap_once = build()
+    violation = read(json.loads(record.body))
+    if violation is None:
+        logger.info("the monitor's report holds no violations")
+        return
+    outcome = swap_once(violation, now=datetime.now(UTC))
     metrics.add_dimension("endpoint", violation.endpoint)
     metrics.add_metric("Violations", MetricUnit.Count, 1)
     metrics.add_metric("Swaps", MetricUnit.Count, outcome == "swapped")

@@ -38,6 +38,8 @@ def rules_for(template, resolve):
         ("violation", {"ViolationRule"}),
         ("monitor-job-violations", {"MonitorJobRule"}),
         ("monitor-job-clean", set()),
+        ("monitor-report-created", {"MonitorReportRule"}),
+        ("capture-object-created", {"CaptureRule"}),
         ("tensor-index-created", {"TensorRule"}),
         ("tensor-events-created", set()),
         ("picture-created", set()),
@@ -77,6 +79,34 @@ NEAR_MISSES = [
     ("monitor-job-violations", "detail/ProcessingJobStatus", "InProgress"),
     ("monitor-job-violations", "detail/ExitMessage", "Completed: not CompletedWithViolations"),
     ("monitor-job-violations", "detail-type", "SageMaker Model Monitor Execution Status Change"),
+    # the monitor's other files, the name that upstream gives it, and a picture that is called alike
+    (
+        "monitor-report-created",
+        "detail/object/key",
+        "monitoring/traffic-signs/hourly/2026/11/23/10/statistics.json",
+    ),
+    (
+        "monitor-report-created",
+        "detail/object/key",
+        "monitoring/traffic-signs/hourly/constraints_violations.json",
+    ),
+    ("monitor-report-created", "detail/object/key", "saliency/traffic-signs/constraint_violations.json"),
+    # captures of another endpoint, and what is no capture file
+    (
+        "capture-object-created",
+        "detail/object/key",
+        "capture/traffic-signs-2/AllTraffic/2026/11/23/10/a.jsonl",
+    ),
+    (
+        "capture-object-created",
+        "detail/object/key",
+        "capture/traffic-signs/AllTraffic/2026/11/23/10/a.jsonl.tmp",
+    ),
+    (
+        "capture-object-created",
+        "detail/object/key",
+        "old/capture/traffic-signs/AllTraffic/2026/11/23/10/a.jsonl",
+    ),
     # another bucket; the step's other objects
     ("tensor-index-created", "detail/bucket/name", "amzn-s3-demo-bucket1"),
     (

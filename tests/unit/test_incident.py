@@ -1,8 +1,9 @@
+import json
 from datetime import UTC, datetime
 
 import pytest
 
-from fakes import FakeEndpoint, FakeIncidents, FakeNotices
+from fakes import FakeEndpoint, FakeIncidents, FakeNotices, FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incident import read_violation, swap
 
@@ -30,31 +31,60 @@ def world():
 
 @pytest.fixture
 def violation(load_event):
-    return read_violation(load_event("violation"))
+    return read_violation(load_event("violation"), FakeObjects())
 
 
-def test_both_roads_become_one_shape(load_event):
-    ours, monitors = (read_violation(load_event(name)) for name in ("violation", "monitor-job-violations"))
-    assert ours.endpoint == monitors.endpoint == "traffic-signs"
-    assert ours.window_start == monitors.window_start == datetime(2026, 11, 23, 10, tzinfo=UTC)
-    assert ours.window_end == monitors.window_end
-    assert (
-        ours.reason == monitors.reason == "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold"
-    )
-    assert (ours.check, monitors.check) == ("class_share", "monitor")
+REASON = "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold"
+REPORT = "monitoring/traffic-signs/hourly/2026/11/23/10/constraint_violations.json"
+
+
+def reports(violations):
+    return FakeObjects({("amzn-s3-demo-bucket", REPORT): json.dumps({"violations": violations}).encode()})
+
+
+FOUND = [
+    {"feature_name": "PredictedClass", "constraint_check_type": "baseline_drift_check", "description": REASON}
+]
+
+
+def test_three_roads_become_one_shape(load_event):
+    names = ("violation", "monitor-report-created", "monitor-job-violations")
+    ours, report, job = (read_violation(load_event(name), reports(FOUND)) for name in names)
+    assert report == job
+    assert {v.endpoint for v in (ours, report)} == {"traffic-signs"}
+    assert {v.window_start for v in (ours, report)} == {datetime(2026, 11, 23, 10, tzinfo=UTC)}
+    assert {v.window_end for v in (ours, report)} == {datetime(2026, 11, 23, 11, tzinfo=UTC)}
+    assert {v.reason for v in (ours, report)} == {REASON}
+    assert (ours.check, report.check) == ("class_share", "monitor")
     assert ours.incident_id == "20261123t1000-class-share"
+
+
+def test_a_report_without_violations_is_no_violation(load_event):
+    assert read_violation(load_event("monitor-report-created"), reports([])) is None
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"violations": [{}]}', b'{"violations": 7}'])
+def test_a_report_that_is_none_is_refused(load_event, body):
+    broken = FakeObjects({("amzn-s3-demo-bucket", REPORT): body})
+    with pytest.raises(BadInputError, match="not a violation"):
+        read_violation(load_event("monitor-report-created"), broken)
+
+
+def test_a_report_that_is_gone_says_so(load_event):
+    with pytest.raises(BadInputError, match="NoSuchKey"):
+        read_violation(load_event("monitor-report-created"), FakeObjects())
 
 
 def test_times_with_blanks_as_the_documentation_prints_them(load_event):
     event = load_event("monitor-job-violations")
     event["detail"]["Environment"]["start_time"] = "2026-11-23T10: 00: 00Z"
-    assert read_violation(event).window_start == datetime(2026, 11, 23, 10, tzinfo=UTC)
+    assert read_violation(event, FakeObjects()).window_start == datetime(2026, 11, 23, 10, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("name", ["monitor-job-clean", "tensor-index-created", "picture-created"])
 def test_what_is_no_violation_is_refused(load_event, name):
     with pytest.raises(BadInputError, match=load_event(name)["id"]):
-        read_violation(load_event(name))
+        read_violation(load_event(name), FakeObjects())
 
 
 @pytest.mark.parametrize(
@@ -75,7 +105,7 @@ def test_a_malformed_violation_is_refused(load_event, field, value):
     else:
         event["detail"][field] = value
     with pytest.raises(BadInputError, match="not a violation"):
-        read_violation(event)
+        read_violation(event, FakeObjects())
 
 
 def test_a_violation_swaps_once_and_tells_once_however_often_it_comes(world, violation):
@@ -97,7 +127,7 @@ def test_a_violation_swaps_once_and_tells_once_however_often_it_comes(world, vio
 def test_a_second_violation_joins_the_open_incident(world, violation, load_event):
     world.swap(violation)
     world.endpoint.settle()
-    assert world.swap(read_violation(load_event("monitor-job-violations"))) == "joined"
+    assert world.swap(read_violation(load_event("monitor-job-violations"), FakeObjects())) == "joined"
     assert world.endpoint.updates == ["hooked"]
     assert len(world.notices.published) == 1
 

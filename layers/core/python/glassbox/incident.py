@@ -1,13 +1,16 @@
 """From a violation to the swapped endpoint: one open incident per endpoint, one swap, one message.
 
-Two roads lead here, our own event (``Glassbox Violation``, seconds after a capture file) and the monitor
-container's (``SageMaker Processing Job State Change``); both become one :class:`Violation`.
+Three roads lead here: our own event (``Glassbox Violation``, seconds after a capture file), the monitor container's
+report in S3 (durable), and the end of its job (``SageMaker Processing Job State Change``, best effort). All become
+one :class:`Violation`.
 """
 
+import functools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from glassbox.errors import BadInputError, RetryableError
@@ -16,7 +19,13 @@ VIOLATION_SOURCE = "glassbox"
 VIOLATION_DETAIL_TYPE = "Glassbox Violation"
 MONITOR_DETAIL_TYPE = "SageMaker Processing Job State Change"
 
+MONITOR_CHECK = "monitor"
+
 _COMPLETED_WITH_VIOLATIONS = "CompletedWithViolations"
+_REPORT_KEY = re.compile(
+    r"monitoring/(?P<endpoint>[A-Za-z0-9-]{1,63})/[A-Za-z0-9-]{1,63}"
+    r"/(?P<hour>\d{4}/\d\d/\d\d/\d\d)/constraint_violations\.json"
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Violation:
     """A window of predictions that broke a bound.
 
     ``reason`` is one sentence an operator can act on; ``check`` is ``class_share``, ``drift``, … or ``monitor``
-    where only the monitor container's exit message is known.
+    for the monitor container's, which does not name its checks.
     """
 
     endpoint: str
@@ -39,39 +48,70 @@ class Violation:
         return f"{self.window_start:%Y%m%dt%H%M}-{self.check.replace('_', '-')}"
 
 
-def read_violation(event: Mapping[str, Any]) -> Violation:
-    """Read an EventBridge event of either road.
+class Reports(Protocol):
+    """See :class:`glassbox.aws.objects.Objects`."""
+
+    def get(self, bucket: str, key: str) -> bytes: ...
+
+
+def read_violation(event: Mapping[str, Any], reports: Reports) -> Violation | None:
+    """Read an EventBridge event of any road; None is a monitor's report without violations.
 
     Raises:
         BadInputError: the event is of another kind, or a field is missing or malformed.
+        RetryableError: the report cannot be read now.
     """
+    readers = {
+        VIOLATION_DETAIL_TYPE: _read_ours,
+        MONITOR_DETAIL_TYPE: _read_job,
+        "Object Created": functools.partial(_read_report, reports=reports),
+    }
     try:
-        kind, detail = event["detail-type"], event["detail"]
-        if kind == VIOLATION_DETAIL_TYPE:
-            return Violation(
-                endpoint=str(detail["endpoint"]),
-                check=_check_name(detail["check"]),
-                window_start=_time(detail["window"]["start"]),
-                window_end=_time(detail["window"]["end"]),
-                reason=str(detail["reason"]),
-            )
-        if kind == MONITOR_DETAIL_TYPE:
-            environment, message = detail["Environment"], str(detail["ExitMessage"]).strip()
-            status, _, reason = message.partition(":")
-            if status != _COMPLETED_WITH_VIOLATIONS:
-                raise BadInputError(
-                    f"event {event.get('id')}: exit message {message!r} tells of no violation"
-                )
-            return Violation(
-                endpoint=str(environment["sagemaker_endpoint_name"]),
-                check="monitor",
-                window_start=_time(environment["start_time"]),
-                window_end=_time(environment["end_time"]),
-                reason=reason.strip() or "the monitor container found violations",
-            )
+        return readers[event["detail-type"]](event["detail"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInputError(f"event {event.get('id')}: not a violation, {error!r}") from error
-    raise BadInputError(f"event {event.get('id')}: detail-type {kind!r} is no violation")
+
+
+def _read_ours(detail: Mapping[str, Any]) -> Violation:
+    return Violation(
+        endpoint=str(detail["endpoint"]),
+        check=_check_name(detail["check"]),
+        window_start=_time(detail["window"]["start"]),
+        window_end=_time(detail["window"]["end"]),
+        reason=str(detail["reason"]),
+    )
+
+
+def _read_job(detail: Mapping[str, Any]) -> Violation:
+    environment, message = detail["Environment"], str(detail["ExitMessage"]).strip()
+    status, _, reason = message.partition(":")
+    if status != _COMPLETED_WITH_VIOLATIONS:
+        raise ValueError(f"exit message {message!r}")
+    return Violation(
+        endpoint=str(environment["sagemaker_endpoint_name"]),
+        check=MONITOR_CHECK,
+        window_start=_time(environment["start_time"]),
+        window_end=_time(environment["end_time"]),
+        reason=reason.strip() or "the monitor container found violations",
+    )
+
+
+def _read_report(detail: Mapping[str, Any], reports: Reports) -> Violation | None:
+    bucket, key = detail["bucket"]["name"], detail["object"]["key"]
+    match = _REPORT_KEY.fullmatch(key)
+    if match is None:
+        raise ValueError(f"{key} is no monitor report")
+    found = json.loads(reports.get(bucket, key))["violations"]
+    if not found:
+        return None
+    start = datetime.strptime(match["hour"], "%Y/%m/%d/%H").replace(tzinfo=UTC)
+    return Violation(
+        endpoint=match["endpoint"],
+        check=MONITOR_CHECK,
+        window_start=start,
+        window_end=start + timedelta(hours=1),
+        reason=str(found[0]["description"]),
+    )
 
 
 def _check_name(raw: Any) -> str:

@@ -1,11 +1,11 @@
 """Counts + bounds (+ baseline) -> verdicts. One statistic, one function; every report is made from a Verdict."""
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glassbox.divergence import distance_by_chance, jensen_shannon_distance
 from glassbox.errors import SettingsError
 from glassbox.response import Label
 from glassbox.settings import setting
@@ -18,7 +18,7 @@ CLASS_SHARE, LOW_CONFIDENCE_SHARE, DRIFT, UNREADABLE_SHARE = (
     "unreadable_share",
 )
 
-# Of windows that are drawn from the baseline itself, this share may look further away than the bound allows for.
+# The share of windows, drawn from the baseline itself, that may look further away than the bound allows for.
 _FALSE_ALARMS = 0.001
 # None of three records can be read: by chance one window in a million, where one record in a hundred is bad.
 _CERTAINLY_UNREADABLE = 3
@@ -159,20 +159,17 @@ def drift(
 ) -> Verdict:
     """The Jensen-Shannon distance between the classes of the window and those of the baseline.
 
-    Two samples of one distribution are never equally distributed: their squared distance is, for K classes,
-    near χ²(K − 1) / (8 ln 2) · (1/n + 1/m) (the second-order expansion of the divergence around p = q). The bound
-    is DRIFT_THRESHOLD, widened by what that explains in all but one window of a thousand.
+    Two samples of one distribution are never alike: the bound is DRIFT_THRESHOLD, widened (in quadrature, as
+    independent errors add) by the distance that chance exceeds in one window of a thousand.
     """
+    if counts.n < bounds.min_predictions:
+        return _not_enough(DRIFT, threshold, counts.n, "predictions", window, bounds)
     m = sum(baseline.values())
-    if counts.n < bounds.min_predictions or not m:
-        return _not_enough(DRIFT, threshold, counts.n if m else 0, "predictions", window, bounds)
-    labels = baseline.keys() | counts.classes.keys()
-    freedom = sum(1 for label in labels if baseline.get(label) or counts.classes[label]) - 1
-    noise = _chi_square_quantile(freedom) / (8 * math.log(2)) * (1 / counts.n + 1 / m)
-    upper = min(1.0, math.sqrt(threshold**2 + noise))
+    chance = distance_by_chance(baseline, counts.classes, _FALSE_ALARMS)
+    upper = min(1.0, math.hypot(threshold, chance))
     distance = jensen_shannon_distance(baseline, counts.classes)
     violated = distance > upper
-    grown = max(labels, key=lambda c: (counts.classes[c] / counts.n - baseline.get(c, 0) / m, str(c)))
+    grown = max(counts.classes, key=lambda c: (counts.classes[c] / counts.n - baseline.get(c, 0) / m, str(c)))
     return Verdict(
         DRIFT,
         distance,
@@ -219,27 +216,3 @@ def _not_enough(name: str, upper: float, n: int, what: str, window: Window, boun
 
 def _compared(violated: bool) -> str:
     return "Exceeded" if violated else "Within"
-
-
-def jensen_shannon_distance(p: Mapping[Label, int], q: Mapping[Label, int]) -> float:
-    """The square root of the Jensen-Shannon divergence (base 2) of two samples' distributions, 0..1.
-
-    Lin, Divergence measures based on the Shannon entropy, 1991. ValueError for a sample without a count.
-    """
-    n, m = sum(p.values()), sum(q.values())
-    if not n or not m:
-        raise ValueError("a distribution needs at least one count")
-    divergence = 0.0
-    for label in p.keys() | q.keys():
-        a, b = p.get(label, 0) / n, q.get(label, 0) / m
-        middle = (a + b) / 2
-        divergence += sum(x / 2 * math.log2(x / middle) for x in (a, b) if x)
-    return math.sqrt(max(0.0, divergence))  # rounding may leave -1e-17
-
-
-def _chi_square_quantile(freedom: int) -> float:
-    """The quantile of χ² that _FALSE_ALARMS exceed (Wilson and Hilferty, The distribution of chi-square, 1931)."""
-    if freedom < 1:
-        return 0.0
-    z = statistics.NormalDist().inv_cdf(1 - _FALSE_ALARMS)
-    return freedom * (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3

@@ -126,7 +126,8 @@ def fit(network: nn.Module, pictures: Pictures, epochs: int, seed: int) -> Itera
     for epoch in range(1, epochs + 1):
         network.train()
         total = 0.0
-        order = torch.randperm(len(pictures.images), generator=random).split(BATCH)
+        # of one size, give or take one: batch normalisation cannot train on a last batch of one picture
+        order = torch.randperm(len(pictures.images), generator=random).tensor_split(batches)
         for chosen in track(order, f"epoch {epoch}", transient=True, disable=not sys.stdout.isatty()):
             images, classes = augmented(pictures.images[chosen], random), pictures.classes[chosen]
             loss = F.cross_entropy(network(normalised(images)), classes)
@@ -220,13 +221,20 @@ def train(options: argparse.Namespace) -> None:
     print(f"wrote {options.out} and {options.out.with_suffix('.json').name}")
 
 
+def positive(text: str) -> int:
+    """A number of things, for the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m model_code.train", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", type=Path, help="folder with one folder of pictures per class")
     source.add_argument(
-        "--drawn", type=int, default=20_000, metavar="N", help="signs to draw (default: 20000)"
+        "--drawn", type=positive, default=20_000, metavar="N", help="signs to draw (default: 20000)"
     )
     parser.add_argument(
         "--test", type=Path, help="held-out folder like --data (default: drawn signs of another seed)"
@@ -235,11 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="the weights; the config goes beside it as .json"
     )
-    parser.add_argument("--width", type=int, default=16, help="channels of the first layer (default: 16)")
-    parser.add_argument("--size", type=int, default=48, help="side of the model's pictures (default: 48)")
-    parser.add_argument("--epochs", type=int, default=12, help="(default: 12)")
+    parser.add_argument(
+        "--width", type=positive, default=16, help="channels of the first layer (default: 16)"
+    )
+    parser.add_argument(
+        "--size", type=positive, default=48, help="side of the model's pictures (default: 48)"
+    )
+    parser.add_argument("--epochs", type=positive, default=12, help="(default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--threads", type=int, help="(default: torch's)")
+    parser.add_argument("--threads", type=positive, help="(default: torch's)")
     options = parser.parse_args(arguments)
     if options.data and not options.test:
         parser.error("--data needs --test, a folder of pictures that are not trained on")
@@ -247,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     try:
         train(options)
-    except BadInputError as error:
+    except (BadInputError, OSError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 
 

@@ -153,6 +153,38 @@ def test_the_command_says_what_is_wrong_without_a_traceback(folder, tmp_path, ca
     assert not (tmp_path / "m.pt").exists()
 
 
+@pytest.mark.parametrize("option", ["--epochs=0", "--drawn=-5", "--width=1.5", "--size=", "--threads=two"])
+def test_the_command_refuses_what_is_no_number_of_things(tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(["--out", str(tmp_path / "m.pt"), option])
+    assert stopped.value.code == 2
+    assert "is no whole number above 0" in capsys.readouterr().err
+
+
+def test_the_command_names_a_file_of_names_that_is_missing(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(
+            [
+                "--data",
+                str(folder),
+                "--test",
+                str(folder),
+                "--out",
+                str(tmp_path / "m.pt"),
+                "--labels",
+                str(tmp_path / "no.csv"),
+            ]
+        )
+    assert stopped.value.code == 1
+    assert "no.csv" in capsys.readouterr().err
+
+
+def test_a_last_batch_of_one_picture_does_not_stop_the_training():
+    pictures = train.drawn(train.BATCH + 1, seed=0, size=32)
+    (loss,) = train.fit(ResNet18(43, width=4), pictures, epochs=1, seed=0)
+    assert np.isfinite(loss)
+
+
 def test_a_folder_is_not_tested_on_what_it_trained_on(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["--data", str(folder), "--out", str(tmp_path / "m.pt")])

@@ -65,7 +65,7 @@ def _replacer(create: Callable[[str, dict[str, Any], str], Created]) -> Callable
 
 def _deleter(sagemaker: SageMaker, kind: str, noun: str) -> Callable[[str, dict[str, Any]], None]:
     def delete(physical_id: str, properties: dict[str, Any]) -> None:
-        name = sagemaker.name_of(kind, physical_id)
+        name = sagemaker.records.name_of(kind, physical_id)
         if name is not None:
             sagemaker.call(f"Delete{noun}", {f"{noun}Name": name})
 
@@ -77,7 +77,7 @@ def _install_endpoint(sagemaker: SageMaker) -> None:
     arn = sagemaker.platform.arn
 
     def settled(name: str, wanted: str) -> Created:
-        endpoint = sagemaker.await_settled(name)
+        endpoint = sagemaker.endpoints.await_settled(name)
         if endpoint["EndpointStatus"] != "InService" or endpoint["EndpointConfigName"] != wanted:
             reason = endpoint.get("FailureReason", endpoint["EndpointStatus"])
             raise ValueError(
@@ -102,7 +102,7 @@ def _install_endpoint(sagemaker: SageMaker) -> None:
         if old.get("EndpointName") != new.get("EndpointName"):
             created: Created = provisioners._seeded_create(create, logical_id, new, stack_name)
             return created
-        name = sagemaker.name_of("endpoint", physical_id)
+        name = sagemaker.records.name_of("endpoint", physical_id)
         if name is None:
             raise ValueError(f"Resource of type '{ENDPOINT}' with identifier '{physical_id}' was not found.")
         sagemaker.call(

@@ -81,7 +81,7 @@ class Gateway:
     async def _invoke(self, endpoint: str, headers: dict[str, str], body: bytes) -> Response:
         arn = self.sagemaker.platform.arn("endpoint", endpoint)
         self._authorise(headers, [("sagemaker:InvokeEndpoint", arn, {})])
-        call = functools.partial(self.sagemaker.invoke, endpoint, body, headers)
+        call = functools.partial(self.sagemaker.runtime.invoke, endpoint, body, headers)
         variant, answer = await asyncio.get_running_loop().run_in_executor(self._pool, call)
         response = {"x-Amzn-Invoked-Production-Variant": variant}
         if answer.content_type:
@@ -124,6 +124,7 @@ class Gateway:
     async def _act(self, method: str, what: str, request: dict[str, Any]) -> dict[str, Any]:
         clock = self.sagemaker.clock
         if what == "clock":
+            await asyncio.to_thread(self.sagemaker.capture.flush)  # no file holds records of both times
             if "now" in request:
                 now = datetime.fromisoformat(request["now"])
                 if now.tzinfo is None:

@@ -1,0 +1,199 @@
+"""Endpoints: created, updated blue/green, announced, deleted."""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+import time
+from typing import Any
+
+from local.sagemaker.errors import SageMakerError, StartFailedError, invalid
+from local.sagemaker.hosting import Fleet, Hosting, Variant
+from local.sagemaker.platform import Platform
+from local.sagemaker.records import Record, Records
+
+FAILURE_REASON_LENGTH = 1024
+
+
+class Endpoints:
+    """Keeps each endpoint's live fleet, and moves it from one endpoint config to the next.
+
+    `update_seconds`: how long creating or updating an endpoint takes at least.
+    """
+
+    def __init__(
+        self, platform: Platform, records: Records, hosting: Hosting, update_seconds: float = 0.0
+    ) -> None:
+        self._platform = platform
+        self._records = records
+        self._hosting = hosting
+        self._update_seconds = update_seconds
+        self._changed = threading.Condition(records.lock)
+        self._live: dict[str, Fleet] = {}
+        self._closed = threading.Event()
+
+    # -- operations
+
+    def create(self, request: Record) -> Record:
+        """CreateEndpoint."""
+        with self._records.lock:
+            self._records.get("endpoint-config", request["EndpointConfigName"])
+            record = self._records.add(
+                "endpoint", request, EndpointStatus="Creating", LastModifiedTime=time.time()
+            )
+        self._roll_out(record, request["EndpointConfigName"])
+        return {"EndpointArn": record["EndpointArn"]}
+
+    def update(self, request: Record) -> Record:
+        """UpdateEndpoint."""
+        with self._records.lock:
+            record = self._records.get("endpoint", request["EndpointName"])
+            self._records.get("endpoint-config", request["EndpointConfigName"])
+            if record["EndpointStatus"] != "InService":
+                raise _in_progress(record)
+            record.pop("FailureReason", None)
+            now = time.time()
+            pending = {"EndpointConfigName": request["EndpointConfigName"], "StartTime": now}
+            record.update(EndpointStatus="Updating", LastModifiedTime=now, PendingDeploymentSummary=pending)
+        self._roll_out(record, request["EndpointConfigName"])
+        return {"EndpointArn": record["EndpointArn"]}
+
+    def describe(self, request: Record) -> Record:
+        """DescribeEndpoint: the record, and what its live fleet is made of."""
+        with self._records.lock:
+            described = self._records.describe("endpoint", request)
+            fleet = self._live.get(request["EndpointName"])
+        if fleet is None:
+            return described
+        described["ProductionVariants"] = [_summary(v) for v in fleet.production]
+        if fleet.shadow:
+            described["ShadowProductionVariants"] = [_summary(v) for v in fleet.shadow]
+        if capture := fleet.config.get("DataCaptureConfig"):
+            enabled = capture.get("EnableCapture", False)
+            described["DataCaptureConfig"] = {
+                "EnableCapture": enabled,
+                "CaptureStatus": "Started" if enabled else "Stopped",
+                "CurrentSamplingPercentage": capture["InitialSamplingPercentage"],
+                "DestinationS3Uri": capture["DestinationS3Uri"],
+                "KmsKeyId": capture.get("KmsKeyId", ""),
+            }
+        return described
+
+    def delete(self, request: Record) -> Record:
+        """DeleteEndpoint: gone at once, its servers when they have answered what they began."""
+        with self._records.lock:
+            record = self._records.get("endpoint", request["EndpointName"])
+            if record["EndpointStatus"] in ("Creating", "Updating"):
+                raise _in_progress(record)
+            record.update(EndpointStatus="Deleting", LastModifiedTime=time.time())
+            fleet = self._live.pop(record["EndpointName"], None)
+            self._records.delete("endpoint", request)
+        self._announce(record)
+        if fleet:
+            threading.Thread(target=self._hosting.retire, args=(fleet,), daemon=True).start()
+        return {}
+
+    # -- for invocations, CloudFormation and the end
+
+    def live(self, name: str) -> Fleet | None:
+        """The fleet that answers for the endpoint now."""
+        with self._records.lock:
+            return self._live.get(name)
+
+    def await_settled(self, name: str, seconds: float = 300.0) -> Record:
+        """Block until the endpoint is neither Creating nor Updating; its description."""
+
+        def settled() -> bool:
+            return self._records.get("endpoint", name)["EndpointStatus"] not in ("Creating", "Updating")
+
+        with self._changed:
+            self._changed.wait_for(settled, seconds)
+        return self.describe({"EndpointName": name})
+
+    def close(self) -> None:
+        """Begin nothing any more."""
+        self._closed.set()
+
+    # -- roll-out
+
+    def _roll_out(self, record: Record, config_name: str) -> None:
+        with self._records.lock:
+            config = self._records.describe("endpoint-config", {"EndpointConfigName": config_name})
+            variants = config["ProductionVariants"] + config.get("ShadowProductionVariants", [])
+            models = {v["ModelName"]: self._records.describe("model", v) for v in variants}
+        self._announce(record)
+        threading.Thread(
+            target=self._blue_green, args=(record, config, models), name="roll-out", daemon=True
+        ).start()
+
+    def _blue_green(self, record: Record, config: Record, models: dict[str, Record]) -> None:
+        """Start the new fleet beside the old one, switch, then drain and stop the old one; or keep the old one."""
+        name, began = record["EndpointName"], time.monotonic()
+        try:
+            fleet = self._hosting.start(name, config, models)
+        except StartFailedError as error:
+            self._settle(record, failure=str(error))
+            return
+        if self._closed.wait(max(0.0, self._update_seconds - (time.monotonic() - began))):
+            return
+        with self._records.lock:
+            old, self._live[name] = self._live.get(name), fleet
+            record["EndpointConfigName"] = config["EndpointConfigName"]
+        self._settle(record)
+        if old:
+            self._hosting.retire(old)
+
+    def _settle(self, record: Record, failure: str | None = None) -> None:
+        with self._changed:
+            serving = record["EndpointName"] in self._live
+            record.pop("PendingDeploymentSummary", None)
+            record.update(EndpointStatus="InService" if serving else "Failed", LastModifiedTime=time.time())
+            if failure:
+                record["FailureReason"] = failure[:FAILURE_REASON_LENGTH]
+            self._changed.notify_all()
+        self._announce(record)
+
+    def _announce(self, record: Record) -> None:
+        """`SageMaker Endpoint State Change`; its status is UPPER_SNAKE, unlike the API's."""
+        with self._records.lock:
+            record = copy.deepcopy(record)
+            try:
+                config = self._records.get("endpoint-config", record["EndpointConfigName"])
+            except SageMakerError:  # may be deleted while the endpoint lives on
+                config = {"ProductionVariants": []}
+            variants = [
+                {
+                    "DesiredWeight": float(v.get("InitialVariantWeight", 1)),
+                    "DesiredInstanceCount": float(v.get("InitialInstanceCount", 1)),
+                }
+                for v in config["ProductionVariants"]
+            ]
+        detail: dict[str, Any] = {
+            "EndpointName": record["EndpointName"],
+            "EndpointArn": record["EndpointArn"],
+            "EndpointConfigName": record["EndpointConfigName"],
+            "ProductionVariants": variants,
+            "EndpointStatus": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", record["EndpointStatus"]).upper(),
+            "CreationTime": float(int(record["CreationTime"] * 1000)),
+            "LastModifiedTime": float(int(record["LastModifiedTime"] * 1000)),
+            "Tags": {},
+        }
+        if "FailureReason" in record:
+            detail["FailureReason"] = record["FailureReason"]
+        self._platform.emit("SageMaker Endpoint State Change", detail, [record["EndpointArn"]])
+
+
+def _in_progress(record: Record) -> SageMakerError:
+    return invalid(f'Cannot update in-progress endpoint "{record["EndpointArn"]}".')
+
+
+def _summary(variant: Variant) -> Record:
+    count = len(variant.instances)
+    return {
+        "VariantName": variant.name,
+        "CurrentWeight": variant.weight,
+        "DesiredWeight": variant.weight,
+        "CurrentInstanceCount": count,
+        "DesiredInstanceCount": count,
+    }

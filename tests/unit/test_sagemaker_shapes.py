@@ -1,0 +1,78 @@
+import re
+
+import pytest
+
+from local.sagemaker.errors import SageMakerError
+from local.sagemaker.shapes import check, from_template, input_shape
+
+CONFIG = input_shape("CreateEndpointConfig")
+
+
+def variant(**more):
+    return {"VariantName": "v", "ModelName": "m", **more}
+
+
+def test_a_templates_strings_become_what_the_api_takes():
+    properties = {
+        "ProductionVariants": [variant(InitialInstanceCount="2", InitialVariantWeight="0.5")],
+        "DataCaptureConfig": {"EnableCapture": "true", "InitialSamplingPercentage": "50"},
+    }
+    assert from_template(properties, CONFIG) == {
+        "ProductionVariants": [variant(InitialInstanceCount=2, InitialVariantWeight=0.5)],
+        "DataCaptureConfig": {"EnableCapture": True, "InitialSamplingPercentage": 50},
+    }
+
+
+@pytest.mark.parametrize(
+    ("properties", "problem"),
+    [
+        ({"Colour": "red"}, "unsupported property Colour"),
+        (
+            {"ProductionVariants": [variant(InitialInstanceCount="two")]},
+            "/ProductionVariants/0/InitialInstanceCount: 'two' is no integer",
+        ),
+        (
+            {"DataCaptureConfig": {"EnableCapture": "yes"}},
+            "/DataCaptureConfig/EnableCapture: 'yes' is no boolean",
+        ),
+        ({"ProductionVariants": "one"}, "/ProductionVariants: expected list, found str"),
+    ],
+)
+def test_what_no_api_takes_is_named(properties, problem):
+    with pytest.raises(ValueError, match=problem):
+        from_template(properties, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        (
+            {"ProductionVariants": [variant()]},
+            "Value null at 'endpointConfigName' failed to satisfy constraint: Member must not be null",
+        ),
+        (
+            {"EndpointConfigName": "n" * 64, "ProductionVariants": [variant()]},
+            "length less than or equal to 63",
+        ),
+        ({"EndpointConfigName": "n", "ProductionVariants": []}, "have length between 1 and 10"),
+        (
+            {"EndpointConfigName": "n", "ProductionVariants": [variant(InitialInstanceCount=-1)]},
+            "Value '-1' at 'productionVariants.1.member.initialInstanceCount' failed to satisfy constraint: "
+            "Member must have value greater than or equal to 1",
+        ),
+        (
+            {"EndpointConfigName": "n", "ProductionVariants": [variant(InstanceType="ml.abacus")]},
+            "Member must satisfy enum value set: [",
+        ),
+    ],
+)
+def test_a_request_that_breaks_its_model_is_refused(request_, problem):
+    with pytest.raises(SageMakerError) as caught:
+        check(request_, CONFIG)
+    assert caught.value.code == "ValidationException"
+    assert re.match(r"(1 validation error|2 validation errors) detected: Value ", caught.value.message)
+    assert problem in caught.value.message
+
+
+def test_a_good_request_passes():
+    check({"EndpointConfigName": "a-1", "ProductionVariants": [variant(InstanceType="ml.m5.large")]}, CONFIG)

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from glassbox.capture import CaptureFile, read, read_key
-from glassbox.errors import SettingsError
+from glassbox.errors import BadInputError, SettingsError
 from glassbox.incident import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 from glassbox.response import Label, ResponseForm
 from glassbox.settings import setting
@@ -95,7 +95,10 @@ def count_file(
         BadInputError: the key or the object is no capture file, or the file is gone.
         RetryableError: AWS does not answer.
     """
-    bucket, key, etag = created["bucket"]["name"], created["object"]["key"], created["object"]["etag"]
+    try:
+        bucket, key, etag = created["bucket"]["name"], created["object"]["key"], created["object"]["etag"]
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"not the event of an object: {error!r}") from error
     file = read_key(key)
     stream = f"{file.endpoint}/{file.variant}"
     counted = tally(

@@ -1,100 +1,97 @@
-"""The trace of a request: what FullGrad needs, written as smdebug writes it, to S3.
+"""The trace of a request: what FullGrad needs of one forward and one backward pass, in S3 as smdebug writes it.
 
-A traced request runs forward and backward once, under forward hooks that live no longer than the request. Parameters
-are frozen, so the backward pass computes gradients of the image and of the biased modules' outputs only. smdebug's
-writer puts the step into a private local folder; a thread of its own uploads it, so trouble with S3 costs a trace
-and never an answer. What is written is fixed in ``glassbox/tensor_names.py``.
+The forward hooks of a traced request live as long as its forward pass, so a plain request meets none. Parameters are
+frozen: the backward pass computes the gradients of the picture and of the biased modules' outputs, nothing else. A
+thread of its own lets smdebug write what is kept, and uploads it: trouble with the disk or with S3 costs a trace and
+never an answer. Names and shapes of the tensors: ``glassbox/tensor_names.py``.
+
+Of smdebug, its writers are used and not its ``Hook``: that one stays on the model for good, keeps a step back until
+the next request comes, and uploads it while that request waits.
 """
 
+import contextlib
 import json
 import logging
 import os
 import queue
-import shutil
+import re
 import socket
 import tempfile
 import threading
+import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from glassbox import tensor_names as names
 from smdebug.core.collection_manager import CollectionManager
-from smdebug.core.modes import ModeKeys
-from smdebug.core.writer import FileWriter
+from smdebug.core.locations import IndexFileLocationUtils, TensorFileLocation, TensorLocation
+from smdebug.core.modes import MODE_PLUGIN_NAME, MODE_STEP_PLUGIN_NAME, ModeKeys
+from smdebug.core.tfevent.events_writer import EventsWriter
+from smdebug.core.tfevent.index_file_writer import IndexWriter
+from smdebug.core.tfevent.proto.event_pb2 import Event
+from smdebug.core.tfevent.proto.summary_pb2 import Summary, SummaryMetadata
+from smdebug.core.tfevent.util import make_tensor_proto
 from torch import Tensor, nn
+
+from exactness import inexact
+from glassbox import tensor_names as names
+from glassbox.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
 REPLAY_ATTRIBUTE = "glassbox-replay"
+SAMPLES = 8  # of a larger batch, so many at a time: a backward pass keeps every activation in memory
+QUEUE = 8  # traces that may wait for the upload before further ones are dropped
 WORKER = "worker_0"
-QUEUE = 8  # traces that may wait for S3 before further ones are dropped
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# Piecewise linear in eval mode: f(x) = J·x + bias terms holds exactly through these.
-_EXACT = (
-    *_CONVOLUTIONS,
-    *_BATCH_NORMS,
-    nn.Linear,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.Hardtanh,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.Identity,
-    nn.Flatten,
-    nn.Upsample,
-    nn.ZeroPad2d,
-    nn.ReflectionPad2d,
-    nn.PixelShuffle,
-)
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
 
-class TokenBucket:
-    """At most ``per_minute`` traces a minute, evenly refilled; ``clock`` gives seconds."""
+class RateLimit:
+    """At most ``limit`` in any 60 seconds.
 
-    def __init__(self, per_minute: float, clock: Callable[[], float]) -> None:
-        self._per_minute, self._clock = per_minute, clock
-        self._tokens, self._last = per_minute, clock()
+    Args:
+        clock: gives seconds.
+    """
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self._limit, self._clock = limit, clock
+        self._taken: deque[float] = deque(maxlen=limit)
+        self._lock = threading.Lock()
 
     def take(self) -> bool:
-        now = self._clock()
-        self._tokens = min(self._per_minute, self._tokens + (now - self._last) * self._per_minute / 60)
-        self._last = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
+        """Whether one more is within the limit; if so, it is taken."""
+        with self._lock:
+            now = self._clock()
+            if len(self._taken) == self._limit and (not self._taken or now - self._taken[0] < 60):
+                return False
+            self._taken.append(now)
+            return True
 
 
 class Tracer:
-    """Predicts, and traces what is worth it.
+    """Predicts with a trace; says which requests are worth one.
 
     Args:
-        model: a CNN in eval mode that takes (N, C, H, W) float32 and gives (N, K) logits; its parameters are frozen.
-        destination: ``s3://bucket/prefix``; the run's own folder is made below it.
+        model: a CNN that takes (N, C, H, W) float32 and gives (N, K) logits. Its parameters are frozen here, and their
+            values must not change any more.
+        destination: ``s3://bucket/prefix``; every Tracer writes into a folder of its own below it.
         client: a boto3 ``s3`` client.
         traces_per_minute: the bound on live requests; replayed ones are always traced.
         form: ``reduced`` or ``full``.
-        clock: seconds, monotonic. ``utcnow`` names the run.
+        clock: seconds, monotonic.
+        utcnow: the time of day.
+
+    Raises:
+        SettingsError: destination or form is not understood.
     """
 
     def __init__(
@@ -103,235 +100,329 @@ class Tracer:
         destination: str,
         *,
         client: Any,
-        traces_per_minute: float,
+        traces_per_minute: int,
         form: str,
         clock: Callable[[], float],
         utcnow: Callable[[], datetime],
     ) -> None:
-        self._model = model.eval().requires_grad_(False)
-        self._form = form
-        self._bucket, self._lock = TokenBucket(traces_per_minute, clock), threading.Lock()
-        self._utcnow = utcnow
-        self._root = Path(tempfile.mkdtemp(prefix="glassbox-"))
-        run = f"{utcnow():%Y%m%dT%H%M%SZ}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._uploader = Uploader(client, f"{destination.rstrip('/')}/{run}")
-        self._name = type(model).__name__
-        self._biases = {name: bias for name, module in model.named_modules() if (bias := _bias(module)) is not None}
-        self.inexact = inexact(model)
-        self._step = 0
+        if form not in (names.REDUCED, names.FULL):
+            raise SettingsError(f"TRACE_FORM={form!r} is neither {names.REDUCED} nor {names.FULL}")
+        self._model, self._name = model.eval().requires_grad_(False), type(model).__name__
+        self._modules, self._form, self._utcnow = biased_modules(model), form, utcnow
+        if form == names.REDUCED:
+            biases = {name: effective_bias(module) for name, module in self._modules.items()}
+            self._keep = partial(reduced, biases=biases)
+        else:
+            self._keep = partial(full, model=self._name)
+        self._inexact: list[str] | None = None
+        self._lock = threading.Lock()
+        self._rate = RateLimit(traces_per_minute, clock)
+        self._uploader = Uploader(client, destination, f"{utcnow():%Y%m%dT%H%M%SZ}")
 
     def wants(self, custom_attributes: str | None) -> bool:
-        """Whether this request is to be traced: a replay always, live traffic within its bound."""
-        if any(a.strip().startswith(REPLAY_ATTRIBUTE + "=") for a in (custom_attributes or "").split(",")):
-            return True
-        with self._lock:
-            return self._bucket.take()
+        """Whether to trace the request with these attributes: a replay always, live traffic within its bound."""
+        attributes = (custom_attributes or "").split(",")
+        return any(a.strip().startswith(f"{REPLAY_ATTRIBUTE}=") for a in attributes) or self._rate.take()
 
     def predict(
-        self, x: Tensor, picture: np.ndarray, request: Mapping[str, str | None], labels: Sequence[str] | None
+        self,
+        image: Tensor,
+        picture: np.ndarray,
+        request: Mapping[str, str | None],
+        labels: Sequence[str] | None,
     ) -> Tensor:
-        """The logits (N, K) of normalised images ``x`` (N, C, H, W), traced for each sample's predicted class.
+        """The logits (N, K) of ``image``, as without a trace; each sample is traced for its predicted class.
 
         Args:
-            picture: (N, H, W, C) uint8, the images before normalisation.
+            image: (N, C, H, W) float32, normalised.
+            picture: (N, H, W, C) uint8, the same before normalisation.
             request: ``inference_id``, ``custom_attributes`` and ``sha256`` of the request.
             labels: the classes' names.
         """
-        with self._lock, torch.enable_grad():
-            image = x.detach().requires_grad_()
-            with _Recording(self._model, self._biases) as recording:
-                logits = self._model(image)
-                target = logits.detach().argmax(1)
-                (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), image)
-            logits = logits.detach()
-            try:
-                tensors = recording.reduced(image.detach(), gradient) if self._form == names.REDUCED else None
-                tensors = recording.full(self._name, image.detach(), gradient) if tensors is None else tensors
-                tensors |= {
-                    names.PICTURE: picture,
-                    names.LOGITS: logits.numpy(),
-                    names.TARGET: target.numpy(),
-                    names.META: self._meta(recording, request, target.tolist(), labels),
-                }
-                self._write(tensors)
-            except (OSError, ValueError, RuntimeError):
-                logger.exception("a trace was lost before it could be written")
-        return logits
+        try:
+            with self._lock:
+                recordings = [record(self._model, self._modules, part) for part in image.split(SAMPLES)]
+                if self._inexact is None:
+                    self._inexact = inexact(self._model, self._modules, image[:1])
+                tensors = self._tensors(recordings)
+            target = tensors[names.TARGET]
+            meta = {
+                "version": names.VERSION,
+                "form": self._form,
+                "model": self._name,
+                "modules": [self._described(key) for key in recordings[0].gradients],
+                "inexact": self._inexact,
+                "labels": [labels[t] for t in target.tolist()] if labels else None,
+                "request": {**request, "time": f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"},
+            }
+            tensors[names.META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+            self._uploader.put({**tensors, names.PICTURE: picture})
+            return torch.cat([recording.logits for recording in recordings])
+        except Exception as error:
+            # Whatever it is that the trace failed of, the request is answered.
+            self._uploader.drop(f"{type(error).__name__}: {error}")
+        with torch.inference_mode():
+            return self._model(image)
+
+    @property
+    def dropped(self) -> int:
+        """How many traces were lost."""
+        return self._uploader.dropped
 
     def close(self) -> None:
-        """Upload what is waiting, then let go."""
+        """Upload what is waiting."""
         self._uploader.close()
-        shutil.rmtree(self._root, ignore_errors=True)
 
-    def _meta(self, recording: "_Recording", request: Mapping, target: list[int], labels) -> np.ndarray:
-        meta = {
-            "version": names.VERSION,
-            "form": self._form,
-            "model": self._name,
-            "modules": recording.modules(),
-            "inexact": self.inexact,
-            "labels": [labels[t] for t in target] if labels else None,
-            "request": {**request, "time": f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"},
-        }
-        return np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    def _tensors(self, recordings: Sequence["Recording"]) -> dict[str, np.ndarray]:
+        parts = [
+            {**self._keep(r), names.LOGITS: _numpy(r.logits), names.TARGET: r.target.cpu().numpy()}
+            for r in recordings
+        ]
+        if any(part.keys() != parts[0].keys() for part in parts):
+            raise ValueError("the samples of the batch took different ways through the network")
+        tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if self._form == names.FULL:
+            for name in dict.fromkeys(key.partition("#")[0] for key in recordings[0].gradients):
+                tensors |= parameters(self._name, name, self._modules[name])
+        return tensors
 
-    def _write(self, tensors: Mapping[str, np.ndarray]) -> None:
-        step, self._step = self._step, self._step + 1
-        with FileWriter(str(self._root), WORKER, step=step) as writer:
-            for name, value in tensors.items():
-                writer.write_tensor(tdata=value, tname=name, mode=ModeKeys.PREDICT, mode_step=step)
-        files = []
-        if step == 0:
-            collections = CollectionManager(create_default=True)
-            collections.set_num_workers(1)
-            collections.get("default").tensor_names = set(tensors)
-            folder = self._root / "collections" / "000000000"
-            folder.mkdir(parents=True)
-            collections.export(str(self._root), f"{WORKER}_collections.json")
-        events = self._root / "events" / f"{step:012d}" / f"{step:012d}_{WORKER}.tfevents"
-        index = self._root / "index" / f"{step // 1000:09d}" / f"{step:012d}_{WORKER}.json"
-        for file in (events, index, *sorted((self._root / "collections").rglob("*.json"))):
-            files.append((file.relative_to(self._root).as_posix(), file.read_bytes()))
-            file.unlink()
-        self._uploader.put(files)
+    def _described(self, key: str) -> dict[str, Any]:
+        module = self._modules[key.partition("#")[0]]
+        return {"name": key, "type": type(module).__name__, "eps": getattr(module, "eps", None)}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One forward and backward pass of N samples.
+
+    Attributes:
+        logits: (N, K).
+        target: (N,) int64, the class whose logit was differentiated.
+        image: (N, C, H, W), and its gradient.
+        gradients: of every call of a biased module in the order of the forward pass, the gradient of its output with
+            the channels first: (N, C, …). The key is the module's name, with ``#call`` where it was called again.
+    """
+
+    logits: Tensor
+    target: Tensor
+    image: Tensor
+    image_gradient: Tensor
+    gradients: Mapping[str, Tensor]
+
+
+def record(
+    model: nn.Module, modules: Mapping[str, nn.Module], image: Tensor, target: Tensor | None = None
+) -> Recording:
+    """Forward and backward through ``model``, whose parameters should be frozen; no hook is left behind.
+
+    Args:
+        modules: those whose outputs' gradients are wanted, see :func:`biased_modules`.
+        image: (N, C, H, W).
+        target: (N,) int64; by default the predicted classes.
+
+    Raises:
+        RuntimeError: as torch does, for a target that is no class, or logits that do not depend on the image.
+    """
+    calls: list[tuple[str, torch.Size]] = []
+    received: dict[int, Tensor] = {}
+
+    def on_output(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            # On the tensor as it is now: an in-place activation behind it changes the tensor, but not this gradient.
+            output.register_hook(partial(received.__setitem__, len(calls)))
+            calls.append((name, output.shape))
+
+    image = image.detach().requires_grad_()
+    with torch.enable_grad():
+        handles = [m.register_forward_hook(partial(on_output, name)) for name, m in modules.items()]
+        try:
+            logits = model(image)
+        finally:
+            for handle in handles:
+                handle.remove()
+        target = logits.detach().argmax(1) if target is None else target
+        # Samples do not mix in eval mode: the gradient of the sum holds each sample's own.
+        (image_gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), image)
+
+    times = Counter(name for name, _ in calls)
+    seen: Counter[str] = Counter()
+    gradients = {}
+    for call, (name, shape) in enumerate(calls):
+        # A module called "input" would share its name with the input's map.
+        key = f"{name}#{seen[name]}" if times[name] > 1 or name == names.INPUT else name
+        seen[name] += 1
+        gradient = received.get(call, torch.zeros(shape))  # zeros: called, but its output is not used
+        gradients[key] = gradient.movedim(-1, 1) if isinstance(modules[name], nn.Linear) else gradient
+    return Recording(logits.detach(), target, image.detach(), image_gradient, gradients)
+
+
+def biased_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of ``model`` that add a bias to a linear map, by name: convolutions, Linear, and BatchNorm with
+    running statistics, whose affine map in eval mode has a bias even where it has no parameters.
+    """
+    return {
+        name or type(model).__name__: module
+        for name, module in model.named_modules()
+        if (isinstance(module, LINEAR) and module.bias is not None)
+        or (isinstance(module, BATCH_NORM) and module.running_mean is not None)
+    }
+
+
+def effective_bias(module: nn.Module) -> Tensor:
+    """(C,) float32, what one of :func:`biased_modules` adds; of a BatchNorm β − μ·γ/√(σ² + eps)."""
+    if not isinstance(module, BATCH_NORM):
+        return module.bias.detach()
+    mean, var = module.running_mean.double(), module.running_var.double()
+    weight, bias = (1.0, 0.0) if module.weight is None else (module.weight.double(), module.bias.double())
+    return (bias - mean * weight / torch.sqrt(var + module.eps)).float()
+
+
+def reduced(recording: Recording, biases: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """The reduced form: the statistics of every term, and Σ_c|term| where it has a map."""
+    terms = [(names.INPUT, recording.image * recording.image_gradient)]
+    for key, gradient in recording.gradients.items():
+        bias = biases[key.partition("#")[0]]
+        terms.append((key, bias.view(-1, *[1] * (gradient.ndim - 2)) * gradient))
+    stats, maps = [], {}
+    for key, term in terms:
+        total = term.flatten(1).sum(1, dtype=torch.float64)
+        size = term.abs_().flatten(1)
+        channels = torch.full_like(total, term.shape[1])
+        low, high = size.aminmax(dim=1)
+        sum_abs = size.sum(1, dtype=torch.float64)
+        stats.append(torch.stack((channels, low.double(), high.double(), total, sum_abs), 1))
+        if term.ndim == 4:
+            maps[names.abs_map(key)] = _numpy(term.sum(1))
+    return {names.STATS_TENSOR: torch.stack(stats, 1).cpu().numpy(), **maps}
+
+
+def full(recording: Recording, model: str) -> dict[str, np.ndarray]:
+    """The full form, without the :func:`parameters`."""
+    tensors = {names.model_input(model): recording.image, names.IMAGE_GRADIENT: recording.image_gradient}
+    tensors |= {names.output_gradient(key): gradient for key, gradient in recording.gradients.items()}
+    return {name: _numpy(tensor) for name, tensor in tensors.items()}
+
+
+def parameters(model: str, name: str, module: nn.Module) -> dict[str, np.ndarray]:
+    """What the bias of a module is computed from, under smdebug's names."""
+    tensors = {names.parameter(model, name, "bias"): module.bias}
+    if isinstance(module, BATCH_NORM):
+        tensors[names.parameter(model, name, "weight")] = module.weight
+        tensors |= {names.running(name, s): getattr(module, s) for s in ("running_mean", "running_var")}
+    return {name: _numpy(tensor) for name, tensor in tensors.items() if tensor is not None}
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", torch.float32).numpy()
 
 
 class Uploader:
-    """Uploads steps in a thread, in the order they are given; drops them when S3 cannot keep up."""
+    """Writes steps with smdebug and uploads them, in a thread of its own; drops them when it cannot keep up.
 
-    def __init__(self, client: Any, destination: str) -> None:
-        self._client = client
-        self._bucket, _, self._prefix = destination.removeprefix("s3://").partition("/")
-        self._queue: queue.Queue = queue.Queue(QUEUE)
+    Args:
+        client: a boto3 ``s3`` client.
+        destination: ``s3://bucket/prefix``.
+        started: the run's name begins with it; the rest makes it unique, as every process counts its steps from 0.
+
+    Raises:
+        SettingsError: the destination is no S3 URI.
+    """
+
+    def __init__(self, client: Any, destination: str, started: str) -> None:
+        match = re.fullmatch(r"s3://([^/]+)/(.*[^/])/*", destination)
+        if match is None:
+            raise SettingsError(f"tensors_output={destination!r} is not s3://bucket/prefix")
+        host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
+        self._client, (self._bucket, prefix) = client, match.groups()
+        self._prefix = f"{prefix}/{started}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._queue: queue.Queue[Mapping[str, np.ndarray] | None] = queue.Queue(QUEUE)
+        self._lock = threading.Lock()
+        self._described = False  # whether the collections are uploaded
         self.dropped = 0
         self._thread = threading.Thread(target=self._work, name="trace-upload", daemon=True)
         self._thread.start()
 
-    def put(self, files: Sequence[tuple[str, bytes]]) -> None:
-        """Queue the files of one step; never blocks."""
+    def put(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Queue the tensors of one step. Never waits."""
         try:
-            self._queue.put_nowait(files)
+            self._queue.put_nowait(tensors)
         except queue.Full:
-            self._drop("S3 does not keep up")
+            self.drop("S3 does not keep up")
+
+    def drop(self, reason: str) -> None:
+        """Count a trace that is lost, and log why."""
+        with self._lock:
+            self.dropped += 1
+        logger.warning("trace dropped, %d so far: %s", self.dropped, reason)
 
     def close(self, seconds: float = 20) -> None:
-        """Wait for what is queued, at most so long."""
-        self._queue.put(None)
-        self._thread.join(seconds)
+        """Upload what is queued, but wait no longer than that."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=seconds)
+        self._thread.join(max(0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            logger.warning("%d traces were not uploaded in time", self._queue.qsize())
 
     def _work(self) -> None:
-        while (files := self._queue.get()) is not None:
+        # A step that was dropped leaves a gap: its number may be in S3 already, for all we know.
+        for step, tensors in enumerate(iter(self._queue.get, None)):
             try:
-                for name, content in files:
-                    self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}/{name}", Body=content)
-            except Exception as error:  # noqa: BLE001 (whatever S3 or the network does, the next trace is tried)
-                self._drop(str(error))
+                with tempfile.TemporaryDirectory(prefix="glassbox-") as folder:
+                    self._upload(Path(folder), step, tensors)
+            except Exception as error:
+                # Whatever the disk, S3 or the network do, the next step is tried.
+                self.drop(f"{type(error).__name__}: {error}")
 
-    def _drop(self, reason: str) -> None:
-        self.dropped += 1
-        logger.warning("trace dropped (%d so far): %s", self.dropped, reason)
+    def _upload(self, folder: Path, step: int, tensors: Mapping[str, np.ndarray]) -> None:
+        files = write_step(folder, step, tensors)
+        if not self._described:
+            self._put(folder, write_collections(folder, tensors))
+            self._described = True
+        for file in files:
+            self._put(folder, file)
+
+    def _put(self, folder: Path, file: Path) -> None:
+        key = f"{self._prefix}/{file.relative_to(folder).as_posix()}"
+        self._client.put_object(Bucket=self._bucket, Key=key, Body=file.read_bytes())
 
 
-class _Recording:
-    """Hooks for one forward and backward pass: the biased modules called, and the gradients of their outputs."""
+def write_step(folder: Path, step: int, tensors: Mapping[str, np.ndarray]) -> tuple[Path, Path]:
+    """Write a step as smdebug does; its events, and its index, which is to come last.
 
-    def __init__(self, model: nn.Module, biases: Mapping[str, Tensor]) -> None:
-        self._modules = {name: module for name, module in model.named_modules() if name in biases}
-        self._biases = biases
-        self._calls: list[tuple[str, dict]] = []
-        self._handles: list = []
-
-    def __enter__(self) -> "_Recording":
-        for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._forward(name)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _forward(self, name: str) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            if not isinstance(output, Tensor) or not output.requires_grad:
-                return
-            call: dict = {"shape": output.shape}
-            self._calls.append((name, call))
-            # on the output as it is now: an in-place ReLU behind it changes the tensor, not this gradient
-            output.register_hook(lambda gradient: call.update(gradient=gradient))
-
-        return hook
-
-    def called(self) -> list[tuple[str, str, Tensor]]:
-        """Key (``name#call`` where called more than once), plain name and gradient, in the order of the forward pass."""
-        times = Counter(name for name, _ in self._calls)
-        seen: Counter = Counter()
-        found = []
-        for name, call in self._calls:
-            key = f"{name}#{seen[name]}" if times[name] > 1 else name
-            seen[name] += 1
-            found.append((key, name, call.get("gradient", torch.zeros(call["shape"]))))
-        return found
-
-    def modules(self) -> list[dict]:
-        return [
-            {"name": key, "type": type(self._modules[name]).__name__, "eps": getattr(self._modules[name], "eps", 0.0)}
-            for key, name, _ in self.called()
+    Not with smdebug's ``FileWriter``: the thread in which that one writes dies of a full disk, and whoever waits for
+    it waits for ever.
+    """
+    location = TensorFileLocation(step, WORKER)
+    events_path = location.get_file_location(str(folder))
+    index_path = IndexFileLocationUtils.get_index_key_for_step(str(folder), step, WORKER)
+    index = IndexWriter(index_path)
+    events = EventsWriter(events_path, index_writer=index)
+    mode = SummaryMetadata(
+        plugin_data=[
+            SummaryMetadata.PluginData(plugin_name=MODE_STEP_PLUGIN_NAME, content=str(step)),
+            SummaryMetadata.PluginData(plugin_name=MODE_PLUGIN_NAME, content=str(ModeKeys.PREDICT.value)),
         ]
-
-    def reduced(self, image: Tensor, gradient: Tensor) -> dict[str, np.ndarray]:
-        maps, stats = {}, []
-        for key, term in [(names.INPUT, image * gradient)] + [
-            (key, _along_channels(self._biases[name], self._modules[name], g) * g) for key, name, g in self.called()
-        ]:
-            total = term.flatten(1).double().sum(1)
-            size = term.abs_().flatten(1)
-            channels = torch.full((len(term),), float(term.shape[1]), dtype=torch.float64)
-            low, high = size.amin(1).double(), size.amax(1).double()
-            stats.append(torch.stack((channels, low, high, total, size.double().sum(1)), 1))
-            if term.ndim == 4:
-                maps[names.abs_map(key)] = term.sum(1).numpy()
-        return {names.STATS_TENSOR: torch.stack(stats, 1).numpy(), **maps}
-
-    def full(self, model: str, image: Tensor, gradient: Tensor) -> dict[str, np.ndarray]:
-        tensors = {names.model_input(model): image, names.IMAGE_GRADIENT: gradient}
-        for key, name, g in self.called():
-            module = self._modules[name]
-            tensors[names.output_gradient(key)] = g
-            if module.bias is not None:
-                tensors[names.parameter(model, key, "bias")] = module.bias
-            if isinstance(module, _BATCH_NORMS):
-                tensors[names.running(key, "running_mean")] = module.running_mean
-                tensors[names.running(key, "running_var")] = module.running_var
-                if module.weight is not None:
-                    tensors[names.parameter(model, key, "weight")] = module.weight
-        return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+    )
+    for name, tensor in tensors.items():
+        value = Summary.Value(tag=name, metadata=mode, tensor=make_tensor_proto(tensor, name))
+        event = Event(summary=Summary(value=[value]), wall_time=time.time(), step=step)
+        start, length = events.write_event(event)
+        index.add_index(
+            TensorLocation(
+                name, ModeKeys.PREDICT.name, step, location.get_file_location(), start, length, WORKER
+            )
+        )
+    events.close()
+    index.close()
+    return Path(events_path), Path(index_path)
 
 
-def _bias(module: nn.Module) -> Tensor | None:
-    """(C,) what the module adds to a linear map of its input; None where it adds nothing."""
-    if isinstance(module, _BATCH_NORMS):
-        if module.running_mean is None:
-            return None
-        scale = torch.rsqrt(module.running_var + module.eps) * (1 if module.weight is None else module.weight)
-        return (0 if module.bias is None else module.bias) - module.running_mean * scale
-    if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) and module.bias is not None:
-        return module.bias.detach()
-    return None
-
-
-def _along_channels(bias: Tensor, module: nn.Module, gradient: Tensor) -> Tensor:
-    if isinstance(module, nn.Linear):
-        return bias
-    return bias.view(1, -1, *[1] * (gradient.ndim - 2))
-
-
-def inexact(model: nn.Module) -> list[str]:
-    """The modules through which the network is not piecewise linear, with the reason; [] where FullGrad is exact."""
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, _BATCH_NORMS) and module.running_mean is None:
-            found.append(f"{name}: {type(module).__name__} without running statistics depends on the batch")
-        elif not list(module.children()) and type(module).__module__.startswith("torch.nn"):
-            if not isinstance(module, _EXACT):
-                found.append(f"{name}: {type(module).__name__} is not piecewise linear")
-    return found
+def write_collections(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    """Write what ``create_trial`` wants to know of a run before its steps."""
+    collections = CollectionManager()
+    collections.get("default").tensor_names = set(tensors)
+    path = folder / "collections" / "000000000" / f"{WORKER}_collections.json"
+    path.parent.mkdir(parents=True)
+    collections.export(str(folder), path.name)
+    return path

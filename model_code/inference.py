@@ -6,33 +6,37 @@
 import hashlib
 import io
 import json
+import math
 import os
-import sys
 import time
-import warnings
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-
+from glassbox.errors import BadInputError
 from glassbox.settings import from_env, setting
 from resnet import from_state_dict
 
-BYTES = 6 << 20  # InvokeEndpoint's limit
-PIXELS = 4096 * 4096
+PIXELS = 1 << 24  # of one image; 48 MB decoded
 BATCH = 64
 TOP = 3
+SIDE = 1024  # of the model's input
+
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class RequestError(Exception):
-    """The request cannot be answered: an HTTP status and one sentence for the caller."""
+    """The request cannot be answered: an HTTP status, and one sentence for the caller."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -41,23 +45,29 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """See README, "The endpoint"."""
+    """The container's environment."""
 
     tensors_output: str | None = None
-    traces_per_minute: float = setting(10.0, within=(0, None))
+    traces_per_minute: int = setting(10, within=(0, None))
     trace_form: str = "reduced"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Classifier:
-    """What ``model_fn`` gives: the network, how its images are prepared, and the tracer of the hooked twin."""
+    """The network, how its input is made of a picture, and the tracer of the hooked twin.
+
+    Attributes:
+        image_size: (H, W).
+        mean: (C, 1, 1) float32, for channels in 0..1; and so is ``std``.
+        labels: the K classes' names, or None.
+    """
 
     network: nn.Module
     image_size: tuple[int, int]
     mean: Tensor
     std: Tensor
     labels: list[str] | None
-    tracer: Any = field(default=None)
+    tracer: Any = None
 
     def close(self) -> None:
         """Upload the traces that are still waiting."""
@@ -66,34 +76,73 @@ class Classifier:
 
 
 def model_fn(model_dir: str, context: Any = None) -> Classifier:
-    """Load ``model/model.pt`` and ``model/config.json`` of an unpacked model.tar.gz."""
+    """Load ``model/model.pt`` and ``model/config.json`` of an unpacked model.tar.gz.
+
+    Raises:
+        BadInputError: weights or config cannot be used; names what is wrong.
+        SettingsError: the environment is wrong.
+    """
     folder = Path(model_dir) / "model"
-    config = json.loads((folder / "config.json").read_text())
-    state_dict = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
-    classifier = Classifier(
-        from_state_dict(state_dict).eval().requires_grad_(False),
-        tuple(config["image_size"]),
-        *(torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("mean", "std")),
-        config.get("labels"),
+    network = from_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    config = read_config(
+        folder / "config.json", channels=network.conv1.in_channels, classes=network.fc.out_features
     )
-    environment = dict(os.environ) | {"TENSORS_OUTPUT": os.environ.get("tensors_output", "")}
-    settings = from_env(Settings, environment)
-    if settings.tensors_output:
-        classifier.tracer = _tracer(classifier.network, settings)
-    return classifier
+    settings = from_env(Settings, {name.upper(): value for name, value in os.environ.items()})
+    return Classifier(
+        network,
+        tuple(config["image_size"]),
+        *(torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std")),
+        config["labels"],
+        _tracer(network, settings) if settings.tensors_output else None,
+    )
+
+
+def read_config(path: Path, channels: int, classes: int) -> dict[str, Any]:
+    """``config.json`` for a network of so many input channels and classes.
+
+    Raises:
+        BadInputError: names everything that is wrong.
+    """
+
+    def numbers(value: Any, count: int) -> bool:
+        return isinstance(value, list) and len(value) == count and all(type(v) in (int, float) for v in value)
+
+    try:
+        config = {"labels": None, **json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
+        raise BadInputError(f"{path}: not a JSON object: {error}") from error
+    size, mean, std, labels = (config.get(name) for name in ("image_size", "mean", "std", "labels"))
+    problems = {
+        "architecture must be 'resnet18'": config.get("architecture") == "resnet18",
+        f"image_size must be two whole numbers (H, W) from 1 to {SIDE}": numbers(size, 2)
+        and all(type(side) is int and 1 <= side <= SIDE for side in size),
+        f"mean must be {channels} numbers": numbers(mean, channels),
+        f"std must be {channels} numbers above 0": numbers(std, channels) and min(std) > 0,
+        f"labels must be null or {classes} texts": labels is None
+        or (
+            isinstance(labels, list) and len(labels) == classes and all(isinstance(la, str) for la in labels)
+        ),
+    }
+    if not all(problems.values()):
+        raise BadInputError(
+            f"{path}: " + "; ".join(problem for problem, fine in problems.items() if not fine)
+        )
+    return config
 
 
 def _tracer(network: nn.Module, settings: Settings) -> Any:
+    # Not at the top: only the hooked twin needs them, and has smdebug.
     import boto3
     from botocore.config import Config
+
     from hook import Tracer
 
-    # short: a trace is not worth waiting for
-    config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
+    # A trace is not worth a long wait: while it lasts, others are dropped.
+    patience = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
     return Tracer(
         network,
         settings.tensors_output,
-        client=boto3.client("s3", config=config),
+        client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=patience),
         traces_per_minute=settings.traces_per_minute,
         form=settings.trace_form,
         clock=time.monotonic,
@@ -104,100 +153,127 @@ def _tracer(network: nn.Module, settings: Settings) -> Any:
 def transform_fn(
     model: Classifier, data: bytes, content_type: str, accept: str, context: Any = None
 ) -> tuple[str, str]:
-    """Images in, predictions out.
+    """Pictures in, predictions out.
 
     Args:
-        data: ``application/x-npy`` (H, W, C) or (N, H, W, C), uint8 or float 0..1; ``image/png``; ``image/jpeg``.
-        context: gives the request's headers (inference id, custom attributes).
+        data: ``image/png`` or ``image/jpeg``: one picture. ``application/x-npy``: (H, W, C), or N ≤ 64 pictures
+            (N, H, W, C), as uint8 or as floats from 0 to 1, which are rounded to 8 bits. Pictures of another size are
+            resized to the model's.
+        context: the request's headers, as ``.headers`` or as the PyTorch toolkit's ``get_all_request_header``.
 
     Returns:
-        ``{"predictions": [{"class", "label", "probability", "top3"}, …]}``, one per image, and its content type.
+        ``{"predictions": [{"class", "label", "probability", "top3": [{"class", "label", "probability"}, …]}, …]}``, one
+        entry per picture, and its content type.
 
     Raises:
-        RequestError: 400 (not an image, too large, pickled), 406 or 415.
+        RequestError: 400 (no picture, or too large), 406 or 415.
     """
-    if accept and not any(kind in accept for kind in ("application/json", "*/*", "application/*")):
-        raise RequestError(406, f"Accept {accept!r}: only application/json is given.")
-    images = _images(bytes(data), content_type)
-    pictures = np.stack([_resized(image, model.image_size) for image in images])
-    x = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - model.mean) / model.std
-    attributes, inference_id = _header(context, "Custom-Attributes"), _header(context, "Inference-Id")
+    if not _accepts_json(accept):
+        raise RequestError(406, f"Only application/json is given, not {accept[:100]!r}.")
+    data = bytes(data)
+    images = _images(data, content_type, channels=len(model.mean))
+    picture = np.stack([_resized(image, model.image_size) for image in images])
+    x = (torch.from_numpy(picture).permute(0, 3, 1, 2) / 255 - model.mean) / model.std
+    headers = _headers(context)
+    attributes = headers.get("x-amzn-sagemaker-custom-attributes")
     if model.tracer is not None and model.tracer.wants(attributes):
         request = {
-            "inference_id": inference_id,
+            "inference_id": headers.get("x-amzn-sagemaker-inference-id"),
             "custom_attributes": attributes,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        logits = model.tracer.predict(x, pictures, request, model.labels)
+        logits = model.tracer.predict(x, picture, request, model.labels)
     else:
-        with torch.no_grad():
+        with torch.inference_mode():
             logits = model.network(x)
-    return json.dumps({"predictions": [_prediction(p, model.labels) for p in logits.softmax(1)]}), "application/json"
+    if not logits.isfinite().all():
+        raise ArithmeticError("the logits are not finite")
+    return json.dumps({"predictions": _predictions(logits, model.labels)}), "application/json"
 
 
-def _prediction(probabilities: Tensor, labels: list[str] | None) -> dict[str, Any]:
-    best, classes = probabilities.topk(min(TOP, len(probabilities)))
-    top = [
-        {"class": c, "label": labels[c] if labels else None, "probability": round(p, 6)}
-        for p, c in zip(best.tolist(), classes.tolist(), strict=True)
-    ]
-    return {**top[0], f"top{TOP}": top}
+def _predictions(logits: Tensor, labels: list[str] | None) -> list[dict[str, Any]]:
+    values, classes = logits.double().softmax(1).topk(min(TOP, logits.shape[1]))
+    predictions = []
+    for row in zip(classes.tolist(), values.tolist(), strict=True):
+        top = [
+            {"class": c, "label": labels[c] if labels else None, "probability": p}
+            for c, p in zip(*row, strict=True)
+        ]
+        predictions.append({**top[0], "top3": top})
+    return predictions
 
 
-def _images(data: bytes, content_type: str) -> list[np.ndarray]:
-    if len(data) > BYTES:
-        raise RequestError(413, f"The body has {len(data)} bytes, at most {BYTES} are read.")
-    kind = content_type.partition(";")[0].strip().lower()
+def _accepts_json(accept: str | None) -> bool:
+    ranges = {media_range.partition(";")[0].strip().lower() for media_range in (accept or "").split(",")}
+    return bool(ranges & {"", "application/json", "application/*", "*/*"})
+
+
+def _images(data: bytes, content_type: str | None, channels: int) -> list[np.ndarray]:
+    """The pictures of a body, each (H, W, C) uint8."""
+    kind = (content_type or "").partition(";")[0].strip().lower()
     if kind == "application/x-npy":
-        return _npy(data)
+        return _npy(data, channels)
     if kind in ("image/png", "image/jpeg"):
-        return [_picture(data, kind.removeprefix("image/").upper())]
-    raise RequestError(415, f"Content type {kind!r} is none of application/x-npy, image/png, image/jpeg.")
+        return [_picture(data, kind.removeprefix("image/").upper(), channels)]
+    raise RequestError(415, f"application/x-npy, image/png and image/jpeg are read, not {kind[:100]!r}.")
 
 
-def _npy(data: bytes) -> list[np.ndarray]:
+def _npy(data: bytes, channels: int) -> list[np.ndarray]:
+    stream = io.BytesIO(data)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise RequestError(400, f"The body is not a .npy array of numbers: {error}.") from error
-    if not isinstance(array, np.ndarray) or array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
-        shape = getattr(array, "shape", None)
-        raise RequestError(400, f"The array has shape {shape}, (H, W, 3) or (N, H, W, 3) is needed.")
-    batch = array if array.ndim == 4 else array[None]
-    if len(batch) > BATCH or batch.shape[1] * batch.shape[2] > PIXELS:
-        raise RequestError(400, f"The array has shape {array.shape}, at most {BATCH} images are taken.")
-    if batch.dtype == np.uint8:
-        return list(batch)
-    if batch.dtype.kind != "f" or not np.isfinite(batch).all() or batch.min() < 0 or batch.max() > 1:
-        raise RequestError(400, f"The array is {batch.dtype}; uint8, or floats from 0 to 1, are needed.")
-    return list((batch * 255).round().astype(np.uint8))
+        # The header first: np.load allocates what it asks for.
+        shape, _, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
+    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
+        raise RequestError(400, "The body is not an array in the .npy format.") from error
+    if dtype.hasobject:
+        raise RequestError(400, "The array holds pickled objects, which are not read.")
+    if len(shape) not in (3, 4) or shape[-1] != channels or 0 in shape:
+        raise RequestError(
+            400, f"The array has shape {shape}; (H, W, {channels}) or (N, H, W, {channels}) is read."
+        )
+    if (len(shape) == 4 and shape[0] > BATCH) or shape[-3] * shape[-2] > PIXELS:
+        raise RequestError(
+            400, f"The array has shape {shape}; at most {BATCH} pictures of {PIXELS} pixels are read."
+        )
+    if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+        raise RequestError(400, f"The array's header promises {shape} {dtype}, which the body does not hold.")
+    array = np.load(io.BytesIO(data), allow_pickle=False).reshape(-1, *shape[-3:])
+    if dtype == np.uint8:
+        return list(array)
+    # `not all(inside)`, so that NaN counts as outside
+    if dtype.kind != "f" or not ((array >= 0) & (array <= 1)).all():
+        raise RequestError(400, f"The array is {dtype}; uint8, or floats from 0 to 1, are read.")
+    return list((array * 255).round().astype(np.uint8))
 
 
-def _picture(data: bytes, kind: str) -> np.ndarray:
+def _picture(data: bytes, kind: str, channels: int) -> np.ndarray:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=[kind])
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
             if image.width * image.height > PIXELS:
-                raise RequestError(400, f"The image has {image.width}x{image.height} pixels, at most {PIXELS} are read.")
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RequestError(400, f"The body is not a readable {kind} image: {error}.") from error
-    except Image.DecompressionBombWarning as error:
-        raise RequestError(400, f"The image is too large: {error}.") from error
+                raise RequestError(
+                    400, f"The picture has {image.width}×{image.height} pixels; at most {PIXELS} are read."
+                )
+            if image.mode.startswith(("I", "F")):
+                raise RequestError(400, "The picture has more than 8 bits a channel, which are not read.")
+            return np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(
+                image.height, image.width, channels
+            )
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(400, f"The body is not a {kind} picture that can be read.") from error
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, C) uint8, bilinear."""
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    plain = image if image.shape[2] == 3 else image[..., 0]
+    resized = Image.fromarray(plain).resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(*size, -1)
 
 
-def _header(context: Any, name: str) -> str | None:
-    """A SageMaker header of the request, from our server's context or the PyTorch toolkit's."""
-    wanted = f"x-amzn-sagemaker-{name}".lower()
+def _headers(context: Any) -> Mapping[str, str]:
+    """The request's headers by lower-case name, from our server's context or the PyTorch toolkit's."""
     if context is None:
-        return None
-    if hasattr(context, "get_request_header"):
-        return context.get_request_header(0, f"X-Amzn-SageMaker-{name}")
-    return next((value for key, value in dict(context.headers).items() if key.lower() == wanted), None)
+        return {}
+    toolkit = getattr(context, "get_all_request_header", None)
+    return {name.lower(): value for name, value in (toolkit(0) if toolkit else context.headers).items()}

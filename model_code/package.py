@@ -1,25 +1,31 @@
 """Weights and code -> the model.tar.gz that SageMaker unpacks to /opt/ml/model.
 
-    python model_code/package.py --weights model.pt --out model.tar.gz [--config config.json]
+    python model_code/package.py --weights model.pt --out model.tar.gz [--config config.json] [--labels labels.csv]
 
-The same content gives the same bytes, so an upload that changed nothing is one.
+The same content gives the same bytes, so what did not change need not be uploaded.
 """
 
 import argparse
+import csv
 import gzip
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
+import tempfile
 from pathlib import Path
+from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 CORE = HERE.parent / "layers" / "core" / "python" / "glassbox"
 
-CODE = ("inference.py", "hook.py", "resnet.py", "requirements.txt")
+CODE = ("inference.py", "hook.py", "exactness.py", "resnet.py", "requirements.txt")
 CORE_MODULES = ("__init__.py", "errors.py", "settings.py", "tensor_names.py")
 
-# ImageNet's, with which torchvision's networks are trained
-DEFAULT_CONFIG = {
+# Mean and std are ImageNet's, with which torchvision's networks are trained.
+DEFAULT_CONFIG: dict[str, Any] = {
     "architecture": "resnet18",
     "image_size": [48, 48],
     "mean": [0.485, 0.456, 0.406],
@@ -28,33 +34,91 @@ DEFAULT_CONFIG = {
 }
 
 
-def model_config(weights: Path) -> dict:
-    """The config beside the weights (the same name, ``.json``), or the default one."""
+def model_config(weights: Path) -> dict[str, Any]:
+    """The config beside the weights (the same name, ``.json``), completed by the default one."""
     beside = weights.with_suffix(".json")
-    return DEFAULT_CONFIG | (json.loads(beside.read_text()) if beside.is_file() else {})
+    return DEFAULT_CONFIG | (json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {})
 
 
-def package(weights: Path, out: Path, config: dict | None = None) -> None:
-    """Write ``out``: ``model/model.pt``, ``model/config.json`` and ``code/``."""
+def read_labels(path: Path) -> list[str]:
+    """The classes' names from a CSV file with the columns ``class_id`` (0, 1, …) and ``name``.
+
+    Raises:
+        ValueError: there are no such columns, or the classes are not numbered from 0 without a gap.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if not {"class_id", "name"} <= set(rows.fieldnames or ()):
+            raise ValueError(
+                f"{path}: line 1 must name the columns class_id and name, found {rows.fieldnames}"
+            )
+        names = {row["class_id"]: row["name"] for row in rows}
+    missing = [str(i) for i in range(len(names)) if str(i) not in names]
+    if missing:
+        raise ValueError(f"{path}: no name for class {', '.join(missing[:5])}")
+    return [names[str(i)] for i in range(len(names))]
+
+
+def package(weights: Path, out: Path, config: dict[str, Any] | None = None) -> None:
+    """Write ``out``: ``model/model.pt``, ``model/config.json`` and ``code/``.
+
+    Args:
+        config: parts of the config that differ from the default one; by default those beside the weights.
+    """
     config = model_config(weights) if config is None else DEFAULT_CONFIG | config
-    files = {"model/model.pt": weights.read_bytes(), "model/config.json": json.dumps(config, indent=2).encode()}
+    files = {
+        "model/model.pt": weights.read_bytes(),
+        "model/config.json": json.dumps(config, indent=2, ensure_ascii=False).encode(),
+    }
     files |= {f"code/{name}": (HERE / name).read_bytes() for name in CODE}
     files |= {f"code/glassbox/{name}": (CORE / name).read_bytes() for name in CORE_MODULES}
-    with gzip.GzipFile(out, "wb", mtime=0) as compressed, tarfile.open(fileobj=compressed, mode="w") as archive:
+    # No time and no name: they would differ from one run to the next.
+    with (
+        out.open("wb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w") as archive,
+    ):
         for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
 
 
+def load(archive: Path) -> None:
+    """Unpack the archive, and load its model with its code in a process of its own, as the endpoint does.
+
+    Raises:
+        subprocess.CalledProcessError: it does not load; ``stderr`` says why.
+    """
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+        subprocess.run(  # noqa: S603 (our own code)
+            [sys.executable, "-c", "import sys, inference; inference.model_fn(sys.argv[1])", folder],
+            cwd=Path(folder) / "code",
+            env={name: value for name, value in os.environ.items() if name != "tensors_output"},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="a state dict")
     parser.add_argument("--out", type=Path, default=Path("model.tar.gz"))
-    parser.add_argument("--config", type=Path, help="default: the .json beside the weights")
+    parser.add_argument("--config", type=Path, help="default: the .json beside the weights, or 48×48 pixels")
+    parser.add_argument("--labels", type=Path, help="a CSV file with the columns class_id and name")
     arguments = parser.parse_args()
-    config = json.loads(arguments.config.read_text()) if arguments.config else None
-    package(arguments.weights, arguments.out, config)
+    try:
+        config = json.loads(arguments.config.read_text("utf-8")) if arguments.config else None
+        if arguments.labels:
+            config = (config or model_config(arguments.weights)) | {"labels": read_labels(arguments.labels)}
+        package(arguments.weights, arguments.out, config)
+        load(arguments.out)
+    except (OSError, ValueError) as error:
+        sys.exit(f"package: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"package: {arguments.out} does not load: {error.stderr.strip().splitlines()[-1]}")
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
 
 

@@ -1,16 +1,20 @@
 """The serving container: ``GET /ping`` and ``POST /invocations``, one process, one model.
 
-SageMaker developer guide, "Custom inference code with hosting services". ``OPT_ML`` (default /opt/ml) moves
-SageMaker's root, ``SAGEMAKER_BIND_TO_PORT`` (default 8080) the port.
+SageMaker developer guide, "Custom Inference Code with Hosting Services". ``OPT_ML`` (default /opt/ml) moves SageMaker's
+root, ``SAGEMAKER_BIND_TO_PORT`` (default 8080) the port, ``BIND_HOST`` (default: from everywhere) who may come in.
 """
 
 import contextlib
-import importlib.util
+import importlib
 import logging
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -20,50 +24,48 @@ from starlette.routing import Route
 
 BODY_BYTES = 6 << 20  # InvokeEndpoint's limit
 CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+REQUEST_SECONDS = 8  # SageMaker kills 30 s after SIGTERM; the rest is for the upload of traces
 
 logger = logging.getLogger("serve")
 
 
-def load(root: Path):
-    """The model's own code, as it came in model.tar.gz."""
-    code = root / "model" / "code" / "inference.py"
-    sys.path.insert(0, str(code.parent))
-    spec = importlib.util.spec_from_file_location("inference", code)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["inference"] = module
-    spec.loader.exec_module(module)
-    return module
+def application(inference: ModuleType, model: Any) -> Starlette:
+    """The HTTP interface of a loaded model.
 
+    Args:
+        inference: the model's module, with ``transform_fn`` and ``RequestError``.
+        model: what its ``model_fn`` gave; its ``close()`` is called at the end.
+    """
 
-def application(inference, model) -> Starlette:
     async def ping(request: Request) -> Response:
-        return Response(status_code=200)
+        return Response()
 
     async def invocations(request: Request) -> Response:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_BYTES:
-                return JSONResponse({"message": f"The body is larger than {BODY_BYTES} bytes."}, 413)
+        body = await _body(request)
+        if body is None:
+            return _error(413, f"The body is larger than {BODY_BYTES} bytes.")
+        headers = request.headers
         try:
             content, kind = await run_in_threadpool(
                 inference.transform_fn,
                 model,
-                bytes(body),
-                request.headers.get("content-type", "application/octet-stream"),
-                request.headers.get("accept", "application/json"),
+                body,
+                headers.get("content-type", ""),
+                headers.get("accept", ""),
                 request,
             )
         except inference.RequestError as error:
-            return JSONResponse({"message": error.message}, error.status)
+            return _error(error.status, error.message)
         except Exception:
-            logger.exception("the request failed")
-            return JSONResponse({"message": "The model failed on this request; its log says why."}, 500)
-        attributes = request.headers.get(CUSTOM_ATTRIBUTES)
-        return Response(content, media_type=kind, headers={CUSTOM_ATTRIBUTES: attributes} if attributes else None)
+            logger.exception("a request failed")
+            return _error(500, "The model failed at this request; the endpoint's log says why.")
+        attributes = headers.get(CUSTOM_ATTRIBUTES)
+        return Response(
+            content, media_type=kind, headers={CUSTOM_ATTRIBUTES: attributes} if attributes else None
+        )
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette):
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(model.close)
 
@@ -71,17 +73,37 @@ def application(inference, model) -> Starlette:
     return Starlette(routes=routes, lifespan=lifespan)
 
 
-def main() -> None:
-    import torch
+async def _body(request: Request) -> bytes | None:
+    """None when it is too large: no more of it than the limit is kept."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES:
+            return None
+    return bytes(body)
 
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"message": message}, status)
+
+
+def main() -> None:
+    """Load the model's own code as it came in model.tar.gz, and serve. Answers /ping once the model is loaded."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # Requests run side by side, each on one core, unless the instance's owner wants it otherwise.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    root = Path(os.environ.get("OPT_ML", "/opt/ml"))
-    inference = load(root)
-    model = inference.model_fn(str(root / "model"))
-    port = int(os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080"))
-    host = os.environ.get("BIND_HOST", "0.0.0.0")  # noqa: S104 (a container is reached from outside)
-    uvicorn.run(application(inference, model), host=host, port=port, log_level="warning")
+    root = Path(os.environ.get("OPT_ML", "/opt/ml")) / "model"
+    sys.path.insert(0, str(root / "code"))
+    inference = importlib.import_module("inference")
+    model = inference.model_fn(str(root))
+    logger.info("serving %s, %s", root, "traced" if model.tracer else "plain")
+    uvicorn.run(
+        application(inference, model),
+        host=os.environ.get("BIND_HOST", "0.0.0.0"),  # noqa: S104 (a container is called from outside)
+        port=int(os.environ.get("SAGEMAKER_BIND_TO_PORT", "8080")),
+        log_level="warning",
+        timeout_graceful_shutdown=REQUEST_SECONDS,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,133 @@
+"""Where FullGrad is exact, and where not: autograd's graph of a forward pass, read node by node.
+
+FullGrad takes the network for a chain of linear maps with biases and of activations that are linear on each piece and
+0 at 0. Then f(x) = Σ x·∂f/∂x + Σ b·∂f/∂b (Srinivas and Fleuret 2019, arXiv:1905.00780, proposition 1). What the graph
+holds besides breaks the sum; the completeness error of each picture says by how much, and this module says what it was.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Kinds of nodes, by the name that autograd gives the function.
+# fmt: off
+_EXACT = frozenset({
+    "Relu", "LeakyRelu", "PreluKernel", "RreluWithNoise", "Abs", "Maximum", "Minimum", "Max", "Min", "Amax", "Amin",
+    "MaxPool1D", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D",
+    "FractionalMaxPool2D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "Mean", "Sum", "Cumsum",
+    "UpsampleNearest1D", "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleNearestExact2D", "UpsampleLinear1D",
+    "UpsampleBilinear2D", "UpsampleBicubic2D", "UpsampleTrilinear3D", "PixelShuffle", "PixelUnshuffle",
+    "ChannelShuffle", "NativeChannelShuffle", "Im2Col", "Col2Im",
+    "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
+    "ReplicationPad3D", "Cat", "Stack", "Split", "SplitWithSizes", "Unbind", "Slice", "Select", "Index", "IndexSelect",
+    "Gather", "Topk", "Sort", "View", "UnsafeView", "ReshapeAlias", "Alias", "AsStrided", "Permute", "Transpose", "T",
+    "Squeeze", "Unsqueeze", "Expand", "Repeat", "Roll", "Flip", "Clone", "ToCopy", "Tril", "Triu", "Diagonal",
+    "MaskedFill", "Where", "Neg", "CopySlices", "AccumulateGrad",
+})
+# fmt: on
+_SUMS = frozenset({"Add", "Sub", "Rsub"})
+_FACTORS = {  # kind -> which of its operands are multiplied with one another
+    **dict.fromkeys(("Mul", "Div", "Mm", "Bmm", "Mv", "Dot", "Convolution"), slice(0, 2)),
+    **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm", "Addmv"), slice(1, 3)),
+}
+_NORMS = frozenset({"NativeBatchNorm", "NativeLayerNorm", "NativeGroupNorm"})
+_CLIPS = frozenset({"Hardtanh", "Clamp", "ClampMin", "ClampMax"})
+_KNOWN = _EXACT | _SUMS | _FACTORS.keys() | _NORMS | _CLIPS
+
+
+def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) -> list[str]:
+    """The parts of ``model`` for which FullGrad is not exact, each with the reason; [] where it is exact.
+
+    Functions count as modules do, and what the forward pass does not call does not count.
+
+    Args:
+        model: in eval mode, its parameters frozen. No hook is left on it.
+        biased: name -> the modules whose biases enter the sum.
+        image: (N, C, H, W).
+    """
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if name and (name in biased or not any(module.children()))
+    }
+    inputs: dict[nn.Module, set[Any]] = {}
+    owner: dict[Any, str] = {}  # node -> the module in which it arose
+    flaws: dict[str, str] = {}
+
+    def enter(module: nn.Module, arguments: Any) -> None:
+        inputs[module] = {a.grad_fn for a in arguments if isinstance(a, Tensor)}
+
+    def leave(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:
+            owner.update(dict.fromkeys(_nodes(output.grad_fn, inputs[module] | owner.keys()), name))
+        elif name in biased:
+            flaws[name] = "gives no tensor that depends on the picture, so its bias is left out"
+
+    handles = []
+    with torch.enable_grad():
+        try:
+            for name, module in modules.items():
+                handles.append(module.register_forward_pre_hook(enter))
+                handles.append(module.register_forward_hook(partial(leave, name)))
+            logits = model(image.detach().requires_grad_())
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    functions: dict[str, str] = {}
+    for node in _nodes(logits.grad_fn, set()):
+        name = owner.get(node)
+        if flaw := _flaw(node, name in biased):
+            if name:
+                flaws.setdefault(name, flaw)
+            else:
+                functions.setdefault(_kind(node), flaw)
+    return [f"{name}: {type(modules[name]).__name__} {flaws[name]}" for name in modules if name in flaws] + [
+        f"{type(model).__name__}: the function {kind} {flaw}" for kind, flaw in sorted(functions.items())
+    ]
+
+
+def _nodes(node: Any, stop: Set[Any]) -> Iterator[Any]:
+    """The nodes from ``node`` back to the inputs of the graph, or up to those in ``stop``."""
+    stack, seen = [node], {None, *stop}
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            stack += [parent for parent, _ in node.next_functions]
+
+
+def _kind(node: Any) -> str:
+    return re.sub(r"^.*::|Backward\d*$", "", node.name())
+
+
+def _flaw(node: Any, biased: bool) -> str | None:
+    """How a node breaks the sum; ``biased`` if it arose in a module whose bias is part of the sum."""
+    kind = _kind(node)
+    depends = [parent is not None for parent, _ in node.next_functions]  # on the picture
+    if kind in _FACTORS and (sum(depends[_FACTORS[kind]]) > 1 or (kind == "Div" and any(depends[1:]))):
+        return "multiplies or divides by what depends on the picture"
+    if kind in _NORMS and not biased:
+        return "normalises by the statistics of its own input"
+    if kind in _CLIPS and not _is_relu(node):
+        return "adds a constant where it clips"
+    if not biased and _adds_constant(node, kind, depends):
+        return "adds a constant that is the bias of no module"
+    return None if kind in _KNOWN else "is not piecewise linear"
+
+
+def _is_relu(node: Any) -> bool:
+    return getattr(node, "_saved_min", None) == 0 and getattr(node, "_saved_max", None) is None
+
+
+def _adds_constant(node: Any, kind: str, depends: Sequence[bool]) -> bool:
+    if kind in _SUMS:
+        return sum(depends) < 2
+    if kind == "Convolution":
+        return bool(node._saved_bias_sym_sizes_opt[0]) and not depends[2]
+    return kind in _FACTORS and _FACTORS[kind].start == 1 and not depends[0]

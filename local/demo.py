@@ -279,6 +279,12 @@ class Watch:
                     self.messages.append(heard)
                 self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
 
+    def failure(self):
+        """Nothing; DemoError with SageMaker's reason when the endpoint's update has failed."""
+        live = self._sagemaker.describe_endpoint(EndpointName=self.stack.outputs["EndpointName"])
+        if live.get("FailureReason"):
+            raise DemoError(f"the endpoint was not updated: {live['FailureReason']}")
+
     def in_service(self, config):
         """When the endpoint was first seen in service on ``config``, in seconds; None before that."""
         return next(
@@ -359,7 +365,9 @@ def play(story, scene, attack, stack, watch):
         )
 
     with story.waiting("the swap"):
-        in_service = wait_for("the hooked model in service", lambda: watch.in_service(hooked))
+        in_service = wait_for(
+            "the hooked model in service", lambda: watch.in_service(hooked) or watch.failure()
+        )
     story.tell(f"the endpoint runs {hooked}, the debugger-hooked twin")
     requests = {}
     with story.waiting("adversarial and clean images"):

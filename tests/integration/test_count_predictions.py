@@ -1,13 +1,17 @@
 """The function as Lambda runs it, against moto."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import boto3
 import pytest
 from moto import mock_aws
 
-from captures import ARTICLE, KEY, STREAM, file
+from captures import ARTICLE, KEY, STREAM, file, line
+from glassbox.errors import SettingsError
+from glassbox.report import Confidences, statistics
+from glassbox.tally import Counts
 
 BUCKET = "amzn-s3-demo-bucket"
 CONTEXT = SimpleNamespace(
@@ -43,6 +47,29 @@ def aws(monkeypatch):
         yield SimpleNamespace(s3=boto3.client("s3"), table=boto3.client("dynamodb"), sent=sent)
 
 
+def message(key, number=0, bucket=BUCKET, **changes):
+    body = json.dumps({"detail": {"bucket": {"name": bucket}, "object": {"key": key, "etag": "e"}}} | changes)
+    return {
+        "messageId": f"message-{number}",
+        "receiptHandle": "r",
+        "body": body,
+        "attributes": {"ApproximateReceiveCount": "1"},
+        "messageAttributes": {},
+        "eventSource": "aws:sqs",
+        "eventSourceARN": "arn:aws:sqs:eu-west-1:111122223333:count",
+        "awsRegion": "eu-west-1",
+    }
+
+
+def counted(aws):
+    """The items of the hour, whatever their slot."""
+    return aws.table.query(
+        TableName="counts",
+        KeyConditionExpression="pk = :pk AND begins_with(sk, :hour)",
+        ExpressionAttributeValues={":pk": {"S": STREAM}, ":hour": {"S": "2026-11-23T10"}},
+    )["Items"]
+
+
 def test_a_capture_file_becomes_counts_and_a_violation_and_a_second_delivery_changes_nothing(
     aws, load_app, load_event
 ):
@@ -50,15 +77,102 @@ def test_a_capture_file_becomes_counts_and_a_violation_and_a_second_delivery_cha
     app, event = load_app("count_predictions"), load_event("sqs-capture")
     for _ in range(2):
         assert app.handler(event, CONTEXT) == {"batchItemFailures": []}
-    (item,) = aws.table.query(
-        TableName="counts",
-        KeyConditionExpression="pk = :pk AND begins_with(sk, :hour)",
-        FilterExpression="attribute_exists(records)",
-        ExpressionAttributeValues={":pk": {"S": STREAM}, ":hour": {"S": "2026-11-23T10"}},
-    )["Items"]
-    assert item["c14"] == {"N": "322"}
-    assert item["records"] == {"N": "400"}
+    window, violation = counted(aws)
+    assert window["c14"] == {"N": "322"}
+    assert window["records"] == {"N": "400"}
+    assert violation["sk"] == {"S": "2026-11-23T10:00#violation#class_share"}
     (event,) = aws.sent
     assert (event["Source"], event["DetailType"]) == ("glassbox", "Glassbox Violation")
-    violation = json.loads(event["Detail"])
-    assert (violation["check"], violation["value"], violation["n"]) == ("class_share", 0.805, 400)
+    detail = json.loads(event["Detail"])
+    assert (detail["check"], detail["value"], detail["n"]) == ("class_share", 0.805, 400)
+
+
+def test_a_poison_message_fails_alone_and_says_why(aws, load_app, caplog):
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3]))
+    poison = [
+        message("capture/x.jsonl", 1),
+        message(KEY.replace("20-02", "gone"), 2),
+        message(KEY, 3, bucket="gone"),
+        message(KEY, 4, detail={}),
+        message(KEY, 5) | {"body": "no JSON"},
+    ]
+    event = {"Records": [poison[0], message(KEY), *poison[1:]]}
+    answer = load_app("count_predictions").handler(event, CONTEXT)
+    assert [f["itemIdentifier"] for f in answer["batchItemFailures"]] == [f"message-{n}" for n in range(1, 6)]
+    assert [item["c3"] for item in counted(aws)] == [{"N": "1"}]
+    errors = [entry for entry in caplog.records if entry.message == "not counted"]
+    assert [entry.message_id for entry in errors] == [f"message-{n}" for n in range(1, 6)]
+    assert "not the key of a capture file" in str(errors[0].exc_info[1])
+    assert f"s3://{BUCKET}/" in str(errors[1].exc_info[1])
+
+
+def test_a_throttled_table_fails_the_message_and_counts_nothing(aws, load_app, monkeypatch):
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3]))
+    monkeypatch.setenv("COUNTS_TABLE", "gone")
+    answer = load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "message-0"}]}
+    assert counted(aws) == []
+
+
+def test_wrong_settings_stop_the_function_all_named(aws, load_app, monkeypatch):
+    monkeypatch.delenv("COUNTS_TABLE")
+    monkeypatch.setenv("THRESHOLD", "nan")
+    monkeypatch.setenv("CLASSES", "0")
+    with pytest.raises(SettingsError) as error:
+        load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
+    for problem in ("COUNTS_TABLE is not set", "THRESHOLD='nan'", "CLASSES='0'"):
+        assert problem in str(error.value)
+
+
+def test_paths_and_a_baseline_come_from_the_settings(aws, load_app, monkeypatch):
+    baseline = statistics(Counts(Counter({3: 500, 5: 500})), Confidences())
+    aws.s3.put_object(Bucket=BUCKET, Key="baseline/statistics.json", Body=json.dumps(baseline).encode())
+    records = b"".join(line({"best": n % 2 * 40}) + b"\n" for n in range(100))
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=records)
+    for name, value in {
+        "CLASS_PATH": "best",
+        "DRIFT_THRESHOLD": "0.1",
+        "BASELINE_STATISTICS": f"s3://{BUCKET}/baseline/statistics.json",
+        "LOW_CONFIDENCE": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
+    assert [json.loads(event["Detail"])["check"] for event in aws.sent] == ["drift"]
+
+
+def test_metrics_are_of_the_file_the_first_time_and_of_the_hour_every_time(aws, load_app, capsys):
+    replay = line("[[1]]", customAttributes=["glassbox-replay=1"])
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3] * 40 + [90] * 59) + b"oops\n" + replay)
+    app = load_app("count_predictions")
+    for _ in range(2):
+        app.handler({"Records": [message(KEY)]}, CONTEXT)
+    first, second = (json.loads(text) for text in capsys.readouterr().out.splitlines() if "_aws" in text)
+    dimensions = {"service": "glassbox", "endpoint": "traffic-signs", "variant": "AllTraffic"}
+    assert {name: first[name] for name in dimensions} == dimensions
+    (metric,) = first["_aws"]["CloudWatchMetrics"]
+    assert metric["Namespace"] == "Glassbox"
+    assert sorted(metric["Dimensions"][0]) == sorted(dimensions)
+    hour = {"LargestClassShare": [59 / 99], "UnreadableShare": [0.01]}
+    file_ = {
+        "Predictions": [99],
+        "UnreadableRecords": [1],
+        "ReplayedRecords": [1],
+        "LowConfidencePredictions": [0],
+        "Class3": [40],
+        "ClassOther": [59],
+    }
+    values = {m["Name"]: first[m["Name"]] for m in metric["Metrics"]}
+    assert values == hour | file_ | {"Violations": [1]}
+    again = {m["Name"]: second[m["Name"]] for m in second["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
+    assert again == hour | {"Violations": [0]}
+
+
+def test_the_log_names_bad_lines_and_the_verdicts(aws, load_app, caplog):
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3] * 60) + b"oops\n")
+    load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
+    (entry,) = (entry for entry in caplog.records if entry.message == "counted")
+    assert entry.unreadable == [
+        f"s3://{BUCKET}/{KEY}, line 61: not a capture record: JSON is malformed: invalid character (byte 0)"
+    ]
+    assert entry.violations[0].startswith("Class 3 predicted 100.00%")
+    assert entry.new is True

@@ -150,9 +150,9 @@ def moment(time: str) -> datetime:
         parsed = datetime.fromisoformat(time)
         utc = parsed.replace(tzinfo=parsed.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise UnreadableError(f"inferenceTime {time!r} is no time") from None
+        raise UnreadableError(f"{time!r} is no time (ISO 8601)") from None
     if utc.year not in _YEARS:
-        raise UnreadableError(f"inferenceTime {time!r} is centuries away")
+        raise UnreadableError(f"the time {time!r} is centuries away")
     return utc
 
 

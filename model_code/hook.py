@@ -31,10 +31,9 @@ from typing import Any
 import numpy as np
 import torch
 from smdebug.core.collection_manager import CollectionManager
-from smdebug.core.locations import IndexFileLocationUtils, TensorFileLocation, TensorLocation
 from smdebug.core.modes import MODE_PLUGIN_NAME, MODE_STEP_PLUGIN_NAME, ModeKeys
 from smdebug.core.tfevent.events_writer import EventsWriter
-from smdebug.core.tfevent.index_file_writer import IndexWriter
+from smdebug.core.tfevent.index_file_writer import Index
 from smdebug.core.tfevent.proto.event_pb2 import Event
 from smdebug.core.tfevent.proto.summary_pb2 import Summary, SummaryMetadata
 from smdebug.core.tfevent.util import make_tensor_proto
@@ -337,7 +336,7 @@ class Uploader:
         self._prefix = f"{prefix}/{started}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._queue: queue.Queue[Mapping[str, np.ndarray] | None] = queue.Queue(QUEUE)
         self._lock = threading.Lock()
-        self._described = False  # whether the collections are uploaded
+        self._collected = False  # whether the collections are uploaded
         self.dropped = 0
         self._thread = threading.Thread(target=self._work, name="trace-upload", daemon=True)
         self._thread.start()
@@ -376,9 +375,9 @@ class Uploader:
 
     def _upload(self, folder: Path, step: int, tensors: Mapping[str, np.ndarray]) -> None:
         files = write_step(folder, step, tensors)
-        if not self._described:
+        if not self._collected:
             self._put(folder, write_collections(folder, tensors))
-            self._described = True
+            self._collected = True
         for file in files:
             self._put(folder, file)
 
@@ -388,34 +387,36 @@ class Uploader:
 
 
 def write_step(folder: Path, step: int, tensors: Mapping[str, np.ndarray]) -> tuple[Path, Path]:
-    """Write a step as smdebug does; its events, and its index, which is to come last.
+    """Write a step as smdebug does: its events, and its index, which is to come last.
 
     Not with smdebug's ``FileWriter``: the thread in which that one writes dies of a full disk, and whoever waits for
-    it waits for ever.
+    it waits for ever. Nor with its ``locations``, which import pandas.
     """
-    location = TensorFileLocation(step, WORKER)
-    events_path = location.get_file_location(str(folder))
-    index_path = IndexFileLocationUtils.get_index_key_for_step(str(folder), step, WORKER)
-    index = IndexWriter(index_path)
-    events = EventsWriter(events_path, index_writer=index)
+    name = f"{step:012d}_{WORKER}"
+    events_path = folder / "events" / f"{step:012d}" / f"{name}.tfevents"
+    index_path = folder / "index" / f"{step // 1000:09d}" / f"{name}.json"
     mode = SummaryMetadata(
         plugin_data=[
             SummaryMetadata.PluginData(plugin_name=MODE_STEP_PLUGIN_NAME, content=str(step)),
             SummaryMetadata.PluginData(plugin_name=MODE_PLUGIN_NAME, content=str(ModeKeys.PREDICT.value)),
         ]
     )
-    for name, tensor in tensors.items():
-        value = Summary.Value(tag=name, metadata=mode, tensor=make_tensor_proto(tensor, name))
-        event = Event(summary=Summary(value=[value]), wall_time=time.time(), step=step)
-        start, length = events.write_event(event)
-        index.add_index(
-            TensorLocation(
-                name, ModeKeys.PREDICT.name, step, location.get_file_location(), start, length, WORKER
-            )
+    events, places = EventsWriter(str(events_path)), []
+    for tag, tensor in tensors.items():
+        value = Summary.Value(tag=tag, metadata=mode, tensor=make_tensor_proto(tensor, tag))
+        start, length = events.write_event(
+            Event(summary=Summary(value=[value]), wall_time=time.time(), step=step)
         )
+        places.append({"tensorname": tag, "start_idx": start, "length": length})
     events.close()
-    index.close()
-    return Path(events_path), Path(index_path)
+    meta = {
+        "mode": ModeKeys.PREDICT.name,
+        "mode_step": step,
+        "event_file_name": events_path.relative_to(folder).as_posix(),
+    }
+    index_path.parent.mkdir(parents=True)
+    index_path.write_text(Index(meta, places, []).to_json(), encoding="utf-8")
+    return events_path, index_path
 
 
 def write_collections(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:

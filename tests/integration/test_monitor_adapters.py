@@ -1,0 +1,175 @@
+"""start_monitor as Lambda runs it, and the adapters of counting, against moto and botocore's stubs."""
+
+import json
+from types import SimpleNamespace
+
+import boto3
+import pytest
+from botocore.exceptions import EndpointConnectionError, ReadTimeoutError
+from botocore.stub import Stubber
+from moto import mock_aws
+
+from glassbox.aws.events import Events
+from glassbox.aws.objects import Objects
+from glassbox.aws.processing import ProcessingJobs
+from glassbox.errors import BadInputError, ConflictError, RetryableError
+
+BUCKET = "amzn-s3-demo-bucket"
+FOLDER = "capture/traffic-signs/AllTraffic/2026/11/23"
+CONTEXT = SimpleNamespace(
+    function_name="start_monitor",
+    memory_limit_in_mb=512,
+    invoked_function_arn="arn:aws:lambda:eu-west-1:111122223333:function:start_monitor",
+    aws_request_id="52fdfc07-2182-154f-163f-5f0f9a621d72",
+    get_remaining_time_in_millis=lambda: 30_000,
+)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with mock_aws():
+        client = boto3.client("s3", region_name="us-east-1")
+        client.create_bucket(Bucket=BUCKET)
+        yield client
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name, value in {
+        "ENDPOINT_NAME": "traffic-signs",
+        "CAPTURE_BUCKET": BUCKET,
+        "CAPTURE_PREFIX": "capture",
+        "BUCKET": BUCKET,
+        "MONITOR_IMAGE": "111122223333.dkr.ecr.eu-west-1.amazonaws.com/class-monitor:1",
+        "MONITOR_ROLE_ARN": "arn:aws:iam::111122223333:role/monitor",
+        "THRESHOLD": "0.5",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_schedules_message_starts_one_job_for_the_hour_before(
+    s3, environment, load_app, load_event, caplog
+):
+    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}/10/x.jsonl", Body=b"{}")
+    app = load_app("start_monitor")
+    assert app.handler(load_event("sqs-monitor"), CONTEXT) == {"batchItemFailures": []}
+    job = boto3.client("sagemaker").describe_processing_job(
+        ProcessingJobName="class-monitor-traffic-signs-20261123t1000"
+    )
+    assert [entry.job for entry in caplog.records if entry.message == "started"] == [job["ProcessingJobName"]]
+
+
+def test_an_empty_hour_starts_nothing(s3, environment, load_app, load_event, caplog):
+    s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}/11/x.jsonl", Body=b"{}")
+    assert load_app("start_monitor").handler(load_event("sqs-monitor"), CONTEXT) == {"batchItemFailures": []}
+    assert boto3.client("sagemaker").list_processing_jobs()["ProcessingJobSummaries"] == []
+    assert "no data" in caplog.messages
+
+
+def test_a_message_of_another_kind_fails_and_says_why(s3, environment, load_app, load_event, caplog):
+    event = load_event("sqs-monitor")
+    record = event["Records"][0] | {"body": json.dumps({"hour": 10})}
+    answer = load_app("start_monitor").handler({"Records": [record]}, CONTEXT)
+    assert answer == {"batchItemFailures": [{"itemIdentifier": record["messageId"]}]}
+    (entry,) = (entry for entry in caplog.records if entry.message == "no job was started")
+    assert "not a message of the schedule" in str(entry.exc_info[1])
+
+
+REQUEST = {
+    "ProcessingJobName": "class-monitor-x-20261123t1000",
+    "ProcessingResources": {
+        "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 20}
+    },
+    "AppSpecification": {"ImageUri": "image"},
+    "RoleArn": "arn:aws:iam::111122223333:role/monitor",
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("ResourceInUse", ConflictError),
+        ("ValidationException", BadInputError),
+        ("ResourceLimitExceeded", RetryableError),
+        ("ThrottlingException", RetryableError),
+        ("AccessDeniedException", RetryableError),
+    ],
+)
+def test_what_sagemaker_answers_says_retry_drop_or_done(code, kind):
+    client = boto3.client("sagemaker")
+    with Stubber(client) as stub:
+        stub.add_client_error("create_processing_job", code, expected_params=REQUEST)
+        with pytest.raises(kind, match="class-monitor-x-20261123t1000"):
+            ProcessingJobs(client).create(REQUEST)
+
+
+def test_a_request_that_botocore_refuses_is_bad_input():
+    with pytest.raises(BadInputError, match="RoleArn"):
+        ProcessingJobs(boto3.client("sagemaker")).create({**REQUEST, "RoleArn": 1})
+
+
+def test_a_network_that_is_away_is_tried_again(monkeypatch):
+    sagemaker, events = boto3.client("sagemaker"), boto3.client("events")
+
+    def away(**request):
+        raise EndpointConnectionError(endpoint_url="https://eu-west-1.amazonaws.com/")
+
+    monkeypatch.setattr(sagemaker, "create_processing_job", away)
+    monkeypatch.setattr(events, "put_events", away)
+    with pytest.raises(RetryableError, match="Could not connect"):
+        ProcessingJobs(sagemaker).create(REQUEST)
+    with pytest.raises(RetryableError, match="Could not connect"):
+        Events(events).put("glassbox", "Glassbox Violation", {})
+
+
+def test_an_event_that_eventbridge_refuses_is_tried_again():
+    """PutEvents answers 200 and says in the entry that it did not take it."""
+    client = boto3.client("events")
+    entry = {"Source": "glassbox", "DetailType": "Glassbox Violation", "Detail": '{"n": 1}'}
+    with Stubber(client) as stub:
+        stub.add_response(
+            "put_events", {"FailedEntryCount": 0, "Entries": [{"EventId": "1"}]}, {"Entries": [entry]}
+        )
+        Events(client).put("glassbox", "Glassbox Violation", {"n": 1})
+        refused = {"ErrorCode": "ThrottlingException", "ErrorMessage": "slow down"}
+        stub.add_response("put_events", {"FailedEntryCount": 1, "Entries": [refused]})
+        with pytest.raises(RetryableError, match="ThrottlingException, slow down"):
+            Events(client).put("glassbox", "Glassbox Violation", {"n": 1})
+        stub.add_client_error("put_events", "InternalException")
+        with pytest.raises(RetryableError, match="InternalException"):
+            Events(client).put("glassbox", "Glassbox Violation", {"n": 1})
+
+
+def test_a_body_comes_in_pieces_and_a_broken_connection_is_tried_again(s3, monkeypatch):
+    body = bytes(range(256)) * 1000
+    s3.put_object(Bucket=BUCKET, Key="k", Body=body)
+    pieces = list(Objects(s3).chunks(BUCKET, "k"))
+    assert len(pieces) > 1
+    assert b"".join(pieces) == body
+    with pytest.raises(BadInputError, match=f"s3://{BUCKET}/gone"):
+        list(Objects(s3).chunks(BUCKET, "gone"))
+
+    class Broken:
+        def iter_chunks(self, size):
+            yield b"a"
+            raise ReadTimeoutError(endpoint_url="https://s3")
+
+    monkeypatch.setattr(s3, "get_object", lambda **request: {"Body": Broken()})
+    with pytest.raises(RetryableError, match=f"s3://{BUCKET}/k"):
+        list(Objects(s3).chunks(BUCKET, "k"))
+
+
+def test_folders_are_listed_over_all_pages(s3, monkeypatch):
+    for name in ("Blue", "Green", "Red"):
+        s3.put_object(Bucket=BUCKET, Key=f"capture/x/{name}/2026/11/23/10/a.jsonl", Body=b"")
+    s3.put_object(Bucket=BUCKET, Key="capture/x-2/Other/2026/11/23/10/a.jsonl", Body=b"")
+    listed = s3.list_objects_v2
+    monkeypatch.setattr(s3, "list_objects_v2", lambda **request: listed(**{"MaxKeys": 2, **request}))
+    objects = Objects(s3)
+    assert objects.folders(BUCKET, "capture/x/") == ["Blue", "Green", "Red"]
+    assert objects.folders(BUCKET, "capture/none/") == []
+    assert objects.any(BUCKET, "capture/x/Blue/2026/11/23/10/")
+    assert not objects.any(BUCKET, "capture/x/Blue/2026/11/23/1/")
+    with pytest.raises(BadInputError, match="s3://gone/capture/"):
+        objects.folders("gone", "capture/")

@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+
+import pytest
+
+import baseline
+import evaluation
+from captures import file, line
+from glassbox.report import read_baseline
+
+
+@pytest.fixture
+def captures(tmp_path):
+    for endpoint, classes in (("traffic-signs", [3, 3, 14]), ("other", [7])):
+        folder = tmp_path / "captures" / endpoint / "AllTraffic" / "2026" / "11" / "23" / "10"
+        folder.mkdir(parents=True)
+        (folder / "a.jsonl").write_bytes(file(classes) + b"oops\n" + line({"best": 5}) + b"\n")
+    return tmp_path / "captures"
+
+
+def test_a_baseline_is_written_as_the_judges_read_it(captures, tmp_path, capsys):
+    out = tmp_path / "baseline"
+    assert baseline.main([str(captures), "--out", str(out), "--endpoint", "traffic-signs"]) == 0
+    assert read_baseline((out / "statistics.json").read_bytes(), "x") == {3: 2, 14: 1}
+    constraints = json.loads((out / "constraints.json").read_text())
+    assert constraints["features"][0]["string_constraints"] == {"domains": ["3", "14"]}
+    assert constraints["features"][0]["completeness"] == pytest.approx(3 / 5)
+
+
+def test_responses_are_read_by_the_same_settings(captures, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLASS_PATH", "best")
+    assert baseline.main([str(captures), "--out", str(tmp_path)]) == 0
+    assert read_baseline((tmp_path / "statistics.json").read_bytes(), "x") == {5: 2}
+
+
+def test_nothing_to_read_or_a_wrong_setting_is_a_failure(captures, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert baseline.main([str(tmp_path / "elsewhere"), "--out", str(out)]) == 1
+    monkeypatch.setenv("CLASSES", "many")
+    assert baseline.main([str(captures), "--out", str(out)]) == 1
+    assert not out.exists()
+
+
+def test_the_image_has_the_versions_that_are_tested():
+    root = Path(evaluation.__file__).parents[1]
+    tested = (root / "requirements.txt").read_text().replace("_", "-").splitlines()
+    for pins in ("monitor_container/requirements.txt", "layers/dependencies/requirements.txt"):
+        for pin in (root / pins).read_text().splitlines():
+            assert pin in tested, f"{pins}: {pin}"

@@ -384,6 +384,21 @@ class TestEdges:
         one = np.ones((1, 3, 4, 4), np.float32)
         assert not full_gradient(one, one, {"m": (np.ones(3, np.float32), one)}).saliency.any()
 
+    def test_any_order_in_memory(self):
+        """Channels-last networks give gradients whose channels lie next to each other."""
+        image, gradient, feature, bias = (
+            self.term(*s) for s in [(2, 3, 8, 8), (2, 3, 8, 8), (2, 4, 4, 4), (4,)]
+        )
+        expected = full_gradient(image, gradient, {"m": (bias, feature)})
+        last = (
+            np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+            for a in (image, gradient, feature)
+        )
+        image, gradient, feature = last
+        found = full_gradient(image, gradient, {"m": (bias, feature)})
+        np.testing.assert_array_equal(found.saliency, expected.saliency)
+        np.testing.assert_array_equal(found.sum_abs, expected.sum_abs)
+
     def test_inputs_are_not_changed(self):
         image, gradient, bias = self.term(1, 3, 4, 4), self.term(1, 3, 4, 4), self.term(3)
         before = image.copy(), gradient.copy(), bias.copy()

@@ -276,26 +276,29 @@ def _bias(trace: Trace, module: Module) -> Array:
 def _reduce_image(image: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
     if image.shape != gradient.shape:
         raise ValueError(f"image {image.shape} and its gradient {gradient.shape} differ")
-    return _reduce(image * gradient)
+    term = image * gradient
+    return _reduce(term, term.reshape(len(term), -1).sum(1, dtype=np.float64))
 
 
 def _reduce_bias(name: str, bias: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
     if gradient.shape[1:2] != bias.shape:
         raise ValueError(f"{name}: gradient {gradient.shape} does not fit bias {bias.shape}")
-    return _reduce(bias.astype(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 2)) * gradient)
+    bias = bias.astype(gradient.dtype)
+    signed = bias @ gradient.reshape(*gradient.shape[:2], -1)
+    return _reduce(bias.reshape(-1, *[1] * (gradient.ndim - 2)) * gradient, signed.sum(1, dtype=np.float64))
 
 
-def _reduce(term: Float32) -> tuple[Float64, Float32 | None]:
-    """(N, C, …) -> the statistics (N, 5) and, of a feature map, Σ_c|term| (N, h, w)."""
+def _reduce(term: Float32, total: Float64) -> tuple[Float64, Float32 | None]:
+    """(N, C, …) and its sums (N,) -> the statistics (N, 5) and, of a feature map, Σ_c|term| (N, h, w)."""
     n = len(term)
-    stats = np.empty((n, len(tensor_names.STATS)))
-    stats[:, CHANNELS] = term.shape[1]
-    stats[:, SUM] = term.reshape(n, -1).sum(1, dtype=np.float64)
-    np.abs(term, out=term)
+    term = np.abs(term, out=term)
     flat = term.reshape(n, -1)
+    sum_abs = term.sum(1) if term.ndim == 4 else None
+    stats = np.empty((n, len(tensor_names.STATS)))
+    stats[:, CHANNELS], stats[:, SUM] = term.shape[1], total
     stats[:, MIN_ABS], stats[:, MAX_ABS] = flat.min(1), flat.max(1)
-    stats[:, SUM_ABS] = flat.sum(1, dtype=np.float64)
-    return stats, term.sum(1) if term.ndim == 4 else None
+    stats[:, SUM_ABS] = (flat if sum_abs is None else sum_abs.reshape(n, -1)).sum(1, dtype=np.float64)
+    return stats, sum_abs
 
 
 def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
@@ -304,26 +307,28 @@ def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
     Σ_c (|t| − min) / (max − min + 1e-6) = (Σ_c|t| − C·min) / (max − min + 1e-6), and interpolation is linear: so the
     channels of a layer and the layers of a size are added before they are interpolated.
     """
-    by_size: dict[tuple[int, ...], Float64] = {}
-    for row, sum_abs in zip(stats.transpose(1, 0, 2), maps, strict=True):
+    span = stats[..., MAX_ABS] - stats[..., MIN_ABS] + RESCALE_EPS
+    scale = (1 / span).astype(np.float32)[..., None, None]
+    offset = (stats[..., CHANNELS] * stats[..., MIN_ABS]).astype(np.float32)[..., None, None]
+    by_size: dict[tuple[int, ...], Float32] = {}
+    for layer, sum_abs in enumerate(maps):
         if sum_abs is None:
             continue
-        low, high = row[:, MIN_ABS, None, None], row[:, MAX_ABS, None, None]
-        rescaled = (sum_abs - row[:, CHANNELS, None, None] * low) / (high - low + RESCALE_EPS)
+        rescaled = (sum_abs - offset[:, layer]) * scale[:, layer]
         size = sum_abs.shape[1:]
         by_size[size] = by_size[size] + rescaled if size in by_size else rescaled
     (height, width), total = next(iter(by_size.items()))
     for smaller in list(by_size.values())[1:]:
-        total = total + _interpolate(_interpolate(smaller, height, 1), width, 2)
+        total = total + _interpolate(_interpolate(smaller, width, 2), height, 1)
     # Σ|t| is rounded, and may fall below C·min by as much.
-    return np.maximum(total, 0).astype(np.float32)
+    return np.maximum(total, 0)
 
 
-def _interpolate(maps: Float64, size: int, axis: int) -> Float64:
+def _interpolate(maps: Float32, size: int, axis: int) -> Float32:
     """Linear interpolation along one axis that keeps the corners (``align_corners=True``)."""
     last = maps.shape[axis] - 1
     position = np.linspace(0, last, size) if size > 1 else np.zeros(1)
     left = position.astype(int)
-    weight = np.expand_dims(position - left, tuple(a for a in range(maps.ndim) if a != axis))
     right = np.minimum(left + 1, last)
+    weight = (position - left).astype(np.float32).reshape(-1, *[1] * (maps.ndim - 1 - axis))
     return np.asarray(maps.take(left, axis) * (1 - weight) + maps.take(right, axis) * weight)

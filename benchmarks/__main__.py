@@ -1,0 +1,56 @@
+"""`python -m benchmarks [module …]`: every table, and all rows in out/bench.json."""
+
+import argparse
+import importlib
+import json
+import pkgutil
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import benchmarks
+from benchmarks.side_by_side import show
+
+MODULES = [
+    module.name
+    for module in pkgutil.iter_modules(benchmarks.__path__)
+    if module.name not in ("__main__", "side_by_side")
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("module", nargs="*", help=f"of {', '.join(MODULES)} (default: all)")
+    chosen = parser.parse_args().module or MODULES
+    if unknown := set(chosen) - set(MODULES):
+        parser.error(f"no such module: {', '.join(sorted(unknown))}")
+    results = {}
+    for name in chosen:
+        module = importlib.import_module(f"benchmarks.{name}")
+        results[name] = module.run()
+        show(module.__doc__, results[name])
+    machine = {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+    }
+    file = benchmarks.ROOT / "out" / "bench.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+    print(f"All rows: {file.relative_to(benchmarks.ROOT)}")
+
+
+def _processor() -> str:
+    """As Linux names it; elsewhere what Python knows."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

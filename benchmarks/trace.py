@@ -1,0 +1,108 @@
+"""Reading one traced step from S3: ours against smdebug's create_trial, over HTTP to the embedded AWS."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+
+from benchmarks.saliency import Bucket, traced
+from benchmarks.side_by_side import milliseconds, row, show
+from glassbox.aws.objects import Objects
+from glassbox.trace import read_index, read_trace
+from local.emulator import REGION, EmbeddedAws
+
+
+class Requests:
+    """Counts what every client of boto3's default session sends; smdebug makes its clients itself."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        boto3.setup_default_session()
+        boto3.DEFAULT_SESSION.events.register("before-send.s3", self._count)
+
+    def _count(self, **_: Any) -> None:
+        self.sent += 1
+
+    def of(self, read: Any) -> int:
+        before = self.sent
+        read()
+        return self.sent - before
+
+
+@contextmanager
+def embedded_s3() -> Iterator[Any]:
+    """An S3 of its own on a free port, which boto3 finds by its environment."""
+    with EmbeddedAws() as aws:
+        before = {name: os.environ.get(name) for name in aws.environment}
+        os.environ.update(aws.environment)
+        try:
+            yield boto3.client("s3")
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def ours(objects: Objects, key: str) -> dict[str, Any]:
+    """As functions/render_saliency reads a step."""
+    index = read_index(key, objects.get("bucket", key))
+    return dict(read_trace(index, objects.get("bucket", index.events_key)).tensors)
+
+
+def create_trial(key: str) -> dict[str, Any]:
+    """As the article reads a step: a trial, then tensor by tensor."""
+    from smdebug.core.modes import ModeKeys
+    from smdebug.trials import create_trial
+
+    trial = create_trial(f"s3://bucket/{key.partition('/index/')[0]}")
+    (step,) = trial.steps()
+    return {name: trial.tensor(name).value(step, mode=ModeKeys.PREDICT) for name in trial.tensor_names()}
+
+
+def run() -> list[dict[str, Any]]:
+    rows = []
+    requests = Requests()
+    with embedded_s3() as client:
+        objects = Objects(client)
+        client.create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": REGION})
+        for form in ("full", "reduced"):
+            key, written = traced(form)
+            for name, content in written.items():
+                client.put_object(Bucket="bucket", Key=name, Body=content)
+            ways = {"ours": lambda key=key: ours(objects, key), "theirs": lambda key=key: create_trial(key)}
+            found, expected = (
+                {name: tensor.tobytes() for name, tensor in read().items()} for read in ways.values()
+            )
+            assert found == expected, "the two do not read the same"
+            sent = {name: requests.of(read) for name, read in ways.items()}
+            times = milliseconds(ways, rounds=3)
+            reach = "≥ 50×" if form == "full" else ""  # create_trial's own case: what the article reads
+            what = f"{form} step: {len(found)} tensors, {max(map(len, written.values())) / 1e6:.2f} MB"
+            rows += [
+                row(what, "ms", times["ours"], "create_trial", times["theirs"], reach),
+                row(what, "S3 requests", sent["ours"], "create_trial", sent["theirs"], "2"),
+                decoding(form, key, written),
+            ]
+    return rows
+
+
+def decoding(form: str, key: str, written: Bucket) -> dict[str, Any]:
+    """Bytes to tensors alone, without S3 and without the search for files."""
+    from smdebug.core.tfrecord.tensor_reader import TensorReader
+
+    events = written[read_index(key, written[key]).events_key]
+    times = milliseconds(
+        {
+            "ours": lambda: read_trace(read_index(key, written[key]), events),
+            "theirs": lambda: list(TensorReader(events).read_tensors()),
+        },
+        rounds=30,
+    )
+    return row(
+        f"{form} step: bytes to tensors alone", "ms", times["ours"], "smdebug's TensorReader", times["theirs"]
+    )
+
+
+if __name__ == "__main__":
+    show(__doc__, run())

@@ -33,10 +33,6 @@ class Stack:
         """Let data capture stamp inferences as if it were `now` (with a zone); the clock ticks on from there."""
         self.aws.control("clock", now=now.isoformat())
 
-    def flush_captures(self) -> None:
-        """Write the captured records that are still buffered to S3."""
-        self.aws.control("flush")
-
 
 @contextlib.contextmanager
 def running_stack(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import time
@@ -124,8 +125,8 @@ class SageMaker:
             ("EndpointConfig", "endpoint-config"),
             ("MonitoringSchedule", "monitoring-schedule"),
         ):
-            table[f"Describe{noun}"] = lambda r, kind=kind: records.describe(kind, r)
-            table[f"Delete{noun}"] = lambda r, kind=kind: records.delete(kind, r)
+            table[f"Describe{noun}"] = functools.partial(records.describe, kind)
+            table[f"Delete{noun}"] = functools.partial(records.delete, kind)
         return table
 
     def _arn_in(self, request: Record, kind: str) -> str:

@@ -278,7 +278,7 @@ class TestForms:
         assert a.layers == b.layers
 
     def test_a_linear_along_other_axes(self, tmp_path):
-        """A Linear on (N, positions, features) has a bias along its last axis, and no map."""
+        """A Linear on (N, positions, features): the hook puts the features first, and there is no map."""
 
         class Positions(nn.Module):
             def __init__(self):
@@ -300,6 +300,7 @@ class TestForms:
         logits = model(image)
         target = logits.argmax(1)
         logits.gather(1, target[:, None]).sum().backward()
+        gradients["mix"] = gradients["mix"].movedim(-1, 1)
         parts = {
             name: (getattr(model, name).bias.detach(), gradients[name]) for name in ("conv", "mix", "head")
         }
@@ -486,6 +487,7 @@ class TestChain:
             assert explanation.request["custom_attributes"] == "glassbox-replay=id-1"
             np.testing.assert_array_equal(explanation.picture, picture[i])
             assert explanation.faithful is zoo.ZOO[name].exact
+            assert (explanation.inexact == ()) is zoo.ZOO[name].exact
             if zoo.ZOO[name].exact:
                 assert explanation.residual <= 1e-5 * abs(explanation.logit)
                 assert explanation.residual <= 5e-7 * explanation.sum_abs

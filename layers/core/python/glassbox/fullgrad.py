@@ -251,9 +251,6 @@ def _full(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
     reduced = [_reduce_image(image, _tensor(trace, tensor_names.IMAGE_GRADIENT, "f4", 4, n))]
     for module in trace.meta.modules:
         gradient = _tensor(trace, tensor_names.output_gradient(module.name), "f4", None, n)
-        if module.type == "Linear" and gradient.ndim > 2:
-            # A Linear that is applied along other axes keeps its features last, and makes no map.
-            gradient = gradient.reshape(n, -1, gradient.shape[-1]).swapaxes(1, 2)
         reduced.append(_reduce_bias(module.name, _bias(trace, module), gradient))
     return np.stack([stats for stats, _ in reduced], 1), [map_ for _, map_ in reduced]
 

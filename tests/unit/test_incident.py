@@ -59,6 +59,16 @@ def test_three_roads_become_one_shape(load_event):
     assert ours.incident_id == "20261123t1000-class-share"
 
 
+def test_a_report_of_model_monitor_lies_under_the_hour_after_its_window(load_event):
+    event = load_event("monitor-report-created")
+    key = "monitoring/traffic-signs/traffic-signs-hourly/2026/11/23/11/constraint_violations.json"
+    event["detail"]["object"]["key"] = key
+    stored = {("amzn-s3-demo-bucket", key): json.dumps({"violations": FOUND}).encode()}
+    assert read_violation(event, FakeObjects(stored)) == read_violation(
+        load_event("monitor-report-created"), reports(FOUND)
+    )
+
+
 def test_a_report_without_violations_is_no_violation(load_event):
     assert read_violation(load_event("monitor-report-created"), reports([])) is None
 

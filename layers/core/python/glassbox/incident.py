@@ -8,7 +8,7 @@ one :class:`Violation`.
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -20,10 +20,11 @@ VIOLATION_DETAIL_TYPE = "Glassbox Violation"
 MONITOR_DETAIL_TYPE = "SageMaker Processing Job State Change"
 
 MONITOR_CHECK = "monitor"
+SCHEDULE = "hourly"  # the name that start_monitor's jobs file their reports under
 
 _COMPLETED_WITH_VIOLATIONS = "CompletedWithViolations"
 _REPORT_KEY = re.compile(
-    r"monitoring/(?P<endpoint>[A-Za-z0-9-]{1,63})/[A-Za-z0-9-]{1,63}"
+    r"monitoring/(?P<endpoint>[A-Za-z0-9-]{1,63})/(?P<schedule>[A-Za-z0-9-]{1,63})"
     r"/(?P<hour>\d{4}/\d\d/\d\d/\d\d)/constraint_violations\.json"
 )
 
@@ -61,7 +62,7 @@ def read_violation(event: Mapping[str, Any], reports: Reports) -> Violation | No
         BadInputError: the event is of another kind, or a field is missing or malformed.
         RetryableError: the report cannot be read now.
     """
-    readers = {
+    readers: Mapping[str, Callable[[Mapping[str, Any]], Violation | None]] = {
         VIOLATION_DETAIL_TYPE: _read_ours,
         MONITOR_DETAIL_TYPE: _read_job,
         "Object Created": functools.partial(_read_report, reports=reports),
@@ -105,6 +106,8 @@ def _read_report(detail: Mapping[str, Any], reports: Reports) -> Violation | Non
     if not found:
         return None
     start = datetime.strptime(match["hour"], "%Y/%m/%d/%H").replace(tzinfo=UTC)
+    if match["schedule"] != SCHEDULE:
+        start -= timedelta(hours=1)  # Model Monitor files a report under the hour it ran in
     return Violation(
         endpoint=match["endpoint"],
         check=MONITOR_CHECK,

@@ -29,6 +29,12 @@ check: $(READY) ## format, lint, types, template
 bench: $(READY) ## the measured claims, as ratios against a peer
 	@$(RUN) -m benchmarks
 
+baseline: $(READY) ## capture files of a good time -> the baseline of the drift check (CAPTURES=folder)
+	@$(RUN) monitor_container/baseline.py '$(CAPTURES)' --out baseline
+
+train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" tells more)
+	@$(RUN) -m model_code.train $(ARGS)
+
 format: $(READY) ## let ruff format and fix
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
@@ -46,4 +52,4 @@ $(READY): $(PINS)
 	@$(VENV)/bin/pip install -q --no-deps -r requirements.txt
 	@rm -f $(VENV)/.ready-* && touch $@
 
-.PHONY: help demo local test check bench format clean
+.PHONY: help demo local test check bench baseline train format clean

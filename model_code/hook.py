@@ -141,7 +141,7 @@ class Tracer:
         try:
             with self._lock:
                 recordings = [record(self._model, self._modules, part) for part in image.split(SAMPLES)]
-                if self._inexact is None:
+                if self._inexact is None:  # once: it is the same network for every request
                     self._inexact = inexact(self._model, self._modules, image[:1])
                 tensors = self._tensors(recordings)
             target = tensors[names.TARGET]
@@ -195,7 +195,7 @@ class Recording:
     """One forward and backward pass of N samples.
 
     Attributes:
-        logits: (N, K).
+        logits: (N, K), and the module whose output they are, where it is one of those that were watched.
         target: (N,) int64, the class whose logit was differentiated.
         image: (N, C, H, W), and its gradient.
         gradients: of every call of a biased module in the order of the forward pass, the gradient of its output with
@@ -203,6 +203,7 @@ class Recording:
     """
 
     logits: Tensor
+    head: str | None
     target: Tensor
     image: Tensor
     image_gradient: Tensor
@@ -224,9 +225,12 @@ def record(
     """
     calls: list[tuple[str, torch.Size]] = []
     received: dict[int, Tensor] = {}
+    output_of_last: Tensor | None = None
 
     def on_output(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal output_of_last
         if isinstance(output, Tensor) and output.requires_grad:
+            output_of_last = output
             # On the tensor as it is now: an in-place activation behind it changes the tensor, but not this gradient.
             output.register_hook(partial(received.__setitem__, len(calls)))
             calls.append((name, output.shape))
@@ -250,9 +254,10 @@ def record(
         # A module called "input" would share its name with the input's map.
         key = f"{name}#{seen[name]}" if times[name] > 1 or name == names.INPUT else name
         seen[name] += 1
-        gradient = received.get(call, torch.zeros(shape))  # zeros: called, but its output is not used
+        gradient = received[call] if call in received else torch.zeros(shape)  # the output is not used
         gradients[key] = gradient.movedim(-1, 1) if isinstance(modules[name], nn.Linear) else gradient
-    return Recording(logits.detach(), target, image.detach(), image_gradient, gradients)
+    head = calls[-1][0] if output_of_last is logits else None
+    return Recording(logits.detach(), head, target, image.detach(), image_gradient, gradients)
 
 
 def biased_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -260,7 +265,7 @@ def biased_modules(model: nn.Module) -> dict[str, nn.Module]:
     running statistics, whose affine map in eval mode has a bias even where it has no parameters.
     """
     return {
-        name or type(model).__name__: module
+        name: module
         for name, module in model.named_modules()
         if (isinstance(module, LINEAR) and module.bias is not None)
         or (isinstance(module, BATCH_NORM) and module.running_mean is not None)
@@ -299,6 +304,8 @@ def full(recording: Recording, model: str) -> dict[str, np.ndarray]:
     """The full form, without the :func:`parameters`."""
     tensors = {names.model_input(model): recording.image, names.IMAGE_GRADIENT: recording.image_gradient}
     tensors |= {names.output_gradient(key): gradient for key, gradient in recording.gradients.items()}
+    if recording.head is not None:
+        tensors[names.output(recording.head)] = recording.logits
     return {name: _numpy(tensor) for name, tensor in tensors.items()}
 
 

@@ -26,8 +26,9 @@ where term = input·gradient for the input and bias·gradient-of-the-output for 
 
 The **full** form holds the tensors under smdebug's own names, as ``smdebug.trials.create_trial`` reads them:
 ``<Model>_input_0`` (N, C, H, W) float32 the normalised input, ``gradient/image`` (N, C, H, W), and for every
-biased module ``gradient/<m>_output`` (N, C, h, w) or (N, C) with ``<Model>_<m>.weight``, ``<Model>_<m>.bias``,
-``<m>.running_mean_output_0`` and ``<m>.running_var_output_0``.
+biased module ``gradient/<m>_output`` (N, C, h, w) or (N, C) with ``<Model>_<m>.bias``, of a BatchNorm also with
+``<Model>_<m>.weight``, ``<m>.running_mean_output_0`` and ``<m>.running_var_output_0`` (a BatchNorm without parameters
+has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of the module that gave them.
 
 ``glassbox/meta``::
 
@@ -70,9 +71,14 @@ def parameter(model: str, module: str, parameter_name: str) -> str:
     return f"{model}_{module.partition('#')[0]}.{parameter_name}"
 
 
+def output(module: str) -> str:
+    """smdebug's name for the output of ``module``."""
+    return f"{module}_output_0"
+
+
 def running(module: str, statistic: str) -> str:
     """Name of a BatchNorm's ``running_mean`` or ``running_var``, written as an output of the module."""
-    return f"{module.partition('#')[0]}.{statistic}_output_0"
+    return output(f"{module.partition('#')[0]}.{statistic}")
 
 
 def model_input(model: str) -> str:

@@ -1,0 +1,688 @@
+"""The hook: what it records is what autograd computes, what it writes smdebug reads, and no answer is ever lost."""
+
+import hashlib
+import itertools
+import json
+import re
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hook
+import zoo
+from glassbox import tensor_names as names
+from glassbox.errors import SettingsError
+from glassbox.trace import read_index, read_tensors, read_trace
+from resnet import ResNet18
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:smdebug")
+
+NOW = datetime(2026, 11, 23, 10, 0, 1, 123456, tzinfo=UTC)
+REQUEST = {"inference_id": "id-1", "custom_attributes": "trace=9", "sha256": "ab" * 32}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Bucket(dict):
+    """An S3 client that keeps objects in the order of their arrival; while ``away``, it refuses."""
+
+    away = False
+
+    def put_object(self, Bucket, Key, Body):
+        if self.away:
+            raise ConnectionError("no route to S3")
+        assert Bucket == "bucket"
+        self[Key] = Body
+
+    @property
+    def indexes(self):
+        return [key for key in self if "/index/" in key]
+
+    def trace(self, key):
+        index = read_index(key, self[key])
+        return read_trace(index, self[index.events_key])
+
+
+class Stuck:
+    """An S3 client whose calls hang until :meth:`release`."""
+
+    def __init__(self):
+        self.entered, self._released = threading.Event(), threading.Event()
+        self.release = self._released.set
+
+    def put_object(self, **_):
+        self.entered.set()
+        self._released.wait(30)
+
+
+@pytest.fixture
+def trace_to():
+    """Makes tracers, and closes them in the end."""
+    made = []
+
+    def make(client, model=None, *, per_minute=1000, form=names.REDUCED, clock=lambda: 0.0):
+        model = ResNet18(num_classes=5, width=4).eval() if model is None else model
+        made.append(
+            hook.Tracer(
+                model,
+                "s3://bucket/tensors/signs",
+                client=client,
+                traces_per_minute=per_minute,
+                form=form,
+                clock=clock,
+                utcnow=lambda: NOW,
+            )
+        )
+        return made[-1]
+
+    yield make
+    for tracer in made:
+        tracer.close()
+
+
+def images(n=1, seed=0):
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(n=1):
+    return np.zeros((n, 32, 32, 3), np.uint8)
+
+
+def predict(tracer, image, **request):
+    return tracer.predict(image, pictures(len(image)), REQUEST | request, None)
+
+
+def hooks_of(model):
+    return [
+        h for m in model.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks)
+    ]
+
+
+def recorded(model, image, target=None):
+    """The recording of a network of the zoo, and its terms by autograd in float64."""
+    model.requires_grad_(False)
+    modules = hook.biased_modules(model)
+    recording = hook.record(model, modules, image, target)
+    return recording, {name: hook.effective_bias(module) for name, module in modules.items()}
+
+
+class TestRateLimit:
+    @given(
+        gaps=st.lists(st.floats(0, 30), min_size=1, max_size=80),
+        limit=st.integers(0, 12),
+    )
+    def test_never_more_than_the_limit_in_any_minute(self, gaps, limit):
+        now = 0.0
+        rate = hook.RateLimit(limit, lambda: now)
+        taken = []
+        for gap in gaps:
+            now += gap
+            before = [t for t in taken if now - t < 60]
+            # exactly: refused only where one more would be too many
+            assert rate.take() is (len(before) < limit)
+            if len(before) < limit:
+                taken.append(now)
+
+    def test_at_fifty_requests_a_second(self):
+        ticks = itertools.count()
+        rate = hook.RateLimit(10, lambda: next(ticks) / 50)
+        taken = [rate.take() for _ in range(50 * 180)]
+        assert sum(taken) == 30
+        assert all(sum(taken[i : i + 3000]) <= 10 for i in range(len(taken) - 3000))
+
+    def test_threads_share_it(self):
+        rate, taken = hook.RateLimit(10, lambda: 0.0), []
+        threads = [
+            threading.Thread(target=lambda: taken.extend(rate.take() for _ in range(200))) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(taken) == 1600
+        assert sum(taken) == 10
+
+
+class TestRecord:
+    @pytest.mark.parametrize("name", list(zoo.ZOO))
+    def test_gives_the_plain_logits(self, name):
+        model, image = zoo.build(name)
+        with torch.inference_mode():
+            plain = model(image)
+        recording, _ = recorded(model, image)
+        assert torch.equal(recording.logits, plain)
+        assert torch.equal(recording.target, plain.argmax(1))
+
+    @pytest.mark.parametrize("name", list(zoo.ZOO))
+    def test_every_reduced_tensor_is_what_autograd_recomputes(self, name):
+        model, image = zoo.build(name, samples=3)
+        terms = zoo.autograd_terms(model, image)
+        recording, biases = recorded(model, image, terms.target)
+        found = hook.reduced(recording, biases)
+
+        expected = {names.INPUT: terms.image * terms.image_gradient}
+        for key, (bias, gradient) in terms.modules.items():
+            expected[key] = bias.view(-1, *[1] * (gradient.ndim - 2)) * gradient
+        assert set(recording.gradients) == set(terms.modules)
+        stats = found.pop(names.STATS_TENSOR)
+        assert stats.dtype == np.float64
+        assert stats.shape == (3, 1 + len(terms.modules), len(names.STATS))
+        for row, key in zip(stats.transpose(1, 0, 2), [names.INPUT, *recording.gradients], strict=True):
+            term = expected[key].flatten(1)
+            scale = term.abs().amax(1).numpy()
+            assert (row[:, 0] == expected[key].shape[1]).all()
+            np.testing.assert_allclose(row[:, 1], term.abs().amin(1), atol=1e-5 * scale.max())
+            np.testing.assert_allclose(row[:, 2], scale, rtol=1e-5)
+            np.testing.assert_allclose(row[:, 3], term.sum(1), atol=1e-6 * term.abs().sum(1).max())
+            np.testing.assert_allclose(row[:, 4], term.abs().sum(1), rtol=1e-5)
+            if expected[key].ndim == 4:
+                map_ = found.pop(names.abs_map(key))
+                assert map_.dtype == np.float32
+                np.testing.assert_allclose(
+                    map_, expected[key].abs().sum(1), rtol=1e-4, atol=1e-5 * scale.max()
+                )
+        assert not found
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_the_sums_add_up_to_the_logit(self, seed):
+        """Of any class, with random BatchNorms that have channels of tiny variance and of none."""
+        model, image = zoo.build("ResNet18 (BasicBlock)", seed, samples=10)
+        recording, biases = recorded(model, image, torch.arange(10))
+        stats = hook.reduced(recording, biases)[names.STATS_TENSOR]
+        logits = recording.logits.double().gather(1, torch.arange(10)[:, None])[:, 0].numpy()
+        residual = np.abs(stats[:, :, 3].sum(1) - logits)
+        assert (residual <= 5e-7 * stats[:, :, 4].sum(1)).all()
+
+    def test_eps_is_in_the_bias(self):
+        """Without it, a variance of 0 gives no number; with another eps, another number."""
+        norm = nn.BatchNorm2d(2, eps=1e-3)
+        norm.running_mean[:], norm.running_var[:] = torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0])
+        expected = torch.tensor([-2 / 1e-3**0.5, -3 / 1.001**0.5])
+        assert torch.equal(hook.effective_bias(norm), expected)
+
+    @pytest.mark.parametrize("parameters", [True, False])
+    def test_the_bias_of_a_module_is_what_it_answers_to_zeros(self, parameters):
+        torch.manual_seed(0)
+        for module in (
+            nn.BatchNorm2d(6, affine=parameters),
+            nn.BatchNorm1d(6, affine=parameters),
+            nn.SyncBatchNorm(6, affine=parameters),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.ConvTranspose2d(6, 6, 3, padding=1),
+            nn.Conv1d(6, 6, 3, padding=1),
+        ):
+            if isinstance(module, hook.BATCH_NORM):
+                nn.init.normal_(module.running_mean)
+                nn.init.uniform_(module.running_var)
+                for parameter in module.parameters():
+                    nn.init.normal_(parameter)
+            ndim = 3 if type(module).__name__.endswith("1d") else 4
+            zeros = torch.zeros(1, 6, *[4] * (ndim - 2))
+            answer = module.eval()(zeros).detach().flatten(2)[0, :, 0]
+            torch.testing.assert_close(hook.effective_bias(module), answer)
+
+    def test_only_modules_with_a_bias_are_watched(self):
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False), nn.GroupNorm(2, 4),
+            nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True), nn.Linear(4, 4, bias=False),
+            nn.Linear(4, 4), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1),
+        )  # fmt: skip
+        assert list(hook.biased_modules(model)) == ["6", "7", "8"]
+
+    def test_modules_that_are_used_twice_unused_or_called_input(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.input, self.twice = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+                self.ignored, self.never = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+                self.fc = nn.Linear(4, 5)
+
+            def forward(self, x):
+                x = self.twice(self.twice(self.input(x)).relu())
+                self.ignored(x)
+                return self.fc(x.mean((2, 3)))
+
+        recording, biases = recorded(Net().eval(), images(2))
+        assert list(recording.gradients) == ["input#0", "twice#0", "twice#1", "ignored", "fc"]
+        assert recording.head == "fc"
+        found = hook.reduced(recording, biases)
+        stats = found[names.STATS_TENSOR]
+        logit = recording.logits.amax(1).double().numpy()
+        np.testing.assert_allclose(stats[:, :, 3].sum(1), logit, rtol=1e-5)
+        assert (stats[:, 4] == [4, 0, 0, 0, 0]).all()
+        assert not found[names.abs_map("ignored")].any()
+        assert found[names.abs_map("input")].shape == (2, 32, 32)
+        assert found[names.abs_map("input#0")].shape == (2, 30, 30)
+
+    def test_a_linear_layer_over_maps_has_its_channels_last(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.pixels, self.fc = nn.Linear(3, 8), nn.Linear(8, 5)
+
+            def forward(self, x):
+                return self.fc(self.pixels(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
+
+        recording, biases = recorded(Net().eval(), images(2)[..., :20])
+        assert recording.gradients["pixels"].shape == (2, 8, 32, 20)
+        stats = hook.reduced(recording, biases)[names.STATS_TENSOR]
+        np.testing.assert_allclose(stats[:, :, 3].sum(1), recording.logits.amax(1).double(), rtol=1e-5)
+
+    def test_modules_that_give_no_tensor_or_none_that_depends_on_the_picture(self):
+        class Pair(nn.Conv2d):
+            def forward(self, x):
+                return super().forward(x), x
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.pair, self.constant, self.fc = Pair(3, 4, 1), nn.Linear(2, 5), nn.Linear(4, 5)
+
+            def forward(self, x):
+                return self.fc(self.pair(x)[0].mean((2, 3))) + self.constant(torch.ones(2))
+
+        model = Net().eval()
+        recording, _ = recorded(model, images())
+        assert list(recording.gradients) == ["fc"]
+        with torch.no_grad():
+            assert torch.equal(recording.logits, model(images()))
+
+    @pytest.mark.parametrize("image", [torch.zeros(1, 3, 48, 48), torch.full((1, 3, 48, 48), 1e6)])
+    def test_numbers_are_finite_at_the_edges(self, image):
+        model, _ = zoo.build("ResNet18 (BasicBlock)")
+        recording, biases = recorded(model, image)
+        assert all(np.isfinite(tensor).all() for tensor in hook.reduced(recording, biases).values())
+
+    def test_no_hook_stays(self):
+        class Raises(nn.Module):
+            def forward(self, x):
+                raise ArithmeticError("in the middle")
+
+        model = ResNet18(num_classes=5, width=4).eval().requires_grad_(False)
+        modules = hook.biased_modules(model)
+        hook.record(model, modules, images())
+        assert not hooks_of(model)
+        for target in (torch.tensor([5]), torch.tensor([-1])):
+            with pytest.raises(RuntimeError, match="out of bounds"):
+                hook.record(model, modules, images(), target)
+            assert not hooks_of(model)
+        model.layer4 = Raises()
+        with pytest.raises(ArithmeticError, match="in the middle"):
+            hook.record(model, modules, images())
+        assert not hooks_of(model)
+
+    def test_parameters_take_no_gradient(self, trace_to):
+        model = ResNet18(num_classes=5, width=4)
+        predict(trace_to(Bucket(), model), images())
+        assert not model.training
+        assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+class TestStep:
+    @pytest.mark.parametrize("step", [0, 7, 999, 1000, 123_456_789])
+    def test_lies_where_smdebug_puts_it(self, tmp_path, step):
+        from smdebug.core.locations import IndexFileLocationUtils, TensorFileLocation
+
+        events, index = hook.write_step(tmp_path, step, {"a": np.ones(3)})
+        assert str(events) == TensorFileLocation(step, hook.WORKER).get_file_location(str(tmp_path))
+        assert str(index) == IndexFileLocationUtils.get_index_key_for_step(str(tmp_path), step, hook.WORKER)
+
+    @pytest.mark.parametrize("name", ["ResNet18 (BasicBlock)", "a block used twice"])
+    def test_create_trial_reads_the_full_form(self, tmp_path, trace_to, name):
+        """As in the article: by smdebug's names, with what FullGrad is computed from."""
+        from smdebug.core.modes import ModeKeys
+        from smdebug.trials import create_trial
+
+        bucket = Bucket()
+        model, image = zoo.build(name)
+        tracer = trace_to(bucket, model, form=names.FULL)
+        logits = tracer.predict(image, pictures(2), REQUEST, None)
+        tracer.predict(image.flip(0), pictures(2), REQUEST, None)
+        tracer.close()
+        for key, body in bucket.items():
+            path = tmp_path / key.split("/", 3)[3]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
+
+        trial = create_trial(str(tmp_path))
+        assert trial.steps(mode=ModeKeys.PREDICT) == [0, 1]
+        terms, kind = zoo.autograd_terms(model, image), type(model).__name__
+
+        def read(name, step=0):
+            return torch.tensor(trial.tensor(name).value(step, mode=ModeKeys.PREDICT))
+
+        assert torch.equal(read(f"{kind}_input_0"), image)
+        assert torch.equal(read(f"{kind}_input_0", 1), image.flip(0))
+        torch.testing.assert_close(
+            read("gradient/image").double(), terms.image_gradient, rtol=1e-4, atol=1e-6
+        )
+        head = "fc" if name.startswith("ResNet") else "head.2"
+        assert torch.equal(read(f"{head}_output_0"), logits)
+        for key, (bias, gradient) in terms.modules.items():
+            module = key.partition("#")[0]
+            torch.testing.assert_close(
+                read(f"gradient/{key}_output").double(), gradient, rtol=1e-4, atol=1e-6
+            )
+            found = read(f"{kind}_{module}.bias").double()
+            if isinstance(model.get_submodule(module), nn.BatchNorm2d):
+                mean, var = (read(f"{module}.running_{s}_output_0").double() for s in ("mean", "var"))
+                found -= mean * read(f"{kind}_{module}.weight").double() / torch.sqrt(var + 1e-5)
+            torch.testing.assert_close(found, bias, rtol=1e-5, atol=1e-6)
+
+    def test_create_trial_reads_the_reduced_form(self, tmp_path):
+        from smdebug.core.modes import ModeKeys
+        from smdebug.trials import create_trial
+
+        recording, biases = recorded(*zoo.build("1×1 maps, one channel"))
+        tensors = hook.reduced(recording, biases)
+        hook.write_step(tmp_path, 3, tensors)
+        hook.write_collections(tmp_path, tensors)
+        trial = create_trial(str(tmp_path))
+        assert set(trial.tensor_names()) == set(tensors)
+        for name, tensor in tensors.items():
+            assert trial.tensor(name).value(3, mode=ModeKeys.PREDICT).tobytes() == tensor.tobytes()
+
+
+class TestTracer:
+    def test_a_trace_says_what_was_asked_and_answered(self, trace_to):
+        bucket, labels = Bucket(), ["a", "b", "c", "d", "e"]
+        model = ResNet18(num_classes=5, width=4).eval()
+        tracer = trace_to(bucket, model)
+        image, picture = images(3), np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+        logits = tracer.predict(image, picture, REQUEST, labels)
+        tracer.close()
+        with torch.inference_mode():
+            assert torch.equal(logits, model(image))
+
+        (key,) = bucket.indexes
+        index = read_index(key, bucket[key])
+        tensors = read_tensors(index, bucket[index.events_key])
+        assert torch.equal(torch.tensor(tensors[names.LOGITS]), logits)
+        np.testing.assert_array_equal(tensors[names.PICTURE], picture)
+        assert tensors[names.TARGET].tolist() == logits.argmax(1).tolist()
+        meta = json.loads(tensors[names.META].tobytes())
+        assert meta["labels"] == [labels[i] for i in logits.argmax(1)]
+        assert meta["request"] == REQUEST | {"time": "2026-11-23T10:00:01.123Z"}
+        assert (meta["version"], meta["form"], meta["model"]) == (1, "reduced", "ResNet18")
+        assert meta["inexact"] == []
+        assert meta["modules"][0] == {"name": "bn1", "type": "BatchNorm2d", "eps": 1e-5}
+        assert meta["modules"][-1] == {"name": "fc", "type": "Linear", "eps": None}
+        assert len(meta["modules"]) == 21
+
+    def test_a_large_batch_is_one_step_of_its_samples(self, trace_to):
+        bucket = Bucket()
+        tracer = trace_to(bucket)
+        image = images(2 * hook.SAMPLES + 3)
+        together = predict(tracer, image)
+        for one in image:
+            predict(tracer, one[None])
+        tracer.close()
+        batch, *singles = (bucket.trace(key).tensors for key in bucket.indexes)
+        assert len(singles) == len(together) == len(image)
+        for name in (names.LOGITS, names.TARGET, names.STATS_TENSOR, names.abs_map("layer2.0.bn1")):
+            assert batch[name].shape[0] == len(image)
+            one_by_one = np.concatenate([single[name] for single in singles])
+            np.testing.assert_allclose(batch[name], one_by_one, rtol=1e-3, atol=1e-6)
+
+    def test_keys_and_their_order(self, trace_to):
+        bucket = Bucket()
+        tracer = trace_to(bucket)
+        for _ in range(2):
+            predict(tracer, images())
+        tracer.close()
+        run = next(iter(bucket)).split("/")[2]
+        assert re.fullmatch(r"20261123T100001Z-[A-Za-z0-9.-]+-\d+-[0-9a-f]{8}", run)
+        assert [key.split("/", 3)[3] for key in bucket] == [
+            "collections/000000000/worker_0_collections.json",
+            "events/000000000000/000000000000_worker_0.tfevents",
+            "index/000000000/000000000000_worker_0.json",
+            "events/000000000001/000000000001_worker_0.tfevents",
+            "index/000000000/000000000001_worker_0.json",
+        ]
+        assert all(re.fullmatch(r"tensors/signs/[A-Za-z0-9/._=-]+", key) for key in bucket)
+
+    def test_a_restart_writes_over_nothing(self, trace_to):
+        bucket = Bucket()
+        for _ in range(2):
+            tracer = trace_to(bucket)
+            predict(tracer, images())
+            tracer.close()
+        assert len(bucket) == 6
+
+    def test_a_plain_request_meets_no_hook_while_another_is_traced(self, trace_to):
+        inside, go_on = threading.Event(), threading.Event()
+
+        class Waits(nn.Module):
+            def forward(self, x):
+                if torch.is_grad_enabled():
+                    inside.set()
+                    assert go_on.wait(30)
+                return x
+
+        model = ResNet18(num_classes=5, width=4).eval()
+        model.avgpool = nn.Sequential(Waits(), model.avgpool)
+        bucket, image = Bucket(), images()
+        tracer = trace_to(bucket, model)
+        thread = threading.Thread(target=predict, args=(tracer, image))
+        thread.start()
+        assert inside.wait(30)
+        # Neither the question nor the answer waits for the trace, and the trace does not see it.
+        assert tracer.wants("glassbox-replay=1")
+        assert tracer.wants(None)
+        with torch.inference_mode():
+            model(images(seed=1))
+        go_on.set()
+        thread.join()
+        tracer.close()
+        (key,) = bucket.indexes
+        assert len(bucket.trace(key).meta.modules) == 21
+        assert not hooks_of(model)
+
+    def test_threads_mix_nothing(self, trace_to):
+        bucket, model = Bucket(), zoo.build("ResNet18 (BasicBlock)")[0]
+        tracer, answers = trace_to(bucket, model), {}
+
+        def client(number):
+            for i in range(3):
+                image = images(1 + i, seed=10 * number + i)
+                picture = np.full((1 + i, 32, 32, 3), 10 * number + i, np.uint8)
+                sha256 = hashlib.sha256(picture.tobytes()).hexdigest()
+                logits = tracer.predict(image, picture, REQUEST | {"sha256": sha256}, None)
+                answers[sha256] = (image, picture, logits)
+
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        tracer.close()
+        assert tracer.dropped == 0
+        assert len(bucket.indexes) == len(answers) == 6
+        for key in bucket.indexes:
+            trace = bucket.trace(key)
+            image, picture, logits = answers.pop(trace.meta.request["sha256"])
+            np.testing.assert_array_equal(trace.tensors[names.PICTURE], picture)
+            np.testing.assert_array_equal(trace.tensors[names.LOGITS], logits)
+            alone, biases = recorded(model, image)
+            for name, tensor in hook.reduced(alone, biases).items():
+                np.testing.assert_array_equal(trace.tensors[name], tensor)
+
+    def test_replays_are_always_traced_and_live_requests_within_the_limit(self, trace_to):
+        now = 0.0
+        tracer = trace_to(Bucket(), per_minute=2, clock=lambda: now)
+        replay = "user=7, glassbox-replay=3f"
+        assert [tracer.wants(replay) for _ in range(5)] == [True] * 5
+        others = [None, "", "user=7", "glassbox-replays=1", "x=glassbox-replay=1"]
+        assert [tracer.wants(attributes) for attributes in others] == [True, True, False, False, False]
+        assert tracer.wants(replay)
+        now = 60.0
+        assert [tracer.wants(None) for _ in range(3)] == [True, True, False]
+
+    @pytest.mark.parametrize(
+        ("form", "destination", "reason"),
+        [
+            ("Reduced", "s3://bucket/tensors", "TRACE_FORM='Reduced' is neither reduced nor full"),
+            ("reduced", "/opt/tensors", "tensors_output='/opt/tensors' is not s3://bucket/prefix"),
+            ("full", "s3://bucket", "not s3://bucket/prefix"),
+            ("full", "s3://bucket/", "not s3://bucket/prefix"),
+        ],
+    )
+    def test_settings_that_cannot_work_are_refused(self, form, destination, reason):
+        with pytest.raises(SettingsError, match=re.escape(reason)):
+            hook.Tracer(
+                ResNet18(num_classes=5, width=4),
+                destination,
+                client=Bucket(),
+                traces_per_minute=1,
+                form=form,
+                clock=lambda: 0.0,
+                utcnow=lambda: NOW,
+            )
+
+
+class TestTrouble:
+    """Whatever happens to a trace, the request is answered, the loss is counted, and the next trace is tried."""
+
+    def test_s3_is_away_and_comes_back(self, trace_to, caplog):
+        bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
+        tracer = trace_to(bucket, model)
+        bucket.away = True
+        with torch.inference_mode():
+            expected = model(images())
+        for lost in (1, 2):
+            assert torch.equal(predict(tracer, images()), expected)
+            wait_until(lambda lost=lost: tracer.dropped == lost)
+        assert not bucket
+        bucket.away = False
+        assert torch.equal(predict(tracer, images()), expected)
+        tracer.close()
+        assert tracer.dropped == 2
+        # The run is whole: a step may be missing, but not the collections that the first was to bring.
+        assert [key.split("/")[3] for key in bucket] == ["collections", "events", "index"]
+        assert bucket.indexes[0].endswith("/000000000002_worker_0.json")
+        assert [r.getMessage() for r in caplog.records] == [
+            f"trace dropped, {i} so far: ConnectionError: no route to S3" for i in (1, 2)
+        ]
+
+    def test_an_index_never_comes_without_its_events(self, trace_to):
+        class Flaky(Bucket):
+            def put_object(self, Key, **rest):
+                if "/events/000000000001/" in Key or "/index/000000000/000000000002" in Key:
+                    raise ConnectionError("reset")
+                super().put_object(Key=Key, **rest)
+
+        bucket = Flaky()
+        tracer = trace_to(bucket)
+        for _ in range(4):
+            predict(tracer, images())
+        tracer.close()
+        assert tracer.dropped == 2
+        assert [key.rpartition("/")[2] for key in bucket.indexes] == [
+            "000000000000_worker_0.json",
+            "000000000003_worker_0.json",
+        ]
+        for key in bucket.indexes:
+            assert bucket.trace(key).meta.form == names.REDUCED
+
+    def test_s3_hangs(self, trace_to):
+        stuck = Stuck()
+        tracer = trace_to(stuck)
+        predict(tracer, images())
+        assert stuck.entered.wait(30)
+        for _ in range(hook.QUEUE + 3):
+            predict(tracer, images())
+        assert tracer.dropped == 3
+        began = time.monotonic()
+        tracer._uploader.close(0.2)
+        assert time.monotonic() - began < 5
+        stuck.release()
+
+    def test_the_disk_is_gone_and_comes_back(self, trace_to, tmp_path, monkeypatch):
+        bucket = Bucket()
+        tracer = trace_to(bucket)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        assert predict(tracer, images()).shape == (1, 5)
+        wait_until(lambda: tracer.dropped == 1)
+        (tmp_path / "gone").mkdir()
+        predict(tracer, images())
+        tracer.close()
+        assert (tracer.dropped, len(bucket.indexes)) == (1, 1)
+        assert not list((tmp_path / "gone").iterdir())
+
+    def test_the_trace_fails_where_the_model_does_not(self, trace_to, caplog):
+        class Refuses(nn.Module):
+            def forward(self, x):
+                if torch.is_grad_enabled():
+                    raise RuntimeError("no gradient for this one")
+                return x
+
+        bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
+        model.maxpool = Refuses()
+        tracer = trace_to(bucket, model)
+        with torch.inference_mode():
+            assert torch.equal(predict(tracer, images()), model(images()))
+        tracer.close()
+        assert (tracer.dropped, len(bucket)) == (1, 0)
+        assert "no gradient for this one" in caplog.text
+        assert not hooks_of(model)
+
+    def test_logits_that_do_not_depend_on_the_picture(self, trace_to):
+        class Blind(nn.Module):
+            def forward(self, x):
+                return x.detach().mean((2, 3))
+
+        tracer = trace_to(Bucket(), Blind())
+        assert torch.equal(predict(tracer, images()), images().mean((2, 3)))
+        assert tracer.dropped == 1
+
+    def test_a_model_that_fails_says_so(self, trace_to):
+        tracer = trace_to(Bucket())
+        with pytest.raises(RuntimeError, match="channels"):
+            tracer.predict(torch.zeros(1, 7, 32, 32), pictures(), REQUEST, None)
+
+    def test_nothing_is_left_on_the_disk(self, trace_to, tmp_path, monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        tracer = trace_to(Bucket())
+        predict(tracer, images())
+        tracer.close()
+        assert not list(tmp_path.iterdir())
+
+
+def wait_until(happened, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_time_of_a_request_is_its_own(trace_to):
+    bucket = Bucket()
+    times = iter([NOW, NOW + timedelta(seconds=1), NOW + timedelta(seconds=61)])
+    tracer = hook.Tracer(
+        ResNet18(num_classes=5, width=4),
+        "s3://bucket/tensors/signs/",
+        client=bucket,
+        traces_per_minute=1,
+        form=names.REDUCED,
+        clock=lambda: 0.0,
+        utcnow=lambda: next(times),
+    )
+    for _ in range(2):
+        predict(tracer, images())
+    tracer.close()
+    asked = [bucket.trace(key).meta.request["time"] for key in bucket.indexes]
+    assert asked == ["2026-11-23T10:00:02.123Z", "2026-11-23T10:01:02.123Z"]

@@ -17,7 +17,6 @@ from glassbox import report
 from glassbox.count import CountingSettings
 from glassbox.errors import SettingsError
 from glassbox.settings import from_env
-from glassbox.tally import total
 
 log = logging.getLogger("baseline")
 
@@ -39,15 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     except SettingsError as error:
         log.error("%s", error)
         return 1
-    measured = evaluation.measure(evaluation.capture_files(chosen.captures, chosen.endpoint), settings)
-    counts = total(measured.counts.values())
+    files = evaluation.capture_files(chosen.captures, chosen.endpoint)
+    counts, confidences = evaluation.merged(evaluation.measure(files, settings))
     if not counts.n:
         log.error("%s: no prediction in %d unreadable records", chosen.captures, counts.unreadable)
         return 1
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name, document in {
-        "statistics": report.statistics(counts, measured.confidences),
-        "constraints": report.constraints(counts, measured.confidences),
+        "statistics": report.statistics(counts, confidences),
+        "constraints": report.constraints(counts, confidences),
     }.items():
         (chosen.out / f"{name}.json").write_bytes(report.to_json(document))
     log.info(

@@ -27,10 +27,9 @@ from glassbox import report
 from glassbox.capture import CaptureFile, chunks, moment, read, read_key
 from glassbox.count import CountingSettings
 from glassbox.errors import BadInputError, GlassboxError, SettingsError
-from glassbox.report import Confidences
 from glassbox.response import Label, ResponseForm
 from glassbox.settings import from_env, setting
-from glassbox.tally import SLOT, Counts, Tally, Window, tally, total
+from glassbox.tally import SLOT, Confidences, Counts, Tally, Window, tally, total
 from glassbox.verdict import Verdict, judge
 
 log = logging.getLogger("evaluation")
@@ -89,31 +88,18 @@ def _placed(path: Path) -> CaptureFile:
         return CaptureFile("", "", datetime(2000, 1, 1, tzinfo=UTC))
 
 
-def count(path: Path, settings: CountingSettings, window: Window | None) -> tuple[str, Tally, Confidences]:
-    """The variant of a file, its counts inside ``window``, and their confidences."""
-    file, confidences = _placed(path), Confidences()
-    form = ResponseForm(settings.class_path, settings.confidence_path)
+def count(path: Path, settings: CountingSettings, window: Window | None) -> tuple[str, Tally]:
+    """The variant of a file, and what is counted inside ``window``."""
+    file, form = _placed(path), ResponseForm(settings.class_path, settings.confidence_path)
     with path.open("rb", buffering=0) as stream:
         counted = tally(
-            confidences.watch(read(chunks(stream), str(path), form), window),
+            read(chunks(stream), str(path), form),
             file.hour,
             low_confidence=settings.low_confidence,
             classes=settings.classes,
             within=window,
         )
-    return file.variant, counted, confidences
-
-
-@dataclass
-class Measured:
-    """What some capture files hold: the counts of each variant, and the confidences of all."""
-
-    tallies: dict[str, Tally]
-    confidences: Confidences
-
-    @property
-    def counts(self) -> dict[str, Counts]:
-        return {variant: total(tally.slots.values()) for variant, tally in sorted(self.tallies.items())}
+    return file.variant, counted
 
 
 def measure(
@@ -122,22 +108,32 @@ def measure(
     *,
     window: Window | None = None,
     processes: int | None = None,
-) -> Measured:
-    """Count files, shadows left out, in several processes; memory does not grow with their number or size."""
+) -> dict[str, Tally]:
+    """Count files per variant, shadows left out, in several processes.
+
+    Memory does not grow with their number or size.
+    """
     paths = [path for path in paths if _placed(path).variant not in settings.shadows]
     processes = min(processes or os.cpu_count() or 1, len(paths))
     count_one = functools.partial(count, settings=settings, window=window)
-    measured = Measured(defaultdict(Tally), Confidences())
+    tallies: dict[str, Tally] = defaultdict(Tally)
     with contextlib.ExitStack() as stack:
         if processes > 1:
             pool = stack.enter_context(multiprocessing.Pool(processes))
             results = pool.imap(count_one, paths, chunksize=max(1, min(16, len(paths) // (4 * processes))))
         else:
             results = map(count_one, paths)
-        for variant, tally_, confidences in results:
-            measured.tallies[variant] += tally_
-            measured.confidences += confidences
-    return measured
+        for variant, counted in results:
+            tallies[variant] += counted
+    return {variant: tallies[variant] for variant in sorted(tallies)}
+
+
+def merged(tallies: Mapping[str, Tally]) -> tuple[Counts, Confidences]:
+    """The counts and the confidences of all variants."""
+    confidences = Confidences()
+    for counted in tallies.values():
+        confidences += counted.confidences
+    return total(counts for counted in tallies.values() for counts in counted.slots.values()), confidences
 
 
 # ---------------------------------------------------------------- judging and reporting
@@ -150,21 +146,20 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
         path = _moved(settings.baseline_statistics, opt_ml)
         baseline = report.read_baseline(path.read_bytes(), str(path))
     paths = capture_files(_moved(settings.dataset_source, opt_ml), settings.sagemaker_endpoint_name)
-    measured = measure(paths, settings, window=window, processes=settings.processes)
-    for tally_ in measured.tallies.values():
-        for example in tally_.examples:
-            log.warning("unreadable: %s", example)
-    counts = total(measured.counts.values())
+    tallies = measure(paths, settings, window=window, processes=settings.processes)
+    for example in (example for counted in tallies.values() for example in counted.examples):
+        log.warning("unreadable: %s", example)
+    counts, confidences = merged(tallies)
     log.info("Predicted classes %s", dict(report.by_class(counts.classes)))
-    verdicts = list(_verdicts(measured, settings, baseline))
+    verdicts = list(_verdicts(tallies, settings, baseline))
     for verdict in verdicts:
         log.log(logging.WARNING if verdict.violated else logging.INFO, "%s", verdict.reason)
     folder = _moved(settings.output_path, opt_ml)
-    _write(folder / "statistics.json", report.statistics(counts, measured.confidences))
-    _write(folder / "constraints.json", report.constraints(counts, measured.confidences))
+    _write(folder / "statistics.json", report.statistics(counts, confidences))
+    _write(folder / "constraints.json", report.constraints(counts, confidences))
     _write(folder / "constraint_violations.json", report.violations(verdicts))
     if settings.publish_cloudwatch_metrics and verdicts:
-        _write_metrics(opt_ml, settings, counts, measured.confidences, verdicts)
+        _write_metrics(opt_ml, settings, counts, confidences, verdicts)
     reasons = [verdict.reason for verdict in verdicts if verdict.violated]
     if reasons:
         return "CompletedWithViolations: " + "; ".join(reasons)
@@ -174,14 +169,12 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
 
 
 def _verdicts(
-    measured: Measured, settings: Settings, baseline: Mapping[Label, int] | None
+    tallies: Mapping[str, Tally], settings: Settings, baseline: Mapping[Label, int] | None
 ) -> Iterator[Verdict]:
     """The verdicts on each variant that saw traffic, named in them where there are several."""
-    seen = {
-        variant: counts for variant, counts in measured.counts.items() if counts.records + counts.unreadable
-    }
-    for variant, counts in seen.items():
-        slots = measured.tallies[variant].slots
+    seen = {variant: (total(t.slots.values()), t.slots) for variant, t in tallies.items()}
+    seen = {variant: both for variant, both in seen.items() if both[0].records + both[0].unreadable}
+    for variant, (counts, slots) in seen.items():
         window = settings.window or Window(min(slots), max(slots) + SLOT)
         for verdict in judge(counts, window, settings, baseline):
             named = f"{verdict.reason}, variant {variant}" if len(seen) > 1 else verdict.reason

@@ -10,8 +10,8 @@ from moto import mock_aws
 
 from captures import ARTICLE, KEY, STREAM, file, line
 from glassbox.errors import SettingsError
-from glassbox.report import Confidences, statistics
-from glassbox.tally import Counts
+from glassbox.report import statistics
+from glassbox.tally import Confidences, Counts
 
 BUCKET = "amzn-s3-demo-bucket"
 CONTEXT = SimpleNamespace(

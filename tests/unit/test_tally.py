@@ -1,12 +1,24 @@
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glassbox.capture import Record, Unreadable
 from glassbox.response import Prediction
-from glassbox.tally import EXAMPLES, UNKNOWN, Counts, Tally, Window, slot_start, tally, total, windows
+from glassbox.tally import (
+    EXAMPLES,
+    UNKNOWN,
+    Confidences,
+    Counts,
+    Tally,
+    Window,
+    slot_start,
+    tally,
+    total,
+    windows,
+)
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
 
@@ -149,14 +161,46 @@ def test_a_split_file_counts_as_the_whole_one_did(records, cut):
     def count(part):
         return tally(part, HOUR, low_confidence=0.5, classes=43)
 
-    merged = count(records[:cut])
+    merged, whole = count(records[:cut]), count(records)
     merged += count(records[cut:])
-    assert merged == count(records)
+    assert merged.slots == whole.slots
+    assert merged.examples == whole.examples
+    assert merged.confidences.buckets == whole.confidences.buckets
+
+
+@given(
+    records
+    | records.map(lambda found: [r._replace(time=None) if isinstance(r, Unreadable) else r for r in found])
+)
+def test_it_does_not_matter_how_many_are_counted_at_a_time(records):
+    def count(together):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("glassbox.tally._TOGETHER", together)
+            return tally(records, HOUR, low_confidence=0.5, within=Window(at(3), at(80)))
+
+    one, many = count(1), count(1000)
+    assert one.slots == many.slots
+    assert one.examples == many.examples
+    assert one.confidences.buckets == many.confidences.buckets
+    assert one.confidences.sum == pytest.approx(many.confidences.sum)
 
 
 @given(records)
 def test_the_order_of_records_does_not_matter(records):
     assert tally(records, HOUR, classes=43).slots == tally(records[::-1], HOUR, classes=43).slots
+
+
+def test_confidences_are_known_by_moments_and_buckets():
+    found = Confidences()
+    for part in ([], [0.0, 0.05, 1.0], [0.1], [0.999]):
+        found.add(part)
+    other = Confidences()
+    other.add([0.5, 0.5])
+    found += other
+    assert (found.n, found.least, found.most) == (7, 0.0, 1.0)
+    assert found.sum == pytest.approx(3.149)
+    assert found.squares == pytest.approx(0.0025 + 1 + 0.01 + 0.998001 + 0.5)
+    assert found.buckets == [2, 1, 0, 0, 0, 2, 0, 0, 0, 2]
 
 
 def test_a_total_changes_no_summand():

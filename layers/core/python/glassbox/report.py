@@ -8,15 +8,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import msgspec
 
-from glassbox.capture import Record, Unreadable, moment
 from glassbox.errors import BadInputError, SettingsError
 from glassbox.response import Label
-from glassbox.tally import Counts, Window
+from glassbox.tally import BUCKETS, Confidences, Counts
 from glassbox.verdict import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
 
 CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
@@ -36,45 +34,6 @@ _FEATURES = {
     LOW_CONFIDENCE_SHARE: (CONFIDENCE_FEATURE, "baseline_drift_check"),
     UNREADABLE_SHARE: (CLASS_FEATURE, "completeness_check"),
 }
-_BUCKETS = 10
-
-
-@dataclass
-class Confidences:
-    """The confidences (0..1) of many predictions, in constant space: moments and ten equal buckets."""
-
-    n: int = 0
-    sum: float = 0.0
-    squares: float = 0.0
-    least: float = math.inf
-    most: float = -math.inf
-    buckets: list[int] = field(default_factory=lambda: [0] * _BUCKETS)
-
-    def watch(
-        self, records: Iterable[Record | Unreadable], within: Window | None = None
-    ) -> Iterator[Record | Unreadable]:
-        """Hand the records through and take note of their confidences, of those ``within`` only."""
-        for record in records:
-            if isinstance(record, Record) and (within is None or moment(record.time) in within):
-                for prediction in record.predictions:
-                    if prediction.confidence is not None:
-                        self.add(prediction.confidence)
-            yield record
-
-    def add(self, confidence: float) -> None:
-        self.n += 1
-        self.sum += confidence
-        self.squares += confidence * confidence
-        self.least, self.most = min(self.least, confidence), max(self.most, confidence)
-        self.buckets[min(int(confidence * _BUCKETS), _BUCKETS - 1)] += 1
-
-    def __iadd__(self, other: "Confidences") -> Self:
-        self.n += other.n
-        self.sum += other.sum
-        self.squares += other.squares
-        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
-        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
-        return self
 
 
 def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
@@ -110,7 +69,7 @@ def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
                     "distribution": {
                         "kll": {
                             "buckets": [
-                                {"lower_bound": i / _BUCKETS, "upper_bound": (i + 1) / _BUCKETS, "count": n}
+                                {"lower_bound": i / BUCKETS, "upper_bound": (i + 1) / BUCKETS, "count": n}
                                 for i, n in enumerate(confidences.buckets)
                             ]
                         }

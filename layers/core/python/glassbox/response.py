@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from glassbox.errors import SettingsError
 
 RESPONSE_BYTES = 8 << 20  # decoded, a response may take 25 times as much
 LABEL_CHARACTERS = 64
+_SHORT = 40  # characters
 _REASON_CHARACTERS = 300
 _DEPTH = 4  # lists within lists around a prediction
 
@@ -53,6 +55,8 @@ class ResponseForm:
         self._class = _compiled("CLASS_PATH", class_path)
         self._confidence = _compiled("CONFIDENCE_PATH", confidence_path)
         self._usual = self._class is None and self._confidence is None
+        # of short responses there are few: [[14]] is one of 43
+        self._read_short = functools.lru_cache(maxsize=4096)(self._read)
 
     def read(self, data: str, encoding: str, content_type: str | None) -> Sequence[Prediction]:
         """The predictions in a captured response, one per sample.
@@ -65,16 +69,21 @@ class ResponseForm:
         Raises:
             UnreadableError: there is no prediction in it.
         """
+        if len(data) <= _SHORT:
+            return self._read_short(data, encoding, content_type)
         if len(data) > RESPONSE_BYTES:
             raise UnreadableError(f"the response has {len(data)} bytes, at most {RESPONSE_BYTES} are decoded")
-        if self._usual:
-            if encoding == "JSON" and data.startswith('{"predictions":'):
-                try:
-                    return _OURS.decode(data).predictions
-                except (msgspec.DecodeError, RecursionError):
-                    pass  # another form that has this member, or none: the way below says why
-            return predictions(_decoded(data, encoding, content_type))
-        return self._found(_decoded(data, encoding, content_type))
+        return self._read(data, encoding, content_type)
+
+    def _read(self, data: str, encoding: str, content_type: str | None) -> Sequence[Prediction]:
+        if not self._usual:
+            return self._found(_decoded(data, encoding, content_type))
+        if encoding == "JSON" and data.startswith('{"predictions":'):
+            try:
+                return _OURS.decode(data).predictions
+            except (msgspec.DecodeError, RecursionError):
+                pass  # another form that has this member, or none: the way below says why
+        return predictions(_decoded(data, encoding, content_type))
 
     def _found(self, response: Any) -> list[Prediction]:
         at_class = _search(self._class, response)

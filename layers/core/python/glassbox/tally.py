@@ -5,9 +5,11 @@ starts at any slot (a hopping window), so that a burst around the full hour lies
 hour is the window that starts at :00, a plain sum of six slots.
 """
 
+import functools
 import itertools
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Self
@@ -20,6 +22,7 @@ WINDOW = timedelta(hours=1)
 CLASSES = 10_000
 UNKNOWN = "unknown"
 EXAMPLES = 20  # unreadable lines that are told one by one
+BUCKETS = 10  # of the confidences
 _TOGETHER = 256  # records that are counted at a time
 
 
@@ -75,8 +78,12 @@ class Counts:
         """Number of predictions."""
         return self.classes.total()
 
-    def add(self, records: Sequence[Record | Unreadable], low_confidence: float | None) -> None:
-        """Count some records, many at a time: that is several times faster than one by one."""
+    def add(self, records: Sequence[Record | Unreadable], low_confidence: float | None) -> list[float]:
+        """Count some records, many at a time, which is several times faster than one by one.
+
+        Returns:
+            The confidences that are known.
+        """
         readable = [record for record in records if isinstance(record, Record)]
         live = [record for record in readable if not record.replayed]
         predictions = [prediction for record in live for prediction in record.predictions]
@@ -88,6 +95,7 @@ class Counts:
         if low_confidence is not None:
             self.low += sum([confidence < low_confidence for confidence in rated])
         self.classes.update([prediction.label for prediction in predictions])
+        return rated
 
     def __iadd__(self, other: "Counts") -> Self:
         self.classes.update(other.classes)
@@ -108,15 +116,47 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 @dataclass
+class Confidences:
+    """The confidences (0..1) of many predictions in constant space: moments, and ten equal buckets."""
+
+    n: int = 0
+    sum: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
+    buckets: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+
+    def add(self, values: Sequence[float]) -> None:
+        """Take note of some confidences."""
+        self.n += len(values)
+        self.sum += sum(values)
+        self.squares += sum([value * value for value in values])
+        self.least = min(self.least, min(values, default=math.inf))
+        self.most = max(self.most, max(values, default=-math.inf))
+        for bucket, count in Counter([int(value * BUCKETS) for value in values]).items():
+            self.buckets[min(bucket, BUCKETS - 1)] += count
+
+    def __iadd__(self, other: "Confidences") -> Self:
+        self.n += other.n
+        self.sum += other.sum
+        self.squares += other.squares
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+        return self
+
+
+@dataclass
 class Tally:
-    """The counts of some files per slot, and the first few unreadable lines as examples."""
+    """The counts of some files per slot, their confidences, and the first few unreadable lines as examples."""
 
     slots: dict[datetime, Counts] = field(default_factory=dict)
+    confidences: Confidences = field(default_factory=Confidences)
     examples: list[Unreadable] = field(default_factory=list)
 
     def __iadd__(self, other: "Tally") -> Self:
         for start, counts in other.slots.items():
             self.slots[start] = total((self.slots.get(start, Counts()), counts))
+        self.confidences += other.confidences
         self.examples = (self.examples + other.examples)[:EXAMPLES]
         return self
 
@@ -139,25 +179,46 @@ def tally(
             None knows every name and the numbers below CLASSES.
         within: leaves out what lies outside.
     """
-    time: str | None = None
+    result = Tally(defaultdict(Counts))
     slot = slot_start(hour) if within is None or hour in within else None
+    records = iter(records)
+    while some := list(itertools.islice(records, _TOGETHER)):
+        slots = {
+            time: _slot(time) if within is None or moment(time) in within else None
+            for time in {record.time for record in some}
+            if time
+        }
+        for at, neighbours in _groups(some, slots, slot):
+            slot = at
+            if slot:
+                result.confidences.add(result.slots[slot].add(neighbours, low_confidence))
+                bad = [record for record in neighbours if isinstance(record, Unreadable)]
+                result.examples += bad[: EXAMPLES - len(result.examples)]
+    for counts in result.slots.values():
+        counts.classes = _known(counts.classes, classes)
+    return Tally(dict(result.slots), result.confidences, result.examples)
+
+
+def _groups(
+    records: Sequence[Record | Unreadable], slots: Mapping[str, datetime | None], slot: datetime | None
+) -> Iterator[tuple[datetime | None, Sequence[Record | Unreadable]]]:
+    """Neighbours of one slot together; a record without a time is where the one before it was, at first ``slot``."""
+    if set(slots.values()) <= {slot}:  # as nearly always
+        yield slot, records
+        return
 
     def place(record: Record | Unreadable) -> datetime | None:
-        nonlocal time, slot
-        if record.time and record.time != time:
-            time, when = record.time, moment(record.time)
-            slot = slot_start(when) if within is None or when in within else None
+        nonlocal slot
+        slot = slots[record.time] if record.time else slot
         return slot
 
-    slots: dict[datetime, Counts] = defaultdict(Counts)
-    examples: list[Unreadable] = []
-    for start, neighbours in itertools.groupby(records, place):
-        while start and (some := list(itertools.islice(neighbours, _TOGETHER))):
-            slots[start].add(some, low_confidence)
-            examples += [r for r in some if isinstance(r, Unreadable)][: EXAMPLES - len(examples)]
-    for counts in slots.values():
-        counts.classes = _known(counts.classes, classes)
-    return Tally(dict(slots), examples)
+    for at, neighbours in itertools.groupby(records, place):
+        yield at, list(neighbours)
+
+
+@functools.lru_cache(maxsize=4096)
+def _slot(time: str) -> datetime:
+    return slot_start(moment(time))
 
 
 def _known(counted: Mapping[Label, int], classes: int | None) -> Counter[Label]:

@@ -9,6 +9,7 @@ import scipy.ndimage
 import torch
 
 from benchmarks.side_by_side import milliseconds, row, show
+from glassbox import tensor_names as names
 from glassbox.fullgrad import effective_bias_bn, explain, full_gradient
 from glassbox.trace import Array, Trace, read_index, read_trace
 from hook import Tracer
@@ -70,14 +71,16 @@ def read(key: str, bucket: Bucket) -> Trace:
 
 def terms(trace: Trace) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
     """The arguments of ``full_gradient``, and of the article's loop, from a full trace."""
-    tensors, modules = trace.tensors, {}
+    tensors, model = trace.tensors, trace.meta.model
+    modules = {}
     for module in trace.meta.modules:
-        bias = tensors[f"ResNet18_{module.name}.bias"]
+        bias = tensors[names.parameter(model, module.name, "bias")]
         if module.type == "BatchNorm2d":
-            mean, var = (tensors[f"{module.name}.running_{s}_output_0"] for s in ("mean", "var"))
-            bias = effective_bias_bn(tensors[f"ResNet18_{module.name}.weight"], bias, mean, var, module.eps)
-        modules[module.name] = (bias.astype(np.float32), tensors[f"gradient/{module.name}_output"])
-    return tensors["ResNet18_input_0"], tensors["gradient/image"], modules
+            weight = tensors[names.parameter(model, module.name, "weight")]
+            mean, var = (tensors[names.running(module.name, s)] for s in ("running_mean", "running_var"))
+            bias = effective_bias_bn(weight, bias, mean, var, module.eps)
+        modules[module.name] = (bias.astype(np.float32), tensors[names.output_gradient(module.name)])
+    return tensors[names.model_input(model)], tensors[names.IMAGE_GRADIENT], modules
 
 
 def article_loop(image: Array, image_gradient: Array, modules: dict[str, tuple[Array, Array]]) -> Array:

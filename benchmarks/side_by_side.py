@@ -51,7 +51,7 @@ def row(
 def show(title: str | None, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print rows of any columns as a table."""
     rows = list(rows)
-    table = Table(title=(title or "").strip().splitlines()[0], title_justify="left", expand=False)
+    table = Table(title=(title or "").strip().partition("\n")[0], title_justify="left")
     for column in dict.fromkeys(name for r in rows for name in r):
         number = any(isinstance(r.get(column), int | float) for r in rows)
         table.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -63,10 +63,8 @@ def show(title: str | None, rows: Iterable[Mapping[str, Any]]) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return (
-        f"{value:,.4g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)

@@ -9,6 +9,7 @@ The terms of this sum make the map (equation 8, ψ as in the authors' code: abso
 channels and pixels, bilinear interpolation), and whether they really add up to the logit says how far to trust it.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -273,29 +274,31 @@ def _bias(trace: Trace, module: Module) -> Array:
 def _reduce_image(image: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
     if image.shape != gradient.shape:
         raise ValueError(f"image {image.shape} and its gradient {gradient.shape} differ")
-    term = image * gradient
-    return _reduce(term, term.reshape(len(term), -1).sum(1, dtype=np.float64))
+    return _reduce(image * gradient)
 
 
 def _reduce_bias(name: str, bias: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
     if gradient.shape[1:2] != bias.shape:
         raise ValueError(f"{name}: gradient {gradient.shape} does not fit bias {bias.shape}")
-    bias = bias.astype(gradient.dtype)
-    signed = bias @ gradient.reshape(*gradient.shape[:2], -1)
-    return _reduce(bias.reshape(-1, *[1] * (gradient.ndim - 2)) * gradient, signed.sum(1, dtype=np.float64))
+    return _reduce(bias.astype(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 2)) * gradient)
 
 
-def _reduce(term: Float32, total: Float64) -> tuple[Float64, Float32 | None]:
-    """(N, C, …) and its sums (N,) -> the statistics (N, 5) and, of a feature map, Σ_c|term| (N, h, w)."""
-    n = len(term)
-    term = np.abs(term, out=term)
-    flat = term.reshape(n, -1)
-    sum_abs = term.sum(1) if term.ndim == 4 else None
+def _reduce(term: Float32) -> tuple[Float64, Float32 | None]:
+    """(N, C, …), overwritten -> the statistics (N, 5) and, of a feature map, Σ_c|term| (N, h, w).
+
+    A product with ones adds up the channels, three times as fast as ``sum``; over the pixels float64 adds them up.
+    """
+    n, channels, *size = term.shape
+    term = np.ascontiguousarray(term).reshape(n, channels, -1)
+    ones = np.ones(channels, term.dtype)
     stats = np.empty((n, len(tensor_names.STATS)))
-    stats[:, CHANNELS], stats[:, SUM] = term.shape[1], total
+    stats[:, CHANNELS] = channels
+    stats[:, SUM] = (ones @ term).sum(1, dtype=np.float64)
+    np.abs(term, out=term)
+    flat, sum_abs = term.reshape(n, -1), ones @ term
     stats[:, MIN_ABS], stats[:, MAX_ABS] = flat.min(1), flat.max(1)
-    stats[:, SUM_ABS] = (flat if sum_abs is None else sum_abs.reshape(n, -1)).sum(1, dtype=np.float64)
-    return stats, sum_abs
+    stats[:, SUM_ABS] = sum_abs.sum(1, dtype=np.float64)
+    return stats, sum_abs.reshape(n, *size) if len(size) == 2 else None
 
 
 def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
@@ -306,26 +309,38 @@ def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
     """
     span = stats[..., MAX_ABS] - stats[..., MIN_ABS] + RESCALE_EPS
     scale = (1 / span).astype(np.float32)[..., None, None]
-    offset = (stats[..., CHANNELS] * stats[..., MIN_ABS]).astype(np.float32)[..., None, None]
+    offset = (stats[..., CHANNELS] * stats[..., MIN_ABS] / span).astype(np.float32)[..., None, None]
     by_size: dict[tuple[int, ...], Float32] = {}
     for layer, sum_abs in enumerate(maps):
         if sum_abs is None:
             continue
-        rescaled = (sum_abs - offset[:, layer]) * scale[:, layer]
-        size = sum_abs.shape[1:]
-        by_size[size] = by_size[size] + rescaled if size in by_size else rescaled
-    (height, width), total = next(iter(by_size.items()))
-    for smaller in list(by_size.values())[1:]:
-        total = total + _interpolate(_interpolate(smaller, width, 2), height, 1)
+        rescaled = sum_abs * scale[:, layer]
+        rescaled -= offset[:, layer]
+        if sum_abs.shape in by_size:
+            by_size[sum_abs.shape] += rescaled
+        else:
+            by_size[sum_abs.shape] = rescaled
+    total, *others = by_size.values()
+    _, height, width = total.shape
+    for smaller in others:
+        total += _interpolate(_interpolate(smaller, width, 2), height, 1)
     # Σ|t| is rounded, and may fall below C·min by as much.
-    return np.maximum(total, 0)
+    return np.maximum(total, 0).astype(np.float32, copy=False)
 
 
 def _interpolate(maps: Float32, size: int, axis: int) -> Float32:
     """Linear interpolation along one axis that keeps the corners (``align_corners=True``)."""
-    last = maps.shape[axis] - 1
-    position = np.linspace(0, last, size) if size > 1 else np.zeros(1)
+    left, right, weight = _neighbours(maps.shape[axis], size)
+    found, beside = maps.take(left, axis), maps.take(right, axis)
+    beside -= found
+    beside *= weight.reshape(-1, *[1] * (maps.ndim - 1 - axis))
+    found += beside
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _neighbours(n_in: int, n_out: int) -> tuple[Array, Array, Float32]:
+    """Of every new point the old ones on both sides, and how far it is from the left to the right one, 0..1."""
+    position = np.linspace(0, n_in - 1, n_out) if n_out > 1 else np.zeros(1)
     left = position.astype(int)
-    right = np.minimum(left + 1, last)
-    weight = (position - left).astype(np.float32).reshape(-1, *[1] * (maps.ndim - 1 - axis))
-    return np.asarray(maps.take(left, axis) * (1 - weight) + maps.take(right, axis) * weight)
+    return left, np.minimum(left + 1, n_in - 1), (position - left).astype(np.float32)

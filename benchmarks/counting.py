@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from benchmarks import ROOT
 from benchmarks.side_by_side import milliseconds, row, show
 from glassbox.aws.counts_table import CountsTable
 from glassbox.capture import chunks, read
-from glassbox.tally import tally, total
+from glassbox.count import CountingSettings, count_file
+from glassbox.response import ResponseForm
+from glassbox.tally import tally
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
 CLASSES = 43
@@ -87,7 +90,7 @@ def records(n: int, form: Any, image: bool) -> Iterator[str]:
 def count_ours(path: Path) -> Counter[Any]:
     """As both judges count: every check, the windows and the confidences included."""
     with path.open("rb", buffering=0) as file:
-        return total(tally(read(chunks(file), str(path)), HOUR, low_confidence=0.5).slots.values()).classes
+        return tally(read(chunks(file), str(path)), HOUR, low_confidence=0.5).counts.classes
 
 
 def count_article(path: Path) -> Counter[Any]:
@@ -167,69 +170,93 @@ def _resident(process: psutil.Process) -> int:
 
 
 class Meter:
-    """Takes TransactWriteItems, keeps the items, and adds up what DynamoDB would charge for them."""
+    """A DynamoDB that keeps the items and adds up the request units it would charge."""
 
     def __init__(self) -> None:
-        self.items: dict[tuple[str, str], dict[str, str]] = {}
-        self.units = 0
+        self.items: dict[tuple[str, str], dict[str, Any]] = {}
+        self.writes = self.reads = 0
 
     def transact_write_items(self, TransactItems: list[dict[str, Any]]) -> None:
         for operation in TransactItems:
             (request,) = operation.values()
             key = request.get("Item", request.get("Key"))
-            item = self.items.setdefault((key["pk"]["S"], key["sk"]["S"]), {})
-            if "Put" in operation:
-                item |= {name: next(iter(value.values())) for name, value in key.items()}
-            else:
-                item |= {"pk": key["pk"]["S"], "sk": key["sk"]["S"]}
-                names, values = request["ExpressionAttributeNames"], request["ExpressionAttributeValues"]
-                for place, name in names.items():
-                    added = int(values[":" + place[1:]]["N"])
-                    item[name] = str(added if name == "expires" else int(item.get(name, 0)) + added)
-            self.units += 2 * math.ceil(_bytes(item) / 1024)  # a transaction writes twice
+            item = self.items.setdefault((key["pk"]["S"], key["sk"]["S"]), {}) | key
+            for place, name in request.get("ExpressionAttributeNames", {}).items():
+                added = int(request["ExpressionAttributeValues"][":" + place[1:]]["N"])
+                before = 0 if name == "expires" else int(item.get(name, {"N": 0})["N"])
+                item[name] = {"N": str(before + added)}
+            self.items[key["pk"]["S"], key["sk"]["S"]] = item
+            self.writes += 2 * math.ceil(_bytes(item) / 1024)  # a transaction writes twice
+
+    def query(self, ExpressionAttributeValues: dict[str, Any], **_: Any) -> dict[str, Any]:
+        pk, first, last = (ExpressionAttributeValues[name]["S"] for name in (":pk", ":first", ":last"))
+        found = [item for (p, sk), item in self.items.items() if p == pk and first <= sk <= last]
+        self.reads += max(1, math.ceil(sum(map(_bytes, found)) / 4096))  # consistent
+        return {"Items": found}
 
 
-def _bytes(item: dict[str, str]) -> int:
+def _bytes(item: dict[str, Any]) -> int:
     """An item's size by the developer guide, "DynamoDB item sizes and formats"."""
     return sum(
-        len(name.encode()) + (len(value.encode()) if name in ("pk", "sk") else len(value) // 2 + 2)
+        len(name) + (len(value["S"]) if "S" in value else len(value["N"]) // 2 + 2)
         for name, value in item.items()
     )
 
 
-def write_units(files: int = 200, predictions: int = 100) -> Iterator[dict[str, Any]]:
-    for classes in (CLASSES, 1000):
-        meter, chance, seen = Meter(), random.Random(0), 0
-        table = CountsTable(meter, "counts")
-        for number in range(files):
-            lines = [
-                json.dumps({"predictions": [{"class": chance.randrange(classes), "probability": 0.9}]})
-                for _ in range(predictions)
-            ]
-            body = "".join(_record(data) for data in lines).encode()
-            counted = tally(read([body], "x"), HOUR)
-            key = f"bucket/capture/traffic-signs/AllTraffic/2026/11/23/10/20-48-871-{number:036d}.jsonl#{number:032x}"
-            table.add(key, "traffic-signs/AllTraffic", counted.slots, HOUR)
-            seen += sum(2 for c in counted.slots.values() for _ in c.classes) + 2
-        per_file = meter.units / files
-        reach = "6 at most" if classes == CLASSES else ""
-        yield row(
-            f"a file, {classes:,} classes", "write units", per_file, "an item per class", seen / files, reach
+class Minute:
+    """The capture file of a minute, as an S3 that has it."""
+
+    def __init__(self, number: int, predictions: int, classes: int) -> None:
+        chance, start = random.Random(number), HOUR + timedelta(minutes=number)
+        self.key = (
+            f"capture/traffic-signs/AllTraffic/{start:%Y/%m/%d/%H/%M}-30-871-{uuid.UUID(int=number)}.jsonl"
         )
-        cost, theirs = (units / predictions * WRITE_PRICE for units in (per_file, seen / files))
-        what = f"a million predictions, {predictions} a file, {classes:,} classes"
-        yield row(what, "USD", cost, "an item per class", theirs)
+        self.labels = [chance.randrange(classes) for _ in range(predictions)]
+        # flushed a minute after its first record, which came at half past
+        times = [start + timedelta(seconds=30 + 60 * n / predictions) for n in range(predictions)]
+        self.lines = [_record(label, time_) for label, time_ in zip(self.labels, times, strict=True)]
+
+    def chunks(self, bucket: str, key: str) -> list[bytes]:
+        return ["".join(self.lines).encode()]
 
 
-def _record(data: str) -> str:
+def _record(label: int, time_: datetime) -> str:
+    data = json.dumps({"predictions": [{"class": label, "probability": 0.9}]})
     output = {"observedContentType": "application/json", "mode": "OUTPUT", "data": data, "encoding": "JSON"}
-    metadata = {"eventId": "x", "inferenceTime": "2026-11-23T10:20:48Z"}
+    metadata = {"eventId": "x", "inferenceTime": f"{time_:%Y-%m-%dT%H:%M:%SZ}"}
     return json.dumps({"captureData": {"endpointOutput": output}, "eventMetadata": metadata}) + "\n"
+
+
+def request_units(minutes: int = 180, predictions: int = 100) -> Iterator[dict[str, Any]]:
+    for classes in (CLASSES, 1000):
+        meter, peer = Meter(), 0
+        for number in range(minutes):
+            file = Minute(number, predictions, classes)
+            count_file(
+                {"bucket": {"name": "bucket"}, "object": {"key": file.key, "etag": f"{number:032x}"}},
+                settings=CountingSettings(threshold=0.5),
+                form=ResponseForm(),
+                baseline=None,
+                captures=file,
+                counts=CountsTable(meter, "counts"),
+                events=None,
+                now=HOUR,
+            )
+            peer += 2 * len(set(file.labels)) + 2  # each class its item, in a transaction with the marker
+        writes, reads, theirs = meter.writes / minutes, meter.reads / minutes, peer / minutes
+        what, reach = f"a file of {predictions} predictions, {classes:,} classes", "6 at most"
+        yield row(
+            what, "write units", writes, "an item per class", theirs, reach if classes == CLASSES else ""
+        )
+        yield row(f"{what}, judging it", "read units", reads, "", None)
+        cost = (writes * WRITE_PRICE + reads * READ_PRICE) / predictions
+        peers = (theirs * WRITE_PRICE + reads * READ_PRICE) / predictions
+        yield row(f"a million predictions, {classes:,} classes", "USD", cost, "an item per class", peers)
 
 
 def run(megabytes: int = 256) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        return [*per_record(Path(folder)), *container(Path(folder), megabytes), *write_units()]
+        return [*per_record(Path(folder)), *container(Path(folder), megabytes), *request_units()]
 
 
 if __name__ == "__main__":

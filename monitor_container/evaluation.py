@@ -10,11 +10,11 @@ import dataclasses
 import functools
 import json
 import logging
-import multiprocessing
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,38 +72,43 @@ class Settings(CountingSettings):
 # ---------------------------------------------------------------- counting
 
 
-def capture_files(folder: Path, endpoint: str | None = None) -> list[Path]:
-    """Every capture file below ``folder``, of one endpoint or of all."""
+def capture_files(folder: Path, endpoint: str | None = None) -> list[tuple[Path, CaptureFile]]:
+    """Every capture file below ``folder``, of one endpoint or of all, with what its place tells.
+
+    A file that does not lie as data capture writes it is taken all the same.
+    """
     if not folder.is_dir():
         log.warning("%s is not there", folder)
-    files = sorted(folder.rglob("*.jsonl"))
-    return [path for path in files if endpoint is None or _placed(path).endpoint in (endpoint, "")]
+    files = [(path, _placed(path.relative_to(folder))) for path in sorted(folder.rglob("*.jsonl"))]
+    return [(path, file) for path, file in files if endpoint is None or file.endpoint in (endpoint, "")]
 
 
 def _placed(path: Path) -> CaptureFile:
-    """What the path tells; a file that does not lie as data capture writes it counts all the same."""
     try:
         return read_key(path.as_posix())
     except BadInputError:
         return CaptureFile("", "", datetime(2000, 1, 1, tzinfo=UTC))
 
 
-def count(path: Path, settings: CountingSettings, window: Window | None) -> tuple[str, Tally]:
+def count(
+    file: tuple[Path, CaptureFile], settings: CountingSettings, window: Window | None
+) -> tuple[str, Tally]:
     """The variant of a file, and what is counted inside ``window``."""
-    file, form = _placed(path), ResponseForm(settings.class_path, settings.confidence_path)
+    path, place = file
+    form = ResponseForm(settings.class_path, settings.confidence_path)
     with path.open("rb", buffering=0) as stream:
         counted = tally(
             read(chunks(stream), str(path), form),
-            file.hour,
+            place.hour,
             low_confidence=settings.low_confidence,
             classes=settings.classes,
             within=window,
         )
-    return file.variant, counted
+    return place.variant, counted
 
 
 def measure(
-    paths: Sequence[Path],
+    files: Sequence[tuple[Path, CaptureFile]],
     settings: CountingSettings,
     *,
     window: Window | None = None,
@@ -113,16 +118,15 @@ def measure(
 
     Memory does not grow with their number or size.
     """
-    paths = [path for path in paths if _placed(path).variant not in settings.shadows]
-    processes = min(processes or os.cpu_count() or 1, len(paths))
+    files = [(path, place) for path, place in files if place.variant not in settings.shadows]
+    processes = min(processes or os.cpu_count() or 1, len(files))
     count_one = functools.partial(count, settings=settings, window=window)
     tallies: dict[str, Tally] = defaultdict(Tally)
     with contextlib.ExitStack() as stack:
+        results = map(count_one, files)
         if processes > 1:
-            pool = stack.enter_context(multiprocessing.Pool(processes))
-            results = pool.imap(count_one, paths, chunksize=max(1, min(16, len(paths) // (4 * processes))))
-        else:
-            results = map(count_one, paths)
+            pool = stack.enter_context(ProcessPoolExecutor(processes))
+            results = pool.map(count_one, files, chunksize=max(1, min(16, len(files) // (4 * processes))))
         for variant, counted in results:
             tallies[variant] += counted
     return {variant: tallies[variant] for variant in sorted(tallies)}
@@ -133,7 +137,7 @@ def merged(tallies: Mapping[str, Tally]) -> tuple[Counts, Confidences]:
     confidences = Confidences()
     for counted in tallies.values():
         confidences += counted.confidences
-    return total(counts for counted in tallies.values() for counts in counted.slots.values()), confidences
+    return total(counted.counts for counted in tallies.values()), confidences
 
 
 # ---------------------------------------------------------------- judging and reporting
@@ -145,8 +149,8 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
     if settings.baseline_statistics:
         path = _moved(settings.baseline_statistics, opt_ml)
         baseline = report.read_baseline(path.read_bytes(), str(path))
-    paths = capture_files(_moved(settings.dataset_source, opt_ml), settings.sagemaker_endpoint_name)
-    tallies = measure(paths, settings, window=window, processes=settings.processes)
+    files = capture_files(_moved(settings.dataset_source, opt_ml), settings.sagemaker_endpoint_name)
+    tallies = measure(files, settings, window=window, processes=settings.processes)
     for example in (example for counted in tallies.values() for example in counted.examples):
         log.warning("unreadable: %s", example)
     counts, confidences = merged(tallies)
@@ -172,11 +176,10 @@ def _verdicts(
     tallies: Mapping[str, Tally], settings: Settings, baseline: Mapping[Label, int] | None
 ) -> Iterator[Verdict]:
     """The verdicts on each variant that saw traffic, named in them where there are several."""
-    seen = {variant: (total(t.slots.values()), t.slots) for variant, t in tallies.items()}
-    seen = {variant: both for variant, both in seen.items() if both[0].records + both[0].unreadable}
-    for variant, (counts, slots) in seen.items():
-        window = settings.window or Window(min(slots), max(slots) + SLOT)
-        for verdict in judge(counts, window, settings, baseline):
+    seen = {variant: t for variant, t in tallies.items() if t.counts.records + t.counts.unreadable}
+    for variant, counted in seen.items():
+        window = settings.window or Window(min(counted.slots), max(counted.slots) + SLOT)
+        for verdict in judge(counted.counts, window, settings, baseline):
             named = f"{verdict.reason}, variant {variant}" if len(seen) > 1 else verdict.reason
             yield dataclasses.replace(verdict, reason=named)
 

@@ -18,7 +18,6 @@ from glassbox.count import CountingSettings, count_file
 from glassbox.report import SHARES, fetch_baseline, file_metrics
 from glassbox.response import ResponseForm
 from glassbox.settings import from_env
-from glassbox.tally import total
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
@@ -57,7 +56,7 @@ def count(record):
         endpoint=counted.file.endpoint,
         variant=counted.file.variant,
         new=counted.new,
-        predictions=sum(c.n for c in counted.tally.slots.values()),
+        predictions=counted.tally.counts.n,
         unreadable=[str(example) for example in counted.tally.examples],
         verdicts=[v.reason for v in counted.verdicts],
         violations=[v.reason for v in counted.violations],
@@ -69,7 +68,7 @@ def emit(counted):
     metrics.add_dimension("endpoint", counted.file.endpoint)
     metrics.add_dimension("variant", counted.file.variant)
     if counted.new:
-        for name, value in file_metrics(total(counted.tally.slots.values())).items():
+        for name, value in file_metrics(counted.tally.counts).items():
             metrics.add_metric(name, MetricUnit.Count, value)
     for verdict in counted.verdicts:
         if verdict.value is not None:

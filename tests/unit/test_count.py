@@ -12,7 +12,7 @@ from glassbox.count import CountingSettings, count_file
 from glassbox.errors import BadInputError, RetryableError, SettingsError
 from glassbox.response import ResponseForm
 from glassbox.settings import from_env
-from glassbox.tally import Counts
+from glassbox.tally import Counts, total
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -209,6 +209,15 @@ def test_bad_lines_are_told_and_the_others_count():
         (f"s3://bucket/{KEY}", 1),
         (f"s3://bucket/{KEY}", 3),
     ]
+
+
+def test_a_file_of_a_hundred_thousand_records_counts_to_the_last():
+    classes = [n % 43 for n in range(100_000)]
+    world = World({KEY: file(classes[:50_000]) + file(classes[50_000:], at(13))})
+    world.deliver()
+    counted = world.counts.slots[STREAM]
+    assert sum(counts.records for counts in counted.values()) == 100_000
+    assert total(counted.values()).classes == Counter(classes)
 
 
 def test_an_empty_file_is_nothing():

@@ -257,7 +257,10 @@ def test_replayed_requests_are_no_traffic(job):
 
 
 def test_a_file_that_lies_elsewhere_counts_too(job):
-    (job.folder / "loose.jsonl").write_bytes(file(ARTICLE))
+    (job.folder / "loose.jsonl").write_bytes(file(ARTICLE[:200]))
+    without_endpoint = job.folder / "AllTraffic" / "2026" / "11" / "23" / "10" / "a.jsonl"
+    without_endpoint.parent.mkdir(parents=True)
+    without_endpoint.write_bytes(file(ARTICLE[200:]))
     assert job.run() == 0
     assert job.message == f"CompletedWithViolations: {REASON}"
 

@@ -153,6 +153,11 @@ class Tally:
     confidences: Confidences = field(default_factory=Confidences)
     examples: list[Unreadable] = field(default_factory=list)
 
+    @property
+    def counts(self) -> Counts:
+        """The counts of all slots together."""
+        return total(self.slots.values())
+
     def __iadd__(self, other: "Tally") -> Self:
         for start, counts in other.slots.items():
             self.slots[start] = total((self.slots.get(start, Counts()), counts))

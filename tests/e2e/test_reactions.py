@@ -1,0 +1,129 @@
+"""The stack's reactions on the embedded AWS to what a test lays into its bucket and queues."""
+
+import json
+import time
+
+import pytest
+
+import captures
+from glassbox.aws.counts_table import CountsTable
+from glassbox.capture import moment
+from glassbox.tally import WINDOW, Window, total
+from local.stack import running_stack
+
+pytestmark = pytest.mark.e2e
+
+HOUR = moment("2026-11-23T10:00:00Z")
+REPORT = "monitoring/traffic-signs/hourly/2026/11/23/10/"
+
+
+@pytest.fixture(scope="module")
+def stack():
+    with running_stack({"Threshold": "0.5"}) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def inbox(stack):
+    return Inbox(stack)
+
+
+class Inbox:
+    """What ops are told: a queue behind the topic."""
+
+    def __init__(self, stack):
+        self.sqs, sns = stack.client("sqs"), stack.client("sns")
+        self.url = self.sqs.create_queue(QueueName="inbox")["QueueUrl"]
+        arn = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["QueueArn"])["Attributes"][
+            "QueueArn"
+        ]
+        allow = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+        self.sqs.set_queue_attributes(QueueUrl=self.url, Attributes={"Policy": policy})
+        sns.subscribe(TopicArn=stack.outputs["Topic"], Protocol="sqs", Endpoint=arn)
+        self.messages = []
+
+    def read(self):
+        for message in self.sqs.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10).get(
+            "Messages", ()
+        ):
+            self.messages.append(json.loads(message["Body"]))
+            self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
+        return self.messages
+
+
+def wait_for(look, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+    return found
+
+
+def counts(stack):
+    table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
+    return total(table.read(captures.STREAM, Window(HOUR, HOUR + WINDOW))[0].values())
+
+
+def put(stack, body, name="20-02-871-0b7bfd33.jsonl"):
+    key = f"capture/traffic-signs/AllTraffic/2026/11/23/10/{name}"
+    stack.client("s3").put_object(Bucket=stack.outputs["Bucket"], Key=key, Body=body)
+
+
+def live(stack):
+    endpoint = stack.client("sagemaker").describe_endpoint(EndpointName="traffic-signs")
+    return endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
+
+
+def queue(stack, logical_id):
+    resource = stack.client("cloudformation").describe_stack_resource(
+        StackName="glassbox", LogicalResourceId=logical_id
+    )
+    return resource["StackResourceDetail"]["PhysicalResourceId"]
+
+
+def test_a_file_is_counted_once_and_its_violation_swaps_once_however_often_it_arrives(stack, inbox):
+    for _ in range(3):
+        put(stack, captures.file(captures.ARTICLE))
+    wait_for(lambda: counts(stack).n >= 400)
+    wait_for(lambda: live(stack) == ("InService", stack.outputs["HookedConfig"]))
+    put(stack, captures.file(captures.ARTICLE))
+    put(stack, captures.file([3] * 5) + b"{broken\n", "21-07-114-9a1f0c2e.jsonl")
+    wait_for(lambda: counts(stack).n > 400)
+    after = counts(stack)
+    assert (after.n, after.classes[14], after.classes[3], after.unreadable) == (405, 322, 7, 1)
+    (begun,) = inbox.read()
+    assert "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold" in begun["Message"]
+
+
+def test_the_hourly_monitor_judges_the_same_and_joins_the_open_incident(stack, inbox):
+    sqs, s3 = stack.client("sqs"), stack.client("s3")
+    for _ in range(2):
+        sqs.send_message(
+            QueueUrl=queue(stack, "MonitorQueue"), MessageBody='{"time": "2026-11-23T11:10:00Z"}'
+        )
+    sagemaker = stack.client("sagemaker")
+
+    def done():
+        jobs = sagemaker.list_processing_jobs()["ProcessingJobSummaries"]
+        return jobs and all(job["ProcessingJobStatus"] == "Completed" for job in jobs) and jobs
+
+    (job,) = wait_for(done)
+    said = sagemaker.describe_processing_job(ProcessingJobName=job["ProcessingJobName"])["ExitMessage"]
+    assert said.startswith("CompletedWithViolations: Class 14 predicted 79.51% of the time")
+    report = s3.get_object(Bucket=stack.outputs["Bucket"], Key=REPORT + "constraint_violations.json")
+    violations = json.loads(report["Body"].read())["violations"]
+    assert violations[0]["feature_name"] == "PredictedClass"
+    statistics = s3.get_object(Bucket=stack.outputs["Bucket"], Key=REPORT + "statistics.json")
+    assert json.loads(statistics["Body"].read())["dataset"]["item_count"] == 406  # one of them unreadable
+    queues = [
+        queue(stack, name) for name in ("SwapQueue", "SwapDeadLetters", "MonitorQueue", "MonitorDeadLetters")
+    ]
+    wait_for(lambda: not any(in_queue(sqs, url) for url in queues))
+    assert len(inbox.read()) == 1
+    assert live(stack) == ("InService", stack.outputs["HookedConfig"])
+
+
+def in_queue(sqs, url):
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    return sum(map(int, sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"].values()))

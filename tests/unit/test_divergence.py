@@ -75,3 +75,7 @@ def test_the_sum_and_the_expansion_meet():
     assert distance_by_chance(just_below, q, 0.01) == pytest.approx(
         distance_by_chance(just_above, q, 0.01), rel=0.03
     )
+
+
+def test_of_single_counts_nothing_can_be_said():
+    assert distance_by_chance({1: 1}, {2: 1}, 0.001) == jensen_shannon_distance({1: 1}, {2: 1}) == 1

@@ -35,8 +35,8 @@ def distance_by_chance(p: Mapping[Label, int], q: Mapping[Label, int], exceeded:
     moments = {t: _moments(t, n, m) for t in set(totals)}
     mean = math.fsum(moments[t][0] for t in totals)
     variance = math.fsum(moments[t][1] for t in totals)
-    if not variance:
-        return 0.0
+    if variance <= 0:  # two samples of one count each
+        return min(1.0, math.sqrt(mean))
     freedom = 2 * mean * mean / variance
     z = statistics.NormalDist().inv_cdf(1 - exceeded)
     root = 1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))

@@ -169,7 +169,7 @@ def transform_fn(
         RequestError: 400 (no picture, or too large), 406 or 415.
     """
     if not _accepts_json(accept):
-        raise RequestError(406, f"Only application/json is given, not {accept[:100]!r}.")
+        raise RequestError(406, f"Accept is {accept[:100]!r}; only application/json is given.")
     data = bytes(data)
     images = _images(data, content_type, channels=len(model.mean))
     picture = np.stack([_resized(image, model.image_size) for image in images])
@@ -215,7 +215,9 @@ def _images(data: bytes, content_type: str | None, channels: int) -> list[np.nda
         return _npy(data, channels)
     if kind in ("image/png", "image/jpeg"):
         return [_picture(data, kind.removeprefix("image/").upper(), channels)]
-    raise RequestError(415, f"application/x-npy, image/png and image/jpeg are read, not {kind[:100]!r}.")
+    raise RequestError(
+        415, f"The content type is {kind[:100]!r}; application/x-npy, image/png and image/jpeg are read."
+    )
 
 
 def _npy(data: bytes, channels: int) -> list[np.ndarray]:
@@ -223,11 +225,12 @@ def _npy(data: bytes, channels: int) -> list[np.ndarray]:
     try:
         # The header first: np.load allocates what it asks for.
         shape, _, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
-    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
+    except Exception as error:
+        # Whatever numpy raises at foreign bytes (a SyntaxError, a TokenError, …): it is of no fixed kind.
         raise RequestError(400, "The body is not an array in the .npy format.") from error
     if dtype.hasobject:
         raise RequestError(400, "The array holds pickled objects, which are not read.")
-    if len(shape) not in (3, 4) or shape[-1] != channels or 0 in shape:
+    if len(shape) not in (3, 4) or shape[-1] != channels or min(shape) < 1:
         raise RequestError(
             400, f"The array has shape {shape}; (H, W, {channels}) or (N, H, W, {channels}) is read."
         )
@@ -255,11 +258,13 @@ def _picture(data: bytes, kind: str, channels: int) -> np.ndarray:
                 )
             if image.mode.startswith(("I", "F")):
                 raise RequestError(400, "The picture has more than 8 bits a channel, which are not read.")
-            return np.asarray(image.convert("RGB" if channels == 3 else "L")).reshape(
-                image.height, image.width, channels
-            )
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except RequestError:
+        raise
+    except Exception as error:
+        # As above: at a broken file, Pillow raises even an AssertionError.
         raise RequestError(400, f"The body is not a {kind} picture that can be read.") from error
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,0 +1,448 @@
+"""The model's own code: what it answers, and what it refuses with which words."""
+
+import hashlib
+import io
+import json
+import pickle
+import re
+import struct
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import inference
+from glassbox.errors import BadInputError, SettingsError
+from resnet import ResNet18
+
+CONFIG = {
+    "architecture": "resnet18",
+    "image_size": [24, 32],
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.3, 0.4],
+    "labels": ["Stop", "Yield", "No entry", "Priority", "Road work"],
+}
+NPY, PNG, JPEG, JSON = "application/x-npy", "image/png", "image/jpeg", "application/json"
+
+
+def unpacked(folder, config=CONFIG, **sizes):
+    """An unpacked model.tar.gz of a small network."""
+    torch.manual_seed(0)
+    (folder / "model").mkdir(parents=True)
+    network = ResNet18(**{"num_classes": 5, "width": 4} | sizes)
+    torch.save(network.state_dict(), folder / "model" / "model.pt")
+    (folder / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("tensors_output", "TRACES_PER_MINUTE", "TRACE_FORM"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    return inference.model_fn(str(unpacked(tmp_path_factory.mktemp("model"))))
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def encoded(array, kind, **options):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def picture(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def answer(classifier, data, kind=NPY, accept=JSON, context=None):
+    body, content_type = inference.transform_fn(classifier, data, kind, accept, context)
+    assert content_type == JSON
+    return json.loads(body)["predictions"]
+
+
+def refusal(classifier, data, kind=NPY, accept=JSON):
+    with pytest.raises(inference.RequestError) as caught:
+        inference.transform_fn(classifier, data, kind, accept)
+    message = caught.value.message
+    assert re.fullmatch(r"[A-Z].*\.", message), "one sentence, on one line"
+    return caught.value.status, message
+
+
+def independent(classifier, array):
+    """Softmax of the network's logits for one picture of the model's own size, from numpy."""
+    x = (array / 255 - np.array(CONFIG["mean"])) / np.array(CONFIG["std"])
+    with torch.no_grad():
+        logits = classifier.network(torch.tensor(x.transpose(2, 0, 1)[None], dtype=torch.float32))
+    return logits[0].double().softmax(0).numpy()
+
+
+class TestAnswer:
+    def test_is_the_networks_best_three_classes(self, classifier):
+        array = picture(24, 32, 3)
+        (prediction,) = answer(classifier, npy(array))
+        probabilities = independent(classifier, array)
+        best = np.argsort(-probabilities)[:3]
+        assert [top["class"] for top in prediction["top3"]] == best.tolist()
+        np.testing.assert_allclose(
+            [t["probability"] for t in prediction["top3"]], probabilities[best], rtol=1e-5
+        )
+        assert [top["label"] for top in prediction["top3"]] == [CONFIG["labels"][i] for i in best]
+        assert {k: prediction[k] for k in ("class", "label", "probability")} == prediction["top3"][0]
+
+    def test_a_batch_is_answered_in_its_order(self, classifier):
+        batch = picture(7, 24, 32, 3)
+        together = answer(classifier, npy(batch))
+        assert len(together) == 7
+        for array, prediction in zip(batch, together, strict=True):
+            (alone,) = answer(classifier, npy(array))
+            assert alone["class"] == prediction["class"]
+            assert alone["probability"] == pytest.approx(prediction["probability"], rel=1e-5)
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_floats_are_rounded_to_eight_bits(self, classifier, dtype):
+        array = picture(24, 32, 3)
+        exact = answer(classifier, npy(array))
+        assert answer(classifier, npy((array / 255).astype(dtype))) == exact
+        if dtype != np.float16:
+            assert answer(classifier, npy(((array + 0.4) / 255).clip(0, 1).astype(dtype))) == exact
+
+    def test_any_size_is_resized_bilinearly(self, classifier):
+        array = picture(61, 40, 3)
+        resized = np.asarray(Image.fromarray(array).resize((32, 24), Image.Resampling.BILINEAR))
+        assert answer(classifier, npy(array)) == answer(classifier, npy(resized))
+
+    def test_files_are_read_as_their_pixels(self, classifier):
+        array = picture(24, 32, 3)
+        assert answer(classifier, encoded(array, "PNG"), PNG) == answer(classifier, npy(array))
+        jpeg = encoded(array, "JPEG", quality=95)
+        pixels = np.asarray(Image.open(io.BytesIO(jpeg)))
+        assert answer(classifier, jpeg, JPEG) == answer(classifier, npy(pixels))
+
+    def test_grey_palette_and_transparent_pictures_are_read_as_rgb(self, classifier):
+        grey = picture(24, 32)
+        expected = answer(classifier, npy(np.repeat(grey[..., None], 3, 2)))
+        assert answer(classifier, encoded(grey, "PNG"), PNG) == expected
+        stream = io.BytesIO()
+        Image.fromarray(grey).convert("P").save(stream, "PNG")
+        assert answer(classifier, stream.getvalue(), PNG) == expected
+        opaque = np.dstack([*[grey] * 3, np.full_like(grey, 255)])
+        assert answer(classifier, encoded(opaque, "PNG"), PNG) == expected
+
+    def test_fortran_order_and_slices_are_read_right(self, classifier):
+        array = picture(2, 24, 32, 3)
+        assert answer(classifier, npy(np.asfortranarray(array))) == answer(classifier, npy(array))
+
+    def test_a_network_for_grey_pictures_without_labels(self, tmp_path):
+        config = CONFIG | {"mean": [0.5], "std": [0.25], "labels": None}
+        classifier = inference.model_fn(str(unpacked(tmp_path, config, in_channels=1, num_classes=2)))
+        grey = picture(50, 40)
+        (prediction,) = answer(classifier, encoded(grey, "PNG"), PNG)
+        assert [prediction] == answer(classifier, npy(grey[..., None]))
+        assert [top["label"] for top in prediction["top3"]] == [None, None]
+        assert sum(top["probability"] for top in prediction["top3"]) == pytest.approx(1)
+        status, message = refusal(classifier, npy(picture(24, 32, 3)))
+        assert (status, message) == (
+            400,
+            "The array has shape (24, 32, 3); (H, W, 1) or (N, H, W, 1) is read.",
+        )
+
+    @pytest.mark.parametrize("data", [bytearray, memoryview, bytes])
+    def test_the_body_comes_as_servers_give_it(self, classifier, data):
+        body = npy(picture(24, 32, 3))
+        assert answer(classifier, data(body)) == answer(classifier, body)
+
+    @pytest.mark.parametrize(
+        "kind", ["application/x-npy; charset=binary", "Application/X-NPY", " application/x-npy"]
+    )
+    def test_content_type_with_parameters_and_capitals(self, classifier, kind):
+        assert len(answer(classifier, npy(picture(24, 32, 3)), kind)) == 1
+
+    @pytest.mark.parametrize(
+        "accept", [JSON, "", None, "*/*", "application/*;q=0.8", "text/html, APPLICATION/JSON;q=0.9"]
+    )
+    def test_accept(self, classifier, accept):
+        assert len(answer(classifier, npy(picture(24, 32, 3)), accept=accept)) == 1
+
+    def test_a_model_without_sense_fails_loudly(self, tmp_path):
+        classifier = inference.model_fn(str(unpacked(tmp_path)))
+        torch.nn.init.constant_(classifier.network.fc.bias, torch.nan)
+        with pytest.raises(ArithmeticError, match="not finite"):
+            inference.transform_fn(classifier, npy(picture(24, 32, 3)), NPY, JSON)
+
+
+def png_header(width, height, bits=8, colour=2):
+    """A PNG that promises much and holds nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+
+
+def npy_header(text, version=b"\x01\x00"):
+    size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(text))
+    return b"\x93NUMPY" + version + size + text.encode()
+
+
+class Exploding:
+    """Unpickled, it would raise."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+ARRAY = picture(24, 32, 3)
+NO_NPY = "The body is not an array in the .npy format."
+PICKLED = "The array holds pickled objects, which are not read."
+PROMISE = "The array's header promises (24, 32, 3) uint8, which the body does not hold."
+NUMBERS = "uint8, or floats from 0 to 1, are read."
+NO_PNG = "The body is not a PNG picture that can be read."
+SHAPES = "(H, W, 3) or (N, H, W, 3) is read."
+BATCH = "at most 64 pictures of 16777216 pixels are read."
+BAD = {
+    "nothing": (b"", NPY, NO_NPY),
+    "text": (b"[[1, 2, 3]]", NPY, NO_NPY),
+    "a pickle": (pickle.dumps(Exploding()), NPY, NO_NPY),
+    "a zip of arrays": (b"PK\x03\x04" + bytes(64), NPY, NO_NPY),
+    "a pickled array": (npy(np.array([Exploding()], object)), NPY, PICKLED),
+    "pickles in fields": (
+        npy(np.zeros((2, 2, 3), [("a", object)])), NPY, PICKLED),
+    "an unknown version": (b"\x93NUMPY\x09\x00" + npy(ARRAY)[8:], NPY, NO_NPY),
+    "half a header": (npy(ARRAY)[:40], NPY, NO_NPY),
+    "a header that is code": (npy_header("__import__('os')"), NPY, NO_NPY),
+    "a header of brackets": (npy_header("(" * 9000, b"\x02\x00"), NPY, NO_NPY),
+    "a header with a wrong dtype": (
+        npy_header("{'descr': 'what', 'fortran_order': False, 'shape': (1, 1, 3)}"), NPY, NO_NPY),
+    "a header with negative sizes": (
+        npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -1, 3)}") + bytes(3), NPY,
+        f"The array has shape (-1, -1, 3); {SHAPES}"),
+    "a header that promises a terabyte": (
+        npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000000, 3)}"), NPY,
+        f"The array has shape (1000000, 1000000, 3); {BATCH}"),
+    "half an array": (npy(ARRAY)[:-1], NPY, PROMISE),
+    "more than an array": (npy(ARRAY) + b"\0", NPY, PROMISE),
+    "channels first": (npy(ARRAY.transpose(2, 0, 1)), NPY, f"The array has shape (3, 24, 32); {SHAPES}"),
+    "one channel": (npy(ARRAY[..., 0]), NPY, f"The array has shape (24, 32); {SHAPES}"),
+    "five axes": (npy(ARRAY[None, None]), NPY, f"The array has shape (1, 1, 24, 32, 3); {SHAPES}"),
+    "no picture": (npy(ARRAY[None][:0]), NPY, f"The array has shape (0, 24, 32, 3); {SHAPES}"),
+    "no pixel": (npy(ARRAY[:0]), NPY, f"The array has shape (0, 32, 3); {SHAPES}"),
+    "too many pictures": (npy(np.zeros((65, 1, 1, 3), np.uint8)), NPY, f"The array has shape (65, 1, 1, 3); {BATCH}"),
+    "integers": (npy(ARRAY.astype(np.int64)), NPY, f"The array is int64; {NUMBERS}"),
+    "truths": (npy(ARRAY > 7), NPY, f"The array is bool; {NUMBERS}"),
+    "texts": (npy(np.full((2, 2, 3), "a")), NPY, f"The array is <U1; {NUMBERS}"),
+    "complex numbers": (npy(ARRAY * 1j), NPY, f"The array is complex128; {NUMBERS}"),
+    "floats up to 255": (npy(ARRAY / 1.0), NPY, f"The array is float64; {NUMBERS}"),
+    "negative floats": (npy(ARRAY / -255.0), NPY, f"The array is float64; {NUMBERS}"),
+    "not a number": (npy(np.full((2, 2, 3), np.nan)), NPY, f"The array is float64; {NUMBERS}"),
+    "no png": (b"GIF89a" + bytes(64), PNG, NO_PNG),
+    "an empty png": (b"", PNG, NO_PNG),
+    "a jpeg called png": (encoded(ARRAY, "JPEG"), PNG, NO_PNG),
+    "a png called jpeg": (encoded(ARRAY, "PNG"), JPEG, "The body is not a JPEG picture that can be read."),
+    "half a png": (encoded(ARRAY, "PNG")[:200], PNG, NO_PNG),
+    "half a jpeg": (encoded(ARRAY, "JPEG")[:700], JPEG, "The body is not a JPEG picture that can be read."),
+    "a png of nothing": (png_header(24, 32), PNG, NO_PNG),
+    "a bomb": (png_header(5000, 5000), PNG, "The picture has 5000×5000 pixels; at most 16777216 are read."),
+    "a bomb that Pillow warns of": (
+        png_header(11000, 11000), PNG, "The picture has 11000×11000 pixels; at most 16777216 are read."),
+    "a bomb that Pillow refuses": (png_header(60000, 60000), PNG, NO_PNG),
+    "16 bits a channel": (
+        encoded(ARRAY[..., 0].astype(np.uint16) * 257, "PNG"), PNG,
+        "The picture has more than 8 bits a channel, which are not read."),
+}  # fmt: skip
+
+
+class TestRefusal:
+    @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+    @pytest.mark.parametrize(("data", "kind", "message"), BAD.values(), ids=BAD)
+    def test_of_a_body(self, classifier, data, kind, message):
+        assert refusal(classifier, data, kind) == (400, message)
+
+    @pytest.mark.parametrize("kind", ["", None, "text/csv", JSON, "image/gif", "image/*", "x" * 500])
+    def test_of_a_content_type(self, classifier, kind):
+        status, message = refusal(classifier, npy(ARRAY), kind)
+        assert status == 415
+        assert message.endswith("'; application/x-npy, image/png and image/jpeg are read.")
+        assert len(message) < 200
+
+    @pytest.mark.parametrize(
+        "accept", ["text/csv", "image/png", "application/x-npy", "text/html, text/plain"]
+    )
+    def test_of_an_accept(self, classifier, accept):
+        status, message = refusal(classifier, npy(ARRAY), accept=accept)
+        assert (status, message) == (406, f"Accept is {accept!r}; only application/json is given.")
+
+    @pytest.mark.parametrize("kind", [NPY, PNG, JPEG])
+    @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_whatever_happens_to_the_bytes(self, classifier, kind, data):
+        """An answer, or a refusal: nothing else comes out, and nothing large is allocated on the way."""
+        good = npy(ARRAY) if kind == NPY else encoded(ARRAY, kind.removeprefix("image/").upper())
+        broken = bytearray(good)
+        for _ in range(data.draw(st.integers(1, 4))):
+            broken[data.draw(st.integers(0, len(good) - 1) | st.integers(0, 130))] = data.draw(
+                st.integers(0, 255)
+            )
+        if data.draw(st.booleans()):
+            del broken[data.draw(st.integers(0, len(good))) :]
+        try:
+            assert len(answer(classifier, bytes(broken), kind)) >= 1
+        except inference.RequestError as error:
+            assert error.status == 400
+
+
+class Recorder:
+    """Stands where the tracer stands: keeps what it is asked."""
+
+    def __init__(self, network, wanted=True):
+        self.network, self.wanted, self.asked, self.traced, self.closed = network, wanted, [], [], 0
+
+    def wants(self, attributes):
+        self.asked.append(attributes)
+        return self.wanted
+
+    def predict(self, image, picture, request, labels):
+        self.traced.append((image, picture, request, labels))
+        with torch.no_grad():
+            return self.network(image)
+
+    def close(self):
+        self.closed += 1
+
+
+def toolkit(headers):
+    """The context of the PyTorch inference toolkit."""
+    return SimpleNamespace(get_all_request_header=lambda index: headers if index == 0 else None)
+
+
+HEADERS = {
+    "X-Amzn-SageMaker-Inference-Id": "id-7",
+    "X-Amzn-SageMaker-Custom-Attributes": "a=1,glassbox-replay=9",
+}
+
+
+class TestTracing:
+    @pytest.mark.parametrize(
+        ("context", "inference_id", "attributes"),
+        [
+            (None, None, None),
+            (SimpleNamespace(headers={}), None, None),
+            (SimpleNamespace(headers=HEADERS), "id-7", "a=1,glassbox-replay=9"),
+            (
+                SimpleNamespace(headers={k.lower(): v for k, v in HEADERS.items()}),
+                "id-7",
+                "a=1,glassbox-replay=9",
+            ),
+            (toolkit(HEADERS), "id-7", "a=1,glassbox-replay=9"),
+            (toolkit({k.upper(): v for k, v in HEADERS.items()}), "id-7", "a=1,glassbox-replay=9"),
+        ],
+    )
+    def test_the_tracer_gets_the_picture_and_the_request(self, tmp_path, context, inference_id, attributes):
+        plain = inference.model_fn(str(unpacked(tmp_path)))
+        tracer = Recorder(plain.network)
+        hooked = inference.Classifier(**{**vars(plain), "tracer": tracer})
+        body = encoded(picture(50, 60, 3), "PNG")
+        assert answer(hooked, body, PNG, context=context) == answer(plain, body, PNG, context=context)
+
+        assert tracer.asked == [attributes]
+        ((image, seen, request, labels),) = tracer.traced
+        assert (image.shape, image.dtype) == ((1, 3, 24, 32), torch.float32)
+        assert (seen.shape, seen.dtype) == ((1, 24, 32, 3), np.uint8)
+        mean, std = np.array(CONFIG["mean"]), np.array(CONFIG["std"])
+        np.testing.assert_allclose(image[0].permute(1, 2, 0), (seen[0] / 255 - mean) / std, atol=1e-6)
+        assert labels == CONFIG["labels"]
+        assert request == {
+            "inference_id": inference_id,
+            "custom_attributes": attributes,
+            "sha256": hashlib.sha256(body).hexdigest(),
+        }
+        hooked.close()
+        plain.close()
+        assert tracer.closed == 1
+
+    def test_what_is_not_wanted_and_what_is_refused_is_not_traced(self, tmp_path):
+        plain = inference.model_fn(str(unpacked(tmp_path)))
+        tracer = Recorder(plain.network, wanted=False)
+        hooked = inference.Classifier(**{**vars(plain), "tracer": tracer})
+        assert answer(hooked, npy(ARRAY)) == answer(plain, npy(ARRAY))
+        assert (tracer.asked, tracer.traced) == ([None], [])
+        refusal(hooked, b"")
+        assert tracer.asked == [None], "a refused request is not counted as traffic"
+
+
+class TestModel:
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ({"architecture": "vgg"}, "architecture must be 'resnet18'"),
+            ({"image_size": None}, "image_size must be two whole numbers (H, W) from 1 to 1024"),
+            ({"image_size": [48, 0]}, "image_size must be"),
+            ({"image_size": [48, 48.5]}, "image_size must be"),
+            ({"image_size": [48, True]}, "image_size must be"),
+            ({"image_size": [2000, 48]}, "image_size must be"),
+            ({"image_size": 48}, "image_size must be"),
+            ({"mean": [0.5]}, "mean must be 3 numbers"),
+            ({"std": [0.1, 0.2, "0.3"]}, "std must be 3 numbers above 0"),
+            ({"std": [0.1, 0.2, 0]}, "std must be 3 numbers above 0"),
+            ({"labels": ["Stop"]}, "labels must be null or 5 texts"),
+            ({"labels": [1, 2, 3, 4, 5]}, "labels must be null or 5 texts"),
+            ({"labels": [0], "mean": 0}, "mean must be 3 numbers; labels must be null or 5 texts"),
+        ],
+    )
+    def test_a_config_that_cannot_be_used(self, tmp_path, change, problem):
+        unpacked(tmp_path, CONFIG | change)
+        with pytest.raises(BadInputError, match=re.escape(problem)) as caught:
+            inference.model_fn(str(tmp_path))
+        assert str(caught.value).startswith(f"{tmp_path}/model/config.json: ")
+
+    @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "3"])
+    def test_a_config_that_is_none(self, tmp_path, text):
+        unpacked(tmp_path)
+        (tmp_path / "model" / "config.json").write_text(text)
+        with pytest.raises(BadInputError, match=r"config\.json: not a JSON object"):
+            inference.model_fn(str(tmp_path))
+
+    def test_weights_are_never_unpickled(self, tmp_path):
+        unpacked(tmp_path)
+        torch.save({"conv1.weight": Exploding()}, tmp_path / "model" / "model.pt")
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            inference.model_fn(str(tmp_path))
+
+    def test_is_plain_unless_told_otherwise(self, tmp_path, monkeypatch):
+        unpacked(tmp_path)
+        assert inference.model_fn(str(tmp_path)).tracer is None
+        monkeypatch.setenv("tensors_output", " ")
+        assert inference.model_fn(str(tmp_path)).tracer is None
+        monkeypatch.setenv("tensors_output", "s3://bucket/tensors/signs")
+        hooked = inference.model_fn(str(tmp_path))
+        hooked.close()
+        assert type(hooked.tracer).__name__ == "Tracer"
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("TRACES_PER_MINUTE", "-1"),
+            ("TRACES_PER_MINUTE", "many"),
+            ("TRACE_FORM", "half"),
+            ("tensors_output", "bucket/x"),
+        ],
+    )
+    def test_settings_that_cannot_be_used(self, tmp_path, monkeypatch, name, value):
+        unpacked(tmp_path)
+        monkeypatch.setenv("tensors_output", "s3://bucket/tensors/signs")
+        monkeypatch.setenv(name, value)
+        with pytest.raises(SettingsError, match=f"{name}={value!r}"):
+            inference.model_fn(str(tmp_path))

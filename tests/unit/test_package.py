@@ -1,0 +1,132 @@
+"""model.tar.gz: what is in it, byte for byte the same each time, and that it loads as the endpoint loads it."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import package
+from resnet import ResNet18
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "weights.pt"
+    torch.save(ResNet18(num_classes=3, width=4).state_dict(), path)
+    return path
+
+
+def config_of(archive):
+    with tarfile.open(archive) as packed:
+        return json.load(packed.extractfile("model/config.json"))
+
+
+def test_holds_the_model_and_all_that_its_code_imports(tmp_path, weights):
+    package.package(weights, tmp_path / "model.tar.gz")
+    with tarfile.open(tmp_path / "model.tar.gz") as packed:
+        members = packed.getmembers()
+        assert [member.name for member in members] == [
+            "code/exactness.py",
+            "code/glassbox/__init__.py",
+            "code/glassbox/errors.py",
+            "code/glassbox/settings.py",
+            "code/glassbox/tensor_names.py",
+            "code/hook.py",
+            "code/inference.py",
+            "code/requirements.txt",
+            "code/resnet.py",
+            "model/config.json",
+            "model/model.pt",
+        ]
+        assert all(m.isfile() and (m.uid, m.gid, m.mtime, m.mode) == (0, 0, 0, 0o644) for m in members)
+        assert packed.extractfile("model/model.pt").read() == weights.read_bytes()
+        assert packed.extractfile("code/hook.py").read() == (ROOT / "model_code" / "hook.py").read_bytes()
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path, weights):
+    package.package(weights, tmp_path / "one.tar.gz")
+    os.utime(weights, (1, 1))
+    package.package(weights, tmp_path / "other.tar.gz")
+    one = (tmp_path / "one.tar.gz").read_bytes()
+    assert one == (tmp_path / "other.tar.gz").read_bytes()
+    package.package(weights, tmp_path / "other.tar.gz", {"image_size": [64, 64]})
+    assert one != (tmp_path / "other.tar.gz").read_bytes()
+
+
+def test_the_config_is_the_given_one_or_lies_beside_the_weights_or_is_the_default(tmp_path, weights):
+    archive = tmp_path / "model.tar.gz"
+    package.package(weights, archive)
+    assert config_of(archive) == package.DEFAULT_CONFIG
+    weights.with_suffix(".json").write_text('{"image_size": [32, 40]}')
+    package.package(weights, archive)
+    assert config_of(archive) == package.DEFAULT_CONFIG | {"image_size": [32, 40]}
+    package.package(weights, archive, {"labels": ["Stop", "Vorfahrt gewähren", "Пешеход"]})
+    assert config_of(archive) == package.DEFAULT_CONFIG | {"labels": ["Stop", "Vorfahrt gewähren", "Пешеход"]}
+
+
+class TestLabels:
+    def test_are_ordered_by_class(self, tmp_path):
+        file = tmp_path / "labels.csv"
+        file.write_text('class_id,name,sign\n1,"Yield, soon",205\n0,Stop,206\n', encoding="utf-8")
+        assert package.read_labels(file) == ["Stop", "Yield, soon"]
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("", "line 1 must name the columns class_id and name, found None"),
+            ("id,name\n0,Stop\n", r"line 1 must name the columns class_id and name, found \['id', 'name'\]"),
+            ("class_id,name\n0,Stop\n2,Yield\n", "no name for class 1"),
+            ("class_id,name\n1,Stop\n", "no name for class 0"),
+        ],
+    )
+    def test_that_cannot_be_used(self, tmp_path, text, reason):
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(ValueError, match=reason):
+            package.read_labels(tmp_path / "labels.csv")
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "model_code" / "package.py", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": os.environ["PATH"], "tensors_output": "s3://not/looked/at"},
+    )
+
+
+class TestCommand:
+    def test_packs_what_loads(self, tmp_path, weights):
+        (tmp_path / "labels.csv").write_text("class_id,name\n0,Stop\n1,Yield\n2,Priority\n")
+        (tmp_path / "config.json").write_text('{"image_size": [32, 32]}')
+        out = tmp_path / "model.tar.gz"
+        done = run(
+            "--weights", weights, "--out", out, "--labels", tmp_path / "labels.csv",
+            "--config", tmp_path / "config.json",
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"{out}: {out.stat().st_size:,} bytes\n"
+        assert config_of(out)["labels"] == ["Stop", "Yield", "Priority"]
+        assert config_of(out)["image_size"] == [32, 32]
+
+    def test_says_why_an_archive_would_not_load(self, tmp_path, weights):
+        (tmp_path / "labels.csv").write_text("class_id,name\n0,Stop\n")
+        out = tmp_path / "model.tar.gz"
+        done = run("--weights", weights, "--out", out, "--labels", tmp_path / "labels.csv")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"package: {out} does not load: ")
+        assert "labels must be null or 3 texts" in done.stderr
+
+    def test_says_what_is_missing(self, tmp_path):
+        done = run("--weights", tmp_path / "none.pt", "--out", tmp_path / "model.tar.gz")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("package: ")
+        assert "none.pt" in done.stderr

@@ -254,12 +254,12 @@ def request_units(minutes: int = 180, predictions: int = 100) -> Iterator[dict[s
         yield row(f"a million predictions, {classes:,} classes", "USD", cost, "an item per class", peers)
 
 
-def run(megabytes: int = 256) -> list[dict[str, Any]]:
+def run(megabytes: int = 512) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         return [*per_record(Path(folder)), *container(Path(folder), megabytes), *request_units()]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=256, help="for the container (default: %(default)s)")
+    parser.add_argument("--megabytes", type=int, default=512, help="for the container (default: %(default)s)")
     show(__doc__, run(parser.parse_args().megabytes))

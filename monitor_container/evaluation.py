@@ -126,7 +126,7 @@ def measure(
         results = map(count_one, files)
         if processes > 1:
             pool = stack.enter_context(ProcessPoolExecutor(processes))
-            results = pool.map(count_one, files, chunksize=max(1, min(16, len(files) // (4 * processes))))
+            results = pool.map(count_one, files, chunksize=1 + len(files) // (100 * processes))
         for variant, counted in results:
             tallies[variant] += counted
     return {variant: tallies[variant] for variant in sorted(tallies)}

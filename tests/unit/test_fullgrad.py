@@ -380,10 +380,38 @@ class TestEdges:
         assert not found.saliency.any()
         assert not found.total.any()
 
-    def test_the_same_everywhere_is_no_map(self):
-        """min = max: the rescaled map is 0, not 0/0."""
-        one = np.ones((1, 3, 4, 4), np.float32)
-        assert not full_gradient(one, one, {"m": (np.ones(3, np.float32), one)}).saliency.any()
+    @pytest.mark.parametrize("value", [1.0, 0.3, 1000.1, 1e-5])
+    @pytest.mark.parametrize("shape", [(1, 37, 5, 5), (1, 1, 1, 1), (1, 99, 1, 1)])
+    def test_the_same_everywhere_is_no_map(self, shape, value):
+        """min = max: the rescaled map is 0 as the authors' is, not 0/0 nor the rounding of Σ|term|."""
+        flat = torch.full(shape, value)
+        terms = zoo.Terms(torch.zeros(1, 1), torch.zeros(1), flat, flat, {"m": (flat[0, :, 0, 0], flat)})
+        assert not authors_map(terms).any()
+        assert not full_gradient(*arrays(terms)).saliency.any()
+
+    def test_almost_the_same_everywhere(self):
+        """Close to flat, the rounding of Σ|term| is seen, but stays small beside the map."""
+        torch.manual_seed(0)
+        flat = 1 + 1e-3 * torch.rand(1, 16, 8, 8)
+        zero = torch.zeros(1, 1, 8, 8)
+        terms = zoo.Terms(torch.zeros(1, 1), torch.zeros(1), zero, zero, {"m": (torch.ones(16), flat)})
+        theirs = authors_map(terms)
+        assert np.abs(full_gradient(*arrays(terms)).saliency - theirs).max() < 1e-2 * np.ptp(theirs)
+
+    def test_a_difference_of_rounding_is_no_map(self):
+        feature = np.full((1, 37, 4, 4), 0.7, np.float32)
+        feature[0, ::2] = np.nextafter(np.float32(0.7), np.float32(1))
+        zero = np.zeros((1, 1, 4, 4), np.float32)
+        assert not full_gradient(zero, zero, {"m": (np.ones(37, np.float32), feature)}).saliency.any()
+
+    def test_never_below_zero(self):
+        """Σ|term| is rounded: where every channel is at its minimum, it may lie below C·min."""
+        zero = np.zeros((1, 1, 2, 2), np.float32)
+        for channels in range(2, 400, 7):
+            feature = np.ones((1, channels, 2, 2), np.float32)
+            feature[0, 0, 0, 0] += 1e-5
+            found = full_gradient(zero, zero, {"m": (np.full(channels, 0.7, np.float32), feature)})
+            assert (found.saliency >= 0).all()
 
     def test_any_order_in_memory(self):
         """Channels-last networks give gradients whose channels lie next to each other."""
@@ -578,6 +606,8 @@ class TestExplanation:
             ("reduced", tensor_names.STATS_TENSOR, lambda t: t[:, 1:], "does not fit 8 modules"),
             ("reduced", tensor_names.STATS_TENSOR, lambda t: t[..., :4], "does not fit 8 modules"),
             ("reduced", tensor_names.STATS_TENSOR, lambda t: -t, "contradict"),
+            ("reduced", tensor_names.STATS_TENSOR, lambda t: t - [0, 1, 0, 0, 0], "contradict"),
+            ("reduced", tensor_names.STATS_TENSOR, lambda t: t * [1, 1, 1, 1, -1], "contradict"),
             ("reduced", tensor_names.STATS_TENSOR, lambda t: t + np.inf, "not finite"),
             ("reduced", "glassbox/abs/input", lambda t: None, "no tensor glassbox/abs/input"),
             ("reduced", "glassbox/abs/0", lambda t: t * np.float32(np.nan), "not finite"),
@@ -589,6 +619,7 @@ class TestExplanation:
             ("full", "gradient/0_output", lambda t: np.float32(1).reshape(()), "gradient/0_output: float32"),
             ("full", "Sequential_0.bias", lambda t: None, r"no tensor Sequential_0\.bias"),
             ("full", "1.running_var_output_0", lambda t: None, r"no tensor 1\.running_var_output_0"),
+            ("full", "1.running_mean_output_0", lambda t: None, r"no tensor 1\.running_mean_output_0"),
             ("full", "1.running_var_output_0", lambda t: -t, "not finite"),
             (
                 "full",

@@ -244,6 +244,21 @@ class TestBrokenEvents:
         other = struct.pack("<QI", len(event), 0) + event + b"\0\0\0\0"
         self.fails("no tensor in its record", other, ("a", 0, len(other)))
 
+    def test_a_content_that_is_cut_off_though_its_shape_fits(self):
+        """Eight bytes are there and fit the shape, but twelve are announced."""
+        whole = frame(shape=(2,), content=b"\1\2\3\4\5\6\7\x7f" + b"last")
+        at = whole.index(b"\1\2\3\4\5\6\7\x7f")
+        assert whole[at - 1] == 12
+        cut = whole[: at + 8]
+        cut = struct.pack("<Q", len(cut) - 12) + cut[8:] + b"\0\0\0\0"
+        self.fails("truncated record", cut, ("a", 0, len(cut)))
+
+    def test_a_number_without_end(self):
+        """protobuf's numbers have ten bytes at most; Python's could take hours."""
+        event = b"\x10" + b"\x80" * 10 + b"\x00" + frame()[12:-4]
+        other = struct.pack("<QI", len(event), 0) + event + b"\0\0\0\0"
+        self.fails("truncated record", other, ("a", 0, len(other)))
+
     @pytest.mark.parametrize(
         "garbage",
         [

@@ -27,6 +27,9 @@ Float64 = npt.NDArray[np.float64]
 RESCALE_EPS = 1e-6
 """In the denominator of the rescaling, as in the authors' code."""
 
+FLAT = 1e-6
+"""A layer whose |terms| differ by less than this part of them is flat: the difference is rounding, and is no map."""
+
 RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-4, 1e-6
 
 MAX_PIXELS = 1 << 22
@@ -307,9 +310,10 @@ def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
     Σ_c (|t| − min) / (max − min + 1e-6) = (Σ_c|t| − C·min) / (max − min + 1e-6), and interpolation is linear: so the
     channels of a layer and the layers of a size are added before they are interpolated.
     """
-    span = stats[..., MAX_ABS] - stats[..., MIN_ABS] + RESCALE_EPS
-    scale = (1 / span).astype(np.float32)[..., None, None]
-    offset = (stats[..., CHANNELS] * stats[..., MIN_ABS] / span).astype(np.float32)[..., None, None]
+    low, high = stats[..., MIN_ABS], stats[..., MAX_ABS]
+    scale = np.where(high - low > FLAT * high, 1 / (high - low + RESCALE_EPS), 0)
+    offset = (stats[..., CHANNELS] * low * scale).astype(np.float32)[..., None, None]
+    scale = scale.astype(np.float32)[..., None, None]
     by_size: dict[tuple[int, ...], Float32] = {}
     for layer, sum_abs in enumerate(maps):
         if sum_abs is None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -356,6 +357,18 @@ class TestFaithful:
             assert changed.relative_error == pytest.approx(abs(logit - total) / abs(logit))
         else:
             assert changed.relative_error is None
+
+
+def test_the_table_in_the_docs_names_every_network():
+    """docs/completeness.md, which ``python -m benchmarks.completeness`` writes."""
+    page = (Path(__file__).parents[2] / "docs" / "completeness.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in page.splitlines()
+        if line.startswith("| ")
+    ]
+    verdicts = {name: verdict for name, *_, verdict, _ in rows[1:]}
+    assert verdicts == {name: "faithful" if net.exact else "unfaithful" for name, net in zoo.ZOO.items()}
 
 
 class TestEdges:

@@ -1,6 +1,7 @@
 """Traces written by smdebug itself from the terms of :mod:`zoo`: what the reader must understand, without the hook."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,10 @@ def write_step(folder, tensors, step=0):
     from smdebug.core.writer import FileWriter
 
     writer = FileWriter(trial_dir=str(folder), step=step, worker="worker_0", mode=ModeKeys.PREDICT)
-    for name, value in tensors.items():
-        writer.write_tensor(value, name, mode=ModeKeys.PREDICT, mode_step=step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # smdebug calls numpy's tostring
+        for name, value in tensors.items():
+            writer.write_tensor(value, name, mode=ModeKeys.PREDICT, mode_step=step)
     writer.close()
     CollectionManager().export(str(folder), "worker_0_collections.json")
     return f"index/{step // 1000:09d}/{step:012d}_worker_0.json"

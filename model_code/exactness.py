@@ -129,5 +129,5 @@ def _adds_constant(node: Any, kind: str, depends: Sequence[bool]) -> bool:
     if kind in _SUMS:
         return sum(depends) < 2
     if kind == "Convolution":
-        return bool(node._saved_bias_sym_sizes_opt[0]) and not depends[2]
+        return any(node._saved_bias_sym_sizes_opt or ()) and not depends[2]
     return kind in _FACTORS and _FACTORS[kind].start == 1 and not depends[0]

@@ -50,6 +50,8 @@ SAMPLES = 8  # of a larger batch, so many at a time: a backward pass keeps every
 QUEUE = 8  # traces that may wait for the upload before further ones are dropped
 WORKER = "worker_0"
 
+Step = Callable[[], Mapping[str, np.ndarray]]
+
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 LINEAR = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -108,11 +110,7 @@ class Tracer:
             raise SettingsError(f"TRACE_FORM={form!r} is neither {names.REDUCED} nor {names.FULL}")
         self._model, self._name = model.eval().requires_grad_(False), type(model).__name__
         self._modules, self._form, self._utcnow = biased_modules(model), form, utcnow
-        if form == names.REDUCED:
-            biases = {name: effective_bias(module) for name, module in self._modules.items()}
-            self._keep = partial(reduced, biases=biases)
-        else:
-            self._keep = partial(full, model=self._name)
+        self._biases = {name: effective_bias(module) for name, module in self._modules.items()}
         self._inexact: list[str] | None = None
         self._lock = threading.Lock()
         self._rate = RateLimit(traces_per_minute, clock)
@@ -133,29 +131,20 @@ class Tracer:
         """The logits (N, K) of ``image``, as without a trace; each sample is traced for its predicted class.
 
         Args:
-            image: (N, C, H, W) float32, normalised.
+            image: (N, C, H, W) float32, normalised. Like the picture, it must not be changed afterwards.
             picture: (N, H, W, C) uint8, the same before normalisation.
             request: ``inference_id``, ``custom_attributes`` and ``sha256`` of the request.
             labels: the classes' names.
         """
         try:
             with self._lock:
-                recordings = [record(self._model, self._modules, part) for part in image.split(SAMPLES)]
                 if self._inexact is None:  # once: it is the same network for every request
                     self._inexact = inexact(self._model, self._modules, image[:1])
-                tensors = self._tensors(recordings)
-            target = tensors[names.TARGET]
-            meta = {
-                "version": names.VERSION,
-                "form": self._form,
-                "model": self._name,
-                "modules": [self._described(key) for key in recordings[0].gradients],
-                "inexact": self._inexact,
-                "labels": [labels[t] for t in target.tolist()] if labels else None,
-                "request": {**request, "time": f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"},
-            }
-            tensors[names.META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-            self._uploader.put({**tensors, names.PICTURE: picture})
+                recordings = [record(self._model, self._modules, part) for part in image.split(SAMPLES)]
+                parts = [self._kept(recording) for recording in recordings]
+            calls = [list(recording.gradients) for recording in recordings]
+            request = {**request, "time": f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"}
+            self._uploader.put(partial(self._step, calls, parts, picture, request, labels))
             return torch.cat([recording.logits for recording in recordings])
         except Exception as error:
             # Whatever it is that the trace failed of, the request is answered.
@@ -168,26 +157,50 @@ class Tracer:
         """How many traces were lost."""
         return self._uploader.dropped
 
-    def close(self) -> None:
-        """Upload what is waiting."""
-        self._uploader.close()
+    def close(self, seconds: float = 20) -> None:
+        """Upload what is waiting, but take no longer than that."""
+        self._uploader.close(seconds)
 
-    def _tensors(self, recordings: Sequence["Recording"]) -> dict[str, np.ndarray]:
-        parts = [
-            {**self._keep(r), names.LOGITS: _numpy(r.logits), names.TARGET: r.target.cpu().numpy()}
-            for r in recordings
-        ]
-        if any(part.keys() != parts[0].keys() for part in parts):
+    def _kept(self, recording: "Recording") -> dict[str, np.ndarray]:
+        """What is kept of each sample: the first axis is N."""
+        form = (
+            reduced(recording, self._biases) if self._form == names.REDUCED else full(recording, self._name)
+        )
+        return {
+            **form,
+            names.LOGITS: _numpy(recording.logits),
+            names.TARGET: recording.target.cpu().numpy(),
+        }
+
+    def _step(
+        self,
+        calls: Sequence[list[str]],
+        parts: Sequence[Mapping[str, np.ndarray]],
+        picture: np.ndarray,
+        request: Mapping[str, str | None],
+        labels: Sequence[str] | None,
+    ) -> dict[str, np.ndarray]:
+        if any(other != calls[0] for other in calls):
             raise ValueError("the samples of the batch took different ways through the network")
         tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if self._form == names.FULL:
-            for name in dict.fromkeys(key.partition("#")[0] for key in recordings[0].gradients):
+            for name in dict.fromkeys(call.partition("#")[0] for call in calls[0]):
                 tensors |= parameters(self._name, name, self._modules[name])
-        return tensors
+        meta = {
+            "version": names.VERSION,
+            "form": self._form,
+            "model": self._name,
+            "modules": [self._described(call) for call in calls[0]],
+            "inexact": self._inexact,
+            "labels": [labels[t] for t in tensors[names.TARGET].tolist()] if labels else None,
+            "request": request,
+        }
+        encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        return {names.META: encoded, names.PICTURE: picture, **tensors}
 
-    def _described(self, key: str) -> dict[str, Any]:
-        module = self._modules[key.partition("#")[0]]
-        return {"name": key, "type": type(module).__name__, "eps": getattr(module, "eps", None)}
+    def _described(self, call: str) -> dict[str, Any]:
+        module = self._modules[call.partition("#")[0]]
+        return {"name": call, "type": type(module).__name__, "eps": getattr(module, "eps", None)}
 
 
 @dataclass(frozen=True)
@@ -283,21 +296,22 @@ def effective_bias(module: nn.Module) -> Tensor:
 
 def reduced(recording: Recording, biases: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """The reduced form: the statistics of every term, and Σ_c|term| where it has a map."""
-    terms = [(names.INPUT, recording.image * recording.image_gradient)]
-    for key, gradient in recording.gradients.items():
-        bias = biases[key.partition("#")[0]]
-        terms.append((key, bias.view(-1, *[1] * (gradient.ndim - 2)) * gradient))
-    stats, maps = [], {}
-    for key, term in terms:
-        total = term.flatten(1).sum(1, dtype=torch.float64)
-        size = term.abs_().flatten(1)
-        channels = torch.full_like(total, term.shape[1])
-        low, high = size.aminmax(dim=1)
-        sum_abs = size.sum(1, dtype=torch.float64)
-        stats.append(torch.stack((channels, low.double(), high.double(), total, sum_abs), 1))
+    terms = {names.INPUT: recording.image * recording.image_gradient}
+    for call, gradient in recording.gradients.items():
+        bias = biases[call.partition("#")[0]]
+        terms[call] = bias.view(-1, *[1] * (gradient.ndim - 2)) * gradient
+    channels = torch.tensor([term.shape[1] for term in terms.values()], device=recording.image.device)
+    rows, maps = [], {}
+    for name, term in terms.items():
+        flat = term.flatten(1)
+        total = flat.sum(1, dtype=torch.float64)
+        low, high = flat.abs_().aminmax(dim=1)
+        rows.append((low, high, total, flat.sum(1, dtype=torch.float64)))
         if term.ndim == 4:
-            maps[names.abs_map(key)] = _numpy(term.sum(1))
-    return {names.STATS_TENSOR: torch.stack(stats, 1).cpu().numpy(), **maps}
+            maps[names.abs_map(name)] = _numpy(term.sum(1))
+    columns = [torch.stack(column, 1).double() for column in zip(*rows, strict=True)]
+    stats = torch.stack((channels.expand_as(columns[0]), *columns), 2)
+    return {names.STATS_TENSOR: stats.cpu().numpy(), **maps}
 
 
 def full(recording: Recording, model: str) -> dict[str, np.ndarray]:
@@ -341,17 +355,17 @@ class Uploader:
         host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
         self._client, (self._bucket, prefix) = client, match.groups()
         self._prefix = f"{prefix}/{started}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._queue: queue.Queue[Mapping[str, np.ndarray] | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[Step | None] = queue.Queue(QUEUE)
         self._lock = threading.Lock()
         self._collected = False  # whether the collections are uploaded
         self.dropped = 0
         self._thread = threading.Thread(target=self._work, name="trace-upload", daemon=True)
         self._thread.start()
 
-    def put(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Queue the tensors of one step. Never waits."""
+    def put(self, step: Step) -> None:
+        """Queue a step: what gives its tensors. Never waits."""
         try:
-            self._queue.put_nowait(tensors)
+            self._queue.put_nowait(step)
         except queue.Full:
             self.drop("S3 does not keep up")
 
@@ -361,8 +375,8 @@ class Uploader:
             self.dropped += 1
         logger.warning("trace dropped, %d so far: %s", self.dropped, reason)
 
-    def close(self, seconds: float = 20) -> None:
-        """Upload what is queued, but wait no longer than that."""
+    def close(self, seconds: float) -> None:
+        """Upload what is queued, but take no longer than that."""
         deadline = time.monotonic() + seconds
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=seconds)
@@ -372,16 +386,16 @@ class Uploader:
 
     def _work(self) -> None:
         # A step that was dropped leaves a gap: its number may be in S3 already, for all we know.
-        for step, tensors in enumerate(iter(self._queue.get, None)):
+        for number, step in enumerate(iter(self._queue.get, None)):
             try:
                 with tempfile.TemporaryDirectory(prefix="glassbox-") as folder:
-                    self._upload(Path(folder), step, tensors)
+                    self._upload(Path(folder), number, step())
             except Exception as error:
                 # Whatever the disk, S3 or the network do, the next step is tried.
                 self.drop(f"{type(error).__name__}: {error}")
 
-    def _upload(self, folder: Path, step: int, tensors: Mapping[str, np.ndarray]) -> None:
-        files = write_step(folder, step, tensors)
+    def _upload(self, folder: Path, number: int, tensors: Mapping[str, np.ndarray]) -> None:
+        files = write_step(folder, number, tensors)
         if not self._collected:
             self._put(folder, write_collections(folder, tensors))
             self._collected = True

@@ -88,13 +88,9 @@ def model_fn(model_dir: str, context: Any = None) -> Classifier:
         folder / "config.json", channels=network.conv1.in_channels, classes=network.fc.out_features
     )
     settings = from_env(Settings, {name.upper(): value for name, value in os.environ.items()})
-    return Classifier(
-        network,
-        tuple(config["image_size"]),
-        *(torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std")),
-        config["labels"],
-        _tracer(network, settings) if settings.tensors_output else None,
-    )
+    mean, std = (torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std"))
+    tracer = _tracer(network, settings.tensors_output, settings) if settings.tensors_output else None
+    return Classifier(network, tuple(config["image_size"]), mean, std, config["labels"], tracer)
 
 
 def read_config(path: Path, channels: int, classes: int) -> dict[str, Any]:
@@ -130,7 +126,7 @@ def read_config(path: Path, channels: int, classes: int) -> dict[str, Any]:
     return config
 
 
-def _tracer(network: nn.Module, settings: Settings) -> Any:
+def _tracer(network: nn.Module, destination: str, settings: Settings) -> Any:
     # Not at the top: only the hooked twin needs them, and has smdebug.
     import boto3
     from botocore.config import Config
@@ -141,7 +137,7 @@ def _tracer(network: nn.Module, settings: Settings) -> Any:
     patience = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
     return Tracer(
         network,
-        settings.tensors_output,
+        destination,
         client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=patience),
         traces_per_minute=settings.traces_per_minute,
         form=settings.trace_form,

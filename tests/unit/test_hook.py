@@ -607,7 +607,7 @@ class TestTrouble:
             predict(tracer, images())
         assert tracer.dropped == 3
         began = time.monotonic()
-        tracer._uploader.close(0.2)
+        tracer.close(0.2)
         assert time.monotonic() - began < 5
         stuck.release()
 
@@ -639,6 +639,24 @@ class TestTrouble:
         assert (tracer.dropped, len(bucket)) == (1, 0)
         assert "no gradient for this one" in caplog.text
         assert not hooks_of(model)
+
+    def test_a_batch_whose_samples_take_different_ways(self, trace_to, caplog):
+        class Chooses(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.dark, self.light, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+            def forward(self, x):
+                return self.fc((self.light if x.mean() > 0 else self.dark)(x).mean((2, 3)))
+
+        bucket, image = Bucket(), images(hook.SAMPLES + 1).abs()
+        tracer = trace_to(bucket, Chooses())
+        assert predict(tracer, image).shape == (hook.SAMPLES + 1, 5)
+        image[hook.SAMPLES :] *= -1
+        assert predict(tracer, image).shape == (hook.SAMPLES + 1, 5)
+        tracer.close()
+        assert (tracer.dropped, len(bucket.indexes)) == (1, 1)
+        assert "the samples of the batch took different ways through the network" in caplog.text
 
     def test_logits_that_do_not_depend_on_the_picture(self, trace_to):
         class Blind(nn.Module):

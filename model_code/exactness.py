@@ -54,18 +54,44 @@ def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) ->
         for name, module in model.named_modules()
         if name and (name in biased or not any(module.children()))
     }
-    inputs: dict[nn.Module, set[Any]] = {}
-    owner: dict[Any, str] = {}  # node -> the module in which it arose
-    flaws: dict[str, str] = {}
+    logits, owner, blind = _forward(model, modules, image)
+    flaws = dict.fromkeys(
+        blind & biased.keys(), "gives no tensor that depends on the picture, so its bias is left out"
+    )
+    functions: dict[str, str] = {}
+    for node in _nodes(logits.grad_fn, set()):
+        name = owner.get(node)
+        flaw = _flaw(node, name in biased)
+        if flaw and name:
+            flaws.setdefault(name, flaw)
+        elif flaw:
+            functions.setdefault(_kind(node), flaw)
+    return [f"{name}: {type(modules[name]).__name__} {flaws[name]}" for name in modules if name in flaws] + [
+        f"{type(model).__name__}: the function {kind} {flaw}" for kind, flaw in sorted(functions.items())
+    ]
 
+
+def _forward(
+    model: nn.Module, modules: Mapping[str, nn.Module], image: Tensor
+) -> tuple[Tensor, dict[Any, str], set[str]]:
+    """The logits; of each node of their graph that arose in one of ``modules``, which; and those that gave no tensor
+    that depends on the picture.
+    """
+    inputs: dict[nn.Module, set[Any]] = {}
+    owner: dict[Any, str] = {}
+    blind: set[str] = set()
+
+    # Plain requests of other threads pass through these hooks too; they take no gradients.
     def enter(module: nn.Module, arguments: Any) -> None:
-        inputs[module] = {a.grad_fn for a in arguments if isinstance(a, Tensor)}
+        if torch.is_grad_enabled():
+            inputs[module] = {a.grad_fn for a in arguments if isinstance(a, Tensor)}
 
     def leave(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.requires_grad:
-            owner.update(dict.fromkeys(_nodes(output.grad_fn, inputs[module] | owner.keys()), name))
-        elif name in biased:
-            flaws[name] = "gives no tensor that depends on the picture, so its bias is left out"
+        if torch.is_grad_enabled():
+            if isinstance(output, Tensor) and output.requires_grad:
+                owner.update(dict.fromkeys(_nodes(output.grad_fn, inputs[module] | owner.keys()), name))
+            else:
+                blind.add(name)
 
     handles = []
     with torch.enable_grad():
@@ -73,22 +99,10 @@ def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) ->
             for name, module in modules.items():
                 handles.append(module.register_forward_pre_hook(enter))
                 handles.append(module.register_forward_hook(partial(leave, name)))
-            logits = model(image.detach().requires_grad_())
+            return model(image.detach().requires_grad_()), owner, blind
         finally:
             for handle in handles:
                 handle.remove()
-
-    functions: dict[str, str] = {}
-    for node in _nodes(logits.grad_fn, set()):
-        name = owner.get(node)
-        if flaw := _flaw(node, name in biased):
-            if name:
-                flaws.setdefault(name, flaw)
-            else:
-                functions.setdefault(_kind(node), flaw)
-    return [f"{name}: {type(modules[name]).__name__} {flaws[name]}" for name in modules if name in flaws] + [
-        f"{type(model).__name__}: the function {kind} {flaw}" for kind, flaw in sorted(functions.items())
-    ]
 
 
 def _nodes(node: Any, stop: Set[Any]) -> Iterator[Any]:

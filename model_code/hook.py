@@ -208,10 +208,11 @@ class Recording:
     """One forward and backward pass of N samples.
 
     Attributes:
-        logits: (N, K), and the module whose output they are, where it is one of those that were watched.
+        logits: (N, K).
+        head: the name of the module whose output they are; None if it is not one of those that were watched.
         target: (N,) int64, the class whose logit was differentiated.
-        image: (N, C, H, W), and its gradient.
-        gradients: of every call of a biased module in the order of the forward pass, the gradient of its output with
+        image: (N, C, H, W); ``image_gradient`` too.
+        gradients: of every call of a watched module in the order of the forward pass, the gradient of its output with
             the channels first: (N, C, …). The key is the module's name, with ``#call`` where it was called again.
     """
 
@@ -303,10 +304,10 @@ def reduced(recording: Recording, biases: Mapping[str, Tensor]) -> dict[str, np.
     channels = torch.tensor([term.shape[1] for term in terms.values()], device=recording.image.device)
     rows, maps = [], {}
     for name, term in terms.items():
-        flat = term.flatten(1)
-        total = flat.sum(1, dtype=torch.float64)
-        low, high = flat.abs_().aminmax(dim=1)
-        rows.append((low, high, total, flat.sum(1, dtype=torch.float64)))
+        total = term.flatten(1).sum(1, dtype=torch.float64)
+        size = term.abs_().flatten(1)
+        low, high = size.aminmax(dim=1)
+        rows.append((low, high, total, size.sum(1, dtype=torch.float64)))
         if term.ndim == 4:
             maps[names.abs_map(name)] = _numpy(term.sum(1))
     columns = [torch.stack(column, 1).double() for column in zip(*rows, strict=True)]

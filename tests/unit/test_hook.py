@@ -278,9 +278,22 @@ class TestRecord:
                 return self.fc(self.pixels(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
 
         recording, biases = recorded(Net().eval(), images(2)[..., :20])
-        assert recording.gradients["pixels"].shape == (2, 8, 32, 20)
-        stats = hook.reduced(recording, biases)[names.STATS_TENSOR]
-        np.testing.assert_allclose(stats[:, :, 3].sum(1), recording.logits.amax(1).double(), rtol=1e-5)
+        gradient = recording.gradients["pixels"]
+        assert gradient.shape == (2, 8, 32, 20)
+        found = hook.reduced(recording, biases)
+        np.testing.assert_allclose(
+            found[names.STATS_TENSOR][:, :, 3].sum(1), recording.logits.amax(1).double(), rtol=1e-5
+        )
+        map_ = (biases["pixels"].view(-1, 1, 1) * gradient).abs().sum(1)
+        np.testing.assert_allclose(found[names.abs_map("pixels")], map_, rtol=1e-5)
+
+    def test_the_order_of_the_numbers_in_memory_does_not_matter(self):
+        model, image = zoo.build("ResNet18 (BasicBlock)")
+        expected = hook.reduced(*recorded(model, image))
+        model = model.to(memory_format=torch.channels_last)
+        found = hook.reduced(*recorded(model, image.contiguous(memory_format=torch.channels_last)))
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(found[name], tensor, rtol=1e-3, atol=1e-5 * np.abs(tensor).max())
 
     def test_modules_that_give_no_tensor_or_none_that_depends_on_the_picture(self):
         class Pair(nn.Conv2d):

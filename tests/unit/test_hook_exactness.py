@@ -1,5 +1,7 @@
 """What breaks FullGrad's sum is found and named, wherever in a forward pass it is; and nothing else is."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -200,6 +202,24 @@ class TestFunctions:
                     return self.module(F.silu(self.first(x))).mean((2, 3))
 
             assert found(Net()) == ["Net: the function Silu is not piecewise linear"]
+
+
+def test_plain_requests_of_other_threads_do_not_count():
+    class Meanwhile(nn.Module):
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                thread = threading.Thread(target=plain)
+                thread.start()
+                thread.join()
+            return x
+
+    def plain():
+        with torch.inference_mode():
+            model(torch.randn(1, 8, 12, 12))
+
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Sequential(nn.BatchNorm2d(8), Meanwhile()), nn.ReLU())
+    model = nn.Sequential(model, nn.Flatten(), nn.Linear(8 * 12 * 12, 5))
+    assert found(model) == []
 
 
 def test_no_hook_stays_when_the_model_fails():

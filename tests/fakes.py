@@ -5,8 +5,8 @@ Each fake passes the same contract tests as its adapter (tests/integration).
 
 from dataclasses import replace
 
-from glassbox.errors import BadInputError, RetryableError
-from glassbox.incident import Live
+from glassbox.errors import BadInputError, ConflictError, RetryableError
+from glassbox.incident import Live, State
 
 
 class FakeObjects:
@@ -23,43 +23,84 @@ class FakeObjects:
     def put(self, bucket, key, body, content_type):
         self.objects[bucket, key] = body
 
+    def chunks(self, bucket, key):
+        yield self.get(bucket, key)
+
+    def sizes(self, bucket, prefix):
+        return [
+            (k, len(v)) for (b, k), v in sorted(self.objects.items()) if b == bucket and k.startswith(prefix)
+        ]
+
 
 class FakeEndpoint:
-    """An endpoint that accepts an update when InService, and finishes it on :meth:`settle`."""
+    """An endpoint that accepts an update when InService, and finishes it on :meth:`settle`.
 
-    def __init__(self, config, status="InService"):
+    ``refuse`` holds the errors of the next updates (None lets one through).
+    """
+
+    def __init__(self, config, status="InService", refuse=()):
         self.live = Live(status, config)
-        self.updates = []
+        self.updates, self.refuse = [], list(refuse)
 
     def describe(self, name):
         return self.live
 
     def update(self, name, config):
+        if self.refuse and (error := self.refuse.pop(0)):
+            raise error
         if self.live.status != "InService":
             raise RetryableError(f'Cannot update in-progress endpoint "{name}".')
         self.updates.append(config)
-        self.live = replace(self.live, status="Updating")
+        self.live = replace(self.live, status="Updating", failure="")
 
     def settle(self):
         self.live = Live("InService", self.updates[-1])
 
+    def roll_back(self, reason):
+        self.live = Live("InService", self.live.config, reason)
+
 
 class FakeIncidents:
     def __init__(self):
-        self.incidents = {}
-
-    def open(self, incident):
-        return self.incidents.setdefault(incident.endpoint, incident)
+        self.items, self.closed, self.seen = {}, {}, set()
 
     def current(self, endpoint):
-        return self.incidents.get(endpoint)
+        return self.items.get(endpoint)
 
-    def mark(self, incident, step):
-        current = self.incidents.get(incident.endpoint)
-        if current is None or current.id != incident.id or getattr(current, step):
-            return False
-        self.incidents[incident.endpoint] = replace(current, **{step: True})
-        return True
+    def past(self, endpoint, since):
+        found = [i for i in self.closed.values() if i.endpoint == endpoint and i.opened >= since]
+        return sorted(found, key=lambda incident: incident.opened)
+
+    def open(self, incident):
+        current = self.items.get(incident.endpoint)
+        if current and current.state is not State.NORMAL:
+            raise ConflictError("an incident is open")
+        self.items[incident.endpoint] = incident
+
+    def save(self, before, after):
+        current = self.items.get(before.endpoint)
+        if current is None or (current.id, current.revision) != (before.id, before.revision):
+            raise ConflictError("changed meanwhile")
+        kept = replace(after, joined=current.joined, pictures=current.pictures)
+        self.items[before.endpoint] = kept
+        if after.state is State.NORMAL:
+            self.closed[after.id] = kept
+
+    def attach(self, incident, violation):
+        self._add(incident, "joined", violation)
+
+    def add_picture(self, incident, name):
+        self._add(incident, "pictures", name)
+
+    def _add(self, incident, to, value):
+        for items, key in ((self.items, incident.endpoint), (self.closed, incident.id)):
+            if key in items and items[key].id == incident.id:
+                items[key] = replace(items[key], **{to: getattr(items[key], to) | {value}})
+
+    def first_sight(self, endpoint, config):
+        new = (endpoint, config) not in self.seen
+        self.seen.add((endpoint, config))
+        return new
 
 
 class FakeNotices:

@@ -11,10 +11,9 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
 from glassbox.aws.incidents_table import IncidentsTable
-from glassbox.aws.notices import Topic
 from glassbox.aws.objects import Objects
 from glassbox.saliency import render_step
-from glassbox.settings import from_env
+from glassbox.settings import from_env, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
@@ -25,7 +24,7 @@ class Settings:
     bucket: str
     endpoint_name: str
     incidents_table: str
-    topic_arn: str
+    pictures: int = setting(24, within=(1, 1000))
 
 
 @functools.cache
@@ -35,9 +34,9 @@ def build():
         render_step,
         bucket=settings.bucket,
         endpoint=settings.endpoint_name,
+        pictures=settings.pictures,
         objects=Objects(boto3.client("s3")),
         incidents=IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
-        notices=Topic(boto3.client("sns"), settings.topic_arn),
     )
 
 

@@ -1,4 +1,4 @@
-"""A violation event -> the endpoint on its hooked config, and ops told."""
+"""A violation -> an incident, and the endpoint on its hooked config."""
 
 import functools
 import json
@@ -11,19 +11,19 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
-from glassbox.aws.endpoint import SageMakerEndpoint
-from glassbox.aws.incidents_table import IncidentsTable
-from glassbox.aws.notices import Topic
+from glassbox.aws.desk import desk
 from glassbox.aws.objects import Objects
-from glassbox.incident import read_violation, swap
+from glassbox.errors import ConflictError
+from glassbox.incident import Limits, swap
 from glassbox.settings import from_env
+from glassbox.violation import read_violation
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Limits):
     incidents_table: str
     topic_arn: str
     plain_config: str
@@ -33,28 +33,24 @@ class Settings:
 @functools.cache
 def build():
     settings = from_env(Settings, os.environ)
-    return functools.partial(read_violation, reports=Objects(boto3.client("s3"))), functools.partial(
-        swap,
-        plain_config=settings.plain_config,
-        hooked_config=settings.hooked_config,
-        endpoint=SageMakerEndpoint(boto3.client("sagemaker")),
-        incidents=IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
-        notices=Topic(boto3.client("sns"), settings.topic_arn),
-    )
+    return Objects(boto3.client("s3")), desk(settings, settings, boto3)
 
 
 @tracer.capture_method(capture_response=False)
 def swap_for(record):
-    read, swap_once = build()
-    violation = read(json.loads(record.body))
+    reports, at_desk = build()
+    violation = read_violation(json.loads(record.body), reports)
     if violation is None:
         logger.info("the monitor's report holds no violations")
         return
-    outcome = swap_once(violation, now=datetime.now(UTC))
+    try:
+        outcome = swap(violation, at_desk, datetime.now(UTC))
+    except ConflictError as error:
+        outcome = f"left to another delivery: {error}"
     metrics.add_dimension("endpoint", violation.endpoint)
     metrics.add_metric("Violations", MetricUnit.Count, 1)
-    metrics.add_metric("Swaps", MetricUnit.Count, outcome == "swapped")
-    logger.info("violation handled", outcome=outcome, incident=violation.incident_id, reason=violation.reason)
+    metrics.add_metric("Swaps", MetricUnit.Count, outcome == "swapping")
+    logger.info("violation handled", outcome=outcome, check=violation.check, reason=violation.reason)
 
 
 @logger.inject_lambda_context

@@ -1,7 +1,8 @@
 """The adapters against moto; what a fake stands in for runs through the same contract."""
 
 import json
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import boto3
 import pytest
@@ -14,15 +15,18 @@ from glassbox.aws.endpoint import SageMakerEndpoint
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.notices import Topic
 from glassbox.aws.objects import Objects
-from glassbox.errors import BadInputError, RetryableError
-from glassbox.incident import Incident, Live, Notice
+from glassbox.errors import BadInputError, ConflictError, RetryableError
+from glassbox.incident import Incident, Live, State
+from glassbox.message import Notice
+from glassbox.violation import Violation
 
+AT = datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
+CAUSE = Violation("traffic-signs", "class_share", AT, AT + timedelta(hours=1), "Class 14 …", "AllTraffic", 14)
+LATE = Violation("traffic-signs", "monitor", AT, AT + timedelta(hours=1), "Class 14 …")
 FIRST = Incident(
-    "traffic-signs", "20261123t1000-class-share", "Class 14 …", datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
+    "traffic-signs", "20261123t102100-class-share", AT, State.SWAPPING, AT, "plain", "hooked", CAUSE
 )
-SECOND = Incident(
-    "traffic-signs", "20261123t1000-monitor", "Class 14 …", datetime(2026, 11, 23, 11, 12, tzinfo=UTC)
-)
+SECOND = replace(FIRST, id="20261123t112100-drift", opened=AT + timedelta(hours=1))
 
 
 @pytest.fixture
@@ -47,25 +51,69 @@ def incidents(request, aws):
 
 def test_the_first_incident_stays_the_open_one(incidents):
     assert incidents.current("traffic-signs") is None
-    assert incidents.open(FIRST) == FIRST
-    assert incidents.open(SECOND) == FIRST
+    incidents.open(FIRST)
+    with pytest.raises(ConflictError):
+        incidents.open(SECOND)
     assert incidents.current("traffic-signs") == FIRST
     assert incidents.current("another") is None
 
 
-def test_a_step_once_marked_stays_marked(incidents):
+def test_what_is_saved_is_read_again(incidents):
     incidents.open(FIRST)
-    assert [incidents.mark(FIRST, "swapping") for _ in range(2)] == [True, False]
-    incidents.mark(FIRST, "told")
+    after = replace(
+        FIRST,
+        state=State.HOOKED,
+        since=AT + timedelta(minutes=5),
+        deadline=AT + timedelta(minutes=20),
+        requested=True,
+        replays=frozenset({"a", "b"}),
+        told=frozenset({"opened"}),
+        timeline=("2026-11-23T10:26:00Z HOOKED",),
+        revision=1,
+    )
+    incidents.save(FIRST, after)
+    assert incidents.current("traffic-signs") == after
+    nothing = replace(after, replays=frozenset(), revision=2)
+    incidents.save(after, nothing)
+    assert incidents.current("traffic-signs").replays == frozenset()
+
+
+def test_a_writer_that_was_overtaken_is_refused(incidents):
+    incidents.open(FIRST)
+    incidents.save(FIRST, replace(FIRST, requested=True, revision=1))
+    with pytest.raises(ConflictError):
+        incidents.save(FIRST, replace(FIRST, state=State.FAILED, revision=1))
+    assert incidents.current("traffic-signs").state is State.SWAPPING
+
+
+def test_pictures_and_violations_are_added_whoever_saves_meanwhile(incidents):
+    incidents.open(FIRST)
+    for name in ("a", "b", "a"):
+        incidents.add_picture(FIRST, name)
+    incidents.attach(FIRST, LATE)
+    incidents.save(FIRST, replace(FIRST, requested=True, revision=1))
     current = incidents.current("traffic-signs")
-    assert (current.swapping, current.told, current.pictured) == (True, True, False)
-    assert incidents.open(FIRST) == current
+    assert (current.pictures, current.joined, current.requested) == ({"a", "b"}, {LATE}, True)
+    incidents.add_picture(SECOND, "of another incident")
+    assert incidents.current("traffic-signs").pictures == {"a", "b"}
 
 
-def test_another_incidents_steps_are_not_marked(incidents):
+def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
     incidents.open(FIRST)
-    assert not incidents.mark(SECOND, "told")
-    assert incidents.current("traffic-signs") == FIRST
+    incidents.add_picture(FIRST, "a")
+    current = incidents.current("traffic-signs")
+    incidents.save(current, replace(current, state=State.NORMAL, revision=1))
+    incidents.open(SECOND)
+    incidents.attach(FIRST, LATE)
+    (past,) = incidents.past("traffic-signs", AT - timedelta(days=1))
+    assert (past.id, past.state, past.pictures, past.joined) == (FIRST.id, State.NORMAL, {"a"}, {LATE})
+    assert incidents.past("traffic-signs", AT + timedelta(minutes=1)) == []
+    assert incidents.current("traffic-signs").joined == frozenset()
+
+
+def test_an_unknown_config_is_new_once(incidents):
+    seen = [incidents.first_sight("traffic-signs", config) for config in ("new", "new", "newer")]
+    assert seen == [True, False, True]
 
 
 @pytest.fixture(params=["fake", "s3"])
@@ -113,7 +161,9 @@ def test_a_notice_arrives_with_its_attributes(aws):
     Topic(sns, topic).publish(Notice("subject", "first line\nsecond", {"event": "swapping"}))
     (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
     body = json.loads(message["Body"])
-    assert (body["Subject"], body["Message"]) == ("subject", "first line\nsecond")
+    assert body["Subject"] == "subject"
+    said = json.loads(body["Message"])  # a queue is a machine
+    assert said == {"subject": "subject", "text": "first line\nsecond", "event": "swapping"}
     assert body["MessageAttributes"]["event"]["Value"] == "swapping"
 
 
@@ -143,7 +193,7 @@ def test_describe_gives_status_and_config(sagemaker):
         "LastModifiedTime": 0,
     }
     stub.add_response("describe_endpoint", answer, {"EndpointName": "traffic-signs"})
-    assert endpoint.describe("traffic-signs") == Live("InService", "plain")
+    assert endpoint.describe("traffic-signs") == Live("InService", "plain", "")
 
 
 ARN = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/traffic-signs"
@@ -187,7 +237,12 @@ def test_the_fake_endpoint_refuses_what_sagemaker_refuses():
 
 def test_a_table_that_is_gone_is_tried_again(aws):
     table = IncidentsTable(boto3.client("dynamodb"), "gone")
-    for call in (lambda: table.open(FIRST), lambda: table.current("x"), lambda: table.mark(FIRST, "told")):
+    for call in (
+        lambda: table.open(FIRST),
+        lambda: table.current("x"),
+        lambda: table.past("x", AT),
+        lambda: table.add_picture(FIRST, "a"),
+    ):
         with pytest.raises(RetryableError) as error:
             call()
         assert isinstance(error.value.__cause__, ClientError)

@@ -43,6 +43,11 @@ def rules_for(template, resolve):
         ("tensor-index-created", {"TensorRule"}),
         ("tensor-events-created", set()),
         ("picture-created", set()),
+        ("picture-facts-created", {"PictureRule"}),
+        ("endpoint-in-service", {"EndpointStateRule"}),
+        ("command-open", {"OpenRule"}),
+        ("command-extend", {"CommandRule"}),
+        ("command-abort", {"CommandRule"}),
     ],
 )
 def test_each_event_starts_its_reaction_and_no_other(rules_for, load_event, name, rules):
@@ -90,7 +95,7 @@ NEAR_MISSES = [
         "detail/object/key",
         "monitoring/traffic-signs/hourly/constraints_violations.json",
     ),
-    ("monitor-report-created", "detail/object/key", "saliency/traffic-signs/constraint_violations.json"),
+    ("monitor-report-created", "detail/object/key", "incidents/traffic-signs/constraint_violations.json"),
     # captures of another endpoint, and what is no capture file
     (
         "capture-object-created",
@@ -107,6 +112,13 @@ NEAR_MISSES = [
         "detail/object/key",
         "old/capture/traffic-signs/AllTraffic/2026/11/23/10/a.jsonl",
     ),
+    # another endpoint's state, picture and command; a command that does not exist
+    ("endpoint-in-service", "detail/EndpointName", "traffic-signs-2"),
+    ("endpoint-in-service", "detail-type", "SageMaker Endpoint Deployment State Change"),
+    ("picture-facts-created", "detail/object/key", "saliency/traffic-signs-2/live/a.json"),
+    ("command-abort", "detail/endpoint", "traffic-signs-2"),
+    ("command-abort", "detail/action", "delete"),
+    ("command-open", "source", "glassbox"),
     # another bucket; the step's other objects
     ("tensor-index-created", "detail/bucket/name", "amzn-s3-demo-bucket1"),
     (

@@ -1,31 +1,87 @@
-import json
-from datetime import UTC, datetime
+"""The state machine: every event twice, late, lost and out of order, and everything that AWS may refuse."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from random import Random
 
 import pytest
 
 from fakes import FakeEndpoint, FakeIncidents, FakeNotices, FakeObjects
-from glassbox.errors import BadInputError, RetryableError
-from glassbox.incident import read_violation, swap
+from glassbox.errors import BadInputError, ConflictError, RetryableError
+from glassbox.incident import (
+    TRANSITIONS,
+    Configs,
+    Desk,
+    Limits,
+    Live,
+    Replays,
+    State,
+    confirm,
+    obey,
+    read_command,
+    restore,
+    swap,
+)
+from glassbox.violation import read_violation
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
+IDS = frozenset({"event-1", "event-2"})
+
+
+class World:
+    """The desk with fakes, and time."""
+
+    def __init__(self):
+        self.now = NOW
+        self.endpoint, self.incidents, self.notices = FakeEndpoint("plain"), FakeIncidents(), FakeNotices()
+        limits = Limits(pictures=6, incidents_per_day=3)
+        self.desk = Desk(Configs("plain", "hooked"), limits, self.endpoint, self.incidents, self.notices)
+        self.replayed, self.replays = 0, Replays(IDS)
+
+    def swap(self, violation):
+        return swap(violation, self.desk, self.now)
+
+    def replay(self, incident):
+        self.replayed += 1
+        return self.replays
+
+    def confirm(self):
+        report = "s3://bucket/incidents/traffic-signs/index.html"
+        return confirm(
+            "traffic-signs", self.desk, self.now, replay=self.replay, report=lambda incident: report
+        )
+
+    def restore(self):
+        return restore("traffic-signs", self.desk, self.now)
+
+    def draw(self, *names):
+        for name in names:
+            self.incidents.add_picture(self.incident, name)
+
+    def later(self, minutes):
+        self.now += timedelta(minutes=minutes)
+
+    @property
+    def incident(self):
+        return self.incidents.current("traffic-signs")
+
+    @property
+    def told(self):
+        return [notice.attributes["event"] for notice in self.notices.published]
+
+    def run(self, violation):
+        """A whole incident, without a hitch."""
+        assert self.swap(violation) == "swapping"
+        self.endpoint.settle()
+        assert self.confirm() == "HOOKED"
+        self.draw(*IDS)
+        assert self.restore() == "restoring"
+        self.endpoint.settle()
+        assert self.confirm() == "NORMAL"
 
 
 @pytest.fixture
 def world():
-    class World:
-        endpoint, incidents, notices = FakeEndpoint("plain"), FakeIncidents(), FakeNotices()
-
-        def swap(self, violation, now=NOW):
-            return swap(
-                violation,
-                plain_config="plain",
-                hooked_config="hooked",
-                endpoint=self.endpoint,
-                incidents=self.incidents,
-                notices=self.notices,
-                now=now,
-            )
-
     return World()
 
 
@@ -34,143 +90,379 @@ def violation(load_event):
     return read_violation(load_event("violation"), FakeObjects())
 
 
-REASON = "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold"
-REPORT = "monitoring/traffic-signs/hourly/2026/11/23/10/constraint_violations.json"
+def test_from_the_violation_to_the_endpoint_as_it_was(world, violation):
+    world.run(violation)
+    assert world.endpoint.updates == ["hooked", "plain"]
+    assert world.told == ["swapping", "restored"]
+    begun, ended = world.notices.published
+    assert violation.reason in begun.text
+    assert violation.reason in ended.text
+    assert "aws s3 presign s3://bucket/incidents/traffic-signs/index.html" in ended.text
+    states = [line.split()[1].rstrip(":") for line in world.incident.timeline]
+    assert states == [
+        "opened",
+        "UpdateEndpoint",
+        "HOOKED",
+        "replayed",
+        "RESTORING",
+        "UpdateEndpoint",
+        "NORMAL",
+    ]
 
 
-def reports(violations):
-    return FakeObjects({("amzn-s3-demo-bucket", REPORT): json.dumps({"violations": violations}).encode()})
-
-
-FOUND = [
-    {"feature_name": "PredictedClass", "constraint_check_type": "baseline_drift_check", "description": REASON}
-]
-
-
-def test_three_roads_become_one_shape(load_event):
-    names = ("violation", "monitor-report-created", "monitor-job-violations")
-    ours, report, job = (read_violation(load_event(name), reports(FOUND)) for name in names)
-    assert report == job
-    assert {v.endpoint for v in (ours, report)} == {"traffic-signs"}
-    assert {v.window_start for v in (ours, report)} == {datetime(2026, 11, 23, 10, tzinfo=UTC)}
-    assert {v.window_end for v in (ours, report)} == {datetime(2026, 11, 23, 11, tzinfo=UTC)}
-    assert {v.reason for v in (ours, report)} == {REASON}
-    assert (ours.check, report.check) == ("class_share", "monitor")
-    assert ours.incident_id == "20261123t1000-class-share"
-
-
-def test_a_report_of_model_monitor_lies_under_the_hour_after_its_window(load_event):
-    event = load_event("monitor-report-created")
-    key = "monitoring/traffic-signs/traffic-signs-hourly/2026/11/23/11/constraint_violations.json"
-    event["detail"]["object"]["key"] = key
-    stored = {("amzn-s3-demo-bucket", key): json.dumps({"violations": FOUND}).encode()}
-    assert read_violation(event, FakeObjects(stored)) == read_violation(
-        load_event("monitor-report-created"), reports(FOUND)
-    )
-
-
-def test_a_report_without_violations_is_no_violation(load_event):
-    assert read_violation(load_event("monitor-report-created"), reports([])) is None
-
-
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"violations": [{}]}', b'{"violations": 7}'])
-def test_a_report_that_is_none_is_refused(load_event, body):
-    broken = FakeObjects({("amzn-s3-demo-bucket", REPORT): body})
-    with pytest.raises(BadInputError, match="not a violation"):
-        read_violation(load_event("monitor-report-created"), broken)
-
-
-def test_a_report_that_is_gone_says_so(load_event):
-    with pytest.raises(BadInputError, match="NoSuchKey"):
-        read_violation(load_event("monitor-report-created"), FakeObjects())
-
-
-def test_times_with_blanks_as_the_documentation_prints_them(load_event):
-    event = load_event("monitor-job-violations")
-    event["detail"]["Environment"]["start_time"] = "2026-11-23T10: 00: 00Z"
-    assert read_violation(event, FakeObjects()).window_start == datetime(2026, 11, 23, 10, tzinfo=UTC)
-
-
-@pytest.mark.parametrize("name", ["monitor-job-clean", "tensor-index-created", "picture-created"])
-def test_what_is_no_violation_is_refused(load_event, name):
-    with pytest.raises(BadInputError, match=load_event(name)["id"]):
-        read_violation(load_event(name), FakeObjects())
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("endpoint", ...),
-        ("check", "../../etc"),
-        ("check", None),
-        ("window", {}),
-        ("window", "today"),
-        ("reason", ...),
-    ],
-)
-def test_a_malformed_violation_is_refused(load_event, field, value):
-    event = load_event("violation")
-    if value is ...:
-        del event["detail"][field]
-    else:
-        event["detail"][field] = value
-    with pytest.raises(BadInputError, match="not a violation"):
-        read_violation(event, FakeObjects())
-
-
-def test_a_violation_swaps_once_and_tells_once_however_often_it_comes(world, violation):
-    assert world.swap(violation) == "swapped"
-    assert world.swap(violation) == "known"
+def test_every_event_twice_changes_nothing(world, violation):
+    for _ in range(2):
+        world.swap(violation)
     world.endpoint.settle()
-    assert world.swap(violation) == "known"
+    for _ in range(2):
+        world.confirm()
+    world.draw(*IDS, *IDS)
+    for _ in range(2):
+        world.restore()
+    world.endpoint.settle()
+    for _ in range(2):
+        world.confirm()
+    assert world.endpoint.updates == ["hooked", "plain"]
+    assert world.told == ["swapping", "restored"]
+    assert world.replayed == 1
+
+
+def test_events_that_come_too_early_change_nothing(world, violation):
+    assert world.confirm() == "NORMAL"
+    assert world.restore() == "nothing to restore"
+    world.swap(violation)
+    assert world.restore() == "nothing to restore"
+    assert world.confirm() == "SWAPPING"
     assert world.endpoint.updates == ["hooked"]
-    (notice,) = world.notices.published
-    assert violation.reason in notice.text
-    assert (
-        "aws sagemaker update-endpoint --endpoint-name traffic-signs --endpoint-config-name plain"
-        in notice.text
-    )
-    assert len(notice.subject) <= 100
-    assert notice.subject.isascii()
 
 
-def test_a_second_violation_joins_the_open_incident(world, violation, load_event):
+def test_the_sweep_alone_finishes_an_incident_whose_events_are_lost(world, violation):
     world.swap(violation)
     world.endpoint.settle()
-    assert world.swap(read_violation(load_event("monitor-job-violations"), FakeObjects())) == "joined"
+    for _ in range(20):
+        world.later(2)
+        world.confirm()
+        world.restore()
+        if world.endpoint.live.status == "Updating":
+            world.endpoint.settle()
+    assert world.incident.state is State.NORMAL
+    assert world.told == ["swapping", "restored"]
+    assert any("the time is up with 0 pictures" in line for line in world.incident.timeline)
+
+
+def test_another_violation_joins_the_open_incident(world, violation, load_event):
+    world.swap(violation)
+    other = read_violation(load_event("monitor-job-violations"), FakeObjects())
+    assert world.swap(other) == "joined"
+    assert world.swap(other) == "joined"
+    assert world.incident.joined == {other}
     assert world.endpoint.updates == ["hooked"]
-    assert len(world.notices.published) == 1
+    assert world.told == ["swapping"]
 
 
-def test_an_endpoint_in_the_middle_of_an_update_is_swapped_later(world, violation):
-    world.endpoint.live = type(world.endpoint.live)("Updating", "plain")
-    with pytest.raises(RetryableError, match="Updating"):
-        world.swap(violation)
-    assert not world.notices.published
-    world.endpoint.live = type(world.endpoint.live)("InService", "plain")
-    assert world.swap(violation) == "swapped"
+def test_the_hourly_monitor_after_the_fast_road_is_done_opens_nothing(world, violation, load_event):
+    world.run(violation)
+    world.later(80)
+    late = read_violation(load_event("monitor-job-violations"), FakeObjects())
+    assert world.swap(late) == "joined"
+    assert world.incident.joined == {late}
+    assert world.endpoint.updates == ["hooked", "plain"]
 
 
-def test_an_endpoint_that_is_already_hooked_is_not_updated(world, violation):
-    world.endpoint.live = type(world.endpoint.live)("InService", "hooked")
-    assert world.swap(violation) == "swapped"
+def following(violation, hours, check="class_share"):
+    shift = timedelta(hours=hours)
+    return replace(
+        violation,
+        check=check,
+        window_start=violation.window_start + shift,
+        window_end=violation.window_end + shift,
+    )
+
+
+def test_another_check_after_the_incident_waits_for_the_cooldown(world, violation):
+    world.run(violation)
+    world.later(5)
+    drift = following(violation, 0, "drift")
+    assert world.swap(drift) == "cooling down"
+    world.later(30)
+    assert world.swap(drift) == "swapping"
+
+
+def test_the_cap_is_told_once(world, violation):
+    for hours in range(3):
+        world.run(following(violation, 2 * hours))
+        world.later(120)
+    for _ in range(2):
+        assert world.swap(following(violation, 8)) == "cap reached"
+    assert world.told.count("cap-reached") == 1
+    world.later(24 * 60)
+    assert world.swap(following(violation, 30)) == "swapping"
+
+
+def test_an_endpoint_in_the_middle_of_an_update_is_swapped_when_it_is_done(world, violation):
+    world.endpoint.live = Live("Updating", "plain")
+    assert world.swap(violation) == "pending"
+    assert world.confirm() == "SWAPPING"
     assert world.endpoint.updates == []
-    assert len(world.notices.published) == 1
+    world.endpoint.live = Live("InService", "plain")
+    world.confirm()
+    assert world.endpoint.updates == ["hooked"]
+    assert world.told == ["swapping"]
 
 
-def test_a_config_that_is_neither_of_the_two_is_left_alone_and_told(world, violation):
-    world.endpoint.live = type(world.endpoint.live)("InService", "somebody-elses")
-    assert world.swap(violation) == "foreign config"
+def test_an_endpoint_that_is_already_hooked_is_not_updated_but_explained(world, violation):
+    world.endpoint.live = Live("InService", "hooked")
+    assert world.swap(violation) == "swapping"
+    assert world.confirm() == "HOOKED"
+    assert world.endpoint.updates == []
+    assert world.replayed == 1
+
+
+def test_a_config_that_is_neither_of_the_two_is_left_alone(world, violation):
+    world.endpoint.live = Live("InService", "somebody-elses")
+    assert world.swap(violation) == "failed"
     assert world.endpoint.updates == []
     (notice,) = world.notices.published
-    assert "NOT swapped" in notice.subject
     assert "somebody-elses" in notice.text
+    assert world.incident.state is State.FAILED
 
 
-def test_ops_are_told_even_when_the_message_failed_after_the_swap(world, violation):
+def test_a_silent_roll_back_is_told_with_sagemakers_reason_and_ends(world, violation):
+    world.swap(violation)
+    world.endpoint.roll_back("did not pass the ping health check")
+    assert [world.confirm(), world.confirm()] == ["NORMAL", "NORMAL"]
+    assert world.told == ["swapping", "failed"]
+    assert "did not pass the ping health check" in world.notices.published[-1].text
+    assert any("FAILED: SageMaker rolled the swap back" in line for line in world.incident.timeline)
+
+
+def test_a_failure_is_told_even_when_sns_is_away(world, violation):
+    world.endpoint.live = Live("InService", "somebody-elses")
+    world.notices.away = 1
+    world.swap(violation)
+    assert world.incident.state is State.FAILED
+    world.confirm()
+    assert world.told == ["failed"]
+
+
+def test_an_endpoint_that_failed_is_told(world, violation):
+    world.swap(violation)
+    world.endpoint.live = Live("Failed", "plain", "no capacity")
+    assert world.confirm() == "FAILED"
+    assert "no capacity" in world.notices.published[-1].text
+    assert "aws sagemaker describe-endpoint" in world.notices.published[-1].text
+
+
+def test_an_update_that_does_not_end_is_told_after_an_hour(world, violation):
+    world.swap(violation)
+    world.later(59)
+    assert world.confirm() == "SWAPPING"
+    world.later(2)
+    assert world.confirm() == "FAILED"
+
+
+def test_a_hooked_config_that_is_gone_is_told(world, violation):
+    world.endpoint.refuse = [BadInputError('Could not find endpoint configuration "hooked".')]
+    assert world.swap(violation) == "failed"
+    assert "Could not find endpoint configuration" in world.notices.published[-1].text
+
+
+def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):
+    world.endpoint.refuse = [RetryableError("ResourceLimitExceeded")] * 3
+    assert world.swap(violation) == "pending"
+    world.later(2)
+    world.confirm()
+    assert world.told == []
+    world.later(60)
+    world.confirm()
+    assert world.told == ["failed"]
+    assert "ResourceLimitExceeded" in world.notices.published[-1].text
+
+
+def test_a_plain_config_that_is_gone_is_told_and_the_endpoint_keeps_serving(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.endpoint.refuse = [BadInputError('Could not find endpoint configuration "plain".')]
+    world.restore()
+    assert world.incident.state is State.FAILED
+    assert world.endpoint.live == Live("InService", "hooked")
+    assert "NOT restored" in world.notices.published[-1].subject
+    assert "--endpoint-config-name plain" in world.notices.published[-1].text
+
+
+def test_a_restore_that_rolls_back_is_told(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.restore()
+    world.endpoint.roll_back("no capacity")
+    assert world.confirm() == "FAILED"
+    assert "no capacity" in world.notices.published[-1].text
+
+
+def test_somebody_who_deploys_during_an_incident_wins(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.endpoint.live = Live("InService", "a-new-model")
+    assert world.confirm() == "FAILED"
+    assert world.endpoint.updates == ["hooked"]
+    assert "a-new-model" in world.notices.published[-1].text
+
+
+def test_a_config_that_somebody_deploys_is_told_at_once_and_once(world):
+    world.endpoint.live = Live("InService", "a-new-model")
+    assert [world.confirm(), world.confirm()] == ["stale twin", "stale twin"]
+    assert world.told == ["stale-twin"]
+
+
+def test_without_replays_the_incident_ends_by_its_quota(world, violation):
+    world.replays = Replays(frozenset(), "the capture holds no inputs, so live traffic is explained instead")
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    assert any("the capture holds no inputs" in line for line in world.incident.timeline)
+    world.draw("live-1")
+    assert world.restore() == "waiting"
+    world.draw(*(f"live-{n}" for n in range(6)))
+    assert world.restore() == "restoring"
+
+
+def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.swap(violation)
-    assert world.swap(violation) == "swapped"  # the endpoint is Updating by now
-    assert world.endpoint.updates == ["hooked"]
-    assert len(world.notices.published) == 1
+    world.endpoint.settle()
+    world.confirm()
+    assert world.told == ["swapping"]
+    world.draw(*IDS)
+    world.restore()
+    world.endpoint.settle()
+    world.notices.away = 1
+    with pytest.raises(RetryableError):
+        world.confirm()
+    world.confirm()
+    assert world.told == ["swapping", "restored"]
+    assert world.endpoint.updates == ["hooked", "plain"]
+
+
+def test_two_at_once_do_not_overlook_one_another(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    stale = world.incident
+    world.confirm()
+    with pytest.raises(ConflictError):
+        world.incidents.save(stale, replace(stale, state=State.HOOKED, revision=stale.revision + 1))
+
+
+def test_an_operator_aborts(world, violation, load_event):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    assert obey(read_command(load_event("command-abort")), world.desk, world.now) == "abort"
+    assert world.restore() == "restoring"
+
+
+def test_an_operator_aborts_before_the_swap_has_begun(world, violation, load_event):
+    world.endpoint.live = Live("Updating", "plain")
+    world.swap(violation)
+    obey(read_command(load_event("command-abort")), world.desk, world.now)
+    world.endpoint.live = Live("InService", "plain")
+    world.confirm()
+    assert world.endpoint.updates == []
+    assert "aborted" in world.notices.published[-1].subject
+
+
+def test_an_operator_extends(world, violation, load_event):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    obey(read_command(load_event("command-extend")), world.desk, world.now)
+    world.later(44)
+    assert world.restore() == "waiting"
+    world.later(2)
+    assert world.restore() == "restoring"
+
+
+def test_a_command_without_an_incident_changes_nothing(world, load_event):
+    assert obey(read_command(load_event("command-abort")), world.desk, world.now) == "no incident to change"
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [{}, {"endpoint": "e", "action": "delete"}, {"endpoint": "e", "action": "extend", "minutes": -1}],
+)
+def test_a_command_that_cannot_be_obeyed_is_refused(detail):
+    with pytest.raises(BadInputError, match="not a command"):
+        read_command({"id": "1", "detail": detail})
+
+
+def test_transitions_lead_from_every_state_back_to_normal():
+    reached, todo = set(), [State.NORMAL]
+    while todo:
+        state = todo.pop()
+        if state not in reached:
+            reached.add(state)
+            todo += TRANSITIONS[state]
+    assert reached == set(State)
+
+
+def test_messages_fit_sns(world, violation):
+    world.run(violation)
+    for notice in world.notices.published:
+        assert len(notice.subject) <= 100
+        assert notice.subject.isascii()
+        assert max(map(len, notice.text.splitlines())) < 140
+
+
+class Bus:
+    """Delivers wake-ups as badly as AWS may: some twice, some never, in any order. The sweep always comes."""
+
+    def __init__(self, world, random):
+        self.world, self.random, self.waiting = world, random, []
+
+    def send(self, event):
+        self.waiting += [event] * self.random.choices((0, 1, 2), (2, 5, 3))[0]
+
+    def deliver(self):
+        self.random.shuffle(self.waiting)
+        while self.waiting:
+            self.waiting.pop()()
+
+    def sweep(self):
+        self.world.confirm()
+        self.world.restore()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_twenty_incidents_over_a_bad_bus_end_in_normal_with_the_right_messages(violation, seed):
+    world, random = World(), Random(seed)
+    world.desk = replace(
+        world.desk, limits=Limits(incidents_per_day=1000, cooldown_minutes=0, explain_minutes=15)
+    )
+    bus = Bus(world, random)
+    for number in range(20):
+        cause = following(violation, 2 * number)
+        bus.send(lambda cause=cause: world.swap(cause))
+        world.swap(cause)  # the queue redelivers a violation until it is taken
+        for _ in range(30):
+            world.later(2)
+            if world.endpoint.live.status == "Updating":
+                world.endpoint.settle()
+                bus.send(world.confirm)
+            if world.incident.replays:
+                for name in sorted(world.incident.replays - world.incident.pictures)[: random.randint(0, 2)]:
+                    world.draw(name)
+                    bus.send(world.restore)
+            bus.deliver()
+            bus.sweep()
+        assert world.incident.state is State.NORMAL
+        assert world.incident.pictures == IDS
+        world.later(60)
+    assert world.endpoint.updates == ["hooked", "plain"] * 20
+    assert world.told == ["swapping", "restored"] * 20
+    assert world.replayed == 20
+    assert len(world.incidents.closed) == 20

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 from glassbox.capture import CaptureFile, read, read_key
 from glassbox.errors import BadInputError, SettingsError
-from glassbox.incident import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 from glassbox.response import Label, ResponseForm
 from glassbox.settings import setting
 from glassbox.tally import CLASSES, SLOT, WINDOW, Counts, Tally, Window, tally, total, windows
 from glassbox.verdict import Bounds, Told, Verdict, detail, judge
+from glassbox.violation import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 
 
 @dataclass(frozen=True, kw_only=True)

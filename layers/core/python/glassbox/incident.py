@@ -1,162 +1,132 @@
-"""From a violation to the swapped endpoint: one open incident per endpoint, one swap, one message.
+"""The incident of an endpoint: from a violation to the endpoint back as it was.
 
-Three roads lead here: our own event (``Glassbox Violation``, seconds after a capture file), the monitor container's
-report in S3 (durable), and the end of its job (``SageMaker Processing Job State Change``, best effort). All become
-one :class:`Violation`.
+::
+
+    NORMAL ──violation──▶ SWAPPING ──in service, hooked──▶ HOOKED ──enough pictures, or time up──▶ RESTORING ──▶ NORMAL
+                              └──────────────────┬────────────┴────────────────────────────────────────┘
+                                              FAILED ──the plain config is in service──▶ NORMAL
+
+Three entries, one per function: :func:`swap` (a violation), :func:`confirm` (the endpoint changed its state) and
+:func:`restore` (a picture was made). A scheduled sweep calls the last two as well, so an event that was lost only
+costs time. Each compares what the table says with what is live, does what is missing, and records it after it is
+done: any of them may be called twice, late or in another order.
 """
 
-import functools
-import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any, Protocol
 
-from glassbox.errors import BadInputError, RetryableError
-
-VIOLATION_SOURCE = "glassbox"
-VIOLATION_DETAIL_TYPE = "Glassbox Violation"
-MONITOR_DETAIL_TYPE = "SageMaker Processing Job State Change"
-
-MONITOR_CHECK = "monitor"
-SCHEDULE = "hourly"  # the name that start_monitor's jobs file their reports under
-
-_COMPLETED_WITH_VIOLATIONS = "CompletedWithViolations"
-_REPORT_KEY = re.compile(
-    r"monitoring/(?P<endpoint>[A-Za-z0-9-]{1,63})/(?P<schedule>[A-Za-z0-9-]{1,63})"
-    r"/(?P<hour>\d{4}/\d\d/\d\d/\d\d)/constraint_violations\.json"
-)
+from glassbox import message
+from glassbox.errors import BadInputError, ConflictError, RetryableError
+from glassbox.settings import setting
+from glassbox.violation import Violation
 
 
-@dataclass(frozen=True)
-class Violation:
-    """A window of predictions that broke a bound.
+class State(StrEnum):
+    """Where an incident stands."""
 
-    ``reason`` is one sentence an operator can act on; ``check`` is ``class_share``, ``drift``, … or ``monitor``
-    for the monitor container's, which does not name its checks.
-    """
-
-    endpoint: str
-    check: str
-    window_start: datetime
-    window_end: datetime
-    reason: str
-
-    @property
-    def incident_id(self) -> str:
-        """The same for every delivery of the same violation; fit for an S3 key."""
-        return f"{self.window_start:%Y%m%dt%H%M}-{self.check.replace('_', '-')}"
+    NORMAL = "NORMAL"
+    SWAPPING = "SWAPPING"
+    HOOKED = "HOOKED"
+    RESTORING = "RESTORING"
+    FAILED = "FAILED"
 
 
-class Reports(Protocol):
-    """See :class:`glassbox.aws.objects.Objects`."""
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.NORMAL: frozenset({State.SWAPPING}),
+    State.SWAPPING: frozenset({State.HOOKED, State.FAILED}),
+    State.HOOKED: frozenset({State.RESTORING, State.FAILED}),
+    State.RESTORING: frozenset({State.NORMAL, State.FAILED}),
+    State.FAILED: frozenset({State.NORMAL}),
+}
 
-    def get(self, bucket: str, key: str) -> bytes: ...
-
-
-def read_violation(event: Mapping[str, Any], reports: Reports) -> Violation | None:
-    """Read an EventBridge event of any road; None is a monitor's report without violations.
-
-    Raises:
-        BadInputError: the event is of another kind, or a field is missing or malformed.
-        RetryableError: the report cannot be read now.
-    """
-    readers: Mapping[str, Callable[[Mapping[str, Any]], Violation | None]] = {
-        VIOLATION_DETAIL_TYPE: _read_ours,
-        MONITOR_DETAIL_TYPE: _read_job,
-        "Object Created": functools.partial(_read_report, reports=reports),
-    }
-    try:
-        return readers[event["detail-type"]](event["detail"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadInputError(f"event {event.get('id')}: not a violation, {error!r}") from error
-
-
-def _read_ours(detail: Mapping[str, Any]) -> Violation:
-    return Violation(
-        endpoint=str(detail["endpoint"]),
-        check=_check_name(detail["check"]),
-        window_start=_time(detail["window"]["start"]),
-        window_end=_time(detail["window"]["end"]),
-        reason=str(detail["reason"]),
-    )
-
-
-def _read_job(detail: Mapping[str, Any]) -> Violation:
-    environment, message = detail["Environment"], str(detail["ExitMessage"]).strip()
-    status, _, reason = message.partition(":")
-    if status != _COMPLETED_WITH_VIOLATIONS:
-        raise ValueError(f"exit message {message!r}")
-    return Violation(
-        endpoint=str(environment["sagemaker_endpoint_name"]),
-        check=MONITOR_CHECK,
-        window_start=_time(environment["start_time"]),
-        window_end=_time(environment["end_time"]),
-        reason=reason.strip() or "the monitor container found violations",
-    )
-
-
-def _read_report(detail: Mapping[str, Any], reports: Reports) -> Violation | None:
-    bucket, key = detail["bucket"]["name"], detail["object"]["key"]
-    match = _REPORT_KEY.fullmatch(key)
-    if match is None:
-        raise ValueError(f"{key} is no monitor report")
-    found = json.loads(reports.get(bucket, key))["violations"]
-    if not found:
-        return None
-    start = datetime.strptime(match["hour"], "%Y/%m/%d/%H").replace(tzinfo=UTC)
-    if match["schedule"] != SCHEDULE:
-        start -= timedelta(hours=1)  # Model Monitor files a report under the hour it ran in
-    return Violation(
-        endpoint=match["endpoint"],
-        check=MONITOR_CHECK,
-        window_start=start,
-        window_end=start + timedelta(hours=1),
-        reason=str(found[0]["description"]),
-    )
-
-
-def _check_name(raw: Any) -> str:
-    if not re.fullmatch(r"[a-z][a-z_]{0,40}", str(raw)):
-        raise ValueError(f"check {raw!r} is not a name")
-    return str(raw)
-
-
-def _time(raw: Any) -> datetime:
-    # AWS's own sample prints blanks inside ("T16: 20: 00Z")
-    parsed = datetime.fromisoformat(str(raw).replace(" ", ""))
-    return parsed.replace(tzinfo=parsed.tzinfo or UTC).astimezone(UTC)
+# EndpointStatus of DescribeEndpoint
+IN_SERVICE = "InService"
+_UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
 
 
 @dataclass(frozen=True)
 class Incident:
-    """The open incident of an endpoint, as the table holds it."""
+    """One incident, as the table holds it.
+
+    Attributes:
+        cause: the violation that opened it; ``joined`` are those that came on top.
+        since: when the present state was entered.
+        deadline: when explaining ends, at the latest.
+        requested: UpdateEndpoint was accepted for the present state.
+        replays: names of the flagged requests that were sent again (None: not yet).
+        pictures: names of what was drawn.
+        told: which messages ops have got.
+        report: S3 URI of the page.
+        timeline: what happened, a line each: time (UTC) and text.
+        revision: counts the writes, so that two writers cannot overlook one another.
+    """
 
     endpoint: str
     id: str
-    reason: str
     opened: datetime
-    swapping: bool = False  # UpdateEndpoint was accepted
-    told: bool = False  # ops know that it began
-    pictured: bool = False  # ops know where the pictures appear
+    state: State
+    since: datetime
+    plain_config: str
+    hooked_config: str
+    cause: Violation
+    joined: frozenset[Violation] = frozenset()
+    deadline: datetime | None = None
+    requested: bool = False
+    replays: frozenset[str] | None = None
+    pictures: frozenset[str] = frozenset()
+    told: frozenset[str] = frozenset()
+    failure: str = ""
+    report: str = ""
+    timeline: tuple[str, ...] = ()
+    revision: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether pictures that are made now belong to it."""
+        return self.state in (State.SWAPPING, State.HOOKED, State.RESTORING)
+
+    def covers(self, violation: Violation) -> bool:
+        """Whether the violation is one that this incident has handled."""
+        return any(violation.same_matter(known) for known in (self.cause, *self.joined))
+
+
+@dataclass(frozen=True)
+class Replays:
+    """The names under which flagged requests were sent again, and what an operator has to know about them."""
+
+    names: frozenset[str]
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Live:
-    """What an endpoint is running: ``EndpointStatus`` and ``EndpointConfigName`` of DescribeEndpoint."""
+    """What an endpoint is running (DescribeEndpoint): status, config, and why the last update failed."""
 
     status: str
     config: str
+    failure: str = ""
 
 
 @dataclass(frozen=True)
-class Notice:
-    """A message to ops. The subject is ASCII, at most 100 characters (SNS)."""
+class Configs:
+    """The two endpoint configs that Glassbox knows."""
 
-    subject: str
-    text: str
-    attributes: Mapping[str, str]
+    plain: str
+    hooked: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long, how often and how many: settings of every function that works on an incident. Times in minutes."""
+
+    explain_minutes: float = setting(15.0, within=(0, 24 * 60))
+    update_minutes: float = setting(60.0, within=(1, 24 * 60))
+    cooldown_minutes: float = setting(30.0, within=(0, 24 * 60))
+    incidents_per_day: int = setting(5, within=(1, 1000))
+    pictures: int = setting(24, within=(1, 1000))
 
 
 class Endpoint(Protocol):
@@ -169,125 +139,318 @@ class Endpoint(Protocol):
 class Incidents(Protocol):
     """See :class:`glassbox.aws.incidents_table.IncidentsTable`."""
 
-    def open(self, incident: Incident) -> Incident: ...
     def current(self, endpoint: str) -> Incident | None: ...
-    def mark(self, incident: Incident, step: str) -> bool: ...
+    def past(self, endpoint: str, since: datetime) -> Sequence[Incident]: ...
+    def open(self, incident: Incident) -> None: ...
+    def save(self, before: Incident, after: Incident) -> None: ...
+    def attach(self, incident: Incident, violation: Violation) -> None: ...
+    def add_picture(self, incident: Incident, name: str) -> None: ...
+    def first_sight(self, endpoint: str, config: str) -> bool: ...
 
 
 class Notices(Protocol):
     """See :class:`glassbox.aws.notices.Topic`."""
 
-    def publish(self, notice: Notice) -> None: ...
+    def publish(self, notice: message.Notice) -> None: ...
 
 
-def swap(
-    violation: Violation,
-    *,
-    plain_config: str,
-    hooked_config: str,
-    endpoint: Endpoint,
-    incidents: Incidents,
-    notices: Notices,
-    now: datetime,
-) -> str:
-    """Swap the endpoint to the hooked config, once per incident, and tell ops.
+@dataclass(frozen=True)
+class Desk:
+    """What every reaction works with."""
 
-    Every step is recorded after it is done and skipped once recorded, so that the same violation may arrive
-    any number of times; another violation joins the open incident.
+    configs: Configs
+    limits: Limits
+    endpoint: Endpoint
+    incidents: Incidents
+    notices: Notices
+
+
+def swap(violation: Violation, desk: Desk, now: datetime) -> str:
+    """A violation: open an incident or join one, and swap the endpoint to the hooked config.
 
     Returns:
-        What was done: ``"swapped"``, ``"joined"`` (another incident is open), ``"known"`` (nothing left to do)
-        or ``"foreign config"`` (the endpoint runs neither of the two configs and is left alone).
+        ``swapping``, ``pending`` (the endpoint is in the middle of an update, or AWS refused for now: the next state
+        change or the sweep takes it up), ``joined`` (an incident is open, or this window was handled already),
+        ``cooling down``, ``cap reached``, ``known`` (a repetition) or ``failed``.
 
     Raises:
-        RetryableError: the endpoint is in the middle of an update, or AWS is.
-        BadInputError: there is no such endpoint.
+        RetryableError: the table or the topic does not answer.
     """
-    incident = incidents.open(Incident(violation.endpoint, violation.incident_id, violation.reason, now))
-    if incident.id != violation.incident_id:
+    incident = desk.incidents.current(violation.endpoint)
+    if incident is None or incident.state is State.NORMAL:
+        refusal = _refusal(violation, desk, now)
+        if refusal:
+            return refusal
+        incident = _new_incident(violation, desk.configs, now)
+        try:
+            desk.incidents.open(incident)
+        except ConflictError:
+            return swap(violation, desk, now)  # another violation was first: join its incident
+    elif violation != incident.cause:
+        desk.incidents.attach(incident, violation)
         return "joined"
-    if incident.told:
+    elif incident.requested or incident.state is not State.SWAPPING:
         return "known"
-    if not incident.swapping:
-        live = endpoint.describe(violation.endpoint)
-        if live.config not in (plain_config, hooked_config):
-            notices.publish(_foreign_notice(violation, live.config, plain_config, hooked_config))
-            incidents.mark(incident, "told")
-            return "foreign config"
-        if live.config == plain_config:
-            if live.status != "InService":
-                raise RetryableError(
-                    f"endpoint {violation.endpoint} is {live.status}, not InService: not swapped yet"
-                )
-            endpoint.update(violation.endpoint, hooked_config)
-        incidents.mark(incident, "swapping")
-    notices.publish(_opening_notice(violation, incident, plain_config, hooked_config))
-    incidents.mark(incident, "told")
-    return "swapped"
+    return _begin_swap(incident, desk, now)
 
 
-def _opening_notice(violation: Violation, incident: Incident, plain: str, hooked: str) -> Notice:
-    return Notice(
-        subject=f"Glassbox: violation on {violation.endpoint}, swapping to the hooked model"[:100],
-        text="\n".join(
-            (
-                violation.reason,
-                "",
-                f"Endpoint   {violation.endpoint}",
-                f"Check      {violation.check}",
-                f"Window     {_span(violation)}",
-                f"Incident   {incident.id}",
-                "",
-                f"The endpoint is being swapped from {plain} to its debugger-hooked twin {hooked}.",
-                "It goes on serving; traced requests become saliency pictures.",
-                "",
-                "To put it back by hand:",
-                _update_command(violation.endpoint, plain),
-            )
-        ),
-        attributes={"event": "swapping", "endpoint": violation.endpoint, "incident": incident.id},
+def _refusal(violation: Violation, desk: Desk, now: datetime) -> str:
+    past = desk.incidents.past(violation.endpoint, now - timedelta(days=1))
+    for incident in past:
+        if incident.covers(violation):
+            desk.incidents.attach(incident, violation)
+            return "joined"
+    if past and now < past[-1].since + timedelta(minutes=desk.limits.cooldown_minutes):
+        return "cooling down"
+    if len(past) >= desk.limits.incidents_per_day:
+        _tell(past[-1], "cap", message.cap_reached(past[-1], violation, desk.limits), desk)
+        return "cap reached"
+    return ""
+
+
+def _new_incident(violation: Violation, configs: Configs, now: datetime) -> Incident:
+    return Incident(
+        endpoint=violation.endpoint,
+        id=f"{now:%Y%m%dt%H%M%S}-{violation.check.replace('_', '-')}",
+        opened=now,
+        state=State.SWAPPING,
+        since=now,
+        plain_config=configs.plain,
+        hooked_config=configs.hooked,
+        cause=violation,
+        timeline=(_line(now, f"opened: {violation.reason}"),),
     )
 
 
-def _foreign_notice(violation: Violation, live: str, plain: str, hooked: str) -> Notice:
-    return Notice(
-        subject=f"Glassbox: violation on {violation.endpoint}, NOT swapped"[:100],
-        text="\n".join(
-            (
-                violation.reason,
-                "",
-                f"Window     {_span(violation)}",
-                "",
-                f"The endpoint runs the config {live}, which is neither {plain} nor its hooked twin {hooked},",
-                "so it was left alone. If a new model was deployed, make a hooked twin of its config and give both",
-                "names to the stack (PlainConfigName, HookedConfigName).",
-            )
-        ),
-        attributes={"event": "not-swapped", "endpoint": violation.endpoint},
+def _begin_swap(incident: Incident, desk: Desk, now: datetime) -> str:
+    try:
+        live = desk.endpoint.describe(incident.endpoint)
+        if live.config not in (incident.plain_config, incident.hooked_config):
+            _fail(incident, message.foreign_config(incident, live), desk, now)
+            return "failed"
+        if live.status == IN_SERVICE and live.config == incident.plain_config:
+            desk.endpoint.update(incident.endpoint, incident.hooked_config)
+        elif live.status in _UNDER_WAY:
+            return "pending"
+        elif live.status != IN_SERVICE:
+            _fail(incident, message.broken_endpoint(incident, live), desk, now)
+            return "failed"
+    except BadInputError as error:
+        _fail(incident, message.refused(incident, str(error)), desk, now)
+        return "failed"
+    except RetryableError as error:
+        if overdue(incident, desk.limits, now):
+            _fail(incident, message.refused(incident, str(error)), desk, now)
+            return "failed"
+        return "pending"
+    note = _line(now, f"UpdateEndpoint to {incident.hooked_config}")
+    incident = _save(incident, desk, requested=True, timeline=(*incident.timeline, note))
+    _tell(incident, "opened", message.opened(incident, desk.limits), desk)
+    return "swapping"
+
+
+def confirm(
+    endpoint: str,
+    desk: Desk,
+    now: datetime,
+    *,
+    replay: Callable[[Incident], Replays],
+    report: Callable[[Incident], str],
+) -> str:
+    """The endpoint's state changed, or the sweep came round: verify what is live and go on from there.
+
+    Args:
+        replay: sends the flagged inputs to the hooked model again; the names of the pictures to expect.
+        report: writes the incident's page; its S3 URI.
+
+    Returns:
+        The state the incident is in, or ``stale twin`` where somebody deployed a config that Glassbox does not know.
+    """
+    incident = desk.incidents.current(endpoint)
+    live = desk.endpoint.describe(endpoint)
+    if incident is None or incident.state is State.NORMAL:
+        return _between_incidents(endpoint, incident, live, desk)
+    if incident.state is State.SWAPPING:
+        incident = _after_swapping(incident, live, desk, now)
+    if incident.state is State.HOOKED:
+        incident = _while_hooked(incident, live, desk, now, replay)
+    elif incident.state is State.RESTORING:
+        incident = _after_restoring(incident, live, desk, now, report)
+    elif incident.state is State.FAILED:
+        incident = _tell(incident, "failed", message.failed(incident), desk)
+        if _serves(live, incident.plain_config):
+            incident = _move(incident, State.NORMAL, desk, now, "the plain config is in service")
+    return str(incident.state)
+
+
+def _between_incidents(endpoint: str, last: Incident | None, live: Live, desk: Desk) -> str:
+    if last is not None and not last.failure:  # a crash may have come between the move and the message
+        _tell(last, "closed", message.closed(last), desk)
+    if live.status == IN_SERVICE and live.config not in (desk.configs.plain, desk.configs.hooked):
+        if desk.incidents.first_sight(endpoint, live.config):
+            desk.notices.publish(message.stale_twin(endpoint, live, desk.configs))
+        return "stale twin"
+    return str(State.NORMAL)
+
+
+def _after_swapping(incident: Incident, live: Live, desk: Desk, now: datetime) -> Incident:
+    if _serves(live, incident.hooked_config):
+        deadline = now + timedelta(minutes=desk.limits.explain_minutes)
+        if incident.deadline is not None:  # an operator aborted or extended while the swap was under way
+            deadline = incident.deadline
+        incident = _move(
+            incident, State.HOOKED, desk, now, "the hooked model is in service", deadline=deadline
+        )
+        return _tell(incident, "opened", message.opened(incident, desk.limits), desk)
+    if not incident.requested:
+        if incident.deadline is not None and now >= incident.deadline:
+            return _fail(incident, message.aborted(incident), desk, now)
+        _begin_swap(incident, desk, now)
+        return desk.incidents.current(incident.endpoint) or incident
+    if live.status == IN_SERVICE:
+        return _fail(incident, message.rolled_back(incident, live), desk, now)
+    if live.status not in _UNDER_WAY or overdue(incident, desk.limits, now):
+        return _fail(incident, message.broken_endpoint(incident, live), desk, now)
+    return incident
+
+
+def _while_hooked(
+    incident: Incident, live: Live, desk: Desk, now: datetime, replay: Callable[[Incident], Replays]
+) -> Incident:
+    if live.status == IN_SERVICE and live.config != incident.hooked_config:
+        return _fail(incident, message.foreign_config(incident, live), desk, now)
+    if incident.replays is None:
+        replays = replay(incident)
+        note = _line(
+            now,
+            f"replayed {len(replays.names)} flagged requests" + (f": {replays.note}" if replays.note else ""),
+        )
+        incident = _save(incident, desk, replays=replays.names, timeline=(*incident.timeline, note))
+    return incident
+
+
+def restore(endpoint: str, desk: Desk, now: datetime) -> str:
+    """A picture was made, or the sweep came round: swap back when there are enough pictures or the time is up.
+
+    Returns:
+        ``restoring``, or why not: ``waiting``, ``nothing to restore``.
+    """
+    incident = desk.incidents.current(endpoint)
+    if incident is None or incident.state is not State.HOOKED:
+        return "nothing to restore"
+    reason = _enough(incident, desk.limits, now)
+    if not reason:
+        return "waiting"
+    incident = _move(incident, State.RESTORING, desk, now, reason, requested=False)
+    _begin_restore(incident, desk, now)
+    return "restoring"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What an operator asks of the open incident: ``extend`` by ``minutes``, or ``abort``."""
+
+    endpoint: str
+    action: str
+    minutes: float = 0
+
+
+def read_command(event: Mapping[str, Any]) -> Command:
+    """Read a ``Glassbox Command`` event; BadInputError when it is none that can be obeyed."""
+    try:
+        detail = event["detail"]
+        command = Command(str(detail["endpoint"]), str(detail["action"]), float(detail.get("minutes", 15)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInputError(f"event {event.get('id')}: not a command, {error!r}") from error
+    if command.action not in ("extend", "abort") or not 0 < command.minutes <= 24 * 60:
+        raise BadInputError(f"event {event.get('id')}: not a command, {command}")
+    return command
+
+
+def obey(command: Command, desk: Desk, now: datetime) -> str:
+    """Move the deadline of the open incident; what is due then is done by :func:`restore`, or when it is hooked."""
+    incident = desk.incidents.current(command.endpoint)
+    if incident is None or incident.state not in (State.SWAPPING, State.HOOKED):
+        return "no incident to change"
+    deadline = (
+        now if command.action == "abort" else (incident.deadline or now) + timedelta(minutes=command.minutes)
     )
+    note = _line(now, f"an operator: {command.action}, explaining ends at {deadline:%H:%M:%S} UTC")
+    _save(incident, desk, deadline=deadline, timeline=(*incident.timeline, note))
+    return command.action
 
 
-def first_picture_notice(incident: Incident, pictures: str) -> Notice:
-    """Tells once per incident where its pictures are appearing (``pictures`` is an S3 URI)."""
-    return Notice(
-        subject=f"Glassbox: first saliency picture of {incident.endpoint}"[:100],
-        text="\n".join(
-            (
-                incident.reason,
-                "",
-                "The hooked model answers, and its traced requests are being drawn. Pictures and facts:",
-                pictures,
-                "",
-                f"aws s3 sync {pictures} .",
-            )
-        ),
-        attributes={"event": "first-picture", "endpoint": incident.endpoint, "incident": incident.id},
-    )
+def _enough(incident: Incident, limits: Limits, now: datetime) -> str:
+    if incident.deadline is not None and now >= incident.deadline:
+        return f"the time is up with {len(incident.pictures)} pictures"
+    if incident.replays:
+        done = incident.replays <= incident.pictures
+        return f"all {len(incident.replays)} flagged requests are explained" if done else ""
+    return f"{limits.pictures} pictures are made" if len(incident.pictures) >= limits.pictures else ""
 
 
-def _span(violation: Violation) -> str:
-    return f"{violation.window_start:%Y-%m-%d %H:%M} to {violation.window_end:%H:%M} UTC"
+def _begin_restore(incident: Incident, desk: Desk, now: datetime) -> None:
+    try:
+        desk.endpoint.update(incident.endpoint, incident.plain_config)
+    except BadInputError as error:
+        _fail(incident, message.not_restored(incident, str(error)), desk, now)
+    except RetryableError as error:
+        if overdue(incident, desk.limits, now):
+            _fail(incident, message.not_restored(incident, str(error)), desk, now)
+    else:
+        note = _line(now, f"UpdateEndpoint to {incident.plain_config}")
+        _save(incident, desk, requested=True, timeline=(*incident.timeline, note))
 
 
-def _update_command(endpoint: str, config: str) -> str:
-    return f"aws sagemaker update-endpoint --endpoint-name {endpoint} --endpoint-config-name {config}"
+def _after_restoring(
+    incident: Incident, live: Live, desk: Desk, now: datetime, report: Callable[[Incident], str]
+) -> Incident:
+    if _serves(live, incident.plain_config):
+        closing = replace(incident, report=report(incident))
+        incident = _move(closing, State.NORMAL, desk, now, "the plain config is in service")
+        return _tell(incident, "closed", message.closed(incident), desk)
+    if live.status == IN_SERVICE and not incident.requested:
+        _begin_restore(incident, desk, now)
+    elif live.status == IN_SERVICE or live.status not in _UNDER_WAY or overdue(incident, desk.limits, now):
+        return _fail(incident, message.not_restored(incident, live.failure or live.status), desk, now)
+    return incident
+
+
+def _fail(incident: Incident, notice: message.Notice, desk: Desk, now: datetime) -> Incident:
+    failure = notice.text.partition("\n")[0]
+    incident = _move(incident, State.FAILED, desk, now, failure, failure=failure)
+    return _tell(incident, "failed", notice, desk)
+
+
+def overdue(incident: Incident, limits: Limits, now: datetime) -> bool:
+    """Whether the present state lasts longer than an update of the endpoint may take."""
+    return now > incident.since + timedelta(minutes=limits.update_minutes)
+
+
+def _serves(live: Live, config: str) -> bool:
+    # a failed update returns silently to the old config: InService alone is no success
+    return live.status == IN_SERVICE and live.config == config
+
+
+def _move(incident: Incident, state: State, desk: Desk, now: datetime, note: str, **changes: Any) -> Incident:
+    if state not in TRANSITIONS[incident.state]:
+        raise ValueError(f"{incident.state} does not lead to {state}")
+    timeline = (*incident.timeline, _line(now, f"{state}: {note}"))
+    return _save(incident, desk, state=state, since=now, timeline=timeline, **changes)
+
+
+def _save(incident: Incident, desk: Desk, **changes: Any) -> Incident:
+    after = replace(incident, revision=incident.revision + 1, **changes)
+    desk.incidents.save(incident, after)
+    return after
+
+
+def _tell(incident: Incident, what: str, notice: message.Notice, desk: Desk) -> Incident:
+    if what in incident.told:
+        return incident
+    desk.notices.publish(notice)
+    return _save(incident, desk, told=incident.told | {what})
+
+
+def _line(now: datetime, text: str) -> str:
+    return f"{now:%Y-%m-%dT%H:%M:%S}Z {text}"

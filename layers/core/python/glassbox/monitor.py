@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from glassbox.capture import moment
 from glassbox.count import CountingSettings
 from glassbox.errors import BadInputError, ConflictError
-from glassbox.incident import SCHEDULE
 from glassbox.tally import WINDOW, Window
+from glassbox.violation import SCHEDULE
 
 _ROOT = "/opt/ml/processing"
 _JOB_NAME_CHARACTERS = 63

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from glassbox import fullgrad, picture, trace
 from glassbox.errors import BadInputError
-from glassbox.incident import Incidents, Notices, first_picture_notice
+from glassbox.incident import Incidents
 
 REPLAY_ATTRIBUTE = "glassbox-replay"
 
@@ -31,12 +31,15 @@ class Picture:
 
 
 def render_step(
-    index_key: str, *, bucket: str, endpoint: str, objects: Objects, incidents: Incidents, notices: Notices
+    index_key: str, *, bucket: str, endpoint: str, pictures: int, objects: Objects, incidents: Incidents
 ) -> list[Picture]:
-    """Render every sample of the step that ``index_key`` announces, and tell ops at an incident's first picture.
+    """Render every sample of the step that ``index_key`` announces.
 
     Rendering a step again writes the same objects again. A picture is named by the id of the captured request
     it replays or, for live traffic, by run and step; it lies under the open incident, or ``live``.
+
+    Args:
+        pictures: an incident that has so many gets no further ones of live traffic; replays are always drawn.
 
     Raises:
         BadInputError: the key is none of this endpoint's, or the step cannot be read (names key and reason).
@@ -48,20 +51,24 @@ def render_step(
     index = trace.read_index(index_key, objects.get(bucket, index_key))
     step = trace.read_trace(index, objects.get(bucket, index.events_key))
     incident = incidents.current(endpoint)
+    incident = incident if incident is not None and incident.is_open else None
+    replayed = _replayed(step.meta.request.get("custom_attributes"))
+    if incident and not replayed and len(incident.pictures) >= pictures:
+        return []
     folder = f"saliency/{endpoint}/{incident.id if incident else 'live'}"
-    pictures = []
+    drawn = []
     for explanation in fullgrad.explain(step):
-        name = _replayed(explanation.request.get("custom_attributes")) or f"{match[1]}-{explanation.step:06d}"
+        name = replayed or f"{match[1]}-{explanation.step:06d}"
         if explanation.sample:
             name += f"-{explanation.sample}"
         objects.put(bucket, f"{folder}/{name}.png", picture.render(explanation), "image/png")
+        if incident:
+            incidents.add_picture(incident, name)
+        # last: its arrival says that the picture is there and recorded
         facts = json.dumps(picture.facts(explanation), indent=2).encode()
         objects.put(bucket, f"{folder}/{name}.json", facts, "application/json")
-        pictures.append(Picture(f"{folder}/{name}.png", explanation.faithful))
-    # recorded first: several steps are rendered at once, and one hint too few is better than one for each of them
-    if incident and pictures and not incident.pictured and incidents.mark(incident, "pictured"):
-        notices.publish(first_picture_notice(incident, f"s3://{bucket}/{folder}/"))
-    return pictures
+        drawn.append(Picture(f"{folder}/{name}.png", explanation.faithful))
+    return drawn
 
 
 def _replayed(custom_attributes: str | None) -> str | None:

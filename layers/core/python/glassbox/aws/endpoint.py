@@ -6,6 +6,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from glassbox.errors import BadInputError, GlassboxError, RetryableError
 from glassbox.incident import Live
+from glassbox.replay import Request
+
+_REFUSED = {"ModelError", "ValidationError", "ValidationException"}
 
 
 class SageMakerEndpoint:
@@ -24,7 +27,7 @@ class SageMakerEndpoint:
             answer = self._client.describe_endpoint(EndpointName=name)
         except (ClientError, BotoCoreError) as error:
             raise _reading(error) from error
-        return Live(status=answer["EndpointStatus"], config=answer["EndpointConfigName"])
+        return Live(answer["EndpointStatus"], answer["EndpointConfigName"], answer.get("FailureReason", ""))
 
     def update(self, name: str, config: str) -> None:
         """Only the two names: instance counts and capture are those of ``config``."""
@@ -32,6 +35,34 @@ class SageMakerEndpoint:
             self._client.update_endpoint(EndpointName=name, EndpointConfigName=config)
         except (ClientError, BotoCoreError) as error:
             raise _reading(error) from error
+
+
+class Runtime:
+    """InvokeEndpoint through a boto3 ``sagemaker-runtime`` client."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def invoke(self, endpoint: str, request: Request) -> None:
+        """Send a captured request again; its answer is not needed.
+
+        Raises:
+            BadInputError: the model refuses it.
+            RetryableError: the endpoint does not answer.
+        """
+        try:
+            self._client.invoke_endpoint(
+                EndpointName=endpoint,
+                Body=request.body,
+                ContentType=request.content_type,
+                InferenceId=request.event_id[:64],
+                CustomAttributes=request.custom_attributes,
+            )
+        except ClientError as error:
+            kind = BadInputError if error.response["Error"]["Code"] in _REFUSED else RetryableError
+            raise kind(str(error)) from error
+        except BotoCoreError as error:
+            raise RetryableError(str(error)) from error
 
 
 def _reading(error: Exception) -> GlassboxError:

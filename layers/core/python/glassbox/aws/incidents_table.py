@@ -1,91 +1,209 @@
-"""The open incident of each endpoint, in DynamoDB.
+"""Incidents in DynamoDB.
 
-One item per endpoint: ``pk`` the endpoint, ``sk`` = ``open``. Its conditional write is what makes two violations
-one incident.
+======================  =====================================================================================
+``pk`` = the endpoint   ``sk``
+======================  =====================================================================================
+the incident            ``current``: the open one, or the last one (state ``NORMAL``)
+past incidents          ``past#<when it was opened>``: a copy, written in the transaction that closes it
+======================  =====================================================================================
+
+That there is one ``current`` item, written on conditions only, is what makes one open incident per endpoint.
+What joined it and its pictures are only ever added to, in place.
 """
 
-from dataclasses import fields
-from datetime import datetime
+import dataclasses
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from glassbox.errors import RetryableError
-from glassbox.incident import Incident
+from glassbox.errors import ConflictError, RetryableError
+from glassbox.incident import Incident, State
+from glassbox.violation import Violation, read_time
 
-_STEPS = {field.name for field in fields(Incident) if field.type is bool}
+RETENTION_DAYS = 400
+
+_TIMES = ("opened", "since", "deadline")
+_SETS = ("replays", "pictures", "told")
 
 
 class IncidentsTable:
-    """Through a boto3 ``dynamodb`` client. Every method raises RetryableError when DynamoDB does not answer."""
+    """Through a boto3 ``dynamodb`` client.
+
+    Raises (every method):
+        RetryableError: DynamoDB does not answer.
+    """
 
     def __init__(self, client: Any, table: str) -> None:
         self._client, self._table = client, table
 
-    def open(self, incident: Incident) -> Incident:
-        """Open ``incident`` unless one is open; returns the one that is open now."""
-        item = {
-            "pk": {"S": incident.endpoint},
-            "sk": {"S": "open"},
-            "id": {"S": incident.id},
-            "reason": {"S": incident.reason},
-            "opened": {"S": incident.opened.isoformat()},
-        }
-        try:
-            self._client.put_item(
-                TableName=self._table, Item=item, ConditionExpression="attribute_not_exists(pk)"
-            )
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
-                raise RetryableError(str(error)) from error
-        except BotoCoreError as error:
-            raise RetryableError(str(error)) from error
-        else:
-            return incident
-        current = self.current(incident.endpoint)
-        if current is None:
-            raise RetryableError(f"the open incident of {incident.endpoint} was closed meanwhile")
-        return current
-
     def current(self, endpoint: str) -> Incident | None:
-        """The open incident (a consistent read), or None."""
-        try:
-            item = self._client.get_item(
-                TableName=self._table, Key={"pk": {"S": endpoint}, "sk": {"S": "open"}}, ConsistentRead=True
-            ).get("Item")
-        except (ClientError, BotoCoreError) as error:
-            raise RetryableError(str(error)) from error
-        if item is None:
-            return None
-        return Incident(
-            endpoint=endpoint,
-            id=item["id"]["S"],
-            reason=item["reason"]["S"],
-            opened=datetime.fromisoformat(item["opened"]["S"]),
-            **{step: step in item for step in _STEPS},
+        """The open incident, or the last one; a consistent read."""
+        answer = self._call("get_item", Key=_key(endpoint, "current"), ConsistentRead=True)
+        return _incident(answer["Item"]) if "Item" in answer else None
+
+    def past(self, endpoint: str, since: datetime) -> Sequence[Incident]:
+        """The closed incidents that were opened since then, oldest first."""
+        answer = self._call(
+            "query",
+            KeyConditionExpression="pk = :endpoint AND sk BETWEEN :since AND :end",
+            ExpressionAttributeValues=_typed(
+                {":endpoint": endpoint, ":since": _past(since), ":end": "past#~"}
+            ),
+            ConsistentRead=True,
+        )
+        return [_incident(item) for item in answer["Items"]]
+
+    def open(self, incident: Incident) -> None:
+        """Raises ConflictError when an incident is open."""
+        self._call(
+            "put_item",
+            Item=_item(incident, "current"),
+            ConditionExpression="attribute_not_exists(pk) OR #state = :normal",
+            ExpressionAttributeNames={"#state": "state"},
+            ExpressionAttributeValues=_typed({":normal": State.NORMAL.value}),
         )
 
-    def mark(self, incident: Incident, step: str) -> bool:
-        """Record that a step of ``incident`` is done.
+    def save(self, before: Incident, after: Incident) -> None:
+        """Write what changed, all but what joined and the pictures, which are only ever added to.
 
-        Returns:
-            Whether it was this call that recorded it; False too when another incident is open by now.
+        Raises ConflictError when somebody else changed the incident since ``before`` was read.
         """
-        if step not in _STEPS:
-            raise ValueError(f"{step} is no step of an incident: {', '.join(sorted(_STEPS))}")
+        if after.state is State.NORMAL and before.state is not State.NORMAL:
+            # first, and again after a crash: the copy is the same
+            self._call("put_item", Item=_item(after, _past(after.opened)))
+        changed = {
+            k: v
+            for k, v in _plain(after).items()
+            if v != _plain(before)[k] and k not in ("joined", "pictures")
+        }
+        self._call(
+            "update_item",
+            Key=_key(before.endpoint, "current"),
+            UpdateExpression="SET " + ", ".join(f"#{k} = :{k}" for k in changed),  # nothing is ever unset
+            ConditionExpression="id = :same_id AND revision = :same_revision",
+            ExpressionAttributeNames={f"#{k}": k for k in changed},
+            ExpressionAttributeValues=_typed(
+                {f":{k}": v for k, v in changed.items()}
+                | {":same_id": before.id, ":same_revision": before.revision}
+            ),
+        )
+
+    def attach(self, incident: Incident, violation: Violation) -> None:
+        """Add a violation to an incident, open or closed."""
+        self._add(incident, "joined", _violation_text(violation))
+
+    def add_picture(self, incident: Incident, name: str) -> None:
+        """Add a picture's name to an incident."""
+        self._add(incident, "pictures", name)
+
+    def first_sight(self, endpoint: str, config: str) -> bool:
+        """Whether this unknown config is seen for the first time (and from now on it is not)."""
         try:
-            self._client.update_item(
-                TableName=self._table,
-                Key={"pk": {"S": incident.endpoint}, "sk": {"S": "open"}},
-                UpdateExpression="SET #step = :done",
-                ConditionExpression="id = :id AND attribute_not_exists(#step)",
-                ExpressionAttributeNames={"#step": step},
-                ExpressionAttributeValues={":done": {"BOOL": True}, ":id": {"S": incident.id}},
+            self._call(
+                "put_item",
+                Item=_key(endpoint, f"seen#{config}"),
+                ConditionExpression="attribute_not_exists(pk)",
             )
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
-                raise RetryableError(str(error)) from error
+        except ConflictError:
             return False
+        return True
+
+    def _add(self, incident: Incident, to: str, value: str) -> None:
+        for sk in ("current", _past(incident.opened)):
+            try:
+                self._call(
+                    "update_item",
+                    Key=_key(incident.endpoint, sk),
+                    UpdateExpression="ADD #set :value",
+                    ConditionExpression="id = :id",
+                    ExpressionAttributeNames={"#set": to},
+                    ExpressionAttributeValues=_typed({":value": {value}, ":id": incident.id}),
+                )
+            except ConflictError:
+                continue  # it is not there, or another incident is: the copy holds it
+
+    def _call(self, operation: str, **request: Any) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = getattr(self._client, operation)(TableName=self._table, **request)
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
+                raise ConflictError(str(error)) from error
+            raise RetryableError(str(error)) from error
         except BotoCoreError as error:
             raise RetryableError(str(error)) from error
-        return True
+        return answer
+
+
+def _key(endpoint: str, sk: str) -> dict[str, Any]:
+    return {"pk": {"S": endpoint}, "sk": {"S": sk}}
+
+
+def _past(opened: datetime) -> str:
+    return f"past#{opened.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def _typed(values: dict[str, Any]) -> dict[str, Any]:
+    serialize = TypeSerializer().serialize
+    return {name: serialize(value) for name, value in values.items()}
+
+
+def _plain(incident: Incident) -> dict[str, Any]:
+    """The attributes as DynamoDB knows them: no empty sets, times as text."""
+    values = {f.name: getattr(incident, f.name) for f in dataclasses.fields(incident)}
+    for name in _TIMES:
+        values[name] = values[name] and values[name].isoformat()
+    values["state"] = incident.state.value
+    values["timeline"] = list(incident.timeline)
+    values["cause"] = _violation_text(incident.cause)
+    values["joined"] = {_violation_text(v) for v in incident.joined} or None
+    values["replayed"] = incident.replays is not None
+    for name in _SETS:
+        values[name] = set(values[name] or ()) or None
+    return values
+
+
+def _item(incident: Incident, sk: str) -> dict[str, Any]:
+    plain = {k: v for k, v in _plain(incident).items() if v is not None}
+    expires = int(incident.opened.timestamp()) + RETENTION_DAYS * 86400
+    return _key(incident.endpoint, sk) | _typed(plain | ({"expires": expires} if sk != "current" else {}))
+
+
+def _incident(item: dict[str, Any]) -> Incident:
+    deserialize = TypeDeserializer().deserialize
+    values = {name: deserialize(value) for name, value in item.items()}
+    replayed = values.get("replayed", False)
+    return Incident(
+        endpoint=values["pk"],
+        id=values["id"],
+        opened=read_time(values["opened"]),
+        state=State(values["state"]),
+        since=read_time(values["since"]),
+        plain_config=values["plain_config"],
+        hooked_config=values["hooked_config"],
+        cause=_violation(values["cause"]),
+        joined=frozenset(map(_violation, values.get("joined", ()))),
+        deadline=read_time(values["deadline"]) if values.get("deadline") else None,
+        requested=values["requested"],
+        replays=frozenset(values.get("replays") or ()) if replayed else None,
+        pictures=frozenset(values.get("pictures") or ()),
+        told=frozenset(values.get("told") or ()),
+        failure=values["failure"],
+        report=values["report"],
+        timeline=tuple(values["timeline"]),
+        revision=int(values["revision"]),
+    )
+
+
+def _violation_text(violation: Violation) -> str:
+    return json.dumps(dataclasses.asdict(violation), default=lambda time: time.isoformat(), sort_keys=True)
+
+
+def _violation(text: str) -> Violation:
+    values = json.loads(text)
+    for name in ("window_start", "window_end"):
+        values[name] = read_time(values[name])
+    return Violation(**values)

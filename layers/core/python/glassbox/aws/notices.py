@@ -1,11 +1,12 @@
 """Messages to ops over SNS."""
 
+import json
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from glassbox.errors import RetryableError
-from glassbox.incident import Notice
+from glassbox.message import Notice
 
 
 class Topic:
@@ -20,7 +21,10 @@ class Topic:
             self._client.publish(
                 TopicArn=self._topic_arn,
                 Subject=notice.subject,
-                Message=notice.text,
+                Message=json.dumps(
+                    {"default": notice.machine_readable(), "email": notice.text, "sms": notice.text}
+                ),
+                MessageStructure="json",
                 MessageAttributes={
                     name: {"DataType": "String", "StringValue": value}
                     for name, value in notice.attributes.items()

@@ -57,6 +57,16 @@ class Objects:
                 return found
             request["ContinuationToken"] = page["NextContinuationToken"]
 
+    def sizes(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+        """Key and size in bytes of every object below ``prefix``, in the order of the keys."""
+        request = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            page = self._call("list_objects_v2", **request)
+            yield from ((item["Key"], item["Size"]) for item in page.get("Contents", ()))
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
     def any(self, bucket: str, prefix: str) -> bool:
         """Whether there is an object whose key begins with ``prefix``."""
         return bool(self._call("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("KeyCount"))

@@ -1,0 +1,87 @@
+"""The endpoint changed its state, or the sweep came round -> the incident goes on from what is live."""
+
+import functools
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import boto3
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+
+from glassbox.aws.counts_table import CountsTable
+from glassbox.aws.desk import desk
+from glassbox.aws.endpoint import Runtime
+from glassbox.aws.objects import Objects
+from glassbox.errors import ConflictError
+from glassbox.incident import Limits, confirm
+from glassbox.page import write_page
+from glassbox.replay import replay
+from glassbox.response import ResponseForm
+from glassbox.settings import from_env, setting
+
+logger, tracer, metrics = Logger(), Tracer(), Metrics()
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Limits):
+    endpoint_name: str
+    incidents_table: str
+    counts_table: str
+    topic_arn: str
+    plain_config: str
+    hooked_config: str
+    bucket: str
+    capture_bucket: str
+    capture_prefix: str
+    flagged: int = setting(12, within=(1, 100))
+    compared: int = setting(4, within=(0, 100))
+    class_path: str | None = None
+    confidence_path: str | None = None
+
+
+@functools.cache
+def build():
+    settings = from_env(Settings, os.environ)
+    objects = Objects(boto3.client("s3"))
+    return functools.partial(
+        confirm,
+        settings.endpoint_name,
+        desk(settings, settings, boto3),
+        replay=functools.partial(
+            replay,
+            bucket=settings.capture_bucket,
+            prefix=settings.capture_prefix,
+            flagged=settings.flagged,
+            compared=settings.compared,
+            form=ResponseForm(settings.class_path, settings.confidence_path),
+            captures=objects,
+            runtime=Runtime(boto3.client("sagemaker-runtime")),
+        ),
+        report=functools.partial(
+            write_page,
+            bucket=settings.bucket,
+            objects=objects,
+            counts=CountsTable(boto3.client("dynamodb"), settings.counts_table),
+        ),
+    )
+
+
+@tracer.capture_method(capture_response=False)
+def confirm_for(record):
+    try:
+        state = build()(now=datetime.now(UTC))
+    except ConflictError as error:
+        state = f"left to another delivery: {error}"
+    metrics.add_metric("OpenIncidents", MetricUnit.Count, state not in ("NORMAL", "stale twin"))
+    logger.info("confirmed", state=state)
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler(capture_response=False)
+@metrics.log_metrics
+def handler(event, context):
+    build()
+    return process_partial_response(event, confirm_for, processor, context)

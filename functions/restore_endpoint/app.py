@@ -1,0 +1,58 @@
+"""A picture was made, an operator spoke, or the sweep came round -> the endpoint back on its plain config when due."""
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import boto3
+from aws_lambda_powertools import Logger, Metrics, Tracer
+from aws_lambda_powertools.metrics import MetricUnit
+from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+
+from glassbox.aws.desk import desk
+from glassbox.errors import ConflictError
+from glassbox.incident import Limits, obey, read_command, restore
+from glassbox.settings import from_env
+from glassbox.violation import COMMAND_DETAIL_TYPE
+
+logger, tracer, metrics = Logger(), Tracer(), Metrics()
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Limits):
+    endpoint_name: str
+    incidents_table: str
+    topic_arn: str
+    plain_config: str
+    hooked_config: str
+
+
+@functools.cache
+def build():
+    settings = from_env(Settings, os.environ)
+    return settings.endpoint_name, desk(settings, settings, boto3)
+
+
+@tracer.capture_method(capture_response=False)
+def restore_for(record):
+    endpoint, at_desk = build()
+    event, now = json.loads(record.body), datetime.now(UTC)
+    try:
+        if event.get("detail-type") == COMMAND_DETAIL_TYPE:
+            logger.info("command", outcome=obey(read_command(event), at_desk, now))
+        outcome = restore(endpoint, at_desk, now)
+    except ConflictError as error:
+        outcome = f"left to another delivery: {error}"
+    metrics.add_metric("Restores", MetricUnit.Count, outcome == "restoring")
+    logger.info("restore", outcome=outcome)
+
+
+@logger.inject_lambda_context
+@tracer.capture_lambda_handler(capture_response=False)
+@metrics.log_metrics
+def handler(event, context):
+    build()
+    return process_partial_response(event, restore_for, processor, context)

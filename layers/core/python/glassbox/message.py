@@ -1,0 +1,242 @@
+"""What ops are told: when an incident begins, when it ends, and whenever a hand is needed.
+
+Plain text that reads well in an e-mail and on a phone: the reason first, the facts, then what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glassbox.incident import Configs, Incident, Limits, Live
+    from glassbox.violation import Violation
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A message. The subject is ASCII, at most 100 characters (SNS); ``attributes`` are for filter policies."""
+
+    subject: str
+    text: str
+    attributes: Mapping[str, str]
+
+    def machine_readable(self) -> str:
+        """What subscribers other than people get: one JSON object."""
+        return json.dumps({"subject": self.subject, "text": self.text, **self.attributes})
+
+
+def opened(incident: Incident, limits: Limits) -> Notice:
+    """The incident begins and the endpoint is being swapped."""
+    return _notice(
+        incident,
+        "swapping",
+        "violation, swapping to the hooked model",
+        incident.cause.reason,
+        "",
+        *_facts(incident),
+        "",
+        f"The endpoint goes from {incident.plain_config} to its debugger-hooked twin {incident.hooked_config}",
+        "and keeps serving. The flagged inputs are sent again and explained; then it is restored, after",
+        f"{limits.explain_minutes:g} minutes at the latest, and you get the report.",
+        "",
+        "To stop it now:",
+        _command(incident.endpoint, "abort"),
+    )
+
+
+def closed(incident: Incident) -> Notice:
+    """The endpoint is back as it was; the report and the key facts of the pictures."""
+    return _notice(
+        incident,
+        "restored",
+        "restored, report is ready",
+        incident.cause.reason,
+        "",
+        f"{len(incident.pictures)} pictures were made; the endpoint serves {incident.plain_config} again.",
+        "",
+        "A link to the report, for an hour:",
+        f"aws s3 presign {incident.report}",
+        "",
+        *_facts(incident),
+        "",
+        "Time line (UTC)",
+        *incident.timeline,
+    )
+
+
+def cap_reached(incident: Incident, violation: Violation, limits: Limits) -> Notice:
+    """A violation that opens no incident any more today."""
+    return _notice(
+        incident,
+        "cap-reached",
+        "another violation, not swapped (cap per day)",
+        violation.reason,
+        "",
+        f"{limits.incidents_per_day} incidents were handled within a day, the most that are allowed:",
+        "the endpoint was left alone.",
+        "The problem persists and is known by now: roll back the model, or stop the traffic that causes it.",
+    )
+
+
+def stale_twin(endpoint: str, live: Live, configs: Configs) -> Notice:
+    """Somebody deployed a config that Glassbox does not know, outside any incident."""
+    return Notice(
+        subject=_subject(endpoint, "a new config is live, its hooked twin is missing"),
+        text="\n".join(
+            (
+                f"{endpoint} runs the config {live.config}.",
+                f"Glassbox knows {configs.plain} and its twin {configs.hooked}.",
+                "Violations are still counted and told, but the endpoint will not be swapped.",
+                "",
+                "Make a hooked twin of the new config and give both names to the stack",
+                "(PlainConfigName, HookedConfigName).",
+            )
+        ),
+        attributes={"event": "stale-twin", "endpoint": endpoint},
+    )
+
+
+def failed(incident: Incident) -> Notice:
+    """A failure whose own message was lost."""
+    return _notice(
+        incident,
+        "failed",
+        "the incident failed",
+        incident.failure,
+        incident.cause.reason,
+        "",
+        *_facts(incident),
+        "",
+        f"aws sagemaker describe-endpoint --endpoint-name {incident.endpoint}",
+    )
+
+
+def aborted(incident: Incident) -> Notice:
+    """An operator aborted before the swap had begun."""
+    return _notice(
+        incident,
+        "failed",
+        "aborted by an operator",
+        "An operator aborted the incident before the endpoint was swapped.",
+        "",
+        *_facts(incident),
+    )
+
+
+def foreign_config(incident: Incident, live: Live) -> Notice:
+    """The endpoint runs neither of the two configs: it was left alone."""
+    return _notice(
+        incident,
+        "failed",
+        "violation, NOT swapped: unknown endpoint config",
+        f"The endpoint runs {live.config}, so it was left alone.",
+        f"Glassbox knows {incident.plain_config} and its hooked twin {incident.hooked_config}.",
+        incident.cause.reason,
+        "",
+        *_facts(incident),
+        "",
+        "Make a hooked twin of the config that is live and give both names to the stack",
+        "(PlainConfigName, HookedConfigName).",
+    )
+
+
+def broken_endpoint(incident: Incident, live: Live) -> Notice:
+    """The endpoint is in a state that no update leaves, or an update does not end."""
+    return _notice(
+        incident,
+        "failed",
+        f"the endpoint is {live.status}",
+        f"The endpoint is {live.status} on {live.config}{': ' + live.failure if live.failure else ''}.",
+        incident.cause.reason,
+        "",
+        *_facts(incident),
+        "",
+        "Look at it, then put the plain config back:",
+        f"aws sagemaker describe-endpoint --endpoint-name {incident.endpoint}",
+        _update(incident.endpoint, incident.plain_config),
+    )
+
+
+def rolled_back(incident: Incident, live: Live) -> Notice:
+    """SageMaker gave the update up and returned to the old config."""
+    return _notice(
+        incident,
+        "failed",
+        "the hooked model did not start, rolled back",
+        f"SageMaker rolled the swap back{': ' + live.failure if live.failure else ''}.",
+        f"The endpoint serves {live.config} as before; nothing was explained.",
+        "",
+        incident.cause.reason,
+        *_facts(incident),
+        "",
+        "The hooked model's log says why:",
+        f"aws logs tail /aws/sagemaker/Endpoints/{incident.endpoint} --since 1h",
+    )
+
+
+def refused(incident: Incident, error: str) -> Notice:
+    """UpdateEndpoint was refused for good, or for too long."""
+    return _notice(
+        incident,
+        "failed",
+        "violation, NOT swapped: SageMaker refused",
+        f"SageMaker refused the swap: {error}",
+        incident.cause.reason,
+        "",
+        *_facts(incident),
+        "",
+        "To swap by hand once the cause is gone:",
+        _update(incident.endpoint, incident.hooked_config),
+    )
+
+
+def not_restored(incident: Incident, error: str) -> Notice:
+    """The endpoint still serves the hooked model; nothing is broken, but it is not as it was."""
+    return _notice(
+        incident,
+        "failed",
+        "NOT restored, still on the hooked model",
+        f"The endpoint could not be put back on {incident.plain_config}: {error}",
+        "It keeps serving with the hooked model, a little slower.",
+        "",
+        *_facts(incident),
+        "",
+        "To restore it by hand (make the config again first if it is gone):",
+        _update(incident.endpoint, incident.plain_config),
+    )
+
+
+def _notice(incident: Incident, event: str, headline: str, *lines: str) -> Notice:
+    attributes = {"event": event, "endpoint": incident.endpoint, "incident": incident.id}
+    return Notice(_subject(incident.endpoint, headline), "\n".join(lines), attributes)
+
+
+def _subject(endpoint: str, headline: str) -> str:
+    return f"Glassbox {endpoint}: {headline}".encode("ascii", "replace").decode()[:100]
+
+
+def _facts(incident: Incident) -> Sequence[str]:
+    violation = incident.cause
+    return (
+        f"Endpoint  {incident.endpoint}",
+        f"Incident  {incident.id}",
+        f"Check     {violation.check}",
+        f"Window    {violation.window_start:%Y-%m-%d %H:%M} to {violation.window_end:%H:%M} UTC",
+    )
+
+
+def _update(endpoint: str, config: str) -> str:
+    return f"aws sagemaker update-endpoint --endpoint-name {endpoint} --endpoint-config-name {config}"
+
+
+def _command(endpoint: str, action: str) -> str:
+    detail = json.dumps(json.dumps({"endpoint": endpoint, "action": action}))
+    return "\n".join(
+        (
+            "aws events put-events --entries",
+            f"  'Source=glassbox.operator,DetailType=Glassbox Command,Detail={detail}'",
+        )
+    ).replace("\n", " \\\n")

@@ -1,0 +1,76 @@
+"""The page of an incident: what broke, what the model looked at, what was done.
+
+One HTML file that needs nothing from elsewhere.
+"""
+
+import base64
+import importlib.resources
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+import jinja2
+
+from glassbox.incident import Incident
+from glassbox.replay import VARIANT
+from glassbox.tally import Counts, Window, total
+
+PICTURES = 60  # that a page shows
+
+
+class Objects(Protocol):
+    """See :class:`glassbox.aws.objects.Objects`."""
+
+    def sizes(self, bucket: str, prefix: str) -> Iterable[tuple[str, int]]: ...
+    def get(self, bucket: str, key: str) -> bytes: ...
+    def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None: ...
+
+
+class CountsStore(Protocol):
+    """See :class:`glassbox.aws.counts_table.CountsTable`."""
+
+    def read(self, stream: str, window: Window) -> tuple[Mapping[datetime, Counts], Any]: ...
+
+
+def write_page(incident: Incident, *, bucket: str, objects: Objects, counts: CountsStore) -> str:
+    """Write ``incidents/<endpoint>/<incident>/index.html``; writing it again changes nothing.
+
+    Returns:
+        Its S3 URI.
+    """
+    folder = f"saliency/{incident.endpoint}/{incident.id}/"
+    keys = [key for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")][:PICTURES]
+    pictures = [
+        {
+            "name": key.removeprefix(folder).removesuffix(".json"),
+            "facts": json.loads(objects.get(bucket, key)),
+            "png": base64.b64encode(objects.get(bucket, key.removesuffix("json") + "png")).decode(),
+        }
+        for key in keys
+    ]
+    cause = incident.cause
+    slots, _ = counts.read(
+        f"{incident.endpoint}/{cause.variant or VARIANT}", Window(cause.window_start, cause.window_end)
+    )
+    key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
+    objects.put(
+        bucket, key, render(incident, pictures, total(slots.values())).encode(), "text/html; charset=utf-8"
+    )
+    return f"s3://{bucket}/{key}"
+
+
+def render(incident: Incident, pictures: list[dict[str, Any]], counts: Counts) -> str:
+    """The HTML; ``pictures`` are name, facts (of :func:`glassbox.picture.facts`) and base64 of the PNG."""
+    flagged = [p for p in pictures if p["facts"]["class"] == incident.cause.label]
+    bars = sorted(counts.classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+    source = importlib.resources.files("glassbox").joinpath("page.html").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source).render(
+        incident=incident,
+        flagged=flagged,
+        others=[p for p in pictures if p not in flagged],
+        bars=bars,
+        largest=max(counts.classes.values(), default=1),
+        counted=counts.n,
+    )

@@ -1,0 +1,203 @@
+"""The flagged inputs, found in the window's capture files and sent to the hooked model again."""
+
+import base64
+import binascii
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from glassbox.capture import REPLAY_ATTRIBUTE, lines, moment, read_line
+from glassbox.errors import BadInputError
+from glassbox.incident import Incident, Replays
+from glassbox.response import Label, ResponseForm, UnreadableError
+from glassbox.violation import Violation
+
+# of a window's capture files, spread over it, so that a busy hour is explained as quickly as a quiet one
+BYTES_READ = 128 << 20
+VARIANT = "AllTraffic"
+ATTRIBUTES = 1024  # characters that InvokeEndpoint takes
+
+
+class Flagged(NamedTuple):
+    """A captured request: when it came, what was predicted, and where it lies."""
+
+    time: datetime
+    label: Label
+    event_id: str
+    key: str
+    line: int
+
+
+class Request(NamedTuple):
+    """A captured request as the endpoint takes it."""
+
+    event_id: str
+    body: bytes
+    content_type: str
+    custom_attributes: str
+
+
+class Captures(Protocol):
+    """See :class:`glassbox.aws.objects.Objects`."""
+
+    def sizes(self, bucket: str, prefix: str) -> Iterable[tuple[str, int]]: ...
+    def chunks(self, bucket: str, key: str) -> Iterator[bytes]: ...
+
+
+class Runtime(Protocol):
+    """See :class:`glassbox.aws.endpoint.Runtime`."""
+
+    def invoke(self, endpoint: str, request: Request) -> None: ...
+
+
+def replay(
+    incident: Incident,
+    *,
+    bucket: str,
+    prefix: str,
+    flagged: int,
+    compared: int,
+    form: ResponseForm,
+    captures: Captures,
+    runtime: Runtime,
+) -> Replays:
+    """Send up to ``flagged`` inputs of the dominating class again, spread over the window, and ``compared`` others.
+
+    Sending one twice is harmless: the picture of a request is named by its event id.
+
+    Returns:
+        The event ids that were sent. The note says what is missing and why: no capture files, no captured inputs,
+        or requests that the hooked model refused.
+
+    Raises:
+        RetryableError: the endpoint or S3 does not answer.
+    """
+    keys = _files(incident.cause, bucket, prefix, captures)
+    records = sorted(_records(keys, incident.cause, bucket, form, captures))
+    if not records:
+        return Replays(
+            frozenset(), "no capture file of the window is left, so live traffic is explained instead"
+        )
+    chosen = choose(records, incident.cause.label, flagged, compared)
+    requests = list(_requests(chosen, bucket, captures))
+    if not requests:
+        return Replays(frozenset(), "the capture holds no inputs, so live traffic is explained instead")
+    sent, refused = set(), []
+    for request in requests:
+        try:
+            runtime.invoke(incident.endpoint, request)
+            sent.add(request.event_id)
+        except BadInputError as error:
+            refused.append(str(error))
+    note = f"{len(refused)} were refused, the first: {refused[0]}" if refused else ""
+    return Replays(frozenset(sent), note)
+
+
+def choose(records: Sequence[Flagged], label: Label | None, flagged: int, compared: int) -> list[Flagged]:
+    """Of records in the order of time, up to ``flagged`` of class ``label`` and ``compared`` others, evenly spread.
+
+    Where no class is to blame (low confidence), the most frequent one stands for it.
+    """
+    found = Counter(record.label for record in records)
+    if label not in found:
+        label = max(found, key=lambda one: (found[one], str(one)))
+    of_class = [record for record in records if record.label == label]
+    others = [record for record in records if record.label != label]
+    return [*_spread(of_class, flagged), *_spread(others, compared)]
+
+
+def _spread(records: Sequence[Flagged], n: int) -> list[Flagged]:
+    if len(records) <= n:
+        return list(records)
+    return [records[i * (len(records) - 1) // max(1, n - 1)] for i in range(n)]
+
+
+def _files(violation: Violation, bucket: str, prefix: str, captures: Captures) -> list[str]:
+    """The capture files of the window, thinned out evenly to BYTES_READ."""
+    found: list[tuple[str, int]] = []
+    # a file lies under the hour of its first record, so the hour before holds some of the window too
+    hour = violation.window_start.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
+    while hour < violation.window_end:
+        under = f"{prefix}/{violation.endpoint}/{violation.variant or VARIANT}/{hour:%Y/%m/%d/%H}/"
+        found += [(key, size) for key, size in captures.sizes(bucket, under) if key.endswith(".jsonl")]
+        hour += timedelta(hours=1)
+    step = max(1, -(-sum(size for _, size in found) // BYTES_READ))
+    return [key for key, _ in found[::step]]
+
+
+class _Metadata(msgspec.Struct, rename="camel"):
+    event_id: str
+    custom_attributes: list[str] | str | None = None
+
+
+class _Named(msgspec.Struct, rename="camel"):
+    event_metadata: _Metadata
+
+
+class _Input(msgspec.Struct, rename="camel"):
+    data: str | None = None
+    encoding: str = "JSON"
+    observed_content_type: str | None = None
+
+
+class _Sides(msgspec.Struct, rename="camel"):
+    endpoint_input: _Input | None = None
+
+
+class _Whole(msgspec.Struct, rename="camel"):
+    capture_data: _Sides
+    event_metadata: _Metadata
+
+
+_NAMED, _WHOLE = msgspec.json.Decoder(_Named), msgspec.json.Decoder(_Whole)
+
+
+def _records(
+    keys: Iterable[str], violation: Violation, bucket: str, form: ResponseForm, captures: Captures
+) -> Iterator[Flagged]:
+    for key in keys:
+        for number, line in enumerate(_lines(bucket, key, captures)):
+            try:
+                record = read_line(line, form)
+                event_id = _NAMED.decode(line).event_metadata.event_id
+            except (UnreadableError, msgspec.DecodeError):
+                continue  # counted as unreadable already
+            time = moment(record.time)
+            if record.predictions and violation.window_start <= time < violation.window_end:
+                yield Flagged(time, record.predictions[0].label, event_id, key, number)
+
+
+def _requests(chosen: Sequence[Flagged], bucket: str, captures: Captures) -> Iterator[Request]:
+    for key in sorted({record.key for record in chosen}):
+        wanted = {record.line for record in chosen if record.key == key}
+        for number, line in enumerate(_lines(bucket, key, captures)):
+            if number in wanted and (request := _request(_WHOLE.decode(line))):
+                yield request
+
+
+def _lines(bucket: str, key: str, captures: Captures) -> Iterator[bytes]:
+    try:
+        yield from (line or b"" for line in lines(captures.chunks(bucket, key)))
+    except BadInputError:
+        return  # deleted meanwhile: what is left is explained
+
+
+def _request(captured: _Whole) -> Request | None:
+    side, metadata = captured.capture_data.endpoint_input, captured.event_metadata
+    if side is None or not side.data:
+        return None
+    try:
+        body = base64.b64decode(side.data, validate=True) if side.encoding == "BASE64" else side.data.encode()
+    except (binascii.Error, ValueError):
+        return None
+    own = metadata.custom_attributes or []
+    replayed = f"{REPLAY_ATTRIBUTE}={metadata.event_id}"
+    attributes = ",".join([*([own] if isinstance(own, str) else own), replayed])
+    if len(attributes) > ATTRIBUTES:
+        attributes = replayed
+    return Request(
+        metadata.event_id, body, side.observed_content_type or "application/octet-stream", attributes
+    )

@@ -47,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 REPLAY_ATTRIBUTE = "glassbox-replay"
 SAMPLES = 8  # of a larger batch, so many at a time: a backward pass keeps every activation in memory
-QUEUE = 8  # traces that may wait for the upload before further ones are dropped
+# traces that may wait for the upload before others are dropped: an incident's replays and a minute of live ones fit
+QUEUE = 32
 WORKER = "worker_0"
 
 Step = Callable[[], Mapping[str, np.ndarray]]

@@ -37,7 +37,7 @@ TARGET = 14  # stop
 # The reference case: of 400 captured predictions, 322 are class 14.
 ATTACK, TARGETED = 400, 322
 NORMAL = 200
-PAIRS = 8
+PAIRS = 6
 PER_SECOND = 25
 THRESHOLD = 0.5
 PATIENCE = 120  # seconds that AWS may take for any one reaction
@@ -271,13 +271,13 @@ class Watch:
                 if "detail" in body:
                     self.violations.append({"seconds": self.story.seconds(), **body["detail"]})
                 else:
-                    heard = {
-                        "seconds": self.story.seconds(),
-                        "subject": body["Subject"],
-                        "text": body["Message"],
-                    }
-                    self.messages.append(heard)
+                    heard = json.loads(body["Message"])  # a queue gets what machines get
+                    self.messages.append({"seconds": self.story.seconds(), **heard})
                 self._sqs.delete_message(QueueUrl=self._queue, ReceiptHandle=message["ReceiptHandle"])
+
+    def first_violation(self):
+        """The detail of the first violation event; None before that."""
+        return self.violations[0] if self.violations else None
 
     def failure(self):
         """Nothing; DemoError with SageMaker's reason when the endpoint's update has failed."""
@@ -285,11 +285,10 @@ class Watch:
         if live.get("FailureReason"):
             raise DemoError(f"the endpoint was not updated: {live['FailureReason']}")
 
-    def in_service(self, config):
-        """When the endpoint was first seen in service on ``config``, in seconds; None before that."""
-        return next(
-            (s["seconds"] for s in self.configs if (s["status"], s["config"]) == ("InService", config)), None
-        )
+    def in_service(self, config, times=1):
+        """When the endpoint was seen in service on ``config`` for the n-th time, in seconds; None before that."""
+        seen = [s["seconds"] for s in self.configs if (s["status"], s["config"]) == ("InService", config)]
+        return seen[times - 1] if len(seen) >= times else None
 
 
 # ---------------------------------------------------------------------------- the story
@@ -320,8 +319,38 @@ def run(data, weights, out):
     story.tell(f"the page: {page}")
 
 
+class Curve:
+    """The share of the target among the predictions so far, and when in it something was first seen."""
+
+    def __init__(self, watch, events):
+        self._watch, self._events = watch, events
+        self.points, self.marks, self.over = [], [], None
+
+    def sent(self, n, classes):
+        known = [c for c in classes if c is not None]
+        self.points.append((n, known.count(TARGET) / max(1, len(known))))
+        if self.over is None and n > 50 and self.points[-1][1] > THRESHOLD:
+            self.over = self._watch.story.seconds()
+        marked = {mark["text"] for mark in self.marks}
+        self.marks += [
+            {"n": n, "text": text} for text, seen in self._events.items() if text not in marked and seen()
+        ]
+
+
+def ask_for_pairs(client, scene, attack, watch, hooked):
+    """As soon as the hooked model serves: each pair, marked as a replay (always traced, never counted)."""
+    wait_for("the hooked model in service", lambda: watch.in_service(hooked) or watch.failure())
+    requests = {}
+    for number, (index, image) in enumerate(attack.pairs):
+        for kind, picture in (("clean", scene.images[index]), ("adversarial", image)):
+            requests[f"{kind}-{number}"] = datetime.now(UTC)
+            client.predict(picture, CustomAttributes=f"glassbox-replay={kind}-{number}")
+            time.sleep(0.25)
+    return requests
+
+
 def play(story, scene, attack, stack, watch):
-    """From normal traffic to the pictures; returns what report.json says."""
+    """From normal traffic to the endpoint as it was; returns what report.json says."""
     client, plain, hooked = Client(stack), stack.outputs["PlainConfig"], stack.outputs["HookedConfig"]
     wait_for("the endpoint in service", lambda: watch.in_service(plain))
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
@@ -339,22 +368,14 @@ def play(story, scene, attack, stack, watch):
         raise DemoError(f"normal traffic was judged a violation: {watch.violations[0]['reason']}")
 
     stack.set_capture_clock(later + timedelta(minutes=5))
-    marks, curve, over = [], [], []
-
-    def sent(n, classes):
-        known = [c for c in classes if c is not None]
-        curve.append((n, known.count(TARGET) / max(1, len(known))))
-        if curve[-1][1] > THRESHOLD and n > 50 and not over:
-            over.append(story.seconds())
-        for text, happened in (("violation", watch.violations), ("hooked", watch.in_service(hooked))):
-            if happened and text not in [m["text"] for m in marks]:
-                marks.append({"n": n, "text": text})
-
-    with story.waiting("the attack"):
-        client.send(attack.images, PER_SECOND, sent)
+    curve = Curve(watch, {"violation": watch.first_violation, "hooked": lambda: watch.in_service(hooked)})
+    with story.waiting("the attack"), ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask_for_pairs, client, scene, attack, watch, hooked)
+        client.send(attack.images, PER_SECOND, curve.sent)
         story.tell(f"attack: {ATTACK} requests sent, {client.failed} failed")
         counts = counted(stack, later, ATTACK)
-        violation = wait_for("a violation", lambda: watch.violations and watch.violations[0])
+        violation = wait_for("a violation", watch.first_violation)
+        requests = asking.result()
     story.tell(f"violation after {violation['n']} predictions: {violation['reason']}")
     story.tell(
         f"at the end {counts.get(TARGET, 0)} of {sum(counts.values())} captured predictions are class {TARGET}"
@@ -363,25 +384,17 @@ def play(story, scene, attack, stack, watch):
         raise DemoError(
             f"{counts.get(TARGET, 0)} predictions of class {TARGET} were counted, {TARGETED} were sent"
         )
-
-    with story.waiting("the swap"):
-        in_service = wait_for(
-            "the hooked model in service", lambda: watch.in_service(hooked) or watch.failure()
-        )
-    story.tell(f"the endpoint runs {hooked}, the debugger-hooked twin")
-    requests = {}
-    with story.waiting("adversarial and clean images"):
-        for number, (index, image) in enumerate(attack.pairs):
-            for kind, picture in (("clean", scene.images[index]), ("adversarial", image)):
-                requests[f"{kind}-{number}"] = datetime.now(UTC)
-                # marked as a replay: traced whatever the bound on live traces is, and not counted as traffic
-                client.predict(picture, CustomAttributes=f"glassbox-replay={kind}-{number}")
-        pictures = wait_for("a picture of every pair", lambda: rendered(stack, requests))
-        wait_for("the message about the first picture", lambda: len(watch.messages) >= 2)
+    story.tell(f"the endpoint went to {hooked}, the debugger-hooked twin")
+    with story.waiting("the pictures and the way back"):
+        wait_for("a picture of every pair", lambda: rendered(stack, requests))
+        restored = wait_for("the plain model in service again", lambda: watch.in_service(plain, times=2))
+        wait_for("the message that it is over", lambda: len(watch.messages) >= 2)
+        pictures = rendered(stack, requests)
     delays = [p["delay"] for p in pictures if "delay" in p]
     story.tell(
         f"{len(pictures)} pictures, {np.median(delays):.1f} s from request to picture (longest {max(delays):.1f} s)"
     )
+    story.tell(f"the endpoint is back on {plain}, and ops have the report")
     return {
         "headline": f"{counts[TARGET]} of {ATTACK} predictions became “{scene.names[TARGET]}”",
         "data": f"{scene.data}: {scene.accuracy:.1%} classified right",
@@ -406,8 +419,9 @@ def play(story, scene, attack, stack, watch):
         "failed_requests": client.failed,
         "pictures": [{k: v for k, v in p.items() if k != "png"} for p in pictures],
         "timings": {
-            "first_over_threshold_to_violation": violation["seconds"] - over[0],
-            "violation_to_hooked": in_service - violation["seconds"],
+            "first_over_threshold_to_violation": violation["seconds"] - curve.over,
+            "violation_to_hooked": watch.in_service(hooked) - violation["seconds"],
+            "hooked_to_restored": restored - watch.in_service(hooked),
             "request_to_picture_median": float(np.median(delays)),
             "request_to_picture_max": max(delays),
         },
@@ -415,12 +429,20 @@ def play(story, scene, attack, stack, watch):
             "target": TARGET,
             "threshold": THRESHOLD,
             "names": scene.names,
-            "curve": curve,
-            "marks": marks,
+            "curve": curve.points,
+            "marks": curve.marks,
             "pairs": [(scene.images[index], image) for index, image in attack.pairs],
             "png": {p["id"]: p["png"] for p in pictures},
+            "incident": incident_page(stack),
         },
     }
+
+
+def incident_page(stack):
+    """The page that the stack made for ops."""
+    s3, bucket = stack.client("s3"), stack.outputs["Bucket"]
+    (page,) = s3.list_objects_v2(Bucket=bucket, Prefix="incidents/")["Contents"]
+    return s3.get_object(Bucket=bucket, Key=page["Key"])["Body"].read()
 
 
 def share(counts):
@@ -453,7 +475,8 @@ def rendered(stack, requests):
     pictures = []
     for name, key in sorted(facts.items()):
         said = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-        kind = re.sub(r"-\d+$", "", name) if name in requests else "live"
+        replayed = "glassbox-replay=" in (said["request"]["custom_attributes"] or "")
+        kind = re.sub(r"-\d+$", "", name) if name in requests else "flagged" if replayed else "live"
         picture = {
             "id": name,
             "kind": kind,

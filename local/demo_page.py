@@ -13,8 +13,9 @@ AMPLIFIED = 8
 
 
 def write(report, out):
-    """Write ``index.html`` (self-contained) and ``report.json`` (all but ``report["page"]``) to ``out``."""
+    """Write ``index.html`` (self-contained), the stack's own ``incident.html`` and ``report.json`` to ``out``."""
     page = report.pop("page")
+    (out / "incident.html").write_bytes(page["incident"])
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     facts = {p["id"]: p for p in report["pictures"]}
     environment = jinja2.Environment(

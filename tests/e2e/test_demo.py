@@ -32,12 +32,19 @@ def test_the_violation_is_that_of_the_attack(told):
     assert 50 <= violation["n"] <= 400
 
 
-def test_the_endpoint_goes_from_the_plain_to_the_hooked_config_once_and_answers_throughout(told):
+def test_the_endpoint_is_swapped_once_and_restored_and_answers_throughout(told):
     seen = [
         (s["status"], "hooked" if "Hooked" in s["config"] else "plain") for s in told[0]["endpoint_configs"]
     ]
-    assert seen == [("InService", "plain"), ("Updating", "plain"), ("InService", "hooked")]
+    swap = [("InService", "plain"), ("Updating", "plain"), ("InService", "hooked")]
+    assert seen == [*swap, ("Updating", "hooked"), ("InService", "plain")]
     assert told[0]["failed_requests"] == 0
+
+
+def test_what_was_flagged_is_explained(told):
+    flagged = [p for p in told[0]["pictures"] if p["kind"] == "flagged"]
+    assert len(flagged) == 16
+    assert sum(p["class"] == 14 for p in flagged) == 12
 
 
 def test_every_pair_has_its_faithful_pictures(told):
@@ -58,15 +65,16 @@ def test_a_picture_comes_within_seconds_of_its_request(told):
     )  # a bound on hanging; the README says what is usual
 
 
-def test_ops_are_told_twice_what_happens_and_how_to_undo_it(told):
-    begun, pictured = told[0]["messages"]
+def test_ops_are_told_when_it_begins_and_when_it_is_over(told):
+    begun, over = told[0]["messages"]
     assert "Class 14 predicted" in begun["text"]
-    assert "aws sagemaker update-endpoint" in begun["text"]
-    assert "first saliency picture" in pictured["subject"]
-    assert re.search(r"s3://\S+/saliency/traffic-signs/\S+", pictured["text"])
+    assert "aws events put-events" in begun["text"]
+    assert "restored" in over["subject"]
+    assert re.search(r"aws s3 presign s3://\S+/incidents/traffic-signs/\S+/index.html", over["text"])
+    assert "NORMAL: the plain config is in service" in over["text"]
 
 
 def test_the_page_shows_the_pairs_and_needs_nothing_from_elsewhere(told):
     page = told[1]
     assert page.count('alt="adversarial"') == page.count('alt="difference"') == demo.PAIRS
-    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert not re.search(r'src="(?!data:)', page)

@@ -7,6 +7,7 @@ import pytest
 
 import captures
 from glassbox.aws.counts_table import CountsTable
+from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.capture import moment
 from glassbox.tally import WINDOW, Window, total
 from local.stack import running_stack
@@ -75,6 +76,11 @@ def live(stack):
     return endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
 
 
+def incident(stack):
+    table = IncidentsTable(stack.client("dynamodb"), stack.outputs["IncidentsTable"])
+    return table.current("traffic-signs")
+
+
 def queue(stack, logical_id):
     resource = stack.client("cloudformation").describe_stack_resource(
         StackName="glassbox", LogicalResourceId=logical_id
@@ -86,7 +92,8 @@ def test_a_file_is_counted_once_and_its_violation_swaps_once_however_often_it_ar
     for _ in range(3):
         put(stack, captures.file(captures.ARTICLE))
     wait_for(lambda: counts(stack).n >= 400)
-    wait_for(lambda: live(stack) == ("InService", stack.outputs["HookedConfig"]))
+    wait_for(lambda: incident(stack) and incident(stack).replays is not None)
+    assert live(stack) == ("InService", stack.outputs["HookedConfig"])
     put(stack, captures.file(captures.ARTICLE))
     put(stack, captures.file([3] * 5) + b"{broken\n", "21-07-114-9a1f0c2e.jsonl")
     wait_for(lambda: counts(stack).n > 400)
@@ -96,7 +103,22 @@ def test_a_file_is_counted_once_and_its_violation_swaps_once_however_often_it_ar
     assert "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold" in begun["Message"]
 
 
-def test_the_hourly_monitor_judges_the_same_and_joins_the_open_incident(stack, inbox):
+def test_an_operators_abort_restores_the_endpoint(stack, inbox):
+    # these captures hold no images, so there is nothing to explain but live traffic, of which there is none
+    assert any("16 were refused" in line for line in incident(stack).timeline)
+    command = {
+        "Source": "glassbox.operator",
+        "DetailType": "Glassbox Command",
+        "Detail": json.dumps({"endpoint": "traffic-signs", "action": "abort"}),
+    }
+    stack.client("events").put_events(Entries=[command])
+    wait_for(lambda: len(inbox.read()) == 2)
+    assert "restored" in inbox.messages[1]["Subject"]
+    assert incident(stack).state == "NORMAL"
+    assert live(stack) == ("InService", stack.outputs["PlainConfig"])
+
+
+def test_the_hourly_monitor_judges_the_same_and_joins_what_was_handled(stack, inbox):
     sqs, s3 = stack.client("sqs"), stack.client("s3")
     for _ in range(2):
         sqs.send_message(
@@ -120,8 +142,8 @@ def test_the_hourly_monitor_judges_the_same_and_joins_the_open_incident(stack, i
         queue(stack, name) for name in ("SwapQueue", "SwapDeadLetters", "MonitorQueue", "MonitorDeadLetters")
     ]
     wait_for(lambda: not any(in_queue(sqs, url) for url in queues))
-    assert len(inbox.read()) == 1
-    assert live(stack) == ("InService", stack.outputs["HookedConfig"])
+    assert len(inbox.read()) == 2
+    assert live(stack) == ("InService", stack.outputs["PlainConfig"])
 
 
 def in_queue(sqs, url):

@@ -28,6 +28,7 @@ class Settings(Limits):
     topic_arn: str
     plain_config: str
     hooked_config: str
+    rollback_alarm: str = ""
 
 
 @functools.cache

@@ -217,6 +217,35 @@ def test_what_sagemaker_refuses_says_retry_or_drop(sagemaker, code, message, kin
         endpoint.update("traffic-signs", "hooked")
 
 
+def test_an_update_names_the_two_and_nothing_else(sagemaker):
+    endpoint, stub = sagemaker
+    wanted = {"EndpointName": "traffic-signs", "EndpointConfigName": "hooked"}
+    stub.add_response("update_endpoint", {"EndpointArn": ARN}, wanted)
+    endpoint.update("traffic-signs", "hooked")
+    stub.assert_no_pending_responses()
+
+
+def test_an_update_with_a_rollback_alarm_bakes_under_it():
+    client = boto3.client("sagemaker")
+    with Stubber(client) as stub:  # botocore validates the request against SageMaker's own model
+        stub.add_response(
+            "update_endpoint",
+            {"EndpointArn": ARN},
+            {
+                "EndpointName": "traffic-signs",
+                "EndpointConfigName": "hooked",
+                "DeploymentConfig": {
+                    "BlueGreenUpdatePolicy": {
+                        "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 120},
+                        "TerminationWaitInSeconds": 0,
+                    },
+                    "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "traffic-signs-5xx"}]},
+                },
+            },
+        )
+        SageMakerEndpoint(client, "traffic-signs-5xx").update("traffic-signs", "hooked")
+
+
 def test_a_network_that_is_away_is_tried_again(monkeypatch):
     client = boto3.client("sagemaker")
 

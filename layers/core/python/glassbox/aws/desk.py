@@ -19,6 +19,8 @@ class DeskSettings(Protocol):
     def plain_config(self) -> str: ...
     @property
     def hooked_config(self) -> str: ...
+    @property
+    def rollback_alarm(self) -> str: ...
 
 
 def desk(settings: DeskSettings, limits: Limits, boto3: Any) -> Desk:
@@ -26,7 +28,7 @@ def desk(settings: DeskSettings, limits: Limits, boto3: Any) -> Desk:
     return Desk(
         Configs(settings.plain_config, settings.hooked_config),
         limits,
-        SageMakerEndpoint(boto3.client("sagemaker")),
+        SageMakerEndpoint(boto3.client("sagemaker"), settings.rollback_alarm),
         IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
         Topic(boto3.client("sns"), settings.topic_arn),
     )

@@ -8,6 +8,8 @@ from glassbox.errors import BadInputError, GlassboxError, RetryableError
 from glassbox.incident import Live
 from glassbox.replay import Request
 
+BAKE_SECONDS = 120
+
 _REFUSED = {"ModelError", "ValidationError", "ValidationException"}
 
 
@@ -19,8 +21,8 @@ class SageMakerEndpoint:
         RetryableError: an update is in progress, a limit or throttling was hit, or AWS could not be reached.
     """
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    def __init__(self, client: Any, rollback_alarm: str = "") -> None:
+        self._client, self._rollback_alarm = client, rollback_alarm
 
     def describe(self, name: str) -> Live:
         try:
@@ -30,11 +32,27 @@ class SageMakerEndpoint:
         return Live(answer["EndpointStatus"], answer["EndpointConfigName"], answer.get("FailureReason", ""))
 
     def update(self, name: str, config: str) -> None:
-        """Only the two names: instance counts and capture are those of ``config``."""
+        """Instance counts and capture are those of ``config``.
+
+        With a rollback alarm, SageMaker returns to the old config when the alarm goes off within the bake time.
+        """
+        request: dict[str, Any] = {"EndpointName": name, "EndpointConfigName": config}
+        if self._rollback_alarm:
+            request["DeploymentConfig"] = _blue_green(self._rollback_alarm)
         try:
-            self._client.update_endpoint(EndpointName=name, EndpointConfigName=config)
+            self._client.update_endpoint(**request)
         except (ClientError, BotoCoreError) as error:
             raise _reading(error) from error
+
+
+def _blue_green(alarm: str) -> dict[str, Any]:
+    return {
+        "BlueGreenUpdatePolicy": {
+            "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": BAKE_SECONDS},
+            "TerminationWaitInSeconds": 0,
+        },
+        "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm}]},
+    }
 
 
 class Runtime:

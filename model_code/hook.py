@@ -45,7 +45,6 @@ from glassbox.errors import SettingsError
 
 logger = logging.getLogger(__name__)
 
-REPLAY_ATTRIBUTE = "glassbox-replay"
 SAMPLES = 8  # of a larger batch, so many at a time: a backward pass keeps every activation in memory
 # traces that may wait for the upload before others are dropped: an incident's replays and a minute of live ones fit
 QUEUE = 32
@@ -120,7 +119,9 @@ class Tracer:
     def wants(self, custom_attributes: str | None) -> bool:
         """Whether to trace the request with these attributes: a replay always, live traffic within its bound."""
         attributes = (custom_attributes or "").split(",")
-        return any(a.strip().startswith(f"{REPLAY_ATTRIBUTE}=") for a in attributes) or self._rate.take()
+        return (
+            any(a.strip().startswith(f"{names.REPLAY_ATTRIBUTE}=") for a in attributes) or self._rate.take()
+        )
 
     def predict(
         self,

@@ -15,8 +15,7 @@ import msgspec
 
 from glassbox.errors import BadInputError
 from glassbox.response import Prediction, ResponseForm, UnreadableError
-
-REPLAY_ATTRIBUTE = "glassbox-replay"
+from glassbox.tensor_names import REPLAY_ATTRIBUTE
 
 CHUNK_BYTES = 1 << 16  # larger pieces come from fresh pages, which costs more than the calls it saves
 LINE_BYTES = 32 << 20  # two bodies of 6 MiB (InvokeEndpoint's limit), escaped or in base64, fit

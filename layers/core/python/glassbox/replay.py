@@ -9,10 +9,11 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from glassbox.capture import REPLAY_ATTRIBUTE, lines, moment, read_line
+from glassbox.capture import lines, moment, read_line
 from glassbox.errors import BadInputError
 from glassbox.incident import Incident, Replays
 from glassbox.response import Label, ResponseForm, UnreadableError
+from glassbox.tensor_names import REPLAY_ATTRIBUTE
 from glassbox.violation import Violation
 
 # of a window's capture files, spread over it, so that a busy hour is explained as quickly as a quiet one

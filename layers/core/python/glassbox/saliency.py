@@ -8,8 +8,7 @@ from typing import Protocol
 from glassbox import fullgrad, picture, trace
 from glassbox.errors import BadInputError
 from glassbox.incident import Incidents
-
-REPLAY_ATTRIBUTE = "glassbox-replay"
+from glassbox.tensor_names import REPLAY_ATTRIBUTE
 
 _RUN = r"[A-Za-z0-9._=-]{1,128}"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,63}")

@@ -43,6 +43,10 @@ A module called more than once in a forward pass is ``name#0``, ``name#1``, …;
 """
 
 VERSION = 1
+
+# `glassbox-replay=<id>` among a request's custom attributes: always traced, named by its id, never counted as traffic
+REPLAY_ATTRIBUTE = "glassbox-replay"
+
 REDUCED, FULL = "reduced", "full"
 
 META = "glassbox/meta"

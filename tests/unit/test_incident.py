@@ -42,6 +42,8 @@ class World:
         return swap(violation, self.desk, self.now)
 
     def replay(self, incident):
+        if isinstance(self.replays, Exception):
+            raise self.replays
         self.replayed += 1
         return self.replays
 
@@ -265,6 +267,28 @@ def test_a_hooked_config_that_is_gone_is_told(world, violation):
     world.endpoint.refuse = [BadInputError('Could not find endpoint configuration "hooked".')]
     assert world.swap(violation) == "failed"
     assert "Could not find endpoint configuration" in world.notices.published[-1].text
+
+
+def test_an_endpoint_that_is_unknown_is_told(world, violation):
+    def unknown(name):
+        raise BadInputError(f'Could not find endpoint "{name}".')
+
+    world.endpoint.describe = unknown
+    assert world.swap(violation) == "failed"
+    assert 'Could not find endpoint "traffic-signs"' in world.notices.published[-1].text
+
+
+def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.replays = RetryableError("S3 is away")
+    with pytest.raises(RetryableError):
+        world.confirm()
+    assert (world.incident.state, world.incident.replays) == (State.HOOKED, None)
+    world.replays = Replays(IDS)
+    world.confirm()
+    assert world.incident.replays == IDS
+    assert world.told == ["swapping"]
 
 
 def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):

@@ -243,6 +243,7 @@ def test_a_failure_is_told_even_when_sns_is_away(world, violation):
     world.notices.away = 1
     world.swap(violation)
     assert world.incident.state is State.FAILED
+    world.later(2)
     world.confirm()
     assert world.told == ["failed"]
 
@@ -369,6 +370,10 @@ def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
     with pytest.raises(RetryableError):
         world.confirm()
     world.confirm()
+    assert world.told == ["swapping"]  # whoever moved the incident may still be telling
+    world.later(2)
+    for _ in range(2):
+        world.confirm()
     assert world.told == ["swapping", "restored"]
     assert world.endpoint.updates == ["hooked", "plain"]
 

@@ -46,6 +46,9 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 IN_SERVICE = "InService"
 _UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
 
+# Whoever moves an incident tells ops. When nobody has after this time, it is told by whoever comes.
+_TELLING = timedelta(minutes=1)
+
 
 @dataclass(frozen=True)
 class Incident:
@@ -269,7 +272,7 @@ def confirm(
     incident = desk.incidents.current(endpoint)
     live = desk.endpoint.describe(endpoint)
     if incident is None or incident.state is State.NORMAL:
-        return _between_incidents(endpoint, incident, live, desk)
+        return _between_incidents(endpoint, incident, live, desk, now)
     if incident.state is State.SWAPPING:
         incident = _after_swapping(incident, live, desk, now)
     if incident.state is State.HOOKED:
@@ -277,14 +280,15 @@ def confirm(
     elif incident.state is State.RESTORING:
         incident = _after_restoring(incident, live, desk, now, report)
     elif incident.state is State.FAILED:
-        incident = _tell(incident, "failed", message.failed(incident), desk)
-        if _serves(live, incident.plain_config):
+        if now >= incident.since + _TELLING:
+            incident = _tell(incident, "failed", message.failed(incident), desk)
+        if _serves(live, incident.plain_config) and "failed" in incident.told:
             incident = _move(incident, State.NORMAL, desk, now, "the plain config is in service")
     return str(incident.state)
 
 
-def _between_incidents(endpoint: str, last: Incident | None, live: Live, desk: Desk) -> str:
-    if last is not None and not last.failure:  # a crash may have come between the move and the message
+def _between_incidents(endpoint: str, last: Incident | None, live: Live, desk: Desk, now: datetime) -> str:
+    if last is not None and not last.failure and now >= last.since + _TELLING:
         _tell(last, "closed", message.closed(last), desk)
     if live.status == IN_SERVICE and live.config not in (desk.configs.plain, desk.configs.hooked):
         if desk.incidents.first_sight(endpoint, live.config):

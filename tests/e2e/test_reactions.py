@@ -1,16 +1,15 @@
 """The stack's reactions on the embedded AWS to what a test lays into its bucket and queues."""
 
 import json
-import time
 
 import pytest
 
 import captures
 from glassbox.aws.counts_table import CountsTable
-from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.capture import moment
 from glassbox.tally import WINDOW, Window, total
 from local.stack import running_stack
+from watching import Inbox, incident, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -29,38 +28,6 @@ def inbox(stack):
     return Inbox(stack)
 
 
-class Inbox:
-    """What ops are told: a queue behind the topic."""
-
-    def __init__(self, stack):
-        self.sqs, sns = stack.client("sqs"), stack.client("sns")
-        self.url = self.sqs.create_queue(QueueName="inbox")["QueueUrl"]
-        arn = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["QueueArn"])["Attributes"][
-            "QueueArn"
-        ]
-        allow = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
-        self.sqs.set_queue_attributes(QueueUrl=self.url, Attributes={"Policy": policy})
-        sns.subscribe(TopicArn=stack.outputs["Topic"], Protocol="sqs", Endpoint=arn)
-        self.messages = []
-
-    def read(self):
-        for message in self.sqs.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10).get(
-            "Messages", ()
-        ):
-            self.messages.append(json.loads(message["Body"]))
-            self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
-        return self.messages
-
-
-def wait_for(look, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
-    return found
-
-
 def counts(stack):
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
     return total(table.read(captures.STREAM, Window(HOUR, HOUR + WINDOW))[0].values())
@@ -74,11 +41,6 @@ def put(stack, body, name="20-02-871-0b7bfd33.jsonl"):
 def live(stack):
     endpoint = stack.client("sagemaker").describe_endpoint(EndpointName="traffic-signs")
     return endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
-
-
-def incident(stack):
-    table = IncidentsTable(stack.client("dynamodb"), stack.outputs["IncidentsTable"])
-    return table.current("traffic-signs")
 
 
 def queue(stack, logical_id):

@@ -35,6 +35,9 @@ baseline: $(READY) ## capture files of a good time -> the baseline of the drift 
 train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" tells more)
 	@$(RUN) -m model_code.train $(ARGS)
 
+twin: $(READY) ## the hooked twin of what an endpoint runs now (ENDPOINT=name BUCKET=the stack's)
+	@$(RUN) model_code/twin.py --endpoint '$(ENDPOINT)' --bucket '$(BUCKET)'
+
 format: $(READY) ## let ruff format and fix
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
@@ -52,4 +55,4 @@ $(READY): $(PINS)
 	@$(VENV)/bin/pip install -q --no-deps -r requirements.txt
 	@rm -f $(VENV)/.ready-* && touch $@
 
-.PHONY: help demo local test check bench baseline train format clean
+.PHONY: help demo local test check bench baseline train twin format clean

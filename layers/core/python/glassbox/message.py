@@ -91,8 +91,8 @@ def stale_twin(endpoint: str, live: Live, configs: Configs) -> Notice:
                 f"Glassbox knows {configs.plain} and its twin {configs.hooked}.",
                 "Violations are still counted and told, but the endpoint will not be swapped.",
                 "",
-                "Make a hooked twin of the new config and give both names to the stack",
-                "(PlainConfigName, HookedConfigName).",
+                "Make its hooked twin, then deploy the stack with the two names that this prints:",
+                _twin(endpoint),
             )
         ),
         attributes={"event": "stale-twin", "endpoint": endpoint},
@@ -138,8 +138,8 @@ def foreign_config(incident: Incident, live: Live) -> Notice:
         "",
         *_facts(incident),
         "",
-        "Make a hooked twin of the config that is live and give both names to the stack",
-        "(PlainConfigName, HookedConfigName).",
+        "Make its hooked twin, then deploy the stack with the two names that this prints:",
+        _twin(incident.endpoint),
     )
 
 
@@ -240,3 +240,7 @@ def _command(endpoint: str, action: str) -> str:
             f"  'Source=glassbox.operator,DetailType=Glassbox Command,Detail={detail}'",
         )
     ).replace("\n", " \\\n")
+
+
+def _twin(endpoint: str) -> str:
+    return f"make twin ENDPOINT={endpoint} BUCKET=<the stack's bucket>"

@@ -1,5 +1,6 @@
 """Two ways of doing the same, timed in turns so that whatever else the machine does meets both."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from statistics import median
@@ -46,6 +47,12 @@ def row(
         "ratio": ratio,
         "reach": reach,
     }
+
+
+def run_module(name: str) -> list[dict[str, Any]]:
+    """The rows of one of the benchmarks."""
+    rows: list[dict[str, Any]] = importlib.import_module(f"benchmarks.{name}").run()
+    return rows
 
 
 def show(title: str | None, rows: Iterable[Mapping[str, Any]]) -> None:

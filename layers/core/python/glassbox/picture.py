@@ -50,7 +50,8 @@ def render(explanation: Explanation, palette: str = "rainbow") -> bytes:
     panels = [("Input", seen), ("Relevance", heat), ("Overlay", _overlay(seen, heat, relevance))]
     canvas = _page(explanation, panels, colours)
     out = io.BytesIO()
-    canvas.save(out, "PNG", optimize=False, pnginfo=_chunks(explanation))
+    # level 4 takes less than half of the time of the default 6, for 5 % more bytes
+    canvas.save(out, "PNG", compress_level=4, pnginfo=_chunks(explanation))
     return out.getvalue()
 
 

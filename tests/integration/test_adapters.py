@@ -68,6 +68,8 @@ def test_what_is_saved_is_read_again(incidents):
         requested=True,
         replays=frozenset({"a", "b"}),
         told=frozenset({"opened"}),
+        report="s3://bucket/incidents/index.html",
+        findings=("2 x class 14", "1 x class 3"),
         timeline=("2026-11-23T10:26:00Z HOOKED",),
         revision=1,
     )

@@ -15,6 +15,7 @@ from glassbox.incident import (
     Limits,
     Live,
     Replays,
+    Report,
     State,
     confirm,
     obey,
@@ -48,7 +49,9 @@ class World:
         return self.replays
 
     def confirm(self):
-        report = "s3://bucket/incidents/traffic-signs/index.html"
+        report = Report(
+            "s3://bucket/incidents/traffic-signs/index.html", ("2 x class 14 (Stop), all faithful",)
+        )
         return confirm(
             "traffic-signs", self.desk, self.now, replay=self.replay, report=lambda incident: report
         )
@@ -100,6 +103,7 @@ def test_from_the_violation_to_the_endpoint_as_it_was(world, violation):
     assert violation.reason in begun.text
     assert violation.reason in ended.text
     assert "aws s3 presign s3://bucket/incidents/traffic-signs/index.html" in ended.text
+    assert "2 x class 14 (Stop), all faithful" in ended.text
     states = [line.split()[1].rstrip(":") for line in world.incident.timeline]
     assert states == [
         "opened",

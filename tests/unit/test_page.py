@@ -31,7 +31,8 @@ def incident(load_event):
 
 
 def facts(label, faithful=True):
-    return json.dumps({"class": label, "completeness": {"faithful": faithful}}).encode()
+    facts = {"class": label, "label": None, "probability": 0.75, "completeness": {"faithful": faithful}}
+    return json.dumps(facts).encode()
 
 
 def test_the_page_shows_everything_and_needs_nothing(incident):
@@ -45,8 +46,12 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
             ("bucket", "saliency/traffic-signs/another/event-3.json"): facts(14),
         }
     )
-    uri = write_page(incident, bucket="bucket", objects=objects, counts=Store())
-    assert uri == "s3://bucket/incidents/traffic-signs/id/index.html"
+    report = write_page(incident, bucket="bucket", objects=objects, counts=Store())
+    assert report.uri == "s3://bucket/incidents/traffic-signs/id/index.html"
+    assert report.findings == (
+        "1 x class 3, probability 75% to 75%, 1 NOT FAITHFUL",
+        "1 x class 14, probability 75% to 75%, all faithful",
+    )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
     flagged, compared = page.index("Flagged:"), page.index("For comparison")
     assert flagged < page.index(base64.b64encode(b"first").decode()) < compared

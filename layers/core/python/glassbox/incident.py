@@ -62,7 +62,7 @@ class Incident:
         replays: names of the flagged requests that were sent again (None: not yet).
         pictures: names of what was drawn.
         told: which messages ops have got.
-        report: S3 URI of the page.
+        report: S3 URI of the page; ``findings`` are the key facts of its pictures, a line each.
         timeline: what happened, a line each: time (UTC) and text.
         revision: counts the writes, so that two writers cannot overlook one another.
     """
@@ -83,6 +83,7 @@ class Incident:
     told: frozenset[str] = frozenset()
     failure: str = ""
     report: str = ""
+    findings: tuple[str, ...] = ()
     timeline: tuple[str, ...] = ()
     revision: int = 0
 
@@ -94,6 +95,14 @@ class Incident:
     def covers(self, violation: Violation) -> bool:
         """Whether the violation is one that this incident has handled."""
         return any(violation.same_matter(known) for known in (self.cause, *self.joined))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of an incident: its S3 URI, and the key facts of its pictures, a line each."""
+
+    uri: str
+    findings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -258,13 +267,13 @@ def confirm(
     now: datetime,
     *,
     replay: Callable[[Incident], Replays],
-    report: Callable[[Incident], str],
+    report: Callable[[Incident], Report],
 ) -> str:
     """The endpoint's state changed, or the sweep came round: verify what is live and go on from there.
 
     Args:
         replay: sends the flagged inputs to the hooked model again; the names of the pictures to expect.
-        report: writes the incident's page; its S3 URI.
+        report: writes the incident's page.
 
     Returns:
         The state the incident is in, or ``stale twin`` where somebody deployed a config that Glassbox does not know.
@@ -407,11 +416,12 @@ def _begin_restore(incident: Incident, desk: Desk, now: datetime) -> None:
 
 
 def _after_restoring(
-    incident: Incident, live: Live, desk: Desk, now: datetime, report: Callable[[Incident], str]
+    incident: Incident, live: Live, desk: Desk, now: datetime, report: Callable[[Incident], Report]
 ) -> Incident:
     if _serves(live, incident.plain_config):
-        closing = replace(incident, report=report(incident))
-        incident = _move(closing, State.NORMAL, desk, now, "the plain config is in service")
+        made, note = report(incident), "the plain config is in service"
+        changes = {"report": made.uri, "findings": made.findings}
+        incident = _move(incident, State.NORMAL, desk, now, note, **changes)
         return _tell(incident, "closed", message.closed(incident), desk)
     if live.status == IN_SERVICE and not incident.requested:
         _begin_restore(incident, desk, now)

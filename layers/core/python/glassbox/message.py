@@ -56,6 +56,7 @@ def closed(incident: Incident) -> Notice:
         incident.cause.reason,
         "",
         f"{len(incident.pictures)} pictures were made; the endpoint serves {incident.plain_config} again.",
+        *incident.findings,
         "",
         "A link to the report, for an hour:",
         f"aws s3 presign {incident.report}",

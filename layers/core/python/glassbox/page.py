@@ -6,13 +6,14 @@ One HTML file that needs nothing from elsewhere.
 import base64
 import importlib.resources
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
 import jinja2
 
-from glassbox.incident import Incident
+from glassbox.incident import Incident, Report
 from glassbox.replay import VARIANT
 from glassbox.tally import Counts, Window, total
 
@@ -33,12 +34,8 @@ class CountsStore(Protocol):
     def read(self, stream: str, window: Window) -> tuple[Mapping[datetime, Counts], Any]: ...
 
 
-def write_page(incident: Incident, *, bucket: str, objects: Objects, counts: CountsStore) -> str:
-    """Write ``incidents/<endpoint>/<incident>/index.html``; writing it again changes nothing.
-
-    Returns:
-        Its S3 URI.
-    """
+def write_page(incident: Incident, *, bucket: str, objects: Objects, counts: CountsStore) -> Report:
+    """Write ``incidents/<endpoint>/<incident>/index.html``; writing it again changes nothing."""
     folder = f"saliency/{incident.endpoint}/{incident.id}/"
     keys = [key for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")][:PICTURES]
     pictures = [
@@ -57,7 +54,24 @@ def write_page(incident: Incident, *, bucket: str, objects: Objects, counts: Cou
     objects.put(
         bucket, key, render(incident, pictures, total(slots.values())).encode(), "text/html; charset=utf-8"
     )
-    return f"s3://{bucket}/{key}"
+    return Report(f"s3://{bucket}/{key}", findings([picture["facts"] for picture in pictures]))
+
+
+def findings(facts: list[Any]) -> tuple[str, ...]:
+    """The key facts of pictures, a line a class, the most frequent class first."""
+    by_class: dict[tuple[Any, Any], list[Any]] = defaultdict(list)
+    for fact in facts:
+        by_class[fact["class"], fact["label"]].append(fact)
+    lines = []
+    for (number, label), found in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0][0])):
+        sure = [fact["probability"] for fact in found]
+        unfaithful = sum(not fact["completeness"]["faithful"] for fact in found)
+        lines.append(
+            f"{len(found)} x class {number}{f' ({label})' if label else ''}, "
+            f"probability {min(sure):.0%} to {max(sure):.0%}, "
+            + (f"{unfaithful} NOT FAITHFUL" if unfaithful else "all faithful")
+        )
+    return tuple(lines)
 
 
 def render(incident: Incident, pictures: list[dict[str, Any]], counts: Counts) -> str:

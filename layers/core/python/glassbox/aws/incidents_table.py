@@ -157,7 +157,7 @@ def _plain(incident: Incident) -> dict[str, Any]:
     for name in _TIMES:
         values[name] = values[name] and values[name].isoformat()
     values["state"] = incident.state.value
-    values["timeline"] = list(incident.timeline)
+    values["timeline"], values["findings"] = list(incident.timeline), list(incident.findings)
     values["cause"] = _violation_text(incident.cause)
     values["joined"] = {_violation_text(v) for v in incident.joined} or None
     values["replayed"] = incident.replays is not None
@@ -193,6 +193,7 @@ def _incident(item: dict[str, Any]) -> Incident:
         told=frozenset(values.get("told") or ()),
         failure=values["failure"],
         report=values["report"],
+        findings=tuple(values["findings"]),
         timeline=tuple(values["timeline"]),
         revision=int(values["revision"]),
     )

@@ -933,9 +933,10 @@ def test_chaos_emits_every_event_twice(embedded_aws, run_job, events, eventually
     embedded_aws.control("chaos", duplicate_deliveries=True)
     try:
         run_job("twice")
+        # until they are there: a job has ended a moment before its last event is sent
+        eventually(lambda: len(events("SageMaker Processing Job State Change", ProcessingJobName="twice")) == 4)
     finally:
         embedded_aws.control("chaos", duplicate_deliveries=False)
-    eventually(lambda: len(events("SageMaker Processing Job State Change", ProcessingJobName="twice")) == 4)
 
 
 # ---------------------------------------------------------------- schedules

@@ -20,7 +20,7 @@ from glassbox.response import ResponseForm
 from glassbox.settings import from_env
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
-processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,7 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def count(record):
-    try:
-        counted = build()(json.loads(record.body)["detail"], now=datetime.now(UTC))
-    except Exception:  # the batch processor swallows it and reports the message as failed
-        logger.exception("not counted", message_id=record.message_id)
-        raise
+    counted = build()(json.loads(record.body)["detail"], now=datetime.now(UTC))
     emit(counted)
     logger.info(
         "counted",

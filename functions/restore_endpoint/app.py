@@ -18,7 +18,7 @@ from glassbox.settings import from_env
 from glassbox.violation import COMMAND_DETAIL_TYPE
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
-processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from glassbox.monitor import MonitorSettings, read_time, start_monitor
 from glassbox.settings import from_env
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
-processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False)
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
 
 
 @functools.cache
@@ -30,11 +30,7 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def start(record):
-    try:
-        outcome, job = build()(read_time(json.loads(record.body)))
-    except Exception:  # the batch processor swallows it and reports the message as failed
-        logger.exception("no job was started", message_id=record.message_id)
-        raise
+    outcome, job = build()(read_time(json.loads(record.body)))
     metrics.add_metric("MonitorJobs", MetricUnit.Count, outcome == "started")
     logger.info(outcome, job=job)
 

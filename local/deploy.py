@@ -58,14 +58,16 @@ def deploy(
     stack's values on an update, and the template's defaults otherwise. Raises DeployError.
     """
     body = yaml_parse(template.read_text())
-    _package(body, template.parent.resolve(), build or template.parent / BUILD, session.client("s3"), bucket)
+    s3 = session.client("s3")
+    _package(body, template.parent.resolve(), build or template.parent / BUILD, s3, bucket)
+    url = _upload(body, s3, bucket)
     cloudformation = session.client("cloudformation")
     current = _describe(cloudformation, stack)
     if current and current["StackStatus"] in ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS", "CREATE_FAILED"):
         cloudformation.delete_stack(StackName=stack)  # never came to be: it cannot be updated
         cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack, WaiterConfig={"Delay": 1})
         current = None
-    if _apply(cloudformation, stack, body, parameters, current):
+    if _apply(cloudformation, stack, url, set(body.get("Parameters", {})), parameters, current):
         _wait(cloudformation, stack)
     outputs = (_describe(cloudformation, stack) or {}).get("Outputs", [])
     return {output["OutputKey"]: output["OutputValue"] for output in outputs}
@@ -84,14 +86,15 @@ def _describe(cloudformation: Any, stack: str) -> dict[str, Any] | None:
 def _apply(
     cloudformation: Any,
     stack: str,
-    body: dict[str, Any],
+    url: str,
+    declared: set[str],
     parameters: dict[str, str],
     current: dict[str, Any] | None,
 ) -> bool:
     """Make and execute a change set; False when there is nothing to change."""
     given = [{"ParameterKey": k, "ParameterValue": v} for k, v in parameters.items()]
     if current:
-        known = {p["ParameterKey"] for p in current.get("Parameters", [])} & set(body.get("Parameters", {}))
+        known = {p["ParameterKey"] for p in current.get("Parameters", [])} & declared
         given += [{"ParameterKey": k, "UsePreviousValue": True} for k in sorted(known - set(parameters))]
     name = f"glassbox-{time.time_ns()}"
     try:
@@ -99,7 +102,7 @@ def _apply(
             StackName=stack,
             ChangeSetName=name,
             ChangeSetType="UPDATE" if current else "CREATE",
-            TemplateBody=json.dumps(body, default=str),
+            TemplateURL=url,
             Parameters=given,
             Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
         )
@@ -180,6 +183,14 @@ def _package(template: dict[str, Any], root: Path, build: Path, s3: Any, bucket:
                 s3.put_object(Bucket=bucket, Key=key, Body=_archive(files, build / "archives" / key))
             uploaded[code, layer] = f"s3://{bucket}/{key}"
         resource["Properties"][member] = uploaded[code, layer]
+
+
+def _upload(template: dict[str, Any], s3: Any, bucket: str) -> str:
+    """The URL of the template in S3: in a request it may have 51,200 bytes, there 1 MB."""
+    body = json.dumps(template, default=str).encode()
+    key = f"{hashlib.sha256(body).hexdigest()}.template"
+    s3.put_object(Bucket=bucket, Key=key, Body=body)
+    return f"{s3.meta.endpoint_url}/{bucket}/{key}"
 
 
 def _exists(s3: Any, bucket: str, key: str) -> bool:

@@ -48,6 +48,7 @@ def running_stack(
             "ModelDataUrl": model,
             "ServingImage": f"{REGISTRY}/glassbox-serving:local",
             "MonitorImage": f"{REGISTRY}/glassbox-monitor:local",
+            "AwsEndpointUrl": embedded.endpoint_url,
         }
         outputs = deploy(ROOT / "template.yaml", name, given | parameters, embedded.session)
         yield Stack(embedded, outputs)

@@ -138,7 +138,7 @@ def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     archives = functions.Archives(unpacked)
     archives.install()
     _after_provisioning("AWS::Lambda::LayerVersion", archives.expect_layer)
-    delivery.install(account)
+    delivery.install(account, region)
     topics.install(region)
     monitoring.install(account, region)
     scheduler._SCHEDULE_TICK_INTERVAL = 1  # instead of a look every 10 s

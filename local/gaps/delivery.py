@@ -16,8 +16,11 @@ from ministack.core.responses import request_scope
 from ministack.services import eventbridge, lambda_svc, sqs
 
 from local.gaps.roles import role_trusts
+from local.gaps.topics import service_may_publish
 
 logger = logging.getLogger("glassbox.delivery")
+
+EVENTS = "events.amazonaws.com"
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Chaos:
 chaos = Chaos()
 
 
-def install(account: str) -> None:
+def install(account: str, region: str) -> None:
     """Put permissions, retries and chaos around ministack's delivery."""
     deliver = eventbridge._invoke_target
 
@@ -48,10 +51,10 @@ def install(account: str) -> None:
                 context = contextvars.copy_context()
                 late = random.uniform(0, chaos.reorder_seconds)
                 threading.Timer(
-                    late, context.run, (_deliver, deliver, account, target, event, rule, view)
+                    late, context.run, (_deliver, deliver, account, region, target, event, rule, view)
                 ).start()
             else:
-                _deliver(deliver, account, target, event, rule, view)
+                _deliver(deliver, account, region, target, event, rule, view)
 
     eventbridge._invoke_target = invoke_target
     eventbridge._dispatch_to_lambda = _dispatch_to_lambda
@@ -76,28 +79,34 @@ def _know_put_events_conditions() -> None:
 
 
 def _deliver(
-    deliver: Any, account: str, target: dict[str, Any], event: Any, rule: dict[str, Any], view: Any
+    deliver: Any,
+    account: str,
+    region: str,
+    target: dict[str, Any],
+    event: Any,
+    rule: dict[str, Any],
+    view: Any,
 ) -> None:
-    """Deliver if somebody allows it: a rule needs the queue's policy, a schedule its role."""
+    """Deliver if somebody allows it: a rule needs the queue's or topic's policy, a schedule its role."""
     if "ScheduleExpressionTimezone" in rule or "Target" in rule:
         target = _with_scheduled_time(target, rule, event)
         allowed = _role_allows(target, account)
     else:
-        allowed = _policy_allows(target["Arn"], rule, account)
+        allowed = _policy_allows(target["Arn"], rule, account, region)
     if allowed:
         deliver(target, event, rule, view)
         return
     logger.error("%s: %s may not be sent to", rule["Name"], target["Arn"])
     dead_letters = (target.get("DeadLetterConfig") or {}).get("Arn")
-    if dead_letters and _policy_allows(dead_letters, rule, account):
+    if dead_letters and _policy_allows(dead_letters, rule, account, region):
         deliver({"Id": "dead-letters", "Arn": dead_letters}, event, rule, view)
 
 
-def _policy_allows(arn: str, rule: dict[str, Any], account: str) -> bool:
-    if ":sqs:" not in arn:
-        return True
+def _policy_allows(arn: str, rule: dict[str, Any], account: str, region: str) -> bool:
     rule_arn = eventbridge._rule_arn(rule["Name"], rule.get("EventBusName", "default"))
-    return bool(sqs.queue_policy_allows(arn, "events.amazonaws.com", rule_arn, account))
+    if ":sqs:" in arn:
+        return bool(sqs.queue_policy_allows(arn, EVENTS, rule_arn, account))
+    return ":sns:" not in arn or service_may_publish(arn, EVENTS, rule_arn, account, region)
 
 
 # ---------------------------------------------------------------- Scheduler

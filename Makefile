@@ -8,16 +8,26 @@ RUN    := PYTHONPATH=layers/core/python OPENBLAS_NUM_THREADS=1 $(VENV)/bin/pytho
 PINS   := requirements.txt requirements-torch.txt
 READY  := $(VENV)/.ready-$(shell cat $(PINS) | cksum | cut -d' ' -f1)
 
-help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+# The SAM CLI builds for the runtime of the functions with that Python, if there is one (pyenv keeps it off the PATH),
+# and in a container otherwise.
+ARCHITECTURE ?= x86_64
+PYTHON313 := $(shell for p in python3.13 $(HOME)/.pyenv/versions/3.13.*/bin/python3.13; do \
+               $$p -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
+SAM   := SAM_CLI_TELEMETRY=0 PATH="$(if $(PYTHON313),$(dir $(PYTHON313)):)$$PATH" .venv-sam/bin/sam
+BUILT := .aws-sam/build
+FUNCTIONS := $(notdir $(wildcard functions/*))
 
+help: ## what there is
+	@grep -hE '^[a-z_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# ------------------------------------------------------------------ on this machine
 demo: $(READY) ## the whole story on an embedded AWS (DATA=folder of images, WEIGHTS=model.pt)
 	@$(RUN) -m local.demo $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
 local: $(READY) ## the embedded AWS with the stack on it, left running
 	@$(RUN) -m local
 
-test: $(READY) ## every test
+test: $(READY) ## every test that needs neither Docker nor another environment
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
 check: $(READY) ## format, lint, types, template
@@ -35,24 +45,55 @@ baseline: $(READY) ## capture files of a good time -> the baseline of the drift 
 train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" tells more)
 	@$(RUN) -m model_code.train $(ARGS)
 
+# ------------------------------------------------------------------ as on AWS, with Docker
+build: .venv-sam/.ready ## sam build, with byte code in the layers (ARCHITECTURE=arm64 for Graviton)
+	$(SAM) build $(if $(PYTHON313),,--use-container) --parameter-overrides Architecture=$(ARCHITECTURE)
+	find $(BUILT)/*Layer -type d -name tests -prune -exec rm -r {} +
+	@# Lambda can write none (/opt is read-only): it would compile every module at each cold start
+	$(if $(PYTHON313),for layer in $(BUILT)/*Layer; do $(PYTHON313) -m compileall -q --invalidation-mode unchecked-hash \
+	    -s $$layer -p /opt $$layer; done,@echo 'No Python 3.13 here: the layers go without byte code, and functions start slower')
+
+sam: build .venv-checkov/.ready ## sam validate --lint, sam build, checkov
+	$(SAM) validate --lint
+	.venv-checkov/bin/checkov --config-file .checkov.yaml
+
+invoke-%: build $(READY) ## sam local invoke a function on the embedded AWS (EVENT=file; invoke-swap_endpoint, …)
+	@$(RUN) -m local.invoke $* $(if $(EVENT),--event '$(EVENT)')
+
+sam-test: build $(READY) ## sam local invoke of every function, and what it did in S3, DynamoDB and SNS
+	GLASSBOX_SAM=.venv-sam/bin/sam $(RUN) -m pytest tests/sam $(PYTEST_ARGS)
+
+# ------------------------------------------------------------------ on AWS
 twin: $(READY) ## the hooked twin of what an endpoint runs now (ENDPOINT=name BUCKET=the stack's)
 	@$(RUN) model_code/twin.py --endpoint '$(ENDPOINT)' --bucket '$(BUCKET)'
 
+# ------------------------------------------------------------------ the workshop
 format: $(READY) ## let ruff format and fix
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-clean: ## remove what was built (the environment stays)
-	rm -rf .build out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove what was built (the environments stay)
+	rm -rf .build .aws-sam out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+define need_python
+@[ -n '$(PYTHON)' ] && $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+  || { echo 'Python 3.11, 3.12 or 3.13 is needed (PYTHON=/path/to/python3.x chooses one)'; exit 1; }
+@[ -x $1/bin/pip ] || $(PYTHON) -m venv $1 \
+  || { rm -rf $1; echo 'No virtual environment could be made: on Debian and Ubuntu, apt install python3-venv'; exit 1; }
+@echo 'Installing into $1 (once; a few minutes)'
+endef
 
 $(READY): $(PINS)
-	@[ -n '$(PYTHON)' ] && $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo 'Python 3.11, 3.12 or 3.13 is needed (PYTHON=/path/to/python3.x chooses one)'; exit 1; }
-	@[ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv $(VENV) \
-	  || { rm -rf $(VENV); echo 'No virtual environment could be made: on Debian and Ubuntu, apt install python3-venv'; exit 1; }
-	@echo 'Installing into $(VENV) (once; a few minutes)'
+	$(call need_python,$(VENV))
 	@$(VENV)/bin/pip install -q $(TORCH_ARGS) -c requirements.txt -r requirements-torch.txt
 	@$(VENV)/bin/pip install -q --no-deps -r requirements.txt
 	@rm -f $(VENV)/.ready-* && touch $@
 
-.PHONY: help demo local test check bench baseline train twin format clean
+# Tools that want other versions of the same packages, each in an environment of its own.
+.venv-%/.ready: requirements-%.txt
+	$(call need_python,.venv-$*)
+	@.venv-$*/bin/pip install -q -r $<
+	@touch $@
+
+.PRECIOUS: .venv-%/.ready
+.PHONY: help demo local test check bench baseline train build sam sam-test twin format clean

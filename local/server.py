@@ -30,8 +30,8 @@ from ministack.core import iam_evaluator, lambda_runtime, router
 from ministack.core.concurrency import run_reentrant
 
 from local import cloudformation, gaps
-from local.gaps import delivery, roles
-from local.sagemaker.errors import SageMakerError
+from local.gaps import calls, delivery, roles
+from local.sagemaker.errors import SageMakerError, StartFailedError
 from local.sagemaker.platform import Platform
 from local.sagemaker.service import SageMaker
 
@@ -118,7 +118,7 @@ class Gateway:
         try:
             request = json.loads(body or b"{}")
             return 200, await self._act(scope["method"], scope["path"].removeprefix(CONTROL), request)
-        except (ValueError, TypeError, KeyError, LookupError) as error:
+        except (ValueError, TypeError, KeyError, LookupError, StartFailedError) as error:
             return 400, {"error": str(error)}
 
     async def _act(self, method: str, what: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +139,11 @@ class Gateway:
         if what == "chaos":
             delivery.chaos.__dict__.update(asdict(replace(delivery.chaos, **request)))
             return asdict(delivery.chaos)
+        if what == "calls":
+            return {"allowed": sorted(calls.allowed)}
+        if what == "credentials":
+            platform = self.sagemaker.platform
+            return roles.assume(platform.account, platform.region, request["role"], request["service"])
         if what == "status":
             return {"ministack": gaps.MINISTACK, "region": self.sagemaker.platform.region}
         raise ValueError(f"nothing is known of {what}")
@@ -164,7 +169,9 @@ def build(options: argparse.Namespace) -> Gateway:
         endpoint_url=f"http://127.0.0.1:{options.port}",
         directory=options.directory,
         emit=functools.partial(delivery.emit_sagemaker_event, options.account, options.region),
-        assume=functools.partial(roles.assume_for_sagemaker, options.account, options.region),
+        assume=functools.partial(
+            roles.assume, options.account, options.region, service="sagemaker.amazonaws.com"
+        ),
         commands=json.loads(options.images),
     )
     sagemaker = SageMaker(

@@ -5,6 +5,7 @@ Every hook is checked at start-up: a changed ministack fails there, by name, and
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import inspect
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import ministack.app as ministack
+from ministack.core import iam_evaluator
 from ministack.services import dynamodb, scheduler, sns
 from ministack.services.cloudformation import provisioners
 
-from local.gaps import delivery, functions, monitoring, topics
+from local.gaps import calls, delivery, functions, monitoring, topics
 
 MINISTACK = "1.5.33"
 
@@ -34,6 +36,7 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
         ["access_key_id", "iam_action", "service", "region", "resource_arn", "service_context"],
     ),
     ("ministack.core.iam_evaluator", "evaluate", ["ctx", "policies", "limits"]),
+    ("ministack.core.iam_evaluator", "_request_origin", None),
     (
         "ministack.core.iam_evaluator",
         "evaluate_resource_policy",
@@ -138,6 +141,7 @@ def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     archives = functions.Archives(unpacked)
     archives.install()
     _after_provisioning("AWS::Lambda::LayerVersion", archives.expect_layer)
+    calls.install()
     delivery.install(account, region)
     topics.install(region)
     monitoring.install(account, region)
@@ -177,6 +181,7 @@ def _after_provisioning(resource_type: str, also: Callable[[str, dict[str, Any]]
 
 
 def _count_loopback_as_tls() -> None:
-    """A bucket policy that asks for TLS would refuse everybody here: nothing leaves the machine."""
+    """A policy that asks for TLS would refuse everybody here, services too: nothing leaves the machine."""
+    iam_evaluator._request_origin = contextvars.ContextVar("request_origin", default=("127.0.0.1", True))
     pin = ministack.pin_request_origin
     ministack.pin_request_origin = lambda source_ip, secure_transport: pin(source_ip, True)

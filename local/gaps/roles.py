@@ -32,22 +32,22 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def assume_for_sagemaker(account: str, region: str, role_arn: str) -> dict[str, str]:
-    """The role's temporary credentials for SageMaker, as `AWS_…` variables.
+def assume(account: str, region: str, role_arn: str, service: str) -> dict[str, str]:
+    """The role's temporary credentials as the service gets them, as `AWS_…` variables.
 
-    Raises StartFailedError when it does not exist or does not trust sagemaker.amazonaws.com.
+    Raises StartFailedError when it does not exist or does not trust the service.
     """
     name = role_arn.rpartition("/")[2]
     with request_scope(account, region):
-        if not role_trusts(role_arn, "sagemaker.amazonaws.com"):
+        if not role_trusts(role_arn, service):
             raise StartFailedError(
                 f"Could not assume role {role_arn}. Please ensure that the role exists and allows principal "
-                "'sagemaker.amazonaws.com' to assume the role."
+                f"'{service}' to assume the role."
             )
-        key = f"ASIA{secrets.token_hex(8).upper()}"
+        key, caller = f"ASIA{secrets.token_hex(8).upper()}", service.partition(".")[0]
         session = {
-            "Arn": f"arn:aws:sts::{account}:assumed-role/{name}/SageMaker",
-            "UserId": f"{name}:SageMaker",
+            "Arn": f"arn:aws:sts::{account}:assumed-role/{name}/{caller}",
+            "UserId": f"{name}:{caller}",
             "AccountId": account,
             "SecretAccessKey": secrets.token_hex(20),
             "SessionToken": secrets.token_hex(32),

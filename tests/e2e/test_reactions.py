@@ -111,3 +111,38 @@ def test_the_hourly_monitor_judges_the_same_and_joins_what_was_handled(stack, in
 def in_queue(sqs, url):
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
     return sum(map(int, sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"].values()))
+
+
+def heard(inbox, text):
+    return wait_for(lambda: [m for m in inbox.read() if text in m["Message"]], 30)
+
+
+def test_a_dead_letter_sets_off_an_alarm_that_ops_hear_of(stack, inbox):
+    url = queue(stack, "RenderDeadLetters")
+    sqs = stack.client("sqs")
+    sqs.send_message(QueueUrl=url, MessageBody="{}")
+    (alarm,) = heard(inbox, "RenderDeadLettersAlarm")
+    said = json.loads(alarm["Message"])
+    assert said["NewStateValue"] == "ALARM"
+    assert "aws sqs start-message-move-task --source-arn arn:aws:sqs" in said["AlarmDescription"]
+    sqs.purge_queue(QueueUrl=url)
+
+
+def test_a_monitor_job_that_fails_is_told(stack, inbox):
+    sagemaker = stack.client("sagemaker")
+    (job,) = sagemaker.list_processing_jobs()["ProcessingJobSummaries"]
+    job = sagemaker.describe_processing_job(ProcessingJobName=job["ProcessingJobName"])
+    environment = {k: v for k, v in job["Environment"].items() if k != "THRESHOLD"}
+    kept = (
+        "AppSpecification",
+        "RoleArn",
+        "ProcessingInputs",
+        "ProcessingOutputConfig",
+        "ProcessingResources",
+    )
+    sagemaker.create_processing_job(
+        ProcessingJobName="class-monitor-fails", Environment=environment, **{name: job[name] for name in kept}
+    )
+    (message,) = heard(inbox, "class-monitor-fails")
+    assert "of traffic-signs is Failed" in message["Message"]
+    assert "THRESHOLD is not set" in message["Message"]

@@ -934,7 +934,9 @@ def test_chaos_emits_every_event_twice(embedded_aws, run_job, events, eventually
     try:
         run_job("twice")
         # until they are there: a job has ended a moment before its last event is sent
-        eventually(lambda: len(events("SageMaker Processing Job State Change", ProcessingJobName="twice")) == 4)
+        eventually(
+            lambda: len(events("SageMaker Processing Job State Change", ProcessingJobName="twice")) == 4
+        )
     finally:
         embedded_aws.control("chaos", duplicate_deliveries=False)
 

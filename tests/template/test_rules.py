@@ -38,6 +38,7 @@ def rules_for(template, resolve):
         ("violation", {"ViolationRule"}),
         ("monitor-job-violations", {"MonitorJobRule"}),
         ("monitor-job-clean", set()),
+        ("monitor-job-failed", {"MonitorFailedRule"}),
         ("monitor-report-created", {"MonitorReportRule"}),
         ("capture-object-created", {"CaptureRule"}),
         ("tensor-index-created", {"TensorRule"}),
@@ -79,9 +80,10 @@ NEAR_MISSES = [
     # the same from somebody else
     ("violation", "source", "glassbox.test"),
     ("violation", "detail-type", "Violation"),
-    # a job that failed, one still running, and the detail-type that does not exist
-    ("monitor-job-violations", "detail/ProcessingJobStatus", "Failed"),
+    # a job that is still running, one that ended well, and the detail-type that does not exist
     ("monitor-job-violations", "detail/ProcessingJobStatus", "InProgress"),
+    ("monitor-job-failed", "detail/ProcessingJobStatus", "Completed"),
+    ("monitor-job-failed", "detail/Environment/sagemaker_endpoint_name", "traffic-signs-2"),
     ("monitor-job-violations", "detail/ExitMessage", "Completed: not CompletedWithViolations"),
     ("monitor-job-violations", "detail-type", "SageMaker Model Monitor Execution Status Change"),
     # the monitor's other files, the name that upstream gives it, and a picture that is called alike

@@ -1,0 +1,160 @@
+"""Every role's policies against the calls it makes: what is needed is allowed, and what is allowed is used.
+
+IAM is enforced on the embedded AWS, so a call that no policy allows breaks the story below. The other half is checked
+at its end: a permission that nobody uses is one too many.
+"""
+
+import io
+import json
+import os
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glassbox.report import statistics
+from glassbox.tally import Confidences, Counts
+from local import signs
+from local.stack import MODELS, running_stack
+from watching import Inbox, incident, wait_for
+
+pytestmark = pytest.mark.e2e
+
+# What AWS does in a role's name, and no code of ours: allowed, and not to be seen here.
+BY_AWS = {
+    "sqs:ReceiveMessage": "Lambda polls the queue",
+    "sqs:DeleteMessage": "Lambda polls the queue",
+    "sqs:GetQueueAttributes": "Lambda polls the queue",
+    "sqs:SendMessage": "EventBridge Scheduler sends to the queue",
+    "logs:CreateLogGroup": "SageMaker writes its containers' logs",
+    "logs:CreateLogStream": "Lambda and SageMaker write logs",
+    "logs:PutLogEvents": "Lambda and SageMaker write logs",
+    "xray:PutTraceSegments": "Lambda's X-Ray daemon",
+    "xray:PutTelemetryRecords": "Lambda's X-Ray daemon",
+    "cloudwatch:DescribeAlarms": "UpdateEndpoint looks at the alarm that rolls back",
+    "ecr:GetAuthorizationToken": "SageMaker pulls the image",
+    "ecr:BatchCheckLayerAvailability": "SageMaker pulls the image",
+    "ecr:BatchGetImage": "SageMaker pulls the image",
+    "ecr:GetDownloadUrlForLayer": "SageMaker pulls the image",
+}
+BASELINE = "baseline/statistics.json"
+PARAMETERS = {
+    "Threshold": "0.5",
+    "DriftThreshold": "0.9",
+    "BaselineStatistics": f"s3://{MODELS}/{BASELINE}",
+    "RollbackAlarm": "errors-of-traffic-signs",
+    "CooldownMinutes": "0",
+    "Flagged": "2",
+    "Compared": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def stack():
+    with running_stack(PARAMETERS, update_seconds=1.0) as stack:
+        everyday = Counts(classes=Counter(dict.fromkeys(range(43), 100)), records=4300)
+        body = json.dumps(statistics(everyday, Confidences())).encode()
+        stack.client("s3").put_object(Bucket=MODELS, Key=BASELINE, Body=body)
+        yield stack
+
+
+def resources(stack, kind):
+    """Logical ids and names of the stack's resources of a kind."""
+    listed = stack.client("cloudformation").describe_stack_resources(StackName="glassbox")["StackResources"]
+    return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in listed if r["ResourceType"] == kind}
+
+
+def traffic(stack):
+    """An hour ago: 60 requests, five of six of them stop signs."""
+    images, labels = signs.dataset(400, seed=77, size=48)
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
+    stack.set_capture_clock(hour + timedelta(minutes=5))
+    for number in range(60):
+        of = images[labels != 14] if number % 6 == 0 else images[labels == 14]
+        body = io.BytesIO()
+        np.save(body, of[number % len(of)], allow_pickle=False)
+        stack.client("sagemaker-runtime").invoke_endpoint(
+            EndpointName="traffic-signs", ContentType="application/x-npy", Body=body.getvalue()
+        )
+    return hour
+
+
+def command(stack, action):
+    entry = {"Source": "glassbox.operator", "DetailType": "Glassbox Command"}
+    detail = json.dumps({"endpoint": "traffic-signs", "action": action})
+    stack.client("events").put_events(Entries=[entry | {"Detail": detail}])
+
+
+@pytest.fixture(scope="module")
+def calls(stack):
+    """(role, action, resource) of everything that the roles did in a story that needs all of them."""
+    inbox = Inbox(stack)
+    hour = traffic(stack)
+    wait_for(lambda: incident(stack) and incident(stack).state == "NORMAL" and len(inbox.read()) == 2, 90)
+
+    scheduled = json.dumps({"time": f"{hour + timedelta(hours=1):%Y-%m-%dT%H}:10:00Z"})
+    queue = resources(stack, "AWS::SQS::Queue")["MonitorQueue"]
+    stack.client("sqs").send_message(QueueUrl=queue, MessageBody=scheduled)
+    wait_for(lambda: incident(stack).joined)
+    first = incident(stack).id
+
+    # an incident that finds the endpoint in the middle of somebody's update, at both of its ends
+    sagemaker = stack.client("sagemaker")
+    for config, action, state in (("PlainConfig", "open", "HOOKED"), ("HookedConfig", "abort", "NORMAL")):
+        sagemaker.update_endpoint(EndpointName="traffic-signs", EndpointConfigName=stack.outputs[config])
+        command(stack, action)
+        wait_for(lambda state=state: incident(stack).id != first and incident(stack).state == state, 90)
+    wait_for(lambda: len(inbox.read()) == 4)
+
+    # and one that cannot be ended: its plain config is gone
+    command(stack, "open")
+    wait_for(lambda: incident(stack).state == "HOOKED", 90)
+    sagemaker.delete_endpoint_config(EndpointConfigName=stack.outputs["PlainConfig"])
+    command(stack, "abort")
+    wait_for(lambda: incident(stack).state == "FAILED" and len(inbox.read()) == 6)
+    assert "NOT restored" in json.loads(inbox.messages[-1]["Message"])["subject"]
+    return [tuple(call) for call in stack.aws.control("calls")["allowed"]]
+
+
+def permissions(stack, role):
+    """(action, resource pattern) of everything that a role's policies allow."""
+    iam = stack.client("iam")
+    for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
+        document = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+        for statement in document["Statement"]:
+            actions, patterns = statement["Action"], statement["Resource"]
+            for action in actions if isinstance(actions, list) else [actions]:
+                for pattern in patterns if isinstance(patterns, list) else [patterns]:
+                    yield action, pattern
+
+
+def test_what_is_allowed_is_used_and_the_rest_is_what_aws_does(stack, calls):
+    table, by_aws = [], set()
+    for logical_id, role in resources(stack, "AWS::IAM::Role").items():
+        assert not stack.client("iam").list_attached_role_policies(RoleName=role)["AttachedPolicies"]
+        made = [(action, resource) for caller, action, resource in calls if caller == role]
+        for action, pattern in permissions(stack, role):
+            used = any(a == action and fnmatchcase(r, pattern) for a, r in made)
+            table.append((logical_id, action, pattern, "used" if used else BY_AWS.get(action, "NOT USED")))
+            if action in BY_AWS:
+                by_aws.add(action)
+                assert not used, f"{action} is used, it is no call of AWS's own"
+    if out := os.environ.get("GLASSBOX_POLICY_TABLE"):
+        Path(out).write_text("".join(f"{' | '.join(row)}\n" for row in sorted(table)))
+    assert len(table) > 60
+    assert [row for row in table if row[3] == "NOT USED"] == []
+    assert by_aws == set(BY_AWS)
+
+
+def test_no_role_has_a_wildcard_action_or_all_resources_without_need(stack):
+    everywhere = set()
+    for role in resources(stack, "AWS::IAM::Role").values():
+        for action, pattern in permissions(stack, role):
+            assert "*" not in action
+            if pattern == "*":
+                everywhere.add(action)
+    # the calls for which AWS knows no resource
+    assert everywhere == {"xray:PutTraceSegments", "xray:PutTelemetryRecords", "ecr:GetAuthorizationToken"}

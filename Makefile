@@ -47,11 +47,13 @@ train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" te
 
 # ------------------------------------------------------------------ as on AWS, with Docker
 build: .venv-sam/.ready ## sam build, with byte code in the layers (ARCHITECTURE=arm64 for Graviton)
-	$(SAM) build $(if $(PYTHON313),,--use-container) --parameter-overrides Architecture=$(ARCHITECTURE)
-	find $(BUILT)/*Layer -type d -name tests -prune -exec rm -r {} +
-	@# Lambda can write none (/opt is read-only): it would compile every module at each cold start
-	$(if $(PYTHON313),for layer in $(BUILT)/*Layer; do $(PYTHON313) -m compileall -q --invalidation-mode unchecked-hash \
-	    -s $$layer -p /opt $$layer; done,@echo 'No Python 3.13 here: the layers go without byte code, and functions start slower')
+	@mkdir -p .build && $(SAM) build $(if $(PYTHON313),,--use-container) --parameter-overrides Architecture=$(ARCHITECTURE) \
+	  >.build/sam-build.log 2>&1 || { cat .build/sam-build.log; exit 1; }
+	@find $(BUILT)/*Layer -type d -name tests -prune -exec rm -r {} +
+	@# Lambda can write no byte code (/opt is read-only): it would compile every module at each cold start
+	@$(if $(PYTHON313),for layer in $(BUILT)/*Layer; do $(PYTHON313) -m compileall -q --invalidation-mode unchecked-hash \
+	    -s $$layer -p /opt $$layer; done,echo 'No Python 3.13 here: the layers go without byte code, and functions start slower')
+	@echo 'Built in $(BUILT), for $(ARCHITECTURE)'
 
 sam: build .venv-checkov/.ready ## sam validate --lint, sam build, checkov
 	$(SAM) validate --lint

@@ -7,7 +7,7 @@ import contextlib
 import signal
 from pathlib import Path
 
-from local.emulator import stop_on_sigterm
+from local.emulator import docker_bridge, stop_on_sigterm
 from local.stack import WEIGHTS, Stack, running_stack
 
 
@@ -15,7 +15,12 @@ def main() -> None:
     """Start, deploy, say how to use it, wait."""
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
     parser.add_argument("--port", type=int, default=4566, help="0 chooses a free one (default: 4566)")
-    parser.add_argument("--also-on", metavar="ADDRESS", help="a second address to listen on, for containers")
+    parser.add_argument(
+        "--also-on",
+        metavar="ADDRESS",
+        default=docker_bridge(),
+        help="a second address to listen on (default: Docker's bridge, where containers find it, if there is one)",
+    )
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the model to serve, a state dict")
     parser.add_argument("--threshold", default="0.5", help="largest share of one class (default: 0.5)")
     options = parser.parse_args()
@@ -45,6 +50,7 @@ def _usage(stack: Stack) -> str:
         f"  aws sagemaker describe-endpoint --endpoint-name {outputs['EndpointName']}",
         "",
         f"Logs are in {aws.log.parent} and in CloudWatch Logs (aws logs describe-log-groups).",
+        "make invoke-<function> runs a function on it by sam local invoke (with Docker).",
         "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)

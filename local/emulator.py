@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,48 +56,12 @@ class LocalSession(boto3.Session):
         return super().client(service_name, *args, **kwargs)
 
 
-class EmbeddedAws:
-    """A running embedded AWS; a context manager that leaves no process and no file behind.
+class RunningAws:
+    """An embedded AWS that somebody started, by its address."""
 
-    `port` 0 chooses a free one. It listens on 127.0.0.1, and on `also_on` too if given: the bridge on which containers
-    of `sam local invoke` find their host. `images` adds to or replaces IMAGES. `keep` keeps the private directory
-    with its logs. `options` go to local.server: update_seconds, flush_seconds, flush_records.
-    """
-
-    def __init__(
-        self,
-        *,
-        port: int = 0,
-        also_on: str | None = None,
-        images: dict[str, list[str]] | None = None,
-        keep: bool = False,
-        **options: float,
-    ) -> None:
-        self._keep = keep
-        self._process: subprocess.Popen[bytes] | None = None
-        self.directory = Path(tempfile.mkdtemp(prefix="glassbox-aws-"))
-        self.log = self.directory / "logs" / "emulator.log"
-        self.log.parent.mkdir()
-        try:
-            with contextlib.ExitStack() as listeners:
-                first = listeners.enter_context(_listen("127.0.0.1", port))
-                self.port: int = first.getsockname()[1]
-                others = [listeners.enter_context(_listen(also_on, self.port))] if also_on else []
-                self.endpoint_url = f"http://127.0.0.1:{self.port}"
-                self._process = self._spawn([first, *others], IMAGES | (images or {}), options)
-            self._await_ready(self._process)
-        except BaseException:
-            self.stop()
-            raise
-        self.session = LocalSession(self.endpoint_url)
-
-    def __enter__(self) -> EmbeddedAws:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def __init__(self, endpoint_url: str) -> None:
+        self.endpoint_url = endpoint_url
+        self.session = LocalSession(endpoint_url)
 
     def client(self, service: str) -> Any:
         """A boto3 client with the account's root rights."""
@@ -127,6 +92,57 @@ class EmbeddedAws:
                 return answer
         except urllib.error.HTTPError as error:
             raise ValueError(json.loads(error.read())["error"]) from error
+
+    def answers(self) -> bool:
+        """Whether it is there."""
+        try:
+            self.control("status")
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+class EmbeddedAws(RunningAws):
+    """An embedded AWS of one's own; a context manager that leaves no process and no file behind.
+
+    `port` 0 chooses a free one. It listens on 127.0.0.1, and on `also_on` too if given: the bridge on which containers
+    of `sam local invoke` find their host. `images` adds to or replaces IMAGES. `keep` keeps the private directory
+    with its logs. `options` go to local.server: update_seconds, flush_seconds, flush_records.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        also_on: str | None = None,
+        images: dict[str, list[str]] | None = None,
+        keep: bool = False,
+        **options: float,
+    ) -> None:
+        self._keep = keep
+        self._process: subprocess.Popen[bytes] | None = None
+        self.directory = Path(tempfile.mkdtemp(prefix="glassbox-aws-"))
+        self.log = self.directory / "logs" / "emulator.log"
+        self.log.parent.mkdir()
+        try:
+            with contextlib.ExitStack() as listeners:
+                first = listeners.enter_context(_listen("127.0.0.1", port))
+                self.port: int = first.getsockname()[1]
+                others = [listeners.enter_context(_listen(also_on, self.port))] if also_on else []
+                super().__init__(f"http://127.0.0.1:{self.port}")
+                self._process = self._spawn([first, *others], IMAGES | (images or {}), options)
+            self._await_ready(self._process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def __enter__(self) -> EmbeddedAws:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Stop the embedded AWS, its Lambdas, model servers and jobs."""
@@ -193,12 +209,24 @@ class EmbeddedAws:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 break
-            with contextlib.suppress(OSError, ValueError):
-                self.control("status")
+            if self.answers():
                 return
             time.sleep(0.05)
         tail = self.log.read_text(errors="replace")[-2000:].strip()
         raise EmulatorError(f"the embedded AWS did not start:\n{tail}")
+
+
+def docker_bridge() -> str:
+    """The host's address on Docker's default network, under which containers find it; empty without an engine."""
+    if not shutil.which("docker"):
+        return ""
+    command = ["docker", "network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return ""
+    (network, *_) = json.loads(done.stdout)
+    # an engine that names no gateway takes the first address
+    return str(network.get("Gateway") or ip_network(network["Subnet"])[1])
 
 
 def _listen(host: str, port: int) -> socket.socket:

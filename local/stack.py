@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from local.deploy import deploy
-from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
+from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws, RunningAws
 
 WEIGHTS = ROOT / "local" / "weights" / "signs_w16.pt"
 MODELS = "glassbox-models"
@@ -22,12 +22,18 @@ REGISTRY = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
 class Stack:
     """A deployed stack: its outputs, and clients with the account's root rights."""
 
-    aws: EmbeddedAws
+    aws: RunningAws
     outputs: dict[str, str]
+    name: str = "glassbox"
 
     def client(self, service: str) -> Any:
         """A boto3 client of the embedded AWS."""
         return self.aws.client(service)
+
+    def resources(self, kind: str) -> dict[str, str]:
+        """The names of the stack's resources of a kind (`AWS::SQS::Queue`), by logical id."""
+        listed = self.client("cloudformation").describe_stack_resources(StackName=self.name)["StackResources"]
+        return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in listed if r["ResourceType"] == kind}
 
     def set_capture_clock(self, now: datetime) -> None:
         """Let data capture stamp inferences as if it were `now` (with a zone); the clock ticks on from there."""
@@ -51,7 +57,7 @@ def running_stack(
             "AwsEndpointUrl": embedded.endpoint_url,
         }
         outputs = deploy(ROOT / "template.yaml", name, given | parameters, embedded.session)
-        yield Stack(embedded, outputs)
+        yield Stack(embedded, outputs, name)
 
 
 def upload_model(aws: EmbeddedAws, weights: Path) -> str:

@@ -61,12 +61,6 @@ def stack():
         yield stack
 
 
-def resources(stack, kind):
-    """Logical ids and names of the stack's resources of a kind."""
-    listed = stack.client("cloudformation").describe_stack_resources(StackName="glassbox")["StackResources"]
-    return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in listed if r["ResourceType"] == kind}
-
-
 def traffic(stack):
     """An hour ago: 60 requests, five of six of them stop signs."""
     images, labels = signs.dataset(400, seed=77, size=48)
@@ -96,7 +90,7 @@ def calls(stack):
     wait_for(lambda: incident(stack) and incident(stack).state == "NORMAL" and len(inbox.read()) == 2, 90)
 
     scheduled = json.dumps({"time": f"{hour + timedelta(hours=1):%Y-%m-%dT%H}:10:00Z"})
-    queue = resources(stack, "AWS::SQS::Queue")["MonitorQueue"]
+    queue = stack.resources("AWS::SQS::Queue")["MonitorQueue"]
     stack.client("sqs").send_message(QueueUrl=queue, MessageBody=scheduled)
     wait_for(lambda: incident(stack).joined)
     first = incident(stack).id
@@ -133,7 +127,7 @@ def permissions(stack, role):
 
 def test_what_is_allowed_is_used_and_the_rest_is_what_aws_does(stack, calls):
     table, by_aws = [], set()
-    for logical_id, role in resources(stack, "AWS::IAM::Role").items():
+    for logical_id, role in stack.resources("AWS::IAM::Role").items():
         assert not stack.client("iam").list_attached_role_policies(RoleName=role)["AttachedPolicies"]
         made = [(action, resource) for caller, action, resource in calls if caller == role]
         for action, pattern in permissions(stack, role):
@@ -151,7 +145,7 @@ def test_what_is_allowed_is_used_and_the_rest_is_what_aws_does(stack, calls):
 
 def test_no_role_has_a_wildcard_action_or_all_resources_without_need(stack):
     everywhere = set()
-    for role in resources(stack, "AWS::IAM::Role").values():
+    for role in stack.resources("AWS::IAM::Role").values():
         for action, pattern in permissions(stack, role):
             assert "*" not in action
             if pattern == "*":

@@ -44,10 +44,7 @@ def live(stack):
 
 
 def queue(stack, logical_id):
-    resource = stack.client("cloudformation").describe_stack_resource(
-        StackName="glassbox", LogicalResourceId=logical_id
-    )
-    return resource["StackResourceDetail"]["PhysicalResourceId"]
+    return stack.resources("AWS::SQS::Queue")[logical_id]
 
 
 def test_a_file_is_counted_once_and_its_violation_swaps_once_however_often_it_arrives(stack, inbox):

@@ -1,6 +1,7 @@
 """Each rule's pattern, taken from template.yaml, against events/: what it must take and what it must leave."""
 
 import copy
+import hashlib
 import json
 
 import pytest
@@ -138,3 +139,19 @@ NEAR_MISSES = [
 def test_near_misses_start_nothing(rules_for, load_event, name, path, value):
     assert rules_for(load_event(name))
     assert rules_for(edited(load_event(name), path, value)) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "carried"),
+    [
+        ("sqs-capture", "capture-object-created"),
+        ("sqs-violation", "violation"),
+        ("sqs-endpoint-in-service", "endpoint-in-service"),
+        ("sqs-tensor-index", "tensor-index-created"),
+        ("sqs-command-abort", "command-abort"),
+    ],
+)
+def test_what_functions_are_invoked_with_carries_what_rules_match(load_event, name, carried):
+    (record,) = load_event(name)["Records"]
+    assert json.loads(record["body"]) == load_event(carried)
+    assert record["md5OfBody"] == hashlib.md5(record["body"].encode(), usedforsecurity=False).hexdigest()

@@ -1,0 +1,152 @@
+"""One incident from the captured file to the report, every step of it by `sam local invoke`: `make sam-test`.
+
+The embedded AWS runs no function here; each is run in Lambda's container, with what `sam build` built, with the
+variables and the rights of the role that the stack gives it, on its own events/*.json.
+"""
+
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from glassbox.aws.counts_table import CountsTable
+from glassbox.capture import moment
+from glassbox.tally import WINDOW, Window, total
+from local import invoke
+from local.emulator import ROOT, docker_bridge
+from local.stack import running_stack
+from watching import Inbox, incident, wait_for
+
+SAM = os.environ.get("GLASSBOX_SAM", "")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not SAM, reason="needs Docker and the SAM CLI: make sam-test"),
+]
+
+
+@pytest.fixture(scope="module")
+def stack():
+    host = docker_bridge()
+    assert host, "no Docker engine answers"
+    with running_stack({**invoke.PARAMETERS, "Flagged": "2", "Compared": "1"}, also_on=host) as stack:
+        invoke.pause(stack)
+        invoke.lay_capture(stack)
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def inbox(stack):
+    return Inbox(stack)
+
+
+@pytest.fixture(scope="module")
+def run(stack):
+    """Runs a function on one of events/ (or a changed one); all of its messages have to be done."""
+    address = f"{docker_bridge()}:{stack.aws.port}"
+
+    def invoked(function, event=None):
+        path = ROOT / "events" / f"{invoke.EVENTS[function]}.json"
+        event = event or invoke.read_event(path, stack.outputs["Bucket"])
+        answer = invoke.invoke(stack, function, event, address=address, sam=str(ROOT / SAM))
+        assert answer == {"batchItemFailures": []}
+
+    return invoked
+
+
+def live(stack):
+    endpoint = stack.client("sagemaker").describe_endpoint(EndpointName="traffic-signs")
+    return endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
+
+
+def keys(stack, prefix):
+    listed = stack.client("s3").list_objects_v2(Bucket=stack.outputs["Bucket"], Prefix=prefix)
+    return [item["Key"] for item in listed.get("Contents", ())]
+
+
+def test_count_predictions_counts_once_and_publishes_the_violation(stack, run):
+    run("count_predictions")
+    run("count_predictions")
+    hour = moment("2026-11-23T10:00:00Z")
+    table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
+    slots, told = table.read("traffic-signs/AllTraffic", Window(hour, hour + WINDOW))
+    counts = total(slots.values())
+    assert (counts.classes, counts.unreadable) == ({14: 50, 3: 10}, 0)
+    assert [t.check for t in told] == ["class_share"]
+    queue = stack.resources("AWS::SQS::Queue")["SwapQueue"]
+    (message,) = stack.client("sqs").receive_message(QueueUrl=queue)["Messages"]
+    detail = json.loads(message["Body"])["detail"]
+    assert (detail["check"], detail["class"], detail["n"]) == ("class_share", 14, 60)
+
+
+def test_start_monitor_starts_the_job_over_the_hour(stack, run):
+    run("start_monitor")
+    (job,) = stack.client("sagemaker").list_processing_jobs()["ProcessingJobSummaries"]
+    assert job["ProcessingJobName"] == "class-monitor-traffic-signs-20261123t1000"
+    folder = "monitoring/traffic-signs/hourly/2026/11/23/10/"
+    wait_for(lambda: f"{folder}constraint_violations.json" in keys(stack, folder))
+
+
+def test_swap_endpoint_swaps_and_tells(stack, run, inbox):
+    run("swap_endpoint")
+    wait_for(lambda: live(stack) == ("InService", stack.outputs["HookedConfig"]))
+    assert incident(stack).state == "SWAPPING"
+    (begun,) = wait_for(inbox.read)
+    assert "Class 14 predicted 80.50% of the time" in begun["Message"]
+
+
+def test_confirm_endpoint_replays_what_was_flagged(stack, run):
+    run("confirm_endpoint")
+    current = incident(stack)
+    assert current.state == "HOOKED"
+    assert len(current.replays) == 3
+    wait_for(lambda: len([k for k in keys(stack, "tensors/traffic-signs/") if "/index/" in k]) == 3)
+
+
+def test_render_saliency_draws_a_replayed_request(stack, run):
+    (index, *_) = (k for k in keys(stack, "tensors/traffic-signs/") if "/index/" in k)
+    path = ROOT / "events" / f"{invoke.EVENTS['render_saliency']}.json"
+    text = path.read_text().replace(invoke.object_of("tensor-index-created"), index)
+    run("render_saliency", json.loads(text.replace(invoke.SAMPLE_BUCKET, stack.outputs["Bucket"])))
+    (name,) = incident(stack).pictures
+    folder = f"saliency/traffic-signs/{incident(stack).id}/{name}"
+    assert keys(stack, folder) == [f"{folder}.json", f"{folder}.png"]
+    read = stack.client("s3").get_object
+    facts = json.loads(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.json")["Body"].read())
+    assert facts["completeness"]["faithful"]
+    with Image.open(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.png")["Body"]) as picture:
+        assert picture.format == "PNG"
+
+
+def test_restore_endpoint_restores_and_confirm_endpoint_reports(stack, run, inbox):
+    run("restore_endpoint")
+    wait_for(lambda: live(stack) == ("InService", stack.outputs["PlainConfig"]))
+    assert incident(stack).state == "RESTORING"
+    run("confirm_endpoint")
+    closed = incident(stack)
+    assert (closed.state, closed.failure) == ("NORMAL", "")
+    page = f"incidents/traffic-signs/{closed.id}/index.html"
+    assert keys(stack, "incidents/traffic-signs/") == [page]
+    wait_for(lambda: len(inbox.read()) == 2)
+    assert "report is ready" in inbox.messages[1]["Subject"]
+
+
+def test_a_poison_message_comes_back_alone(stack):
+    event = invoke.read_event(ROOT / "events" / "sqs-capture.json", stack.outputs["Bucket"])
+    bad = {**event["Records"][0], "messageId": "poison", "body": "no JSON"}
+    answer = invoke.invoke(
+        stack,
+        "count_predictions",
+        {"Records": [bad, *event["Records"]]},
+        address=f"{docker_bridge()}:{stack.aws.port}",
+        sam=str(ROOT / SAM),
+    )
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "poison"}]}
+
+
+def test_a_function_may_do_no_more_than_its_role(stack, run):
+    """The containers have the roles' rights: without them, the calls above would not have been made."""
+    roles = stack.resources("AWS::IAM::Role").values()
+    callers = {role for role, *_ in stack.aws.control("calls")["allowed"]}
+    assert callers <= set(roles)
+    assert len(callers) == 8  # six functions, the endpoint and the monitor job

@@ -65,6 +65,16 @@ invoke-%: build $(READY) ## sam local invoke a function on the embedded AWS (EVE
 sam-test: build $(READY) ## sam local invoke of every function, and what it did in S3, DynamoDB and SNS
 	GLASSBOX_SAM=.venv-sam/bin/sam $(RUN) -m pytest tests/sam $(PYTEST_ARGS)
 
+images: $(READY) ## the serving and the monitor image, in Docker (TORCH_ARGS as for the installation)
+	@rm -rf .build/wheels && mkdir -p .build/wheels
+	@$(VENV)/bin/pip download -q --no-deps $(TORCH_ARGS) -d .build/wheels -r requirements-torch.txt \
+	    --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64
+	docker build -f model_code/Dockerfile -t glassbox-serving .
+	docker build -f monitor_container/Dockerfile -t glassbox-monitor .
+
+images-test: images ## both images in Docker, with what SageMaker mounts
+	GLASSBOX_IMAGES=1 $(RUN) -m pytest tests/images $(PYTEST_ARGS)
+
 # ------------------------------------------------------------------ on AWS
 twin: $(READY) ## the hooked twin of what an endpoint runs now (ENDPOINT=name BUCKET=the stack's)
 	@$(RUN) model_code/twin.py --endpoint '$(ENDPOINT)' --bucket '$(BUCKET)'
@@ -98,4 +108,4 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test check bench baseline train build sam sam-test twin format clean
+.PHONY: help demo local test check bench baseline train build sam sam-test images images-test twin format clean

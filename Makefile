@@ -18,7 +18,7 @@ BUILT := .aws-sam/build
 FUNCTIONS := $(notdir $(wildcard functions/*))
 
 help: ## what there is
-	@grep -hE '^[a-z_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # ------------------------------------------------------------------ on this machine
 demo: $(READY) ## the whole story on an embedded AWS (DATA=folder of images, WEIGHTS=model.pt)
@@ -44,6 +44,9 @@ baseline: $(READY) ## capture files of a good time -> the baseline of the drift 
 
 train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" tells more)
 	@$(RUN) -m model_code.train $(ARGS)
+
+check-model: $(READY) ## try a model offline: modules, completeness, latency, bytes (MODEL=model.tar.gz IMAGE=x.png)
+	@$(RUN) model_code/check.py '$(MODEL)' $(if $(IMAGE),--image '$(IMAGE)') $(if $(PICTURE),--picture '$(PICTURE)')
 
 # ------------------------------------------------------------------ as on AWS, with Docker
 build: .venv-sam/.ready ## sam build, with byte code in the layers (ARCHITECTURE=arm64 for Graviton)
@@ -108,4 +111,4 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test check bench baseline train build sam sam-test images images-test twin format clean
+.PHONY: help demo local test check bench baseline train check-model build sam sam-test images images-test twin format clean

@@ -4,10 +4,13 @@
 """
 
 import hashlib
+import importlib
 import io
 import json
 import math
 import os
+import pickle
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +31,9 @@ PIXELS = 1 << 24  # of one image; 48 MB decoded
 BATCH = 64
 TOP = 3
 SIDE = 1024  # of the model's input
+RESNET18 = "resnet18"
+
+_CLASS = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
 
 _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -76,54 +82,105 @@ class Classifier:
 
 
 def model_fn(model_dir: str, context: Any = None) -> Classifier:
-    """Load ``model/model.pt`` and ``model/config.json`` of an unpacked model.tar.gz.
+    """Load ``model/model.pt`` (a state dict) and ``model/config.json`` of an unpacked model.tar.gz.
 
     Raises:
         BadInputError: weights or config cannot be used; names what is wrong.
         SettingsError: the environment is wrong.
     """
     folder = Path(model_dir) / "model"
-    network = from_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
-    config = read_config(
-        folder / "config.json", channels=network.conv1.in_channels, classes=network.fc.out_features
-    )
+    config = read_config(folder / "config.json")
+    network = load_network(folder / "model.pt", config)
     settings = from_env(Settings, {name.upper(): value for name, value in os.environ.items()})
     mean, std = (torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std"))
     tracer = _tracer(network, settings.tensors_output, settings) if settings.tensors_output else None
     return Classifier(network, tuple(config["image_size"]), mean, std, config["labels"], tracer)
 
 
-def read_config(path: Path, channels: int, classes: int) -> dict[str, Any]:
-    """``config.json`` for a network of so many input channels and classes.
+def read_config(path: Path) -> dict[str, Any]:
+    """``config.json``.
 
     Raises:
         BadInputError: names everything that is wrong.
     """
 
-    def numbers(value: Any, count: int) -> bool:
-        return isinstance(value, list) and len(value) == count and all(type(v) in (int, float) for v in value)
+    def numbers(value: Any) -> bool:
+        return isinstance(value, list) and all(type(v) in (int, float) for v in value)
 
     try:
-        config = {"labels": None, **json.loads(path.read_text(encoding="utf-8"))}
+        config = {"arguments": {}, "labels": None, **json.loads(path.read_text(encoding="utf-8"))}
     except (ValueError, TypeError) as error:
         raise BadInputError(f"{path}: not a JSON object: {error}") from error
     size, mean, std, labels = (config.get(name) for name in ("image_size", "mean", "std", "labels"))
     problems = {
-        "architecture must be 'resnet18'": config.get("architecture") == "resnet18",
-        f"image_size must be two whole numbers (H, W) from 1 to {SIDE}": numbers(size, 2)
+        "architecture must be 'resnet18' or 'module:Class'": config.get("architecture") == RESNET18
+        or bool(_CLASS.fullmatch(str(config.get("architecture")))),
+        "arguments must be an object": isinstance(config["arguments"], dict),
+        f"image_size must be two whole numbers (H, W) from 1 to {SIDE}": numbers(size)
+        and len(size) == 2
         and all(type(side) is int and 1 <= side <= SIDE for side in size),
-        f"mean must be {channels} numbers": numbers(mean, channels),
-        f"std must be {channels} numbers above 0": numbers(std, channels) and min(std) > 0,
-        f"labels must be null or {classes} texts": labels is None
-        or (
-            isinstance(labels, list) and len(labels) == classes and all(isinstance(la, str) for la in labels)
-        ),
+        "mean must be 1 or 3 numbers": numbers(mean) and len(mean) in (1, 3),
+        "std must be as many numbers, above 0": numbers(std)
+        and len(std) == len(mean if isinstance(mean, list) else ())
+        and min(std) > 0,
+        "labels must be null or texts": labels is None
+        or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
     }
     if not all(problems.values()):
         raise BadInputError(
             f"{path}: " + "; ".join(problem for problem, fine in problems.items() if not fine)
         )
     return config
+
+
+def load_network(weights: Path, config: Mapping[str, Any]) -> nn.Module:
+    """The network of ``config["architecture"]`` with these weights, in eval mode; tried on one empty picture.
+
+    ``resnet18`` reads its sizes off the weights. ``module:Class`` is a class in ``code/module.py`` of model.tar.gz,
+    called with ``config["arguments"]``; its ``forward`` takes (N, C, H, W) float32 and gives (N, K) logits.
+
+    Raises:
+        BadInputError: the weights are not of this network, or it does not take the config's pictures.
+    """
+    architecture = config["architecture"]
+    try:
+        state_dict = torch.load(weights, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BadInputError(
+            f"{weights}: no state dict of tensors alone, and nothing else is read: "
+            "torch.save(network.state_dict(), …) writes one"
+        ) from error
+    network = from_state_dict(state_dict) if architecture == RESNET18 else _own(config, state_dict)
+    shape = (1, len(config["mean"]), *config["image_size"])
+    try:
+        with torch.inference_mode():
+            logits = network(torch.zeros(shape))
+    except RuntimeError as error:
+        raise BadInputError(
+            f"{architecture}: a picture of {shape} does not go through it: {error}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise BadInputError(f"{architecture}: one picture gives {found}, and not logits of the shape (1, K)")
+    if config["labels"] is not None and len(config["labels"]) != logits.shape[1]:
+        raise BadInputError(
+            f"config.json: labels must be null or {logits.shape[1]} texts, found {len(config['labels'])}"
+        )
+    return network
+
+
+def _own(config: Mapping[str, Any], state_dict: Any) -> nn.Module:
+    module, _, name = config["architecture"].partition(":")
+    network = getattr(importlib.import_module(module), name)(**config["arguments"])
+    try:
+        network.load_state_dict(state_dict)
+    except (RuntimeError, TypeError) as error:
+        raise BadInputError(f"{config['architecture']}: these are not its weights: {_line(error)}") from error
+    return network.eval()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _tracer(network: nn.Module, destination: str, settings: Settings) -> Any:

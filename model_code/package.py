@@ -1,8 +1,10 @@
 """Weights and code -> the model.tar.gz that SageMaker unpacks to /opt/ml/model.
 
     python model_code/package.py --weights model.pt --out model.tar.gz [--config config.json] [--labels labels.csv]
+                                 [--network net.py:Net [--arguments '{"classes": 10}'] [--code more.py …]]
 
-The same content gives the same bytes, so what did not change need not be uploaded.
+A network of your own is a class in a file of yours (docs/your-model.md). The same content gives the same bytes, so what
+did not change need not be uploaded.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +62,17 @@ def read_labels(path: Path) -> list[str]:
     return [names[str(i)] for i in range(len(names))]
 
 
-def package(weights: Path, out: Path, config: dict[str, Any] | None = None) -> None:
+def package(
+    weights: Path, out: Path, config: dict[str, Any] | None = None, code: Sequence[Path] = ()
+) -> None:
     """Write ``out``: ``model/model.pt``, ``model/config.json`` and ``code/``.
 
     Args:
         config: parts of the config that differ from the default one; by default those beside the weights.
+        code: files of your own, which go beside ours.
+
+    Raises:
+        ValueError: one of them is called as one of ours.
     """
     config = model_config(weights) if config is None else DEFAULT_CONFIG | config
     files = {
@@ -72,6 +81,10 @@ def package(weights: Path, out: Path, config: dict[str, Any] | None = None) -> N
     }
     files |= {f"code/{name}": (HERE / name).read_bytes() for name in CODE}
     files |= {f"code/glassbox/{name}": (CORE / name).read_bytes() for name in CORE_MODULES}
+    for path in code:
+        if path.name in CODE:
+            raise ValueError(f"{path}: {path.name} is the name of a file of ours in code/")
+        files[f"code/{path.name}"] = path.read_bytes()
     # No time and no name: they would differ from one run to the next.
     with (
         out.open("wb") as raw,
@@ -108,12 +121,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("model.tar.gz"))
     parser.add_argument("--config", type=Path, help="default: the .json beside the weights, or 48×48 pixels")
     parser.add_argument("--labels", type=Path, help="a CSV file with the columns class_id and name")
+    parser.add_argument("--network", metavar="FILE.py:CLASS", help="a network of your own")
+    parser.add_argument("--arguments", type=json.loads, default={}, help="what CLASS is called with, as JSON")
+    parser.add_argument("--code", type=Path, nargs="+", default=[], help="further files that FILE.py imports")
     arguments = parser.parse_args()
     try:
-        config = json.loads(arguments.config.read_text("utf-8")) if arguments.config else None
+        config = model_config(arguments.weights)
+        if arguments.config:
+            config = json.loads(arguments.config.read_text("utf-8"))
         if arguments.labels:
-            config = (config or model_config(arguments.weights)) | {"labels": read_labels(arguments.labels)}
-        package(arguments.weights, arguments.out, config)
+            config |= {"labels": read_labels(arguments.labels)}
+        code = list(arguments.code)
+        if arguments.network:
+            file, _, name = arguments.network.rpartition(":")
+            config |= {"architecture": f"{Path(file).stem}:{name}", "arguments": arguments.arguments}
+            code.append(Path(file))
+        package(arguments.weights, arguments.out, config, code)
         load(arguments.out)
     except (OSError, ValueError) as error:
         sys.exit(f"package: {error}")

@@ -1,11 +1,13 @@
 """The model's own code: what it answers, and what it refuses with which words."""
 
 import hashlib
+import importlib
 import io
 import json
 import pickle
 import re
 import struct
+import sys
 import zlib
 from types import SimpleNamespace
 
@@ -387,19 +389,25 @@ class TestModel:
     @pytest.mark.parametrize(
         ("change", "problem"),
         [
-            ({"architecture": "vgg"}, "architecture must be 'resnet18'"),
+            ({"architecture": "vgg"}, "architecture must be 'resnet18' or 'module:Class'"),
+            ({"architecture": "os:path.join"}, "architecture must be"),
+            ({"architecture": "../net:Net"}, "architecture must be"),
+            ({"arguments": [1]}, "arguments must be an object"),
             ({"image_size": None}, "image_size must be two whole numbers (H, W) from 1 to 1024"),
             ({"image_size": [48, 0]}, "image_size must be"),
             ({"image_size": [48, 48.5]}, "image_size must be"),
             ({"image_size": [48, True]}, "image_size must be"),
             ({"image_size": [2000, 48]}, "image_size must be"),
             ({"image_size": 48}, "image_size must be"),
-            ({"mean": [0.5]}, "mean must be 3 numbers"),
-            ({"std": [0.1, 0.2, "0.3"]}, "std must be 3 numbers above 0"),
-            ({"std": [0.1, 0.2, 0]}, "std must be 3 numbers above 0"),
-            ({"labels": ["Stop"]}, "labels must be null or 5 texts"),
-            ({"labels": [1, 2, 3, 4, 5]}, "labels must be null or 5 texts"),
-            ({"labels": [0], "mean": 0}, "mean must be 3 numbers; labels must be null or 5 texts"),
+            ({"mean": [0.5, 0.5]}, "mean must be 1 or 3 numbers"),
+            ({"mean": [0.5]}, "std must be as many numbers, above 0"),
+            ({"std": [0.1, 0.2, "0.3"]}, "std must be as many numbers, above 0"),
+            ({"std": [0.1, 0.2, 0]}, "std must be as many numbers, above 0"),
+            ({"labels": [1, 2, 3, 4, 5]}, "labels must be null or texts"),
+            (
+                {"labels": [0], "mean": 0},
+                "mean must be 1 or 3 numbers; std must be as many numbers, above 0; labels",
+            ),
         ],
     )
     def test_a_config_that_cannot_be_used(self, tmp_path, change, problem):
@@ -415,10 +423,22 @@ class TestModel:
         with pytest.raises(BadInputError, match=r"config\.json: not a JSON object"):
             inference.model_fn(str(tmp_path))
 
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ({"labels": ["Stop"]}, "labels must be null or 5 texts, found 1"),
+            ({"mean": [0.5], "std": [0.5]}, "resnet18: a picture of (1, 1, 24, 32) does not go through it"),
+        ],
+    )
+    def test_a_config_that_does_not_fit_the_network(self, tmp_path, change, problem):
+        unpacked(tmp_path, CONFIG | change)
+        with pytest.raises(BadInputError, match=re.escape(problem)):
+            inference.model_fn(str(tmp_path))
+
     def test_weights_are_never_unpickled(self, tmp_path):
         unpacked(tmp_path)
         torch.save({"conv1.weight": Exploding()}, tmp_path / "model" / "model.pt")
-        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        with pytest.raises(BadInputError, match="no state dict of tensors alone"):
             inference.model_fn(str(tmp_path))
 
     def test_is_plain_unless_told_otherwise(self, tmp_path, monkeypatch):
@@ -446,3 +466,54 @@ class TestModel:
         monkeypatch.setenv(name, value)
         with pytest.raises(SettingsError, match=f"{name}={value!r}"):
             inference.model_fn(str(tmp_path))
+
+
+NETWORK = """
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, classes, flat=True):
+        super().__init__()
+        self.conv, self.fc, self.flat = nn.Conv2d(3, 4, 3), nn.Linear(4, classes), flat
+
+    def forward(self, x):
+        x = self.conv(x).relu().mean((2, 3))
+        return self.fc(x) if self.flat else [x]
+"""
+
+
+class TestOwnNetwork:
+    """A class in code/, named by config.json."""
+
+    @pytest.fixture
+    def tiny(self, tmp_path, monkeypatch):
+        (tmp_path / "code").mkdir()
+        (tmp_path / "code" / "tiny_net.py").write_text(NETWORK)
+        monkeypatch.syspath_prepend(tmp_path / "code")
+        monkeypatch.delitem(sys.modules, "tiny_net", raising=False)
+        return importlib.import_module("tiny_net").Tiny
+
+    def archive(self, folder, network, **config):
+        unpacked(folder, CONFIG | {"architecture": "tiny_net:Tiny", "arguments": {"classes": 5}} | config)
+        torch.save(network.state_dict(), folder / "model" / "model.pt")
+        return inference.model_fn(str(folder))
+
+    def test_is_built_with_its_arguments_and_answers(self, tmp_path, tiny):
+        network = tiny(5)
+        classifier = self.archive(tmp_path, network)
+        assert not classifier.network.training
+        array = picture(24, 32, 3)
+        (prediction,) = answer(classifier, npy(array))
+        best = int(independent(classifier, array).argmax())
+        assert (prediction["class"], prediction["label"]) == (best, CONFIG["labels"][best])
+        for name, weight in network.state_dict().items():
+            assert torch.equal(classifier.network.state_dict()[name], weight)
+
+    def test_says_whose_weights_they_are_not(self, tmp_path, tiny):
+        with pytest.raises(BadInputError, match=r"tiny_net:Tiny: these are not its weights: .*fc\.weight"):
+            self.archive(tmp_path, tiny(4))
+
+    def test_has_to_give_logits(self, tmp_path, tiny):
+        arguments = {"classes": 5, "flat": False}
+        with pytest.raises(BadInputError, match="one picture gives list, and not logits"):
+            self.archive(tmp_path, tiny(5), arguments=arguments)

@@ -125,6 +125,33 @@ class TestCommand:
         assert done.stderr.startswith(f"package: {out} does not load: ")
         assert "labels must be null or 3 texts" in done.stderr
 
+    def test_packs_a_network_of_somebodys_own(self, tmp_path):
+        net, parts, weights = tmp_path / "net.py", tmp_path / "parts.py", tmp_path / "weights.pt"
+        parts.write_text("from torch import nn\ndef head(n): return nn.Linear(3, n)\n")
+        net.write_text(
+            "import parts\nfrom torch import nn\n"
+            "class Net(nn.Module):\n"
+            "    def __init__(self, classes):\n        super().__init__()\n        self.fc = parts.head(classes)\n"
+            "    def forward(self, x):\n        return self.fc(x.mean((2, 3)))\n"
+        )
+        torch.save({"fc.weight": torch.randn(4, 3), "fc.bias": torch.randn(4)}, weights)
+        out = tmp_path / "model.tar.gz"
+        given = ("--network", f"{net}:Net", "--arguments", '{"classes": 4}', "--code", parts)
+        done = run("--weights", weights, "--out", out, *given)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert config_of(out)["architecture"] == "net:Net"
+        with tarfile.open(out) as packed:
+            assert packed.extractfile("code/net.py").read() == net.read_bytes()
+            assert packed.extractfile("code/parts.py").read() == parts.read_bytes()
+
+    def test_refuses_a_file_that_would_replace_ours(self, tmp_path, weights):
+        (tmp_path / "hook.py").write_text("")
+        out = tmp_path / "model.tar.gz"
+        done = run("--weights", weights, "--out", out, "--code", tmp_path / "hook.py")
+        assert done.returncode == 1
+        assert "hook.py is the name of a file of ours" in done.stderr
+        assert not out.exists()
+
     def test_says_what_is_missing(self, tmp_path):
         done = run("--weights", tmp_path / "none.pt", "--out", tmp_path / "model.tar.gz")
         assert (done.returncode, done.stdout) == (1, "")

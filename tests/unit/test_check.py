@@ -1,0 +1,104 @@
+"""make check-model, as a process: what it says of a model that is exact, of one that is not, and of none."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import package
+from resnet import ResNet18
+
+CHECK = Path(package.__file__).parent / "check.py"
+OWN = """
+from torch import nn
+
+class Smooth(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.fc(self.act(self.conv(x)).mean((2, 3)))
+"""
+
+
+def check(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, CHECK, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": os.environ["PATH"], "OPENBLAS_NUM_THREADS": "1", **environment},
+    )
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    torch.save(ResNet18(num_classes=3, width=4).state_dict(), tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def test_tells_what_a_model_costs_and_whether_to_believe_its_pictures(tmp_path, weights):
+    image, seen = tmp_path / "sign.png", tmp_path / "seen.png"
+    Image.new("RGB", (90, 60), "orange").save(image)
+    # as on a plain endpoint, whatever the shell has set
+    done = check(weights, "--image", image, "--picture", seen, tensors_output="s3://not/used")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines = done.stdout.splitlines()
+    parameters = sum(p.numel() for p in ResNet18(num_classes=3, width=4).parameters())
+    assert first == (
+        f"{weights}: ResNet18, {parameters:,} parameters, pictures of 48 × 48 px and 3 channel(s), without labels"
+    )
+    assert "21 modules add a bias, which enters the sum:" in lines
+    assert re.search(r"^  layer1\.0\.bn1 +BatchNorm2d$", done.stdout, re.M)
+    assert re.search(rf"^{re.escape(str(image))}: class [012], probability \d", done.stdout, re.M)
+    assert re.search(r"^Completeness: .* away: faithful$", done.stdout, re.M)
+    assert re.search(r"\d ms plain, [\d.]+ ms traced \([\d.]+x\)$", done.stdout, re.M)
+    sizes = re.search(r"Bytes of a trace: (.*) reduced, (.*) full$", done.stdout, re.M).groups()
+    reduced, full = (int(size.replace(",", "")) for size in sizes)
+    assert 10_000 < reduced < full
+    assert "WARNING" not in done.stdout
+    with Image.open(seen) as picture:
+        assert picture.format == "PNG"
+
+
+def test_warns_of_a_network_for_which_fullgrad_is_not_exact(tmp_path):
+    (tmp_path / "smooth.py").write_text(OWN)
+    torch.manual_seed(0)
+    network = {
+        "conv.weight": torch.randn(4, 1, 3, 3),
+        "conv.bias": torch.randn(4),
+        "fc.weight": torch.randn(3, 4),
+        "fc.bias": torch.randn(3),
+    }
+    torch.save(network, tmp_path / "weights.pt")
+    config = {"architecture": "smooth:Smooth", "image_size": [32, 40], "mean": [0.5], "std": [0.25]}
+    package.package(tmp_path / "weights.pt", tmp_path / "model.tar.gz", config, code=[tmp_path / "smooth.py"])
+    done = check(tmp_path / "model.tar.gz")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "NOT faithful" in done.stdout
+    assert "WARNING: FullGrad is not exact here: act: SiLU is not piecewise linear" in done.stdout
+    assert "pictures of 32 × 40 px and 1 channel(s)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"no weights", "no state dict of tensors alone"),
+    ],
+)
+def test_says_why_a_model_cannot_be_tried(tmp_path, content, reason):
+    if content:
+        (tmp_path / "model").write_bytes(content)
+    done = check(tmp_path / "model")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("check-model: ")
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr

@@ -78,9 +78,31 @@ images: $(READY) ## the serving and the monitor image, in Docker (TORCH_ARGS as 
 images-test: images ## both images in Docker, with what SageMaker mounts
 	GLASSBOX_IMAGES=1 $(RUN) -m pytest tests/images $(PYTEST_ARGS)
 
-# ------------------------------------------------------------------ on AWS
-twin: $(READY) ## the hooked twin of what an endpoint runs now (ENDPOINT=name BUCKET=the stack's)
-	@$(RUN) model_code/twin.py --endpoint '$(ENDPOINT)' --bucket '$(BUCKET)'
+# ------------------------------------------------------------------ on AWS (docs/deploy.md)
+# ENDPOINT is one that is there; without it the stack makes one of its own, of MODEL (a state dict or a model.tar.gz).
+DEPLOY := PYTHONPATH=layers/core/python .venv-deploy/bin/python -m deploy
+STACK  ?= glassbox
+WANTED  = --stack '$(STACK)' --threshold '$(THRESHOLD)' --email '$(EMAIL)' --endpoint '$(ENDPOINT)' --image '$(IMAGE)' \
+          --model-data '$(MODEL_DATA)' $(if $(MODEL),--model '$(MODEL)') $(if $(STAGE),--stage $(STAGE)) \
+          --set Architecture=$(ARCHITECTURE) $(SET)
+
+plan: build .venv-deploy/.ready ## in words: what deploy would make and change (ENDPOINT, THRESHOLD, EMAIL, SET="Flagged=20 …")
+	@$(DEPLOY) plan $(WANTED)
+
+deploy: build .venv-deploy/.ready ## the stack, and the hooked twin of the endpoint (as plan; YES=1 does not ask)
+	@$(DEPLOY) deploy $(WANTED) $(if $(YES),--yes)
+
+twin: .venv-deploy/.ready ## the hooked twin of what the endpoint runs now, after its owner deployed (STACK)
+	@$(DEPLOY) twin --stack '$(STACK)' --image '$(IMAGE)' --model-data '$(MODEL_DATA)'
+
+remove: .venv-deploy/.ready ## the stack goes, the endpoint serves on as it was (STACK)
+	@$(DEPLOY) remove --stack '$(STACK)'
+
+push: .venv-deploy/.ready ## what `make images` built, to the account's registry
+	@$(DEPLOY) push
+
+deploy-test: build $(READY) .venv-deploy/.ready ## plan, deploy, twin, remove on the embedded AWS, with the real sam deploy
+	GLASSBOX_DEPLOY=.venv-deploy/bin/python $(RUN) -m pytest tests/deploy $(PYTEST_ARGS)
 
 # ------------------------------------------------------------------ the workshop
 format: $(READY) ## let ruff format and fix
@@ -111,4 +133,5 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test check bench baseline train check-model build sam sam-test images images-test twin format clean
+.PHONY: help demo local test check bench baseline train check-model build sam sam-test images images-test \
+        plan deploy twin remove push deploy-test format clean

@@ -10,6 +10,7 @@ did not change need not be uploaded.
 import argparse
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -95,6 +96,11 @@ def package(
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
+
+
+def digest(archive: Path) -> str:
+    """A short name of the content."""
+    return hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
 
 
 def load(archive: Path) -> None:

@@ -1,0 +1,293 @@
+"""make plan, make deploy, make twin, make remove, make push: the stack on AWS, for an endpoint or with one of its own.
+
+Credentials and region are those of the AWS SDK (AWS_PROFILE, AWS_REGION, …).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+from sagemaker.core.helper.session_helper import Session as SageMakerSession
+from sagemaker.core.resources import Endpoint
+from sagemaker.core.s3 import S3Uploader
+
+from deploy import DeployError, images, stack
+from deploy.twin import delete_twin, make_twin, twin_name
+from deploy.watched import Watched, events_are_on, read_endpoint, turn_events_on
+from glassbox.violation import COMMAND_DETAIL_TYPE
+
+OPERATOR = "glassbox.operator"
+WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
+RESTORE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `deploy` would do: the stack's parameters, and all of it in words."""
+
+    parameters: dict[str, str]
+    watched: Watched | None
+    words: list[str]
+
+
+def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
+    """Reads only. Raises DeployError with what is in the way."""
+    if options.endpoint:
+        watched = read_endpoint(options.endpoint, session)
+        parameters = watched.parameters | {"HookedConfigName": twin_name(watched.config.endpoint_config_name)}
+        words = _words_for(watched, options, session)
+    else:
+        watched = None
+        serving = options.image or images.pushed(images.SERVING, session)
+        if not serving:
+            where = images.registry(session)
+            raise DeployError(
+                f"The serving image is not in {where}: make images, make push; or IMAGE=… names another"
+            )
+        parameters = {"ServingImage": serving}
+        words = _words_for_own(options, serving, session)
+    if monitor := images.pushed(images.MONITOR, session):
+        parameters["MonitorImage"] = monitor
+    else:
+        words.append(
+            "Note: no monitor image was pushed (make images, make push): the hourly job is left out."
+        )
+    parameters |= {"Threshold": options.threshold, "NotificationEmail": options.email, "Stage": options.stage}
+    parameters |= options.set
+    made = stack.contents(
+        stack.built(), parameters | ({} if watched else {"ModelDataUrl": "s3://given/later"})
+    )
+    new = stack.describe(options.stack, session.client("cloudformation")) is None
+    account = session.client("sts").get_caller_identity()["Account"]
+    head = [
+        f"Account {account}, region {session.region_name}: stack {options.stack} "
+        + ("would be made" if new else "is there, and would be updated")
+        + ", with "
+        + ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in made.items()),
+        "",
+    ]
+    return Plan({k: v for k, v in parameters.items() if v}, watched, head + words)
+
+
+def _words_for(watched: Watched, options: argparse.Namespace, session: boto3.Session) -> list[str]:
+    on, others = events_are_on(watched.bucket, session.client("s3"))
+    name, plain = watched.endpoint.endpoint_name, watched.config.endpoint_config_name
+    words = ["It would watch:", *(f"  {line}" for line in watched.lines()), ""]
+    words += ["Besides, would be made:"]
+    changed = [f"image {options.image}"] if options.image else []
+    changed += [f"model data {options.model_data}"] if options.model_data else []
+    words += [
+        f"  model {twin_name(model)}: {model} with {', '.join([*changed, 'the hook on'])}"
+        for model in watched.models
+    ]
+    words += [f"  endpoint config {twin_name(plain)}: {plain} with the models above", ""]
+    if on:
+        words += [f"Bucket {watched.bucket} tells EventBridge already.", ""]
+    else:
+        kept = f"; its {others} other notifications stay" if others else ""
+        words += [f"Bucket {watched.bucket} would tell EventBridge of its objects{kept}.", ""]
+    words += [
+        f"Endpoint {name} is left alone until a violation. Then it goes to {twin_name(plain)}, and back to {plain}.",
+        *(f"Note: {note}" for note in watched.notes()),
+    ]
+    if not options.image:
+        words.append(
+            "Note: the twin runs the endpoint's own image and code, which have to hold the hook (docs/your-model.md)."
+        )
+    return words
+
+
+def _words_for_own(options: argparse.Namespace, serving: str, session: boto3.Session) -> list[str]:
+    model = options.model or WEIGHTS
+    return [
+        f"Among them an endpoint of its own, {options.set.get('EndpointName', 'traffic-signs')}, with {serving}.",
+        f"Besides, {model} would be uploaded to s3://{_models_bucket(session)}/, which is made if need be.",
+    ]
+
+
+def plan(options: argparse.Namespace, session: boto3.Session) -> None:
+    """Say in words what deploy would do."""
+    print("\n".join(make_plan(options, session).words))
+
+
+def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
+    """The stack, for the endpoint or with one of its own, and the endpoint's hooked twin."""
+    found = make_plan(options, session)
+    print("\n".join(found.words), flush=True)
+    if not options.yes and input("\nGo on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise DeployError("Nothing was done.")
+    parameters, watched = dict(found.parameters), found.watched
+    if watched:
+        turn_events_on(watched.bucket, session.client("s3"))
+    else:
+        parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
+    stack.sam_deploy(options.stack, parameters, session.region_name)
+    _, outputs = stack.existing(options.stack, session.client("cloudformation"))
+    if watched:
+        given = {"image": options.image, "model_data": options.model_data}
+        make_twin(watched, options.stack, outputs["Bucket"], session, **given)
+    print("\nDone.")
+    if options.email:
+        print(f"{options.email} has got a mail to confirm the subscription: nothing is told before.")
+    print("Try it, on the endpoint's own traffic of the last hour:")
+    detail = json.dumps(json.dumps({"endpoint": outputs["EndpointName"], "action": "open"}))
+    print(
+        f"  aws events put-events --entries 'Source={OPERATOR},DetailType={COMMAND_DETAIL_TYPE},Detail={detail}'"
+    )
+
+
+def twin(options: argparse.Namespace, session: boto3.Session) -> None:
+    """The twin of what the stack's endpoint runs now, and the stack told of both; the old twin is deleted."""
+    cloudformation = session.client("cloudformation")
+    parameters, outputs = stack.existing(options.stack, cloudformation)
+    if parameters.get("ModelDataUrl"):
+        raise DeployError(
+            f"Stack {options.stack} has an endpoint of its own: its model is changed by the parameter ModelDataUrl, "
+            "and its twin with it"
+        )
+    watched = read_endpoint(parameters["EndpointName"], session)
+    given = {"image": options.image, "model_data": options.model_data}
+    hooked = make_twin(watched, options.stack, outputs["Bucket"], session, **given)
+    turn_events_on(watched.bucket, session.client("s3"))
+    changed = {k: v for k, v in watched.parameters.items() if v or parameters.get(k)}
+    stack.change_parameters(options.stack, changed | {"HookedConfigName": hooked}, cloudformation)
+    plain = watched.config.endpoint_config_name
+    print(f"{outputs['EndpointName']} runs {plain}; its hooked twin is {hooked}.")
+    if (old := parameters["HookedConfigName"]) != hooked:
+        for name in delete_twin(old, options.stack, session):
+            print(f"deleted: {name}")
+
+
+def remove(options: argparse.Namespace, session: boto3.Session) -> None:
+    """End what is under way, delete the stack and the twin; the endpoint serves on as it was."""
+    cloudformation = session.client("cloudformation")
+    parameters, outputs = stack.existing(options.stack, cloudformation)
+    own = bool(parameters.get("ModelDataUrl"))
+    if not own:
+        _restore(outputs, session)
+    stack.delete(options.stack, cloudformation)
+    deleted = [] if own else delete_twin(outputs["HookedConfig"], options.stack, session)
+    print(f"Stack {options.stack} is deleted" + "".join(f", {name}" for name in deleted) + ".")
+    if not own:
+        print(f"Endpoint {outputs['EndpointName']} serves {outputs['PlainConfig']}, as before.")
+        if parameters["CaptureBucket"] != outputs["Bucket"]:
+            print(f"Bucket {parameters['CaptureBucket']} still tells EventBridge of its objects.")
+    print("What was recorded is still there:")
+    print(f"  s3://{outputs['Bucket']}, tables {outputs['CountsTable']} and {outputs['IncidentsTable']}")
+
+
+def _restore(outputs: dict[str, str], session: boto3.Session) -> None:
+    """An incident that is under way is aborted, as by an operator, so that the stack itself restores the endpoint."""
+    name, plain, hooked = (outputs[key] for key in ("EndpointName", "PlainConfig", "HookedConfig"))
+    detail = json.dumps({"endpoint": name, "action": "abort"})
+    entry = {"Source": OPERATOR, "DetailType": COMMAND_DETAIL_TYPE, "Detail": detail}
+    deadline, told = time.monotonic() + RESTORE_SECONDS, False
+    while True:
+        endpoint = Endpoint.get(name, session=session)
+        if endpoint.endpoint_status == "InService" and endpoint.endpoint_config_name != hooked:
+            return
+        if endpoint.endpoint_status == "InService" and not told:
+            print(f"{name} is on {hooked}: the incident is aborted, and {plain} put back", flush=True)
+            session.client("events").put_events(Entries=[entry])
+            told = True
+        if time.monotonic() > deadline:
+            raise DeployError(
+                f"{name} is still {endpoint.endpoint_status} on {endpoint.endpoint_config_name}. Put it back, then try "
+                f"again:\naws sagemaker update-endpoint --endpoint-name {name} --endpoint-config-name {plain}"
+            )
+        time.sleep(2)
+
+
+def push(options: argparse.Namespace, session: boto3.Session) -> None:
+    """The images to the account's registry."""
+    for uri in images.push(session) or ["Both images are there already."]:
+        print(uri)
+
+
+def _models_bucket(session: boto3.Session) -> str:
+    account = session.client("sts").get_caller_identity()["Account"]
+    return f"sagemaker-{session.region_name}-{account}"  # as the SageMaker SDK calls its own
+
+
+def _upload_model(model: Path, session: boto3.Session) -> str:
+    """Package a state dict (a model.tar.gz is taken as it is) and upload it; its S3 URI."""
+    sys.path.append(str(stack.ROOT / "model_code"))
+    import package  # its pins are the model's, not this tool's: the standard library is all it needs
+
+    s3, bucket = session.client("s3"), _models_bucket(session)
+    try:
+        s3.head_bucket(Bucket=bucket)
+    except ClientError:
+        where = {} if session.region_name == "us-east-1" else {"LocationConstraint": session.region_name}
+        s3.create_bucket(Bucket=bucket, **({"CreateBucketConfiguration": where} if where else {}))
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "model.tar.gz"
+        if model.name.endswith(".tar.gz"):
+            archive.write_bytes(model.read_bytes())
+        else:
+            package.package(model, archive)
+        # named by its content: an endpoint config never serves another model than it did
+        target = f"s3://{bucket}/glassbox/{package.digest(archive)}"
+        uploader = SageMakerSession(boto_session=session)
+        S3Uploader.upload(str(archive), target, sagemaker_session=uploader)
+    return f"{target}/model.tar.gz"
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not Parameter=value")
+    return key, value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m deploy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    named: dict[str, Callable[[argparse.Namespace, boto3.Session], None]] = {
+        "plan": plan,
+        "deploy": deploy,
+        "twin": twin,
+        "remove": remove,
+        "push": push,
+    }
+    for name, command in named.items():
+        one: Any = commands.add_parser(name, help=command.__doc__)
+        if name != "push":
+            one.add_argument("--stack", default="glassbox")
+        if name in ("plan", "deploy", "twin"):
+            one.add_argument("--image", default="", help="the twin's, or the stack's own endpoint's")
+        if name in ("plan", "deploy", "twin"):
+            one.add_argument("--model-data", default="", help="another model.tar.gz in S3, for the twin")
+        if name in ("plan", "deploy"):
+            one.add_argument(
+                "--endpoint", default="", help="one that is there; otherwise the stack makes one"
+            )
+            one.add_argument("--model", type=Path, help="for the stack's own: a state dict or a model.tar.gz")
+            one.add_argument("--threshold", required=True, help="largest share of one class")
+            one.add_argument("--email", default="")
+            one.add_argument("--stage", default="prod", choices=("dev", "prod"))
+            one.add_argument("--set", type=_setting, nargs="*", default=[], metavar="Parameter=value")
+            one.add_argument("--yes", action="store_true", help="do not ask")
+    options = parser.parse_args()
+    options.set = dict(getattr(options, "set", ()))
+    session = boto3.Session()
+    try:
+        if not session.region_name:
+            raise DeployError("No region is set: AWS_REGION=… names one")
+        named[options.command](options, session)
+    except (DeployError, ClientError, BotoCoreError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The CloudFormation stack: what it would hold, `sam deploy`, its outputs and parameters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from botocore.exceptions import ClientError
+
+from deploy import DeployError
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT = ROOT / ".aws-sam" / "build" / "template.yaml"
+SAM = ROOT / ".venv-sam" / "bin" / "sam"
+
+WORDS = {
+    "AWS::Serverless::Function": "Lambda function",
+    "AWS::Serverless::LayerVersion": "layer",
+    "AWS::IAM::Role": "role",
+    "AWS::Logs::LogGroup": "log group",
+    "AWS::SQS::Queue": "queue",
+    "AWS::SQS::QueuePolicy": None,
+    "AWS::Events::Rule": "EventBridge rule",
+    "AWS::Scheduler::Schedule": "schedule",
+    "AWS::CloudWatch::Alarm": "alarm",
+    "AWS::DynamoDB::Table": "DynamoDB table",
+    "AWS::S3::Bucket": "bucket",
+    "AWS::S3::BucketPolicy": None,
+    "AWS::SNS::Topic": "topic",
+    "AWS::SNS::TopicPolicy": None,
+    "AWS::SNS::Subscription": "subscription",
+    "AWS::KMS::Key": "KMS key",
+    "AWS::SageMaker::Model": "SageMaker model",
+    "AWS::SageMaker::EndpointConfig": "endpoint config",
+    "AWS::SageMaker::Endpoint": "endpoint",
+    "AWS::SageMaker::MonitoringSchedule": "monitoring schedule",
+}
+
+
+def contents(template: Mapping[str, Any], parameters: Mapping[str, str]) -> Counter[str]:
+    """How many of which kind of resource a stack with these parameters holds.
+
+    Args:
+        template: as `sam build` writes it: intrinsic functions in their long form.
+    """
+    values = {name: str(p.get("Default", "")) for name, p in template["Parameters"].items()} | dict(
+        parameters
+    )
+
+    def value(part: Any) -> str:
+        if isinstance(part, dict) and "Ref" in part:
+            return values[part["Ref"]]
+        if isinstance(part, dict) and "Fn::Join" in part:
+            return value(part["Fn::Join"][1])
+        return str(part)
+
+    def holds(condition: Any) -> bool:
+        ((kind, given),) = condition.items()
+        if kind == "Condition":
+            return holds(template["Conditions"][given])
+        if kind == "Fn::Equals":
+            return value(given[0]) == value(given[1])
+        if kind == "Fn::Not":
+            return not holds(given[0])
+        return (all if kind == "Fn::And" else any)(holds(part) for part in given)
+
+    made = [
+        WORDS[resource["Type"]]
+        for resource in template["Resources"].values()
+        if "Condition" not in resource or holds({"Condition": resource["Condition"]})
+    ]
+    return Counter(word for word in made if word)
+
+
+def built() -> dict[str, Any]:
+    """The template as `make build` left it."""
+    if not BUILT.exists():
+        raise DeployError(f"{BUILT.relative_to(ROOT)} is not there: make build")
+    template: dict[str, Any] = yaml.safe_load(BUILT.read_text())
+    return template
+
+
+def describe(name: str, cloudformation: Any) -> dict[str, Any] | None:
+    """A stack, or None."""
+    try:
+        stack: dict[str, Any] = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
+    except ClientError as error:
+        if "does not exist" in str(error):
+            return None
+        raise
+    return stack
+
+
+def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """The parameters and outputs of a stack; DeployError where there is none."""
+    stack = describe(name, cloudformation)
+    if stack is None:
+        raise DeployError(f"There is no stack {name} here: STACK=… names another")
+    parameters = {p["ParameterKey"]: p["ParameterValue"] for p in stack.get("Parameters", ())}
+    return parameters, {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
+
+
+def sam_deploy(name: str, parameters: Mapping[str, str], region: str) -> None:
+    """`sam deploy` of what `make build` left; raises DeployError when it fails."""
+    if not SAM.exists():
+        raise DeployError(f"{SAM.relative_to(ROOT)} is not there: make build")
+    command = [str(SAM), "deploy", "--stack-name", name, "--region", region, "--no-confirm-changeset"]
+    command += ["--parameter-overrides", *(f"{key}={_quoted(value)}" for key, value in parameters.items())]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SAM_CLI_TELEMETRY": "0"}, check=False)
+    if done.returncode:
+        raise DeployError(f"sam deploy of {name} failed, see above; what it had begun is rolled back")
+
+
+def _quoted(value: str) -> str:
+    """As the SAM CLI reads a value that may hold blanks and quotes."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any) -> None:
+    """Update a stack in nothing but some of its parameters, and wait."""
+    parameters, _ = existing(name, cloudformation)
+    if all(parameters.get(key) == value for key, value in changed.items()):
+        return
+    given: list[dict[str, Any]] = [{"ParameterKey": k, "ParameterValue": v} for k, v in changed.items()]
+    given += [{"ParameterKey": k, "UsePreviousValue": True} for k in parameters if k not in changed]
+    cloudformation.update_stack(
+        StackName=name,
+        UsePreviousTemplate=True,
+        Parameters=given,
+        Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
+    )
+    cloudformation.get_waiter("stack_update_complete").wait(StackName=name, WaiterConfig={"Delay": 5})
+
+
+def delete(name: str, cloudformation: Any) -> None:
+    """Delete a stack, and wait."""
+    cloudformation.delete_stack(StackName=name)
+    cloudformation.get_waiter("stack_delete_complete").wait(StackName=name, WaiterConfig={"Delay": 5})

@@ -1,0 +1,338 @@
+"""The deploy tool as its users run it, with the real `sam deploy`, on the embedded AWS: `make deploy-test`.
+
+First for an endpoint that a customer has: a role, a capture bucket and notifications of their own.
+"""
+
+import io
+import json
+import os
+import stat
+import subprocess
+
+import numpy as np
+import pytest
+
+from glassbox.aws.incidents_table import IncidentsTable
+from local import signs
+from local.deploy import deploy as redeploy
+from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
+from local.stack import REGISTRY, WEIGHTS, upload_model
+from watching import wait_for
+
+PYTHON = os.environ.get("GLASSBOX_DEPLOY", "")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not PYTHON, reason="needs .venv-deploy and .venv-sam: make deploy-test"),
+]
+
+ENDPOINT, CAPTURES = "shop-window", "acme-captures"
+SERVING = f"{REGISTRY}/acme-serving:7"
+CAPTURE = {
+    "EnableCapture": True,
+    "InitialSamplingPercentage": 100,
+    "DestinationS3Uri": f"s3://{CAPTURES}/sagemaker/captured",
+    "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+    "CaptureContentTypeHeader": {"JsonContentTypes": ["application/json"]},
+}
+
+
+@pytest.fixture(scope="module")
+def aws():
+    with EmbeddedAws() as aws:
+        yield aws
+
+
+@pytest.fixture(scope="module")
+def tool(aws):
+    """Runs `python -m deploy`, with the account's rights; expects it to end well, or with `fails`."""
+
+    def run(*arguments, fails=False, **environment):
+        done = subprocess.run(
+            [str(ROOT / PYTHON), "-m", "deploy", *arguments],
+            cwd=ROOT,
+            env=os.environ
+            | aws.environment
+            | {"AWS_REGION": REGION, "PYTHONPATH": str(ROOT / "layers/core/python")}
+            | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stderr if fails else done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def customer(aws):
+    """What a customer has: bucket, role, model, endpoint. The role may write captures, and nothing of ours."""
+    s3, sqs, iam, sagemaker = (aws.client(name) for name in ("s3", "sqs", "iam", "sagemaker"))
+    s3.create_bucket(Bucket=CAPTURES, CreateBucketConfiguration={"LocationConstraint": REGION})
+    queue = sqs.create_queue(QueueName="their-own")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    allow = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy})
+    theirs = {"Id": "theirs", "QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}
+    s3.put_bucket_notification_configuration(
+        Bucket=CAPTURES, NotificationConfiguration={"QueueConfigurations": [theirs]}
+    )
+    model = upload_model(aws, WEIGHTS)
+    trust = {
+        "Effect": "Allow",
+        "Principal": {"Service": "sagemaker.amazonaws.com"},
+        "Action": "sts:AssumeRole",
+    }
+    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    role = iam.create_role(RoleName="acme-endpoint", AssumeRolePolicyDocument=document)["Role"]["Arn"]
+    rights = [
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{model[5:]}"},
+        {"Effect": "Allow", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{CAPTURES}/*"},
+    ]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": rights})
+    iam.put_role_policy(RoleName="acme-endpoint", PolicyName="endpoint", PolicyDocument=policy)
+    container = {"Image": SERVING, "ModelDataUrl": model, "Environment": {"TEAM": "acme"}}
+    for version in ("v1", "v2"):
+        sagemaker.create_model(
+            ModelName=f"signs-{version}",
+            ExecutionRoleArn=role,
+            PrimaryContainer=container,
+            EnableNetworkIsolation=True,
+        )
+        variant = {
+            "VariantName": "Blue",
+            "ModelName": f"signs-{version}",
+            "InitialInstanceCount": 1,
+            "InstanceType": "ml.m5.xlarge",
+            "InitialVariantWeight": 1.0,
+        }
+        sagemaker.create_endpoint_config(
+            EndpointConfigName=f"shop-{version}", ProductionVariants=[variant], DataCaptureConfig=CAPTURE
+        )
+    sagemaker.create_endpoint_config(EndpointConfigName="no-capture", ProductionVariants=[variant])
+    for endpoint, config in ((ENDPOINT, "shop-v1"), ("blind", "no-capture"), ("Capital", "shop-v1")):
+        sagemaker.create_endpoint(EndpointName=endpoint, EndpointConfigName=config)
+    for endpoint in (ENDPOINT, "blind", "Capital"):
+        in_service(sagemaker, endpoint)
+    return sagemaker
+
+
+def in_service(sagemaker, endpoint):
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=endpoint, WaiterConfig={"Delay": 1})
+
+
+def live(aws):
+    endpoint = aws.client("sagemaker").describe_endpoint(EndpointName=ENDPOINT)
+    return endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
+
+
+def stack(aws, name="glassbox"):
+    found = aws.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
+    return {p["ParameterKey"]: p["ParameterValue"] for p in found["Parameters"]}, {
+        o["OutputKey"]: o["OutputValue"] for o in found["Outputs"]
+    }
+
+
+def incident(aws):
+    return IncidentsTable(aws.client("dynamodb"), stack(aws)[1]["IncidentsTable"]).current(ENDPOINT)
+
+
+def names(aws, what):
+    listed = getattr(aws.client("sagemaker"), f"list_{what}s")()
+    key = {"model": "Models", "endpoint_config": "EndpointConfigs"}[what]
+    return {item[f"{key[:-1]}Name"] for item in listed[key]}
+
+
+def command(aws, action):
+    entry = {"Source": "glassbox.operator", "DetailType": "Glassbox Command"}
+    detail = json.dumps({"endpoint": ENDPOINT, "action": action})
+    aws.client("events").put_events(Entries=[entry | {"Detail": detail}])
+
+
+WANTED = ("--endpoint", ENDPOINT, "--threshold", "0.5")
+
+
+def given(aws):
+    return ("--set", f"AwsEndpointUrl={aws.endpoint_url}", "CooldownMinutes=0", "Flagged=2", "Compared=1")
+
+
+# ---------------------------------------------------------------- an endpoint that is there
+
+
+def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer):
+    notifications = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
+    said = tool("plan", *WANTED, *given(aws))
+    assert f"Account {ACCOUNT}, region {REGION}: stack glassbox would be made, with" in said
+    assert "5 Lambda functions" in said
+    assert f"endpoint {ENDPOINT} is InService on config shop-v1" in said
+    assert f"variant Blue: 1 x ml.m5.xlarge, model signs-v1 ({SERVING})" in said
+    assert (
+        f"captures 100 % of the requests, inputs and outputs, to s3://{CAPTURES}/sagemaker/captured/" in said
+    )
+    assert "endpoint config shop-v1-hooked: shop-v1 with the models above" in said
+    assert f"Bucket {CAPTURES} would tell EventBridge of its objects; its 1 other notifications stay" in said
+    assert "isolated from the network; the twin is not" in said
+    assert "hourly job is left out" in said
+    assert names(aws, "endpoint_config") == {"shop-v1", "shop-v2", "no-capture"}
+    again = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
+    assert {k: v for k, v in again.items() if k != "ResponseMetadata"} == {
+        k: v for k, v in notifications.items() if k != "ResponseMetadata"
+    }
+    with pytest.raises(Exception, match="does not exist"):
+        stack(aws)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("nobodys", "Could not find endpoint"),
+        ("blind", "has no data capture: make one that has a DataCaptureConfig"),
+        ("Capital", "only names in lower case can be watched"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_watched_is_refused_with_the_reason(tool, customer, endpoint, reason):
+    assert reason in tool("plan", "--endpoint", endpoint, "--threshold", "0.5", fails=True)
+
+
+def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, customer):
+    before = customer.describe_endpoint(EndpointName=ENDPOINT)["LastModifiedTime"]
+    said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
+    assert "ops@example.com has got a mail to confirm" in said
+    parameters, outputs = stack(aws)
+    assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("shop-v1", "shop-v1-hooked")
+    assert parameters["CapturePrefix"] == "sagemaker/captured"
+    plain, hooked = (
+        customer.describe_endpoint_config(EndpointConfigName=name) for name in ("shop-v1", "shop-v1-hooked")
+    )
+    assert hooked["DataCaptureConfig"] == plain["DataCaptureConfig"]
+    (variant,) = plain["ProductionVariants"]
+    assert hooked["ProductionVariants"] == [{**variant, "ModelName": "signs-v1-hooked"}]
+    model, twin = (customer.describe_model(ModelName=name) for name in ("signs-v1", "signs-v1-hooked"))
+    tensors = f"s3://{outputs['Bucket']}/tensors/{ENDPOINT}"
+    environment = {"TEAM": "acme", "tensors_output": tensors}
+    assert twin["PrimaryContainer"] == {**model["PrimaryContainer"], "Environment": environment}
+    assert not twin.get("EnableNetworkIsolation")
+    notifications = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
+    assert "EventBridgeConfiguration" in notifications
+    assert [q["Id"] for q in notifications["QueueConfigurations"]] == ["theirs"]
+    assert live(aws) == ("InService", "shop-v1")
+    assert customer.describe_endpoint(EndpointName=ENDPOINT)["LastModifiedTime"] == before
+
+
+def test_deploying_again_changes_nothing(aws, tool):
+    twins = names(aws, "endpoint_config"), names(aws, "model")
+    said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
+    assert "stack glassbox is there, and would be updated" in said
+    assert f"Bucket {CAPTURES} tells EventBridge already" in said
+    assert (names(aws, "endpoint_config"), names(aws, "model")) == twins
+
+
+def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws):
+    """With the customer's own role the hooked model writes into the stack's bucket, whose policy lets it."""
+    # what sam deploy uploaded is for Lambda's Python; the embedded AWS runs functions on the one that is here
+    redeploy(ROOT / "template.yaml", "glassbox", {}, aws.session)
+    images, labels = signs.dataset(400, seed=77, size=48)
+    runtime = aws.client("sagemaker-runtime")
+    for number in range(60):
+        of = images[labels != 14] if number % 6 == 0 else images[labels == 14]
+        body = io.BytesIO()
+        np.save(body, of[number % len(of)], allow_pickle=False)
+        runtime.invoke_endpoint(EndpointName=ENDPOINT, ContentType="application/x-npy", Body=body.getvalue())
+    wait_for(lambda: incident(aws) and incident(aws).state == "NORMAL", 90)
+    assert not incident(aws).failure
+    assert incident(aws).replays <= incident(aws).pictures
+    assert live(aws) == ("InService", "shop-v1")
+
+
+def test_twin_follows_what_the_owner_deployed(aws, tool, customer):
+    customer.update_endpoint(EndpointName=ENDPOINT, EndpointConfigName="shop-v2")
+    in_service(customer, ENDPOINT)
+    said = tool("twin")
+    assert f"{ENDPOINT} runs shop-v2; its hooked twin is shop-v2-hooked." in said
+    assert "deleted: shop-v1-hooked" in said
+    assert "deleted: signs-v1-hooked" in said
+    parameters, outputs = stack(aws)
+    assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("shop-v2", "shop-v2-hooked")
+    assert parameters["Flagged"] == "2"
+    assert names(aws, "endpoint_config") == {"shop-v1", "shop-v2", "shop-v2-hooked", "no-capture"}
+    assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v2-hooked"}
+    assert "shop-v2-hooked" in tool("twin")  # again, nothing to do
+    assert live(aws) == ("InService", "shop-v2")
+
+
+def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, tool, customer):
+    bucket = stack(aws)[1]["Bucket"]
+    command(aws, "open")
+    wait_for(lambda: live(aws) == ("InService", "shop-v2-hooked"))
+    assert "hooked already: wait until the incident is over" in tool("plan", *WANTED, fails=True)
+    said = tool("remove")
+    assert "the incident is aborted, and shop-v2 put back" in said
+    assert f"Endpoint {ENDPOINT} serves shop-v2, as before." in said
+    assert live(aws) == ("InService", "shop-v2")
+    assert names(aws, "endpoint_config") == {"shop-v1", "shop-v2", "no-capture"}
+    assert names(aws, "model") == {"signs-v1", "signs-v2"}
+    with pytest.raises(Exception, match="does not exist"):
+        stack(aws)
+    kept = aws.client("s3").list_objects_v2(Bucket=bucket, Prefix="incidents/")
+    assert kept["KeyCount"] >= 1
+    assert "There is no stack glassbox" in tool("remove", fails=True)
+
+
+# ---------------------------------------------------------------- an endpoint of the stack's own
+
+
+def test_without_an_image_there_is_nothing_to_serve_with(tool):
+    said = tool("plan", "--threshold", "0.5", fails=True)
+    assert "The serving image is not in" in said
+    assert "make push" in said
+
+
+def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
+    wanted = ("--threshold", "0.5", "--image", f"{REGISTRY}/glassbox-serving:local", "--stack", "own")
+    said = tool("plan", *wanted)
+    assert "Among them an endpoint of its own, traffic-signs" in said
+    tool("deploy", *wanted, *given(aws), "--yes")
+    _, outputs = stack(aws, "own")
+    image, _ = signs.dataset(1, seed=14, size=48)
+    body = io.BytesIO()
+    np.save(body, image[0], allow_pickle=False)
+    answer = aws.client("sagemaker-runtime").invoke_endpoint(
+        EndpointName=outputs["EndpointName"], ContentType="application/x-npy", Body=body.getvalue()
+    )
+    assert "predictions" in json.loads(answer["Body"].read())
+    assert "has an endpoint of its own" in tool("twin", "--stack", "own", fails=True)
+    assert "Stack own is deleted." in tool("remove", "--stack", "own")
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def test_push_logs_in_makes_the_repositories_and_pushes(aws, tool, tmp_path):
+    """Docker is a recorder here: no registry can be had. What it is asked to do is what is looked at."""
+    script = tmp_path / "docker"
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$1" != login ] || cat > {tmp_path}/password\n'
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    pushed = tool("push", PATH=f"{tmp_path}:{os.environ['PATH']}").splitlines()
+    assert [uri.rpartition(":")[0] for uri in pushed] == [
+        f"{REGISTRY}/glassbox-serving",
+        f"{REGISTRY}/glassbox-monitor",
+    ]
+    login, *rest = (tmp_path / "asked").read_text().splitlines()
+    assert login.startswith("login --username AWS --password-stdin ")
+    assert (tmp_path / "password").read_text()
+    assert rest == [
+        f"tag glassbox-serving {pushed[0]}",
+        f"push --quiet {pushed[0]}",
+        f"tag glassbox-monitor {pushed[1]}",
+        f"push --quiet {pushed[1]}",
+    ]
+    made = aws.client("ecr").describe_repositories()["repositories"]
+    assert {r["repositoryName"] for r in made} == {"glassbox-serving", "glassbox-monitor"}
+
+
+def test_without_a_region_nothing_is_guessed(tool):
+    said = tool("plan", "--threshold", "0.5", fails=True, AWS_REGION="", AWS_DEFAULT_REGION="")
+    assert "No region is set" in said

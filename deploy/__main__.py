@@ -94,7 +94,7 @@ def _words_for(watched: Watched, options: argparse.Namespace, session: boto3.Ses
     if on:
         words += [f"Bucket {watched.bucket} tells EventBridge already.", ""]
     else:
-        kept = f"; its {others} other notifications stay" if others else ""
+        kept = f"; its {others} other notification{'s stay' if others > 1 else ' stays'}" if others else ""
         words += [f"Bucket {watched.bucket} would tell EventBridge of its objects{kept}.", ""]
     words += [
         f"Endpoint {name} is left alone until a violation. Then it goes to {twin_name(plain)}, and back to {plain}.",

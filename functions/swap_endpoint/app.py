@@ -28,6 +28,7 @@ class Settings(Limits):
     topic_arn: str
     plain_config: str
     hooked_config: str
+    stack_name: str
     rollback_alarm: str = ""
 
 

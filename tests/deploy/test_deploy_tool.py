@@ -171,7 +171,7 @@ def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer)
         f"captures 100 % of the requests, inputs and outputs, to s3://{CAPTURES}/sagemaker/captured/" in said
     )
     assert "endpoint config shop-v1-hooked: shop-v1 with the models above" in said
-    assert f"Bucket {CAPTURES} would tell EventBridge of its objects; its 1 other notifications stay" in said
+    assert f"Bucket {CAPTURES} would tell EventBridge of its objects; its 1 other notification stays" in said
     assert "isolated from the network; the twin is not" in said
     assert "hourly job is left out" in said
     assert names(aws, "endpoint_config") == {"shop-v1", "shop-v2", "no-capture"}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import boto3
 
+from deploy.stack import WORDS, contents
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -216,3 +218,15 @@ def test_every_path_the_readme_names_exists():
     assert len(links) > 5
     assert len(quoted) > 10
     assert not sorted(path for path in links | quoted if not (ROOT / path).exists())
+
+
+def test_the_plan_has_a_word_for_everything_that_the_template_makes(template):
+    every = contents(
+        template, {"ModelDataUrl": "s3://b/k", "MonitorImage": "image", "NotificationEmail": "a@b"}
+    )
+    assert every["Lambda function"] == len(functions(template)) == 6
+    assert (every["endpoint"], every["SageMaker model"], every["subscription"]) == (1, 2, 1)
+    watching = contents(template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k"})
+    assert watching["Lambda function"] == 5
+    assert not {"endpoint", "SageMaker model", "schedule", "KMS key", "subscription"} & set(watching)
+    assert {r["Type"] for r in template["Resources"].values()} == set(WORDS)

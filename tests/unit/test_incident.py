@@ -36,7 +36,9 @@ class World:
         self.now = NOW
         self.endpoint, self.incidents, self.notices = FakeEndpoint("plain"), FakeIncidents(), FakeNotices()
         limits = Limits(pictures=6, incidents_per_day=3)
-        self.desk = Desk(Configs("plain", "hooked"), limits, self.endpoint, self.incidents, self.notices)
+        self.desk = Desk(
+            Configs("plain", "hooked", "glassbox"), limits, self.endpoint, self.incidents, self.notices
+        )
         self.replayed, self.replays = 0, Replays(IDS)
 
     def swap(self, violation):
@@ -230,6 +232,7 @@ def test_a_config_that_is_neither_of_the_two_is_left_alone(world, violation):
     assert world.endpoint.updates == []
     (notice,) = world.notices.published
     assert "somebody-elses" in notice.text
+    assert "make twin STACK=glassbox" in notice.text
     assert world.incident.state is State.FAILED
 
 
@@ -346,6 +349,7 @@ def test_a_config_that_somebody_deploys_is_told_at_once_and_once(world):
     world.endpoint.live = Live("InService", "a-new-model")
     assert [world.confirm(), world.confirm()] == ["stale twin", "stale twin"]
     assert world.told == ["stale-twin"]
+    assert "make twin STACK=glassbox" in world.notices.published[0].text
 
 
 def test_without_replays_the_incident_ends_by_its_quota(world, violation):

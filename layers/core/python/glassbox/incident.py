@@ -124,10 +124,11 @@ class Live:
 
 @dataclass(frozen=True)
 class Configs:
-    """The two endpoint configs that Glassbox knows."""
+    """The two endpoint configs that Glassbox knows, and the stack whose parameters name them."""
 
     plain: str
     hooked: str
+    stack: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +239,7 @@ def _begin_swap(incident: Incident, desk: Desk, now: datetime) -> str:
     try:
         live = desk.endpoint.describe(incident.endpoint)
         if live.config not in (incident.plain_config, incident.hooked_config):
-            _fail(incident, message.foreign_config(incident, live), desk, now)
+            _fail(incident, message.foreign_config(incident, live, desk.configs), desk, now)
             return "failed"
         if live.status == IN_SERVICE and live.config == incident.plain_config:
             desk.endpoint.update(incident.endpoint, incident.hooked_config)
@@ -331,7 +332,7 @@ def _while_hooked(
     incident: Incident, live: Live, desk: Desk, now: datetime, replay: Callable[[Incident], Replays]
 ) -> Incident:
     if live.status == IN_SERVICE and live.config != incident.hooked_config:
-        return _fail(incident, message.foreign_config(incident, live), desk, now)
+        return _fail(incident, message.foreign_config(incident, live, desk.configs), desk, now)
     if incident.replays is None:
         replays = replay(incident)
         note = _line(

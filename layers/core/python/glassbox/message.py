@@ -92,8 +92,8 @@ def stale_twin(endpoint: str, live: Live, configs: Configs) -> Notice:
                 f"Glassbox knows {configs.plain} and its twin {configs.hooked}.",
                 "Violations are still counted and told, but the endpoint will not be swapped.",
                 "",
-                "Make its hooked twin, then deploy the stack with the two names that this prints:",
-                _twin(endpoint),
+                "Make its hooked twin, in a checkout of Glassbox:",
+                _twin(configs),
             )
         ),
         attributes={"event": "stale-twin", "endpoint": endpoint},
@@ -127,7 +127,7 @@ def aborted(incident: Incident) -> Notice:
     )
 
 
-def foreign_config(incident: Incident, live: Live) -> Notice:
+def foreign_config(incident: Incident, live: Live, configs: Configs) -> Notice:
     """The endpoint runs neither of the two configs: it was left alone."""
     return _notice(
         incident,
@@ -139,8 +139,8 @@ def foreign_config(incident: Incident, live: Live) -> Notice:
         "",
         *_facts(incident),
         "",
-        "Make its hooked twin, then deploy the stack with the two names that this prints:",
-        _twin(incident.endpoint),
+        "Make its hooked twin, in a checkout of Glassbox:",
+        _twin(configs),
     )
 
 
@@ -243,5 +243,5 @@ def _command(endpoint: str, action: str) -> str:
     ).replace("\n", " \\\n")
 
 
-def _twin(endpoint: str) -> str:
-    return f"make twin ENDPOINT={endpoint} BUCKET=<the stack's bucket>"
+def _twin(configs: Configs) -> str:
+    return f"make twin STACK={configs.stack}"

@@ -20,13 +20,15 @@ class DeskSettings(Protocol):
     @property
     def hooked_config(self) -> str: ...
     @property
+    def stack_name(self) -> str: ...
+    @property
     def rollback_alarm(self) -> str: ...
 
 
 def desk(settings: DeskSettings, limits: Limits, boto3: Any) -> Desk:
     """``boto3`` is the module or a session."""
     return Desk(
-        Configs(settings.plain_config, settings.hooked_config),
+        Configs(settings.plain_config, settings.hooked_config, settings.stack_name),
         limits,
         SageMakerEndpoint(boto3.client("sagemaker"), settings.rollback_alarm),
         IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),

@@ -124,7 +124,7 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     """The stack, for the endpoint or with one of its own, and the endpoint's hooked twin."""
     found = make_plan(options, session)
     print("\n".join(found.words), flush=True)
-    if not options.yes and input("\nGo on? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not options.yes and not _agreed():
         raise DeployError("Nothing was done.")
     parameters, watched = dict(found.parameters), found.watched
     if watched:
@@ -144,6 +144,13 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     print(
         f"  aws events put-events --entries 'Source={OPERATOR},DetailType={COMMAND_DETAIL_TYPE},Detail={detail}'"
     )
+
+
+def _agreed() -> bool:
+    try:
+        return input("\nGo on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # nobody is there to be asked
+        return False
 
 
 def twin(options: argparse.Namespace, session: boto3.Session) -> None:
@@ -203,7 +210,8 @@ def _restore(outputs: dict[str, str], session: boto3.Session) -> None:
         if time.monotonic() > deadline:
             raise DeployError(
                 f"{name} is still {endpoint.endpoint_status} on {endpoint.endpoint_config_name}. Put it back, then try "
-                f"again:\naws sagemaker update-endpoint --endpoint-name {name} --endpoint-config-name {plain}"
+                f"again:\naws sagemaker update-endpoint --endpoint-name {name} --endpoint-config-name {plain} "
+                "--retain-all-variant-properties"
             )
         time.sleep(2)
 

@@ -63,7 +63,8 @@ class Watched:
         for variant in config.production_variants:
             container = self.models[variant.model_name].primary_container
             lines.append(
-                f"  variant {variant.variant_name}: {variant.initial_instance_count} x {variant.instance_type}, "
+                f"  variant {variant.variant_name}: {given(variant.initial_instance_count) or 'a managed number of'} x "
+                f"{given(variant.instance_type) or 'any type'}, "
                 f"model {variant.model_name} ({container.image})"
             )
         lines.append(
@@ -111,6 +112,8 @@ def read_endpoint(name: str, session: boto3.Session) -> Watched:
     for variant in given(config.production_variants) or []:
         if given(variant.serverless_config):
             problems.append(f"variant {variant.variant_name} is serverless, which has no data capture")
+        elif not given(variant.model_name):
+            problems.append(f"variant {variant.variant_name} has no model of its own (inference components)")
         else:
             models[variant.model_name] = Model.get(variant.model_name, session=session)
     for model_name, model in models.items():

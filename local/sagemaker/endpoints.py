@@ -15,6 +15,9 @@ from local.sagemaker.records import Record, Records
 
 FAILURE_REASON_LENGTH = 1024
 
+# A live variant's properties, and the members of a config's variant that they begin as.
+_LIVE_PROPERTIES = {"DesiredInstanceCount": "InitialInstanceCount", "DesiredWeight": "InitialVariantWeight"}
+
 
 class Endpoints:
     """Keeps each endpoint's live fleet, and moves it from one endpoint config to the next.
@@ -46,18 +49,42 @@ class Endpoints:
         return {"EndpointArn": record["EndpointArn"]}
 
     def update(self, request: Record) -> Record:
-        """UpdateEndpoint."""
+        """UpdateEndpoint, with the counts and weights of the config; or, where they are retained, with the live ones."""
+        with self._records.lock:
+            excluded = {p["VariantPropertyType"] for p in request.get("ExcludeRetainedVariantProperties", ())}
+            retained = _LIVE_PROPERTIES.keys() - excluded if request.get("RetainAllVariantProperties") else ()
+            fleet = self._live.get(request["EndpointName"])
+            kept = {
+                v.name: {_LIVE_PROPERTIES[p]: _summary(v)[p] for p in retained}
+                for v in (fleet.production if fleet else ())
+            }
+            record = self._begin_update(request, request["EndpointConfigName"])
+        self._roll_out(record, request["EndpointConfigName"], kept)
+        return {"EndpointArn": record["EndpointArn"]}
+
+    def scale(self, request: Record) -> Record:
+        """UpdateEndpointWeightsAndCapacities, as autoscaling calls it."""
         with self._records.lock:
             record = self._records.get("endpoint", request["EndpointName"])
-            self._records.get("endpoint-config", request["EndpointConfigName"])
-            if record["EndpointStatus"] != "InService":
-                raise _in_progress(record)
-            record.pop("FailureReason", None)
-            now = time.time()
-            pending = {"EndpointConfigName": request["EndpointConfigName"], "StartTime": now}
-            record.update(EndpointStatus="Updating", LastModifiedTime=now, PendingDeploymentSummary=pending)
-        self._roll_out(record, request["EndpointConfigName"])
+            config = record["EndpointConfigName"]
+            record = self._begin_update(request, config)
+        wanted = {
+            v["VariantName"]: {_LIVE_PROPERTIES[p]: v[p] for p in _LIVE_PROPERTIES if p in v}
+            for v in request["DesiredWeightsAndCapacities"]
+        }
+        self._roll_out(record, config, wanted)
         return {"EndpointArn": record["EndpointArn"]}
+
+    def _begin_update(self, request: Record, config: str) -> Record:
+        record = self._records.get("endpoint", request["EndpointName"])
+        self._records.get("endpoint-config", config)
+        if record["EndpointStatus"] != "InService":
+            raise _in_progress(record)
+        record.pop("FailureReason", None)
+        now = time.time()
+        pending = {"EndpointConfigName": config, "StartTime": now}
+        record.update(EndpointStatus="Updating", LastModifiedTime=now, PendingDeploymentSummary=pending)
+        return record
 
     def describe(self, request: Record) -> Record:
         """DescribeEndpoint: the record, and what its live fleet is made of."""
@@ -117,9 +144,14 @@ class Endpoints:
 
     # -- roll-out
 
-    def _roll_out(self, record: Record, config_name: str) -> None:
+    def _roll_out(
+        self, record: Record, config_name: str, overridden: dict[str, dict[str, Any]] | None = None
+    ) -> None:
+        """`overridden`: members of the config's variants, by the variant's name."""
         with self._records.lock:
             config = self._records.describe("endpoint-config", {"EndpointConfigName": config_name})
+            for variant in config["ProductionVariants"]:
+                variant.update((overridden or {}).get(variant["VariantName"], {}))
             variants = config["ProductionVariants"] + config.get("ShadowProductionVariants", [])
             models = {v["ModelName"]: self._records.describe("model", v) for v in variants}
         self._announce(record)

@@ -228,10 +228,15 @@ def test_deploying_again_changes_nothing(aws, tool):
     assert (names(aws, "endpoint_config"), names(aws, "model")) == twins
 
 
-def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws):
+def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws, customer):
     """With the customer's own role the hooked model writes into the stack's bucket, whose policy lets it."""
     # what sam deploy uploaded is for Lambda's Python; the embedded AWS runs functions on the one that is here
     redeploy(ROOT / "template.yaml", "glassbox", {}, aws.session)
+    customer.update_endpoint_weights_and_capacities(
+        EndpointName=ENDPOINT,
+        DesiredWeightsAndCapacities=[{"VariantName": "Blue", "DesiredInstanceCount": 2}],
+    )
+    in_service(customer, ENDPOINT)
     images, labels = signs.dataset(400, seed=77, size=48)
     runtime = aws.client("sagemaker-runtime")
     for number in range(60):
@@ -243,6 +248,8 @@ def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws):
     assert not incident(aws).failure
     assert incident(aws).replays <= incident(aws).pictures
     assert live(aws) == ("InService", "shop-v1")
+    (variant,) = customer.describe_endpoint(EndpointName=ENDPOINT)["ProductionVariants"]
+    assert variant["CurrentInstanceCount"] == 2  # as scaling had left it
 
 
 def test_twin_follows_what_the_owner_deployed(aws, tool, customer):

@@ -199,6 +199,11 @@ def test_describe_gives_status_and_config(sagemaker):
 
 
 ARN = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/traffic-signs"
+UPDATE = {
+    "EndpointName": "traffic-signs",
+    "EndpointConfigName": "hooked",
+    "RetainAllVariantProperties": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -213,16 +218,14 @@ ARN = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/traffic-signs"
 )
 def test_what_sagemaker_refuses_says_retry_or_drop(sagemaker, code, message, kind):
     endpoint, stub = sagemaker
-    wanted = {"EndpointName": "traffic-signs", "EndpointConfigName": "hooked"}
-    stub.add_client_error("update_endpoint", code, message, expected_params=wanted)
+    stub.add_client_error("update_endpoint", code, message, expected_params=UPDATE)
     with pytest.raises(kind, match=message[:20]):
         endpoint.update("traffic-signs", "hooked")
 
 
-def test_an_update_names_the_two_and_nothing_else(sagemaker):
+def test_an_update_keeps_what_scaling_made_of_the_endpoint(sagemaker):
     endpoint, stub = sagemaker
-    wanted = {"EndpointName": "traffic-signs", "EndpointConfigName": "hooked"}
-    stub.add_response("update_endpoint", {"EndpointArn": ARN}, wanted)
+    stub.add_response("update_endpoint", {"EndpointArn": ARN}, UPDATE)
     endpoint.update("traffic-signs", "hooked")
     stub.assert_no_pending_responses()
 
@@ -233,9 +236,8 @@ def test_an_update_with_a_rollback_alarm_bakes_under_it():
         stub.add_response(
             "update_endpoint",
             {"EndpointArn": ARN},
-            {
-                "EndpointName": "traffic-signs",
-                "EndpointConfigName": "hooked",
+            UPDATE
+            | {
                 "DeploymentConfig": {
                     "BlueGreenUpdatePolicy": {
                         "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 120},

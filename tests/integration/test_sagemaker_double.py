@@ -433,6 +433,31 @@ def test_every_instance_is_a_process_and_one_that_dies_is_replaced(
 # ---------------------------------------------------------------- updates
 
 
+def test_a_scaled_endpoint_stays_scaled_where_an_update_retains_it(
+    sagemaker, make_endpoint, make_config, eventually
+):
+    endpoint, other = make_endpoint("scaled"), make_config("scaled-other")
+
+    def counts(**update):
+        if update:
+            sagemaker.update_endpoint(EndpointName=endpoint, EndpointConfigName=other, **update)
+        (variant,) = settled(sagemaker, endpoint, eventually)["ProductionVariants"]
+        return variant["CurrentInstanceCount"], variant["CurrentWeight"]
+
+    assert counts() == (1, 1.0)
+    sagemaker.update_endpoint_weights_and_capacities(
+        EndpointName=endpoint,
+        DesiredWeightsAndCapacities=[
+            {"VariantName": "AllTraffic", "DesiredInstanceCount": 2, "DesiredWeight": 0.5}
+        ],
+    )
+    assert counts() == (2, 0.5)
+    assert counts(RetainAllVariantProperties=True) == (2, 0.5)
+    excluded = [{"VariantPropertyType": "DesiredInstanceCount"}]
+    assert counts(RetainAllVariantProperties=True, ExcludeRetainedVariantProperties=excluded) == (1, 0.5)
+    assert counts(RetainAllVariantProperties=False) == (1, 1.0)
+
+
 def test_an_update_loses_no_request(sagemaker, runtime, make_endpoint, make_config, events, eventually):
     name, after = make_endpoint("swap"), make_config("swap-b", {"SLOW_START": "0.7"})
     answers, failures, stop = [], [], threading.Event()

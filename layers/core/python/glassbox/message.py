@@ -230,7 +230,10 @@ def _facts(incident: Incident) -> Sequence[str]:
 
 
 def _update(endpoint: str, config: str) -> str:
-    return f"aws sagemaker update-endpoint --endpoint-name {endpoint} --endpoint-config-name {config}"
+    return (
+        f"aws sagemaker update-endpoint --endpoint-name {endpoint} --endpoint-config-name {config} "
+        "--retain-all-variant-properties"
+    )
 
 
 def _command(endpoint: str, action: str) -> str:

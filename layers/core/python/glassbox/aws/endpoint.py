@@ -32,11 +32,16 @@ class SageMakerEndpoint:
         return Live(answer["EndpointStatus"], answer["EndpointConfigName"], answer.get("FailureReason", ""))
 
     def update(self, name: str, config: str) -> None:
-        """Instance counts and capture are those of ``config``.
+        """Capture is that of ``config``. Instance counts and weights stay as they are, whatever scaling made of them:
+        by default UpdateEndpoint goes back to the initial ones, with which a busy endpoint fails requests.
 
         With a rollback alarm, SageMaker returns to the old config when the alarm goes off within the bake time.
         """
-        request: dict[str, Any] = {"EndpointName": name, "EndpointConfigName": config}
+        request: dict[str, Any] = {
+            "EndpointName": name,
+            "EndpointConfigName": config,
+            "RetainAllVariantProperties": True,
+        }
         if self._rollback_alarm:
             request["DeploymentConfig"] = _blue_green(self._rollback_alarm)
         try:

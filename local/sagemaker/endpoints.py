@@ -49,7 +49,7 @@ class Endpoints:
         return {"EndpointArn": record["EndpointArn"]}
 
     def update(self, request: Record) -> Record:
-        """UpdateEndpoint, with the counts and weights of the config; or, where they are retained, with the live ones."""
+        """UpdateEndpoint, with the counts and weights of the config; or, if they are retained, with the live ones."""
         with self._records.lock:
             excluded = {p["VariantPropertyType"] for p in request.get("ExcludeRetainedVariantProperties", ())}
             retained = _LIVE_PROPERTIES.keys() - excluded if request.get("RetainAllVariantProperties") else ()

@@ -26,6 +26,10 @@ class FakeObjects:
     def chunks(self, bucket, key):
         yield self.get(bucket, key)
 
+    def folders(self, bucket, prefix):
+        below = (k.removeprefix(prefix) for b, k in self.objects if b == bucket and k.startswith(prefix))
+        return sorted({k.partition("/")[0] for k in below if "/" in k})
+
     def sizes(self, bucket, prefix):
         return [
             (k, len(v)) for (b, k), v in sorted(self.objects.items()) if b == bucket and k.startswith(prefix)
@@ -35,22 +39,24 @@ class FakeObjects:
 class FakeEndpoint:
     """An endpoint that accepts an update when InService, and finishes it on :meth:`settle`.
 
-    ``refuse`` holds the errors of the next updates (None lets one through).
+    ``refuse`` holds the errors of the next updates (None lets one through). ``guarded`` says which updates an alarm
+    may roll back.
     """
 
     def __init__(self, config, status="InService", refuse=()):
         self.live = Live(status, config)
-        self.updates, self.refuse = [], list(refuse)
+        self.updates, self.guarded, self.refuse = [], [], list(refuse)
 
     def describe(self, name):
         return self.live
 
-    def update(self, name, config):
+    def update(self, name, config, *, guarded):
         if self.refuse and (error := self.refuse.pop(0)):
             raise error
         if self.live.status != "InService":
             raise RetryableError(f'Cannot update in-progress endpoint "{name}".')
         self.updates.append(config)
+        self.guarded.append(guarded)
         self.live = replace(self.live, status="Updating", failure="")
 
     def settle(self):

@@ -17,9 +17,9 @@ from glassbox.aws.objects import Objects
 from glassbox.errors import ConflictError
 from glassbox.incident import Limits, confirm
 from glassbox.page import write_page
-from glassbox.replay import replay
+from glassbox.replay import replay, variants_of
 from glassbox.response import ResponseForm
-from glassbox.settings import from_env, setting
+from glassbox.settings import from_env, names, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
@@ -40,6 +40,7 @@ class Settings(Limits):
     capture_prefix: str
     flagged: int = setting(12, within=(1, 100))
     compared: int = setting(4, within=(0, 100))
+    shadow_variants: str = ""
     class_path: str | None = None
     confidence_path: str | None = None
 
@@ -48,18 +49,22 @@ class Settings(Limits):
 def build():
     settings = from_env(Settings, os.environ)
     objects = Objects(boto3.client("s3"))
+    captured = {
+        "bucket": settings.capture_bucket,
+        "prefix": settings.capture_prefix,
+        "shadows": names(settings.shadow_variants),
+        "captures": objects,
+    }
     return functools.partial(
         confirm,
         settings.endpoint_name,
         desk(settings, settings, boto3),
         replay=functools.partial(
             replay,
-            bucket=settings.capture_bucket,
-            prefix=settings.capture_prefix,
+            **captured,
             flagged=settings.flagged,
             compared=settings.compared,
             form=ResponseForm(settings.class_path, settings.confidence_path),
-            captures=objects,
             runtime=Runtime(boto3.client("sagemaker-runtime")),
         ),
         report=functools.partial(
@@ -67,6 +72,7 @@ def build():
             bucket=settings.bucket,
             objects=objects,
             counts=CountsTable(boto3.client("dynamodb"), settings.counts_table),
+            variants=functools.partial(variants_of, **captured),
         ),
     )
 

@@ -11,13 +11,14 @@ from botocore.stub import Stubber
 from moto import mock_aws
 
 from fakes import FakeEndpoint, FakeIncidents, FakeObjects
-from glassbox.aws.endpoint import SageMakerEndpoint
+from glassbox.aws.endpoint import Runtime, SageMakerEndpoint
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.notices import Topic
 from glassbox.aws.objects import Objects
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.incident import Incident, Live, State
 from glassbox.message import Notice
+from glassbox.replay import Request
 from glassbox.violation import Violation
 
 AT = datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
@@ -220,13 +221,13 @@ def test_what_sagemaker_refuses_says_retry_or_drop(sagemaker, code, message, kin
     endpoint, stub = sagemaker
     stub.add_client_error("update_endpoint", code, message, expected_params=UPDATE)
     with pytest.raises(kind, match=message[:20]):
-        endpoint.update("traffic-signs", "hooked")
+        endpoint.update("traffic-signs", "hooked", guarded=True)
 
 
 def test_an_update_keeps_what_scaling_made_of_the_endpoint(sagemaker):
     endpoint, stub = sagemaker
     stub.add_response("update_endpoint", {"EndpointArn": ARN}, UPDATE)
-    endpoint.update("traffic-signs", "hooked")
+    endpoint.update("traffic-signs", "hooked", guarded=True)
     stub.assert_no_pending_responses()
 
 
@@ -241,13 +242,37 @@ def test_an_update_with_a_rollback_alarm_bakes_under_it():
                 "DeploymentConfig": {
                     "BlueGreenUpdatePolicy": {
                         "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 120},
-                        "TerminationWaitInSeconds": 0,
+                        "TerminationWaitInSeconds": 120,
                     },
                     "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "traffic-signs-5xx"}]},
                 },
             },
         )
-        SageMakerEndpoint(client, "traffic-signs-5xx").update("traffic-signs", "hooked")
+        SageMakerEndpoint(client, "traffic-signs-5xx").update("traffic-signs", "hooked", guarded=True)
+
+
+def test_the_way_back_is_not_rolled_back_by_an_alarm_that_the_hooked_model_set_off():
+    client = boto3.client("sagemaker")
+    with Stubber(client) as stub:
+        stub.add_response("update_endpoint", {"EndpointArn": ARN}, UPDATE)
+        SageMakerEndpoint(client, "traffic-signs-5xx").update("traffic-signs", "hooked", guarded=False)
+
+
+def test_a_request_is_sent_again_to_the_variant_that_answered_it():
+    client = boto3.client("sagemaker-runtime")
+    with Stubber(client) as stub:
+        wanted = {
+            "EndpointName": "traffic-signs",
+            "Body": b"image",
+            "ContentType": "image/png",
+            "InferenceId": "event-1",
+            "CustomAttributes": "glassbox-replay=event-1",
+            "TargetVariant": "Blue",
+        }
+        stub.add_response("invoke_endpoint", {"Body": b"{}"}, wanted)
+        request = Request("event-1", "Blue", b"image", "image/png", "glassbox-replay=event-1")
+        Runtime(client).invoke("traffic-signs", request)
+        stub.assert_no_pending_responses()
 
 
 def test_a_network_that_is_away_is_tried_again(monkeypatch):
@@ -263,9 +288,9 @@ def test_a_network_that_is_away_is_tried_again(monkeypatch):
 
 def test_the_fake_endpoint_refuses_what_sagemaker_refuses():
     fake = FakeEndpoint("plain")
-    fake.update("traffic-signs", "hooked")
+    fake.update("traffic-signs", "hooked", guarded=True)
     with pytest.raises(RetryableError, match="in-progress"):
-        fake.update("traffic-signs", "hooked")
+        fake.update("traffic-signs", "hooked", guarded=True)
 
 
 def test_a_table_that_is_gone_is_tried_again(aws):

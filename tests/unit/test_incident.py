@@ -100,6 +100,7 @@ def violation(load_event):
 def test_from_the_violation_to_the_endpoint_as_it_was(world, violation):
     world.run(violation)
     assert world.endpoint.updates == ["hooked", "plain"]
+    assert world.endpoint.guarded == [True, False]  # an alarm may undo the swap, and never the way back
     assert world.told == ["swapping", "restored"]
     begun, ended = world.notices.published
     assert violation.reason in begun.text
@@ -343,6 +344,11 @@ def test_somebody_who_deploys_during_an_incident_wins(world, violation):
     assert world.confirm() == "FAILED"
     assert world.endpoint.updates == ["hooked"]
     assert "a-new-model" in world.notices.published[-1].text
+    # and that is not the end of it: with the twin of the new model, the next violation is explained
+    assert world.confirm() == "NORMAL"
+    world.later(60)
+    world.endpoint.live = Live("InService", "plain")
+    world.run(replace(violation, window_start=violation.window_end, window_end=world.now))
 
 
 def test_a_config_that_somebody_deploys_is_told_at_once_and_once(world):

@@ -46,7 +46,9 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
             ("bucket", "saliency/traffic-signs/another/event-3.json"): facts(14),
         }
     )
-    report = write_page(incident, bucket="bucket", objects=objects, counts=Store())
+    report = write_page(
+        incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
+    )
     assert report.uri == "s3://bucket/incidents/traffic-signs/id/index.html"
     assert report.findings == (
         "1 x class 3, probability 75% to 75%, 1 NOT FAITHFUL",
@@ -63,12 +65,16 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
     assert "&lt;b&gt;not markup&lt;/b&gt;" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     again = dict(objects.objects)
-    write_page(incident, bucket="bucket", objects=objects, counts=Store())
+    write_page(
+        incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
+    )
     assert objects.objects == again
 
 
 def test_an_incident_without_pictures_says_so(incident):
     objects = FakeObjects()
-    write_page(incident, bucket="bucket", objects=objects, counts=Store())
+    write_page(
+        incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
+    )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
     assert "No picture of the flagged class was made." in page

@@ -151,3 +151,20 @@ def test_another_variant_is_read_where_it_lies(incident):
     blue = replace(incident, cause=replace(incident.cause, variant="Blue"))
     replays, _ = run(blue, {FOLDER.replace("AllTraffic", "Blue") + "a.jsonl": line(1, 14)})
     assert replays.names == {"event-1"}
+
+
+@pytest.mark.parametrize("event", ["command-open", "monitor-job-violations"])
+def test_a_violation_that_names_no_variant_is_about_all_but_the_shadows(incident, load_event, event):
+    cause = replace(
+        read_violation(load_event(event), FakeObjects()),
+        window_start=START,
+        window_end=START + timedelta(hours=1),
+    )
+    files = {
+        FOLDER.replace("AllTraffic", variant) + "a.jsonl": line(n, 14)
+        for n, variant in enumerate(("Blue", "Green", "Shadow"))
+    }
+    options = {"shadows": frozenset({"Shadow"})}
+    replays, runtime = run(replace(incident, cause=cause), files, **options)
+    assert replays.names == {"event-0", "event-1"}
+    assert {r.event_id: r.variant for r in runtime.requests} == {"event-0": "Blue", "event-1": "Green"}

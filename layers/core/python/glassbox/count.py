@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from glassbox.capture import CaptureFile, read, read_key
 from glassbox.errors import BadInputError, SettingsError
 from glassbox.response import Label, ResponseForm
-from glassbox.settings import setting
+from glassbox.settings import names, setting
 from glassbox.tally import CLASSES, SLOT, WINDOW, Counts, Tally, Window, tally, total, windows
 from glassbox.verdict import Bounds, Told, Verdict, detail, judge
 from glassbox.violation import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
@@ -32,7 +32,7 @@ class CountingSettings(Bounds):
     @property
     def shadows(self) -> frozenset[str]:
         """The variants that answer nobody (SHADOW_VARIANTS, separated by commas)."""
-        return frozenset(filter(None, map(str.strip, self.shadow_variants.split(","))))
+        return names(self.shadow_variants)
 
 
 class Captures(Protocol):

@@ -4,7 +4,7 @@
 
     NORMAL ──violation──▶ SWAPPING ──in service, hooked──▶ HOOKED ──enough pictures, or time up──▶ RESTORING ──▶ NORMAL
                               └──────────────────┬────────────┴────────────────────────────────────────┘
-                                              FAILED ──the plain config is in service──▶ NORMAL
+                                              FAILED ──another config is in service──▶ NORMAL
 
 Three entries, one per function: :func:`swap` (a violation), :func:`confirm` (the endpoint changed its state) and
 :func:`restore` (a picture was made). A scheduled sweep calls the last two as well, so an event that was lost only
@@ -146,7 +146,7 @@ class Endpoint(Protocol):
     """See :class:`glassbox.aws.endpoint.SageMakerEndpoint`."""
 
     def describe(self, name: str) -> Live: ...
-    def update(self, name: str, config: str) -> None: ...
+    def update(self, name: str, config: str, *, guarded: bool) -> None: ...
 
 
 class Incidents(Protocol):
@@ -242,7 +242,7 @@ def _begin_swap(incident: Incident, desk: Desk, now: datetime) -> str:
             _fail(incident, message.foreign_config(incident, live, desk.configs), desk, now)
             return "failed"
         if live.status == IN_SERVICE and live.config == incident.plain_config:
-            desk.endpoint.update(incident.endpoint, incident.hooked_config)
+            desk.endpoint.update(incident.endpoint, incident.hooked_config, guarded=True)
         elif live.status in _UNDER_WAY:
             return "pending"
         elif live.status != IN_SERVICE:
@@ -292,8 +292,10 @@ def confirm(
     elif incident.state is State.FAILED:
         if now >= incident.since + _TELLING:
             incident = _tell(incident, "failed", message.failed(incident), desk)
-        if _serves(live, incident.plain_config) and "failed" in incident.told:
-            incident = _move(incident, State.NORMAL, desk, now, "the plain config is in service")
+        # whatever else it runs by now: the next violation opens an incident of its own
+        off_the_hook = live.status == IN_SERVICE and live.config != incident.hooked_config
+        if off_the_hook and "failed" in incident.told:
+            incident = _move(incident, State.NORMAL, desk, now, f"{live.config} is in service")
     return str(incident.state)
 
 
@@ -405,7 +407,7 @@ def _enough(incident: Incident, limits: Limits, now: datetime) -> str:
 
 def _begin_restore(incident: Incident, desk: Desk, now: datetime) -> None:
     try:
-        desk.endpoint.update(incident.endpoint, incident.plain_config)
+        desk.endpoint.update(incident.endpoint, incident.plain_config, guarded=False)
     except BadInputError as error:
         _fail(incident, message.not_restored(incident, str(error)), desk, now)
     except RetryableError as error:

@@ -7,15 +7,15 @@ import base64
 import importlib.resources
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
 import jinja2
 
 from glassbox.incident import Incident, Report
-from glassbox.replay import VARIANT
 from glassbox.tally import Counts, Window, total
+from glassbox.violation import Violation
 
 PICTURES = 60  # that a page shows
 
@@ -34,8 +34,19 @@ class CountsStore(Protocol):
     def read(self, stream: str, window: Window) -> tuple[Mapping[datetime, Counts], Any]: ...
 
 
-def write_page(incident: Incident, *, bucket: str, objects: Objects, counts: CountsStore) -> Report:
-    """Write ``incidents/<endpoint>/<incident>/index.html``; writing it again changes nothing."""
+def write_page(
+    incident: Incident,
+    *,
+    bucket: str,
+    objects: Objects,
+    counts: CountsStore,
+    variants: Callable[[Violation], Iterable[str]],
+) -> Report:
+    """Write ``incidents/<endpoint>/<incident>/index.html``; writing it again changes nothing.
+
+    Args:
+        variants: the variants that the violation is about, whose counts are shown together.
+    """
     folder = f"saliency/{incident.endpoint}/{incident.id}/"
     keys = [key for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")][:PICTURES]
     pictures = [
@@ -47,13 +58,11 @@ def write_page(incident: Incident, *, bucket: str, objects: Objects, counts: Cou
         for key in keys
     ]
     cause = incident.cause
-    slots, _ = counts.read(
-        f"{incident.endpoint}/{cause.variant or VARIANT}", Window(cause.window_start, cause.window_end)
-    )
+    window = Window(cause.window_start, cause.window_end)
+    streams = [f"{incident.endpoint}/{variant}" for variant in variants(cause)]
+    counted = total(slot for stream in streams for slot in counts.read(stream, window)[0].values())
     key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
-    objects.put(
-        bucket, key, render(incident, pictures, total(slots.values())).encode(), "text/html; charset=utf-8"
-    )
+    objects.put(bucket, key, render(incident, pictures, counted).encode(), "text/html; charset=utf-8")
     return Report(f"s3://{bucket}/{key}", findings([picture["facts"] for picture in pictures]))
 
 

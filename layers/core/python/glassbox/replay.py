@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from glassbox.capture import lines, moment, read_line
+from glassbox.capture import lines, moment, read_key, read_line
 from glassbox.errors import BadInputError
 from glassbox.incident import Incident, Replays
 from glassbox.response import Label, ResponseForm, UnreadableError
@@ -18,7 +18,6 @@ from glassbox.violation import Violation
 
 # of a window's capture files, spread over it, so that a busy hour is explained as quickly as a quiet one
 BYTES_READ = 128 << 20
-VARIANT = "AllTraffic"
 ATTRIBUTES = 1024  # characters that InvokeEndpoint takes
 
 
@@ -33,9 +32,10 @@ class Flagged(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A captured request as the endpoint takes it."""
+    """A captured request as the endpoint takes it; ``variant`` is the one that answered it."""
 
     event_id: str
+    variant: str
     body: bytes
     content_type: str
     custom_attributes: str
@@ -44,6 +44,7 @@ class Request(NamedTuple):
 class Captures(Protocol):
     """See :class:`glassbox.aws.objects.Objects`."""
 
+    def folders(self, bucket: str, prefix: str) -> list[str]: ...
     def sizes(self, bucket: str, prefix: str) -> Iterable[tuple[str, int]]: ...
     def chunks(self, bucket: str, key: str) -> Iterator[bytes]: ...
 
@@ -61,6 +62,7 @@ def replay(
     prefix: str,
     flagged: int,
     compared: int,
+    shadows: frozenset[str] = frozenset(),
     form: ResponseForm,
     captures: Captures,
     runtime: Runtime,
@@ -69,6 +71,10 @@ def replay(
 
     Sending one twice is harmless: the picture of a request is named by its event id.
 
+    Args:
+        shadows: variants that answer nobody. A violation that names no variant (an operator's, the monitor's) is about
+            all the others.
+
     Returns:
         The event ids that were sent. The note says what is missing and why: no capture files, no captured inputs,
         or requests that the hooked model refused.
@@ -76,7 +82,7 @@ def replay(
     Raises:
         RetryableError: the endpoint or S3 does not answer.
     """
-    keys = _files(incident.cause, bucket, prefix, captures)
+    keys = _files(incident.cause, bucket, prefix, shadows, captures)
     records = sorted(_records(keys, incident.cause, bucket, form, captures))
     if not records:
         return Replays(
@@ -95,6 +101,16 @@ def replay(
             refused.append(str(error))
     note = f"{len(refused)} were refused, the first: {refused[0]}" if refused else ""
     return Replays(frozenset(sent), note)
+
+
+def variants_of(
+    violation: Violation, *, bucket: str, prefix: str, shadows: frozenset[str], captures: Captures
+) -> list[str]:
+    """The variants that a violation is about: the one that it names, or all that have captures and answer somebody."""
+    if violation.variant:
+        return [violation.variant]
+    found = captures.folders(bucket, f"{prefix}/{violation.endpoint}/")
+    return [variant for variant in found if variant not in shadows]
 
 
 def choose(records: Sequence[Flagged], label: Label | None, flagged: int, compared: int) -> list[Flagged]:
@@ -116,14 +132,19 @@ def _spread(records: Sequence[Flagged], n: int) -> list[Flagged]:
     return [records[i * (len(records) - 1) // max(1, n - 1)] for i in range(n)]
 
 
-def _files(violation: Violation, bucket: str, prefix: str, captures: Captures) -> list[str]:
+def _files(
+    violation: Violation, bucket: str, prefix: str, shadows: frozenset[str], captures: Captures
+) -> list[str]:
     """The capture files of the window, thinned out evenly to BYTES_READ."""
     found: list[tuple[str, int]] = []
     # a file lies under the hour of its first record, so the hour before holds some of the window too
     hour = violation.window_start.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
     while hour < violation.window_end:
-        under = f"{prefix}/{violation.endpoint}/{violation.variant or VARIANT}/{hour:%Y/%m/%d/%H}/"
-        found += [(key, size) for key, size in captures.sizes(bucket, under) if key.endswith(".jsonl")]
+        for variant in variants_of(
+            violation, bucket=bucket, prefix=prefix, shadows=shadows, captures=captures
+        ):
+            under = f"{prefix}/{violation.endpoint}/{variant}/{hour:%Y/%m/%d/%H}/"
+            found += [(key, size) for key, size in captures.sizes(bucket, under) if key.endswith(".jsonl")]
         hour += timedelta(hours=1)
     step = max(1, -(-sum(size for _, size in found) // BYTES_READ))
     return [key for key, _ in found[::step]]
@@ -175,7 +196,7 @@ def _requests(chosen: Sequence[Flagged], bucket: str, captures: Captures) -> Ite
     for key in sorted({record.key for record in chosen}):
         wanted = {record.line for record in chosen if record.key == key}
         for number, line in enumerate(_lines(bucket, key, captures)):
-            if number in wanted and (request := _request(_WHOLE.decode(line))):
+            if number in wanted and (request := _request(_WHOLE.decode(line), read_key(key).variant)):
                 yield request
 
 
@@ -186,7 +207,7 @@ def _lines(bucket: str, key: str, captures: Captures) -> Iterator[bytes]:
         return  # deleted meanwhile: what is left is explained
 
 
-def _request(captured: _Whole) -> Request | None:
+def _request(captured: _Whole, variant: str) -> Request | None:
     side, metadata = captured.capture_data.endpoint_input, captured.event_metadata
     if side is None or not side.data:
         return None
@@ -200,5 +221,9 @@ def _request(captured: _Whole) -> Request | None:
     if len(attributes) > ATTRIBUTES:
         attributes = replayed
     return Request(
-        metadata.event_id, body, side.observed_content_type or "application/octet-stream", attributes
+        metadata.event_id,
+        variant,
+        body,
+        side.observed_content_type or "application/octet-stream",
+        attributes,
     )

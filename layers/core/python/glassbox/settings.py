@@ -30,6 +30,11 @@ _WORDS = {
 }
 
 
+def names(listed: str) -> frozenset[str]:
+    """The names in a setting that lists some, separated by commas."""
+    return frozenset(filter(None, map(str.strip, listed.split(","))))
+
+
 def setting(
     default: Any = dataclasses.MISSING, *, within: tuple[float | None, float | None] = (None, None)
 ) -> Any:

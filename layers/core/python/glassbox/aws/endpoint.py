@@ -31,18 +31,19 @@ class SageMakerEndpoint:
             raise _reading(error) from error
         return Live(answer["EndpointStatus"], answer["EndpointConfigName"], answer.get("FailureReason", ""))
 
-    def update(self, name: str, config: str) -> None:
+    def update(self, name: str, config: str, *, guarded: bool) -> None:
         """Capture is that of ``config``. Instance counts and weights stay as they are, whatever scaling made of them:
         by default UpdateEndpoint goes back to the initial ones, with which a busy endpoint fails requests.
 
-        With a rollback alarm, SageMaker returns to the old config when the alarm goes off within the bake time.
+        When it is ``guarded`` and there is a rollback alarm, SageMaker returns to the old config if that goes off in
+        the bake time. The way back is not guarded: an alarm that the hooked model set off would undo it.
         """
         request: dict[str, Any] = {
             "EndpointName": name,
             "EndpointConfigName": config,
             "RetainAllVariantProperties": True,
         }
-        if self._rollback_alarm:
+        if self._rollback_alarm and guarded:
             request["DeploymentConfig"] = _blue_green(self._rollback_alarm)
         try:
             self._client.update_endpoint(**request)
@@ -54,7 +55,7 @@ def _blue_green(alarm: str) -> dict[str, Any]:
     return {
         "BlueGreenUpdatePolicy": {
             "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": BAKE_SECONDS},
-            "TerminationWaitInSeconds": 0,
+            "TerminationWaitInSeconds": BAKE_SECONDS,
         },
         "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm}]},
     }
@@ -80,6 +81,7 @@ class Runtime:
                 ContentType=request.content_type,
                 InferenceId=request.event_id[:64],
                 CustomAttributes=request.custom_attributes,
+                TargetVariant=request.variant,
             )
         except ClientError as error:
             kind = BadInputError if error.response["Error"]["Code"] in _REFUSED else RetryableError

@@ -84,6 +84,9 @@ NEAR_MISSES = [
     # a job that is still running, one that ended well, and the detail-type that does not exist
     ("monitor-job-violations", "detail/ProcessingJobStatus", "InProgress"),
     ("monitor-job-failed", "detail/ProcessingJobStatus", "Completed"),
+    # a schedule of somebody else's for the same endpoint, with violations of its own kind
+    ("monitor-job-violations", "detail/Environment/sagemaker_monitoring_schedule_name", "acme-data-quality"),
+    ("monitor-job-failed", "detail/Environment/sagemaker_monitoring_schedule_name", "acme-data-quality"),
     ("monitor-job-failed", "detail/Environment/sagemaker_endpoint_name", "traffic-signs-2"),
     ("monitor-job-violations", "detail/ExitMessage", "Completed: not CompletedWithViolations"),
     ("monitor-job-violations", "detail-type", "SageMaker Model Monitor Execution Status Change"),
@@ -133,6 +136,12 @@ NEAR_MISSES = [
     # deletion
     ("tensor-index-created", "detail-type", "Object Deleted"),
 ]
+
+
+def test_a_model_monitor_schedule_of_the_stacks_own_starts_the_reaction_too(rules_for, load_event):
+    schedule = "detail/Environment/sagemaker_monitoring_schedule_name"
+    event = edited(load_event("monitor-job-violations"), schedule, "traffic-signs-hourly")
+    assert rules_for(event) == {"MonitorJobRule"}
 
 
 @pytest.mark.parametrize(("name", "path", "value"), NEAR_MISSES)

@@ -24,6 +24,8 @@ from sagemaker.core.s3 import S3Uploader
 from deploy import DeployError, images, stack
 from deploy.twin import delete_twin, make_twin, twin_name
 from deploy.watched import Watched, events_are_on, read_endpoint, turn_events_on
+from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.incident import State
 from glassbox.violation import COMMAND_DETAIL_TYPE
 
 OPERATOR = "glassbox.operator"
@@ -67,16 +69,34 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     made = stack.contents(
         stack.built(), parameters | ({} if watched else {"ModelDataUrl": "s3://given/later"})
     )
-    new = stack.describe(options.stack, session.client("cloudformation")) is None
+    there = stack.describe(options.stack, session.client("cloudformation"))
+    becomes = "would be made"
+    if there and there["StackStatus"] in stack.NEVER_MADE:
+        becomes = f"is {there['StackStatus']}, would be deleted and made"
+    elif there:
+        _check_same(there, watched, parameters, options.stack)
+        becomes = "is there, and would be updated"
     account = session.client("sts").get_caller_identity()["Account"]
     head = [
-        f"Account {account}, region {session.region_name}: stack {options.stack} "
-        + ("would be made" if new else "is there, and would be updated")
-        + ", with "
+        f"Account {account}, region {session.region_name}: stack {options.stack} {becomes}, with "
         + ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in made.items()),
         "",
     ]
     return Plan({k: v for k, v in parameters.items() if v}, watched, head + words)
+
+
+def _check_same(
+    there: dict[str, Any], watched: Watched | None, parameters: dict[str, str], name: str
+) -> None:
+    """A stack keeps to its endpoint: it neither takes over somebody's nor leaves one behind."""
+    before = {p["ParameterKey"]: p["ParameterValue"] for p in there.get("Parameters", ())}
+    own, endpoint = bool(before.get("ModelDataUrl")), before.get("EndpointName")
+    wanted = parameters.get("EndpointName", "traffic-signs" if own else "one of its own")
+    if own != (watched is None) or endpoint != wanted:
+        what = "has an endpoint of its own," if own else "watches"
+        raise DeployError(
+            f"Stack {name} {what} {endpoint}, and keeps to it: STACK=… names another, for {wanted}"
+        )
 
 
 def _words_for(watched: Watched, options: argparse.Namespace, session: boto3.Session) -> list[str]:
@@ -127,12 +147,16 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     if not options.yes and not _agreed():
         raise DeployError("Nothing was done.")
     parameters, watched = dict(found.parameters), found.watched
+    cloudformation = session.client("cloudformation")
+    left = stack.describe(options.stack, cloudformation)
+    if left and left["StackStatus"] in stack.NEVER_MADE:
+        stack.delete(options.stack, cloudformation)
     if watched:
         turn_events_on(watched.bucket, session.client("s3"))
     else:
         parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
     stack.sam_deploy(options.stack, parameters, session.region_name)
-    _, outputs = stack.existing(options.stack, session.client("cloudformation"))
+    _, outputs = stack.existing(options.stack, cloudformation)
     if watched:
         given = {"image": options.image, "model_data": options.model_data}
         make_twin(watched, options.stack, outputs["Bucket"], session, **given)
@@ -166,7 +190,7 @@ def twin(options: argparse.Namespace, session: boto3.Session) -> None:
     given = {"image": options.image, "model_data": options.model_data}
     hooked = make_twin(watched, options.stack, outputs["Bucket"], session, **given)
     turn_events_on(watched.bucket, session.client("s3"))
-    changed = {k: v for k, v in watched.parameters.items() if v or parameters.get(k)}
+    changed = {k: v for k, v in watched.parameters.items() if v or k == "ShadowVariants"}
     stack.change_parameters(options.stack, changed | {"HookedConfigName": hooked}, cloudformation)
     plain = watched.config.endpoint_config_name
     print(f"{outputs['EndpointName']} runs {plain}; its hooked twin is {hooked}.")
@@ -176,44 +200,68 @@ def twin(options: argparse.Namespace, session: boto3.Session) -> None:
 
 
 def remove(options: argparse.Namespace, session: boto3.Session) -> None:
-    """End what is under way, delete the stack and the twin; the endpoint serves on as it was."""
+    """End what is under way, delete the twin and the stack; the endpoint serves on as it was."""
     cloudformation = session.client("cloudformation")
     parameters, outputs = stack.existing(options.stack, cloudformation)
-    own = bool(parameters.get("ModelDataUrl"))
-    if not own:
+    deleted = []
+    if not (own := bool(parameters.get("ModelDataUrl"))):
+        _open_no_more(options.stack, session)
         _restore(outputs, session)
+        # before the stack: whatever fails from here on, another `make remove` finds the rest
+        deleted = delete_twin(outputs["HookedConfig"], options.stack, session)
     stack.delete(options.stack, cloudformation)
-    deleted = [] if own else delete_twin(outputs["HookedConfig"], options.stack, session)
     print(f"Stack {options.stack} is deleted" + "".join(f", {name}" for name in deleted) + ".")
     if not own:
-        print(f"Endpoint {outputs['EndpointName']} serves {outputs['PlainConfig']}, as before.")
-        if parameters["CaptureBucket"] != outputs["Bucket"]:
-            print(f"Bucket {parameters['CaptureBucket']} still tells EventBridge of its objects.")
+        print(f"Endpoint {outputs['EndpointName']} is left as it was.")
+        print(f"Bucket {parameters['CaptureBucket']} still tells EventBridge of its objects.")
     print("What was recorded is still there:")
     print(f"  s3://{outputs['Bucket']}, tables {outputs['CountsTable']} and {outputs['IncidentsTable']}")
 
 
+def _open_no_more(name: str, session: boto3.Session) -> None:
+    """No violation opens an incident any more; one that is open goes on to its end."""
+    cloudformation, events = session.client("cloudformation"), session.client("events")
+    for rule in ("ViolationRule", "OpenRule", "MonitorJobRule", "MonitorReportRule"):
+        events.disable_rule(Name=stack.resource(name, rule, cloudformation))
+    mapping = stack.resource(name, "SwapEndpointFunctionQueue", cloudformation)
+    session.client("lambda").update_event_source_mapping(UUID=mapping, Enabled=False)
+
+
 def _restore(outputs: dict[str, str], session: boto3.Session) -> None:
-    """An incident that is under way is aborted, as by an operator, so that the stack itself restores the endpoint."""
+    """Abort the incident that is open, as an operator would, and wait until the stack itself has ended it."""
     name, plain, hooked = (outputs[key] for key in ("EndpointName", "PlainConfig", "HookedConfig"))
-    detail = json.dumps({"endpoint": name, "action": "abort"})
-    entry = {"Source": OPERATOR, "DetailType": COMMAND_DETAIL_TYPE, "Detail": detail}
+    incidents = IncidentsTable(session.client("dynamodb"), outputs["IncidentsTable"])
+    by_hand = (
+        f"Put it back, then try again:\naws sagemaker update-endpoint --endpoint-name {name} "
+        f"--endpoint-config-name {plain} --retain-all-variant-properties"
+    )
     deadline, told = time.monotonic() + RESTORE_SECONDS, False
-    while True:
-        endpoint = Endpoint.get(name, session=session)
-        if endpoint.endpoint_status == "InService" and endpoint.endpoint_config_name != hooked:
+    while time.monotonic() < deadline:
+        try:
+            endpoint = Endpoint.get(name, session=session)
+        except ClientError as error:
+            if "could not find" in str(error).lower():
+                return  # its owner has deleted it
+            raise
+        on_hooked = endpoint.endpoint_config_name == hooked
+        incident = incidents.current(name)
+        over = incident is None or incident.state in (State.NORMAL, State.FAILED)
+        if over and endpoint.endpoint_status == "InService":
+            if on_hooked:
+                raise DeployError(
+                    f"{name} is on {hooked}, and no incident is open that would end it. {by_hand}"
+                )
             return
-        if endpoint.endpoint_status == "InService" and not told:
-            print(f"{name} is on {hooked}: the incident is aborted, and {plain} put back", flush=True)
+        if incident and incident.state in (State.SWAPPING, State.HOOKED) and not told:
+            print(f"{name} is in the middle of an incident: it is aborted, and {plain} put back", flush=True)
+            detail = json.dumps({"endpoint": name, "action": "abort"})
+            entry = {"Source": OPERATOR, "DetailType": COMMAND_DETAIL_TYPE, "Detail": detail}
             session.client("events").put_events(Entries=[entry])
             told = True
-        if time.monotonic() > deadline:
-            raise DeployError(
-                f"{name} is still {endpoint.endpoint_status} on {endpoint.endpoint_config_name}. Put it back, then try "
-                f"again:\naws sagemaker update-endpoint --endpoint-name {name} --endpoint-config-name {plain} "
-                "--retain-all-variant-properties"
-            )
         time.sleep(2)
+    raise DeployError(
+        f"{name} is still {endpoint.endpoint_status} on {endpoint.endpoint_config_name}. {by_hand}"
+    )
 
 
 def push(options: argparse.Namespace, session: boto3.Session) -> None:
@@ -234,8 +282,10 @@ def _upload_model(model: Path, session: boto3.Session) -> str:
 
     s3, bucket = session.client("s3"), _models_bucket(session)
     try:
-        s3.head_bucket(Bucket=bucket)
-    except ClientError:
+        s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=bucket.rpartition("-")[2])
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "404":
+            raise DeployError(f"Bucket {bucket} is not this account's to use: {error}") from error
         where = {} if session.region_name == "us-east-1" else {"LocationConstraint": session.region_name}
         s3.create_bucket(Bucket=bucket, **({"CreateBucketConfiguration": where} if where else {}))
     with tempfile.TemporaryDirectory() as folder:

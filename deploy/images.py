@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from deploy import DeployError
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVING, MONITOR = "glassbox-serving", "glassbox-monitor"  # as `make images` calls them
+LABEL = "glassbox.sources"  # and labels them, by their tag
 SOURCES = {
     SERVING: ("model_code/Dockerfile", "model_code/serve.py", "requirements.txt", "requirements-torch.txt"),
     MONITOR: ("monitor_container", "layers/core/python/glassbox"),
@@ -40,15 +42,14 @@ def registry(session: boto3.Session) -> str:
 
 def pushed(repository: str, session: boto3.Session) -> str | None:
     """The URI of the present image in the account's registry; None where it was not pushed."""
+    wanted = {"repositoryName": repository, "imageIds": [{"imageTag": tag(repository)}]}
     try:
-        session.client("ecr").describe_images(
-            repositoryName=repository, imageIds=[{"imageTag": tag(repository)}]
-        )
+        found = session.client("ecr").describe_images(**wanted)["imageDetails"]
     except ClientError as error:
         if error.response["Error"]["Code"] in ("RepositoryNotFoundException", "ImageNotFoundException"):
             return None
         raise
-    return f"{registry(session)}/{repository}:{tag(repository)}"
+    return f"{registry(session)}/{repository}:{tag(repository)}" if found else None
 
 
 def push(session: boto3.Session) -> list[str]:
@@ -58,14 +59,32 @@ def push(session: boto3.Session) -> list[str]:
     for repository in (SERVING, MONITOR):
         if pushed(repository, session):
             continue  # a tag is never written twice
+        label = f'{{{{index .Config.Labels "{LABEL}"}}}}'
+        if _docker("image", "inspect", "--format", label, repository).strip() != tag(repository):
+            raise DeployError(
+                f"The image {repository} is of other sources than those that are here: make images"
+            )
         if not uris:
             _log_in(ecr, host)
         _make_repository(ecr, repository)
         uri = f"{host}/{repository}:{tag(repository)}"
         _docker("tag", repository, uri)
         _docker("push", "--quiet", uri)
+        _check_manifest(ecr, repository, uri)
         uris.append(uri)
     return uris
+
+
+def _check_manifest(ecr: Any, repository: str, uri: str) -> None:
+    tagged = [{"imageTag": tag(repository)}]
+    found = ecr.batch_get_image(repositoryName=repository, imageIds=tagged)["images"]
+    kind = found[0].get("imageManifestMediaType", "") if found else "nothing"
+    if kind != "application/vnd.docker.distribution.manifest.v2+json":
+        ecr.batch_delete_image(repositoryName=repository, imageIds=tagged)
+        raise DeployError(
+            f"{uri} arrived as {kind}, and SageMaker takes Docker's manifests only: "
+            "DOCKER_BUILDKIT=0 make images builds such"
+        )
 
 
 def _log_in(ecr: Any, host: str) -> None:
@@ -86,7 +105,12 @@ def _make_repository(ecr: Any, name: str) -> None:
             raise
 
 
-def _docker(*arguments: str, given: str | None = None) -> None:
+def _docker(*arguments: str, given: str | None = None) -> str:
     done = subprocess.run(["docker", *arguments], input=given, text=True, capture_output=True, check=False)
     if done.returncode:
         raise DeployError(f"docker {arguments[0]} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    print(tag(sys.argv[1]))

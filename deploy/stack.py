@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / ".aws-sam" / "build" / "template.yaml"
 SAM = ROOT / ".venv-sam" / "bin" / "sam"
 
+_PATIENCE = {"Delay": 5, "MaxAttempts": 720}  # an hour: an endpoint may be updated on the way
+
 WORDS = {
     "AWS::Serverless::Function": "Lambda function",
     "AWS::Serverless::LayerVersion": "layer",
@@ -85,6 +87,10 @@ def built() -> dict[str, Any]:
     return template
 
 
+# What is left of a stack that was never made: nothing can be updated, and it has to go first.
+NEVER_MADE = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "REVIEW_IN_PROGRESS")
+
+
 def describe(name: str, cloudformation: Any) -> dict[str, Any] | None:
     """A stack, or None."""
     try:
@@ -103,6 +109,12 @@ def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, 
         raise DeployError(f"There is no stack {name} here: STACK=… names another")
     parameters = {p["ParameterKey"]: p["ParameterValue"] for p in stack.get("Parameters", ())}
     return parameters, {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
+
+
+def resource(stack: str, logical_id: str, cloudformation: Any) -> str:
+    """The name of one of a stack's resources."""
+    found = cloudformation.describe_stack_resource(StackName=stack, LogicalResourceId=logical_id)
+    return str(found["StackResourceDetail"]["PhysicalResourceId"])
 
 
 def sam_deploy(name: str, parameters: Mapping[str, str], region: str) -> None:
@@ -134,10 +146,10 @@ def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any
         Parameters=given,
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
     )
-    cloudformation.get_waiter("stack_update_complete").wait(StackName=name, WaiterConfig={"Delay": 5})
+    cloudformation.get_waiter("stack_update_complete").wait(StackName=name, WaiterConfig=_PATIENCE)
 
 
 def delete(name: str, cloudformation: Any) -> None:
     """Delete a stack, and wait."""
     cloudformation.delete_stack(StackName=name)
-    cloudformation.get_waiter("stack_delete_complete").wait(StackName=name, WaiterConfig={"Delay": 5})
+    cloudformation.get_waiter("stack_delete_complete").wait(StackName=name, WaiterConfig=_PATIENCE)

@@ -22,7 +22,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 class Watched:
     """An endpoint, its config and the models of its variants, as SageMaker describes them.
 
-    `bucket` and `prefix` are where its data capture writes to.
+    `bucket` and `prefix` are where its data capture writes to, `key` is the KMS key it is encrypted with, or empty.
     """
 
     endpoint: Endpoint
@@ -30,6 +30,7 @@ class Watched:
     models: dict[str, Model]
     bucket: str
     prefix: str
+    key: str
 
     @property
     def roles(self) -> list[str]:
@@ -40,13 +41,13 @@ class Watched:
     def parameters(self) -> dict[str, str]:
         """What the stack's parameters say of it."""
         shadows = given(self.config.shadow_production_variants) or []
-        key = given(self.config.data_capture_config.kms_key_id) or ""
         return {
             "EndpointName": str(self.endpoint.endpoint_name),
             "PlainConfigName": str(self.config.endpoint_config_name),
+            "PlainConfigArn": str(self.config.endpoint_config_arn),
             "CaptureBucket": self.bucket,
             "CapturePrefix": self.prefix,
-            "CaptureKeyArn": key if ":key/" in key else "",
+            "CaptureKeyArn": self.key if _is_key_arn(self.key) else "",
             "EndpointRoleArns": ",".join(self.roles),
             "ShadowVariants": ",".join(variant.variant_name for variant in shadows),
         }
@@ -81,8 +82,10 @@ class Watched:
             notes.append(
                 "Its inputs are not captured, so live traffic is explained instead of what was flagged."
             )
-        if (key := given(capture.kms_key_id)) and ":key/" not in key:
-            notes.append(f"Its captures are encrypted with {key}: give CaptureKeyArn, the ARN of that key.")
+        if self.key and not _is_key_arn(self.key):
+            notes.append(
+                f"Its captures are encrypted with {self.key}: SET=CaptureKeyArn=… gives the ARN of that key."
+            )
         if any(given(model.vpc_config) for model in self.models.values()):
             notes.append(
                 "Its models are in a VPC, whose S3 endpoint has to let them write to the stack's bucket."
@@ -125,7 +128,8 @@ def read_endpoint(name: str, session: boto3.Session) -> Watched:
             problems.append(f"model {model_name} is hooked already: wait until the incident is over")
     if problems:
         raise DeployError("\n".join([f"Endpoint {name} cannot be watched as it is:", *problems]))
-    return Watched(endpoint, config, models, bucket, prefix)
+    key = given(config.data_capture_config.kms_key_id) or _default_key(bucket, session.client("s3"))
+    return Watched(endpoint, config, models, bucket, prefix, str(key))
 
 
 def _captured(config: EndpointConfig, problems: list[str]) -> tuple[str, str]:
@@ -146,6 +150,22 @@ def _captured(config: EndpointConfig, problems: list[str]) -> tuple[str, str]:
     return bucket, prefix.strip("/")
 
 
+def _is_key_arn(key: str) -> bool:
+    return ":key/" in key  # and no alias, and no bare id
+
+
+def _default_key(bucket: str, s3: Any) -> str:
+    """The KMS key that a bucket encrypts with by default; empty without one."""
+    try:
+        found = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ServerSideEncryptionConfigurationNotFoundError":
+            return ""
+        raise
+    defaults = [rule.get("ApplyServerSideEncryptionByDefault", {}) for rule in found]
+    return next((d["KMSMasterKeyID"] for d in defaults if "KMSMasterKeyID" in d), "")
+
+
 def events_are_on(bucket: str, s3: Any) -> tuple[bool, int]:
     """Whether a bucket tells EventBridge of its objects, and how many other notifications it has."""
     found = s3.get_bucket_notification_configuration(Bucket=bucket)
@@ -161,6 +181,8 @@ def turn_events_on(bucket: str, s3: Any) -> bool:
     found.pop("ResponseMetadata", None)
     # putting replaces the whole configuration: what is there goes along
     s3.put_bucket_notification_configuration(
-        Bucket=bucket, NotificationConfiguration=found | {"EventBridgeConfiguration": {}}
+        Bucket=bucket,
+        NotificationConfiguration=found | {"EventBridgeConfiguration": {}},
+        SkipDestinationValidation=True,  # the others are not ours to try
     )
     return True

@@ -6,8 +6,10 @@ First for an endpoint that a customer has: a role, a capture bucket and notifica
 import io
 import json
 import os
+import re
 import stat
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -108,10 +110,10 @@ def customer(aws):
             "InitialVariantWeight": 1.0,
         }
         sagemaker.create_endpoint_config(
-            EndpointConfigName=f"shop-{version}", ProductionVariants=[variant], DataCaptureConfig=CAPTURE
+            EndpointConfigName=f"Shop-{version}", ProductionVariants=[variant], DataCaptureConfig=CAPTURE
         )
     sagemaker.create_endpoint_config(EndpointConfigName="no-capture", ProductionVariants=[variant])
-    for endpoint, config in ((ENDPOINT, "shop-v1"), ("blind", "no-capture"), ("Capital", "shop-v1")):
+    for endpoint, config in ((ENDPOINT, "Shop-v1"), ("blind", "no-capture"), ("Capital", "Shop-v1")):
         sagemaker.create_endpoint(EndpointName=endpoint, EndpointConfigName=config)
     for endpoint in (ENDPOINT, "blind", "Capital"):
         in_service(sagemaker, endpoint)
@@ -150,6 +152,14 @@ def command(aws, action):
     aws.client("events").put_events(Entries=[entry | {"Detail": detail}])
 
 
+def pause(aws, mapping):
+    found = aws.client("cloudformation").describe_stack_resource(
+        StackName="glassbox", LogicalResourceId=mapping
+    )
+    mapping = found["StackResourceDetail"]["PhysicalResourceId"]
+    aws.client("lambda").update_event_source_mapping(UUID=mapping, Enabled=False)
+
+
 WANTED = ("--endpoint", ENDPOINT, "--threshold", "0.5")
 
 
@@ -165,16 +175,16 @@ def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer)
     said = tool("plan", *WANTED, *given(aws))
     assert f"Account {ACCOUNT}, region {REGION}: stack glassbox would be made, with" in said
     assert "5 Lambda functions" in said
-    assert f"endpoint {ENDPOINT} is InService on config shop-v1" in said
+    assert f"endpoint {ENDPOINT} is InService on config Shop-v1" in said
     assert f"variant Blue: 1 x ml.m5.xlarge, model signs-v1 ({SERVING})" in said
     assert (
         f"captures 100 % of the requests, inputs and outputs, to s3://{CAPTURES}/sagemaker/captured/" in said
     )
-    assert "endpoint config shop-v1-hooked: shop-v1 with the models above" in said
+    assert "endpoint config shop-v1-hooked: Shop-v1 with the models above" in said
     assert f"Bucket {CAPTURES} would tell EventBridge of its objects; its 1 other notification stays" in said
     assert "isolated from the network; the twin is not" in said
     assert "hourly job is left out" in said
-    assert names(aws, "endpoint_config") == {"shop-v1", "shop-v2", "no-capture"}
+    assert names(aws, "endpoint_config") == {"Shop-v1", "Shop-v2", "no-capture"}
     again = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
     assert {k: v for k, v in again.items() if k != "ResponseMetadata"} == {
         k: v for k, v in notifications.items() if k != "ResponseMetadata"
@@ -200,10 +210,10 @@ def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, cu
     said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
     assert "ops@example.com has got a mail to confirm" in said
     parameters, outputs = stack(aws)
-    assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("shop-v1", "shop-v1-hooked")
+    assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("Shop-v1", "shop-v1-hooked")
     assert parameters["CapturePrefix"] == "sagemaker/captured"
     plain, hooked = (
-        customer.describe_endpoint_config(EndpointConfigName=name) for name in ("shop-v1", "shop-v1-hooked")
+        customer.describe_endpoint_config(EndpointConfigName=name) for name in ("Shop-v1", "shop-v1-hooked")
     )
     assert hooked["DataCaptureConfig"] == plain["DataCaptureConfig"]
     (variant,) = plain["ProductionVariants"]
@@ -216,7 +226,7 @@ def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, cu
     notifications = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
     assert "EventBridgeConfiguration" in notifications
     assert [q["Id"] for q in notifications["QueueConfigurations"]] == ["theirs"]
-    assert live(aws) == ("InService", "shop-v1")
+    assert live(aws) == ("InService", "Shop-v1")
     assert customer.describe_endpoint(EndpointName=ENDPOINT)["LastModifiedTime"] == before
 
 
@@ -247,42 +257,62 @@ def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws, cu
     wait_for(lambda: incident(aws) and incident(aws).state == "NORMAL", 90)
     assert not incident(aws).failure
     assert incident(aws).replays <= incident(aws).pictures
-    assert live(aws) == ("InService", "shop-v1")
+    assert live(aws) == ("InService", "Shop-v1")
     (variant,) = customer.describe_endpoint(EndpointName=ENDPOINT)["ProductionVariants"]
     assert variant["CurrentInstanceCount"] == 2  # as scaling had left it
 
 
 def test_twin_follows_what_the_owner_deployed(aws, tool, customer):
-    customer.update_endpoint(EndpointName=ENDPOINT, EndpointConfigName="shop-v2")
+    customer.update_endpoint(EndpointName=ENDPOINT, EndpointConfigName="Shop-v2")
     in_service(customer, ENDPOINT)
     said = tool("twin")
-    assert f"{ENDPOINT} runs shop-v2; its hooked twin is shop-v2-hooked." in said
+    assert f"{ENDPOINT} runs Shop-v2; its hooked twin is shop-v2-hooked." in said
     assert "deleted: shop-v1-hooked" in said
     assert "deleted: signs-v1-hooked" in said
     parameters, outputs = stack(aws)
-    assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("shop-v2", "shop-v2-hooked")
+    assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("Shop-v2", "shop-v2-hooked")
     assert parameters["Flagged"] == "2"
-    assert names(aws, "endpoint_config") == {"shop-v1", "shop-v2", "shop-v2-hooked", "no-capture"}
+    assert names(aws, "endpoint_config") == {"Shop-v1", "Shop-v2", "shop-v2-hooked", "no-capture"}
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v2-hooked"}
     assert "shop-v2-hooked" in tool("twin")  # again, nothing to do
-    assert live(aws) == ("InService", "shop-v2")
+    assert live(aws) == ("InService", "Shop-v2")
+
+
+def test_a_twin_that_is_no_longer_as_wanted_is_made_again(aws, tool, customer):
+    data = customer.describe_model(ModelName="signs-v2-hooked")["PrimaryContainer"]["ModelDataUrl"]
+    tool("twin", "--image", f"{REGISTRY}/glassbox-serving:local", "--model-data", data)
+    container = customer.describe_model(ModelName="signs-v2-hooked")["PrimaryContainer"]
+    assert container["Image"] == f"{REGISTRY}/glassbox-serving:local"
+    arn = customer.describe_model(ModelName="signs-v2-hooked")["ModelArn"]
+    customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "somebody-elses"}])
+    said = tool("twin", fails=True)
+    assert "signs-v2-hooked is there, is another one than is wanted, and is not of stack glassbox" in said
+    customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "glassbox"}])
+    tool("twin")
+    assert customer.describe_model(ModelName="signs-v2-hooked")["PrimaryContainer"]["Image"] == SERVING
+
+
+def test_a_stack_keeps_to_its_endpoint(tool):
+    said = tool("plan", "--threshold", "0.5", "--image", SERVING, fails=True)
+    assert f"Stack glassbox watches {ENDPOINT}, and keeps to it" in said
 
 
 def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, tool, customer):
     bucket = stack(aws)[1]["Bucket"]
+    pause(aws, "RenderSaliencyFunctionQueue")  # so that the incident does not end by itself
     command(aws, "open")
     wait_for(lambda: live(aws) == ("InService", "shop-v2-hooked"))
+    under_way = incident(aws).id
     assert "hooked already: wait until the incident is over" in tool("plan", *WANTED, fails=True)
     said = tool("remove")
-    assert "the incident is aborted, and shop-v2 put back" in said
-    assert f"Endpoint {ENDPOINT} serves shop-v2, as before." in said
-    assert live(aws) == ("InService", "shop-v2")
-    assert names(aws, "endpoint_config") == {"shop-v1", "shop-v2", "no-capture"}
+    assert "it is aborted, and Shop-v2 put back" in said
+    assert live(aws) == ("InService", "Shop-v2")
+    assert names(aws, "endpoint_config") == {"Shop-v1", "Shop-v2", "no-capture"}
     assert names(aws, "model") == {"signs-v1", "signs-v2"}
     with pytest.raises(Exception, match="does not exist"):
         stack(aws)
-    kept = aws.client("s3").list_objects_v2(Bucket=bucket, Prefix="incidents/")
-    assert kept["KeyCount"] >= 1
+    page = f"incidents/{ENDPOINT}/{under_way}/index.html"
+    assert b"abort" in aws.client("s3").get_object(Bucket=bucket, Key=page)["Body"].read()
     assert "There is no stack glassbox" in tool("remove", fails=True)
 
 
@@ -315,22 +345,53 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
 # ---------------------------------------------------------------- the rest
 
 
-def test_push_logs_in_makes_the_repositories_and_pushes(aws, tool, tmp_path):
-    """Docker is a recorder here: no registry can be had. What it is asked to do is what is looked at."""
-    script = tmp_path / "docker"
-    script.write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$1" != login ] || cat > {tmp_path}/password\n'
+DOCKER = f"""#!{sys.executable}
+import os, pathlib, sys
+
+sys.path.insert(0, {str(ROOT)!r})
+import boto3
+from deploy.images import tag
+
+here, asked = pathlib.Path(__file__).parent, sys.argv[1:]
+with (here / "asked").open("a") as file:
+    print(*asked, file=file)
+if asked[0] == "login":
+    (here / "password").write_text(sys.stdin.read())
+elif asked[:2] == ["image", "inspect"]:
+    print(os.environ.get("SOURCES") or tag(asked[-1]))
+elif asked[0] == "push":
+    repository, _, name = asked[-1].rpartition("/")[2].partition(":")
+    kind = os.environ.get("KIND", "application/vnd.docker.distribution.manifest.v2+json")
+    boto3.client("ecr").put_image(
+        repositoryName=repository, imageTag=name, imageManifest='{{"schemaVersion": 2}}', imageManifestMediaType=kind
     )
+"""
+
+
+def test_push_logs_in_makes_the_repositories_and_pushes_once(aws, tool, tmp_path):
+    """Docker is a recorder here, which puts what is pushed into the embedded ECR."""
+    script = tmp_path / "docker"
+    script.write_text(DOCKER)
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    pushed = tool("push", PATH=f"{tmp_path}:{os.environ['PATH']}").splitlines()
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    assert "is of other sources than those that are here: make images" in tool(
+        "push", fails=True, SOURCES="old", **path
+    )
+    oci = "application/vnd.oci.image.index.v1+json"
+    said = tool("push", fails=True, KIND=oci, **path)
+    assert f"arrived as {oci}, and SageMaker takes Docker's manifests only" in said
+    (tmp_path / "asked").unlink()
+
+    pushed = tool("push", **path).splitlines()
     assert [uri.rpartition(":")[0] for uri in pushed] == [
         f"{REGISTRY}/glassbox-serving",
         f"{REGISTRY}/glassbox-monitor",
     ]
-    login, *rest = (tmp_path / "asked").read_text().splitlines()
-    assert login.startswith("login --username AWS --password-stdin ")
+    asked = [line for line in (tmp_path / "asked").read_text().splitlines() if "inspect" not in line]
+    assert asked[0].startswith("login --username AWS --password-stdin ")
     assert (tmp_path / "password").read_text()
-    assert rest == [
+    assert asked[1:] == [
         f"tag glassbox-serving {pushed[0]}",
         f"push --quiet {pushed[0]}",
         f"tag glassbox-monitor {pushed[1]}",
@@ -338,6 +399,25 @@ def test_push_logs_in_makes_the_repositories_and_pushes(aws, tool, tmp_path):
     ]
     made = aws.client("ecr").describe_repositories()["repositories"]
     assert {r["repositoryName"] for r in made} == {"glassbox-serving", "glassbox-monitor"}
+    assert tool("push", **path) == "Both images are there already.\n"
+    said = tool("plan", "--threshold", "0.5", "--stack", "with-images")
+    assert pushed[0] in said
+    assert "hourly job is left out" not in said
+
+
+def test_no_two_configs_have_one_twin():
+    """Names that are alike for 56 characters, as those with a date at the end are."""
+    named = [f"the-shop-windows-of-all-branches-endpointcfg-2026-{month}-23" for month in (11, 12)]
+    code = f"from deploy.twin import twin_name; print(*map(twin_name, {[*named, 'Shop-v1']}))"
+    command = [str(ROOT / PYTHON), "-c", code]
+    first, second, short = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert short == "shop-v1-hooked"
+    assert first != second
+    for name in (first, second):
+        assert re.fullmatch(r"[a-z0-9](-*[a-z0-9]){0,62}-hooked", name)
+        assert len(name) <= 63
 
 
 def test_without_a_region_nothing_is_guessed(tool):

@@ -24,8 +24,8 @@ help: ## what there is
 demo: $(READY) ## the whole story on an embedded AWS (DATA=folder of images, WEIGHTS=model.pt)
 	@$(RUN) -m local.demo $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
-local: $(READY) ## the embedded AWS with the stack on it, left running
-	@$(RUN) -m local
+local: $(READY) ## the embedded AWS with the stack on it, left running (PORT=4566, WEIGHTS=model.pt)
+	@$(RUN) -m local $(if $(PORT),--port $(PORT)) $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
 test: $(READY) ## every test that needs neither Docker nor another environment
 	$(RUN) -m pytest $(PYTEST_ARGS)
@@ -40,12 +40,14 @@ bench: $(READY) ## the measured claims, as ratios against a peer
 	@$(RUN) -m benchmarks
 
 baseline: $(READY) ## capture files of a good time -> the baseline of the drift check (CAPTURES=folder)
+	$(call need,CAPTURES)
 	@$(RUN) monitor_container/baseline.py '$(CAPTURES)' --out baseline
 
 train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" tells more)
 	@$(RUN) -m model_code.train $(ARGS)
 
 check-model: $(READY) ## try a model offline: modules, completeness, latency, bytes (MODEL=model.tar.gz IMAGE=x.png)
+	$(call need,MODEL)
 	@$(RUN) model_code/check.py '$(MODEL)' $(if $(IMAGE),--image '$(IMAGE)') $(if $(PICTURE),--picture '$(PICTURE)')
 
 # ------------------------------------------------------------------ as on AWS, with Docker
@@ -61,6 +63,9 @@ build: .venv-sam/.ready ## sam build, with byte code in the layers (ARCHITECTURE
 sam: build .venv-checkov/.ready ## sam validate --lint, sam build, checkov
 	$(SAM) validate --lint
 	.venv-checkov/bin/checkov --config-file .checkov.yaml
+
+$(addprefix invoke-,$(filter-out $(FUNCTIONS),$(patsubst invoke-%,%,$(filter invoke-%,$(MAKECMDGOALS))))):
+	@echo '$@: the functions are $(FUNCTIONS)'; exit 1
 
 invoke-%: build $(READY) ## sam local invoke a function on the embedded AWS (EVENT=file; invoke-swap_endpoint, …)
 	@$(RUN) -m local.invoke $* $(if $(EVENT),--event '$(EVENT)')
@@ -98,8 +103,8 @@ deploy: build .venv-deploy/.ready ## the stack, and the hooked twin of the endpo
 twin: .venv-deploy/.ready ## the hooked twin of what the endpoint runs now, after its owner deployed (STACK)
 	@$(DEPLOY) twin --stack '$(STACK)' --image '$(IMAGE)' --model-data '$(MODEL_DATA)'
 
-remove: .venv-deploy/.ready ## the stack goes, the endpoint serves on as it was (STACK)
-	@$(DEPLOY) remove --stack '$(STACK)'
+remove: .venv-deploy/.ready ## the stack goes, a watched endpoint serves on as it was (STACK; YES=1 does not ask)
+	@$(DEPLOY) remove --stack '$(STACK)' $(if $(YES),--yes)
 
 push: .venv-deploy/.ready ## what `make images` built, to the account's registry
 	@$(DEPLOY) push
@@ -114,6 +119,9 @@ format: $(READY) ## let ruff format and fix
 
 clean: ## remove what was built (the environments stay)
 	rm -rf .build .aws-sam out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# $(call need,VARIABLE): stops where it is not given.
+need = @[ -n '$($1)' ] || { echo 'make $@ needs $1=…'; exit 1; }
 
 define need_python
 @[ -n '$(PYTHON)' ] && $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

@@ -44,59 +44,97 @@ class Plan:
 
 def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     """Reads only. Raises DeployError with what is in the way."""
-    if options.endpoint:
-        watched = read_endpoint(options.endpoint, session)
-        parameters = watched.parameters | {"HookedConfigName": twin_name(watched.config.endpoint_config_name)}
-        words = _words_for(watched, options, session)
-    else:
-        watched = None
-        serving = options.image or images.pushed(images.SERVING, session)
-        if not serving:
-            where = images.registry(session)
-            raise DeployError(
-                f"The serving image is not in {where}: make images, make push; or IMAGE=… names another"
-            )
-        parameters = {"ServingImage": serving}
-        words = _words_for_own(options, serving, session)
+    template = stack.built()
+    there = stack.describe(options.stack, session.client("cloudformation"))
+    never_made = bool(there) and there["StackStatus"] in stack.NEVER_MADE
+    before = {} if never_made else stack.parameters_of(there)
+    _check_options(options, template, before)
+    if before:
+        _check_same(options, before)
+    watched = read_endpoint(options.endpoint, session) if options.endpoint else None
+    parameters = _watching(watched) if watched else _owning(options, before, session)
     if monitor := images.pushed(images.MONITOR, session):
         parameters["MonitorImage"] = monitor
-    else:
+    parameters |= _asked(options)
+    account = session.client("sts").get_caller_identity()["Account"]
+    becomes = "would be updated" if before else "would be made"
+    if never_made and there:
+        becomes = f"is {there['StackStatus']}, would be deleted and made again"
+    in_words = stack.contents(template, before | parameters)
+    words = [
+        f"Account {account}, region {session.region_name}: stack {options.stack} {becomes}, with "
+        + ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in in_words.items()),
+        *_changes(before, parameters),
+        "",
+        *(
+            _words_for(watched, options, session)
+            if watched
+            else _words_for_own(options, before | parameters, session)
+        ),
+    ]
+    if not (before | parameters).get("MonitorImage"):
         words.append(
             "Note: no monitor image was pushed (make images, make push): the hourly job is left out."
         )
-    parameters |= {"Threshold": options.threshold, "NotificationEmail": options.email, "Stage": options.stage}
-    parameters |= options.set
-    made = stack.contents(
-        stack.built(), parameters | ({} if watched else {"ModelDataUrl": "s3://given/later"})
-    )
-    there = stack.describe(options.stack, session.client("cloudformation"))
-    becomes = "would be made"
-    if there and there["StackStatus"] in stack.NEVER_MADE:
-        becomes = f"is {there['StackStatus']}, would be deleted and made"
-    elif there:
-        _check_same(there, watched, parameters, options.stack)
-        becomes = "is there, and would be updated"
-    account = session.client("sts").get_caller_identity()["Account"]
-    head = [
-        f"Account {account}, region {session.region_name}: stack {options.stack} {becomes}, with "
-        + ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in made.items()),
-        "",
-    ]
-    return Plan({k: v for k, v in parameters.items() if v}, watched, head + words)
+    return Plan(parameters, watched, words)
 
 
-def _check_same(
-    there: dict[str, Any], watched: Watched | None, parameters: dict[str, str], name: str
-) -> None:
-    """A stack keeps to its endpoint: it neither takes over somebody's nor leaves one behind."""
-    before = {p["ParameterKey"]: p["ParameterValue"] for p in there.get("Parameters", ())}
-    own, endpoint = bool(before.get("ModelDataUrl")), before.get("EndpointName")
-    wanted = parameters.get("EndpointName", "traffic-signs" if own else "one of its own")
-    if own != (watched is None) or endpoint != wanted:
-        what = "has an endpoint of its own," if own else "watches"
-        raise DeployError(
-            f"Stack {name} {what} {endpoint}, and keeps to it: STACK=… names another, for {wanted}"
+def _asked(options: argparse.Namespace) -> dict[str, str]:
+    """The parameters that were given by hand; an empty value is one that SET empties."""
+    named = {"Threshold": options.threshold, "NotificationEmail": options.email, "Stage": options.stage}
+    return {name: value for name, value in named.items() if value} | options.set
+
+
+def _check_options(options: argparse.Namespace, template: dict[str, Any], before: dict[str, str]) -> None:
+    """What can be refused before anything is read or uploaded."""
+    image = {"ServingImage": options.image} if options.image else {}
+    problems = stack.problems(template, _asked(options) | image, before)
+    if options.model and options.endpoint:
+        problems.append(
+            "MODEL is for an endpoint of the stack's own: MODEL_DATA=s3://… gives the twin another model"
         )
+    if options.model and not options.model.is_file():
+        problems.append(f"MODEL={options.model} is no file")
+    if problems:
+        raise DeployError("\n".join(problems))
+
+
+def _check_same(options: argparse.Namespace, before: dict[str, str]) -> None:
+    """A stack keeps to its endpoint: it neither takes over somebody's nor leaves one behind."""
+    own, endpoint = bool(before.get("ModelDataUrl")), before.get("EndpointName")
+    wanted = options.endpoint or options.set.get("EndpointName", endpoint)
+    if own == bool(options.endpoint) or endpoint != wanted:
+        what = f"has an endpoint of its own, {endpoint}" if own else f"watches ENDPOINT={endpoint}"
+        raise DeployError(f"Stack {options.stack} {what}, and keeps to it: STACK=… names another stack")
+
+
+def _watching(watched: Watched) -> dict[str, str]:
+    hooked = {"HookedConfigName": twin_name(watched.config.endpoint_config_name)}
+    # what was given by hand and is not seen here, such as the key of a bucket, stays
+    return {name: value for name, value in (watched.parameters | hooked).items() if value}
+
+
+def _owning(options: argparse.Namespace, before: dict[str, str], session: boto3.Session) -> dict[str, str]:
+    serving = options.image or images.pushed(images.SERVING, session) or before.get("ServingImage")
+    if not serving:
+        raise DeployError(
+            f"The serving image is not in {images.registry(session)}: make images, make push; or IMAGE=… names another"
+        )
+    # a new stack's model is uploaded later; one that is there keeps its model, unless it is given another
+    uploaded = {} if before and not options.model else {"ModelDataUrl": "s3://to-be/uploaded"}
+    return {"ServingImage": serving} | uploaded
+
+
+def _changes(before: dict[str, str], parameters: dict[str, str]) -> list[str]:
+    if not before:
+        return []
+    changed = [
+        f"  {name}: {before.get(name) or 'empty'} -> {value or 'empty'}"
+        for name, value in parameters.items()
+        if before.get(name, "") != value and name != "ModelDataUrl"
+    ]
+    kept = 'Parameters that are not given stay as they are (SET="Name=" empties one).'
+    return ["", kept] + (["Would change:", *changed] if changed else [])
 
 
 def _words_for(watched: Watched, options: argparse.Namespace, session: boto3.Session) -> list[str]:
@@ -127,12 +165,17 @@ def _words_for(watched: Watched, options: argparse.Namespace, session: boto3.Ses
     return words
 
 
-def _words_for_own(options: argparse.Namespace, serving: str, session: boto3.Session) -> list[str]:
-    model = options.model or WEIGHTS
-    return [
-        f"Among them an endpoint of its own, {options.set.get('EndpointName', 'traffic-signs')}, with {serving}.",
-        f"Besides, {model} would be uploaded to s3://{_models_bucket(session)}/, which is made if need be.",
-    ]
+def _words_for_own(
+    options: argparse.Namespace, parameters: dict[str, str], session: boto3.Session
+) -> list[str]:
+    endpoint, image = parameters.get("EndpointName", "traffic-signs"), parameters["ServingImage"]
+    words = [f"Among them an endpoint of its own, {endpoint}, with {image}."]
+    if "uploaded" in parameters.get("ModelDataUrl", ""):
+        model = options.model or WEIGHTS.relative_to(stack.ROOT)
+        words.append(
+            f"Besides, {model} would be uploaded to s3://{_models_bucket(session)}/, made if need be."
+        )
+    return words
 
 
 def plan(options: argparse.Namespace, session: boto3.Session) -> None:
@@ -144,8 +187,7 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     """The stack, for the endpoint or with one of its own, and the endpoint's hooked twin."""
     found = make_plan(options, session)
     print("\n".join(found.words), flush=True)
-    if not options.yes and not _agreed():
-        raise DeployError("Nothing was done.")
+    _ask(options)
     parameters, watched = dict(found.parameters), found.watched
     cloudformation = session.client("cloudformation")
     left = stack.describe(options.stack, cloudformation)
@@ -153,7 +195,7 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
         stack.delete(options.stack, cloudformation)
     if watched:
         turn_events_on(watched.bucket, session.client("s3"))
-    else:
+    elif "ModelDataUrl" in parameters:
         parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
     stack.sam_deploy(options.stack, parameters, session.region_name)
     _, outputs = stack.existing(options.stack, cloudformation)
@@ -170,11 +212,16 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     )
 
 
-def _agreed() -> bool:
+def _ask(options: argparse.Namespace) -> None:
+    """Raises DeployError unless somebody says yes."""
+    if options.yes:
+        return
     try:
-        return input("\nGo on? [y/N] ").strip().lower() in ("y", "yes")
+        answer = input("\nGo on? [y/N] ")
     except EOFError:  # nobody is there to be asked
-        return False
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise DeployError("Nothing was done (YES=1 does not ask).")
 
 
 def twin(options: argparse.Namespace, session: boto3.Session) -> None:
@@ -204,7 +251,11 @@ def remove(options: argparse.Namespace, session: boto3.Session) -> None:
     cloudformation = session.client("cloudformation")
     parameters, outputs = stack.existing(options.stack, cloudformation)
     deleted = []
-    if not (own := bool(parameters.get("ModelDataUrl"))):
+    own = bool(parameters.get("ModelDataUrl"))
+    kept = "its endpoint, WHICH IT SERVES," if own else f"the hooked twin of {outputs['EndpointName']}"
+    print(f"Stack {options.stack} and {kept} would be deleted. Bucket and tables stay.", flush=True)
+    _ask(options)
+    if not own:
         _open_no_more(options.stack, session)
         _restore(outputs, session)
         # before the stack: whatever fails from here on, another `make remove` finds the rest
@@ -331,10 +382,11 @@ def main() -> None:
                 "--endpoint", default="", help="one that is there; otherwise the stack makes one"
             )
             one.add_argument("--model", type=Path, help="for the stack's own: a state dict or a model.tar.gz")
-            one.add_argument("--threshold", required=True, help="largest share of one class")
+            one.add_argument("--threshold", default="", help="largest share of one class")
             one.add_argument("--email", default="")
-            one.add_argument("--stage", default="prod", choices=("dev", "prod"))
+            one.add_argument("--stage", default="")
             one.add_argument("--set", type=_setting, nargs="*", default=[], metavar="Parameter=value")
+        if name in ("deploy", "remove"):
             one.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args()
     options.set = dict(getattr(options, "set", ()))

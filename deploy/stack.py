@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Mapping
@@ -102,13 +104,51 @@ def describe(name: str, cloudformation: Any) -> dict[str, Any] | None:
     return stack
 
 
+def parameters_of(stack: Mapping[str, Any] | None) -> dict[str, str]:
+    """The parameters of a described stack."""
+    return {p["ParameterKey"]: p["ParameterValue"] for p in (stack or {}).get("Parameters", ())}
+
+
+def problems(template: Mapping[str, Any], given: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
+    """Why CloudFormation would refuse these parameters, on top of those that the stack has."""
+    declared = template["Parameters"]
+    found = [
+        f"{name} is missing ({name.upper()}=…): {parameter['Description']}"
+        for name, parameter in declared.items()
+        if "Default" not in parameter and name not in given and name not in before
+    ]
+    for name, value in given.items():
+        if name not in declared:
+            near = difflib.get_close_matches(name, declared, 1)
+            found.append(f"{name} is no parameter of the stack" + "".join(f", {n} is" for n in near))
+        elif why := _refused(declared[name], value):
+            found.append(f"{name}={value!r} {why}")
+    return found
+
+
+def _refused(parameter: Mapping[str, Any], value: str) -> str:
+    if allowed := parameter.get("AllowedValues"):
+        return "" if value in map(str, allowed) else f"is none of {', '.join(map(str, allowed))}"
+    if parameter["Type"] == "Number":
+        low, high = (
+            float(parameter.get(bound, sign)) for bound, sign in (("MinValue", "-inf"), ("MaxValue", "inf"))
+        )
+        try:
+            return "" if low <= float(value) <= high else f"is not between {low:g} and {high:g}"
+        except ValueError:
+            return "is not a number"
+    parts = value.split(",") if parameter["Type"] == "CommaDelimitedList" else [value]
+    if all(re.fullmatch(parameter.get("AllowedPattern", ".*"), part) for part in parts):
+        return ""
+    return f"is not {parameter.get('ConstraintDescription', parameter['Description'])}"
+
+
 def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, str]]:
     """The parameters and outputs of a stack; DeployError where there is none."""
     stack = describe(name, cloudformation)
     if stack is None:
         raise DeployError(f"There is no stack {name} here: STACK=… names another")
-    parameters = {p["ParameterKey"]: p["ParameterValue"] for p in stack.get("Parameters", ())}
-    return parameters, {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
+    return parameters_of(stack), {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
 
 
 def resource(stack: str, logical_id: str, cloudformation: Any) -> str:

@@ -106,7 +106,8 @@ def read_endpoint(name: str, session: boto3.Session) -> Watched:
         endpoint = Endpoint.get(name, session=session)
         config = EndpointConfig.get(endpoint.endpoint_config_name, session=session)
     except ClientError as error:
-        raise DeployError(error.response["Error"]["Message"]) from error
+        where = f" (region {session.region_name})"
+        raise DeployError(error.response["Error"]["Message"] + where) from error
     problems = [] if _NAME.fullmatch(name) else [f"{name}: only names in lower case can be watched"]
     if endpoint.endpoint_status != "InService":
         problems.append(f"it is {endpoint.endpoint_status}: wait until it is InService")

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 
 from glassbox.aws.counts_table import CountsTable
+from glassbox.errors import GlassboxError
 from glassbox.tally import WINDOW, Window, total
 from local import demo_page, signs
 from local.attack import EPSILON, STEPS, predict, targeted_pgd
@@ -103,7 +105,10 @@ class Scene:
 
 
 def load_scene(data, weights):
-    state_dict = torch.load(weights, map_location="cpu", weights_only=True)
+    try:
+        state_dict = torch.load(weights, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise DemoError(f"{weights} is no state dict of tensors alone, and nothing else is read") from error
     model = from_state_dict(state_dict).eval().requires_grad_(False)
     config = package.model_config(weights)
     if config["labels"] is None and model.fc.out_features == len(signs.LABELS):
@@ -506,7 +511,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     try:
         run(arguments.data, arguments.weights, arguments.out)
-    except DemoError as error:
+    except (DemoError, GlassboxError, OSError) as error:
         print(f"The demo failed: {error}", file=sys.stderr)
         return 1
     return 0

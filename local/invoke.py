@@ -38,6 +38,7 @@ EVENTS = {
 }
 PORT = 4566
 SAMPLE_BUCKET = "amzn-s3-demo-bucket"  # what events/ calls the stack's
+SAMPLE_ETAG = "b1946ac92492d2347c6235b4d2611184"  # and the capture file's
 TRACED = "traced"  # an endpoint that is always hooked
 IMAGE_SIZE = 48
 PARAMETERS = {"Threshold": "0.5"}
@@ -86,10 +87,30 @@ def invoke(stack: Stack, function: str, event: dict[str, Any], *, address: str, 
     return answer
 
 
-def read_event(path: Path, bucket: str) -> dict[str, Any]:
-    """An event for `sam local invoke`; the sample bucket gives way to the stack's."""
-    event: dict[str, Any] = json.loads(path.read_text().replace(SAMPLE_BUCKET, bucket))
-    return event
+def read_event(path: Path, stack: Stack) -> dict[str, Any]:
+    """An event for `sam local invoke`; the samples' bucket and etag give way to those that are there.
+
+    What EventBridge would send is put into a message, as its rule would.
+
+    Raises:
+        InvokeError: it is no event.
+    """
+    try:
+        text = path.read_text().replace(SAMPLE_BUCKET, stack.outputs["Bucket"])
+        event: dict[str, Any] = json.loads(text.replace(SAMPLE_ETAG, _etag(stack)))
+        if "Records" in event:
+            return event
+        (record,) = json.loads((ROOT / "events" / "sqs-capture.json").read_text())["Records"]
+        return {"Records": [record | {"body": json.dumps({"detail-type": event["detail-type"], **event})}]}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InvokeError(f"{path}: not an event, of SQS or EventBridge: {error}") from error
+
+
+def _etag(stack: Stack) -> str:
+    head = stack.client("s3").head_object
+    return str(
+        head(Bucket=stack.outputs["Bucket"], Key=object_of("capture-object-created"))["ETag"].strip('"')
+    )
 
 
 def object_of(name: str) -> str:
@@ -98,11 +119,18 @@ def object_of(name: str) -> str:
     return key
 
 
-def pause(stack: Stack) -> None:
-    """Let nobody but `sam local invoke` take messages: the embedded AWS would run the same functions."""
+@contextlib.contextmanager
+def paused(stack: Stack) -> Iterator[None]:
+    """Within, nobody but `sam local invoke` takes messages: the embedded AWS would run the same functions."""
     lambdas = stack.client("lambda")
-    for mapping in lambdas.list_event_source_mappings()["EventSourceMappings"]:
+    mappings = lambdas.list_event_source_mappings()["EventSourceMappings"]
+    for mapping in mappings:
         lambdas.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
+    try:
+        yield
+    finally:
+        for mapping in mappings:
+            lambdas.update_event_source_mapping(UUID=mapping["UUID"], Enabled=True)
 
 
 def lay_capture(stack: Stack) -> None:
@@ -141,6 +169,7 @@ def lay_capture(stack: Stack) -> None:
 def lay_trace(stack: Stack) -> None:
     """The traced step of events/tensor-index-created.json, by an endpoint of its own with the hooked model."""
     sagemaker, s3, bucket = stack.client("sagemaker"), stack.client("s3"), stack.outputs["Bucket"]
+    earlier = set(_indexes(s3, bucket))
     sagemaker.create_endpoint(EndpointName=TRACED, EndpointConfigName=stack.outputs["HookedConfig"])
     try:
         sagemaker.get_waiter("endpoint_in_service").wait(
@@ -150,28 +179,28 @@ def lay_trace(stack: Stack) -> None:
         stack.client("sagemaker-runtime").invoke_endpoint(
             EndpointName=TRACED, ContentType="application/x-npy", Body=npy(images[0])
         )
-        index = _until_there(s3, bucket, "tensors/traffic-signs/", "_worker_0.json")
+        index = _new_index(s3, bucket, earlier)
     finally:
         sagemaker.delete_endpoint(EndpointName=TRACED)
     run, sample = index.split("/")[2], object_of("tensor-index-created").split("/")[2]
-    for key in (index.replace("/index/", "/events/"), index):
-        found = s3.list_objects_v2(Bucket=bucket, Prefix=key.rpartition("/")[0].rpartition("/")[0])
-        for item in found.get("Contents", ()):
-            s3.copy_object(
-                Bucket=bucket,
-                Key=item["Key"].replace(run, sample),
-                CopySource={"Bucket": bucket, "Key": item["Key"]},
-            )
+    root = index.partition("/index/")[0]
+    for item in s3.list_objects_v2(Bucket=bucket, Prefix=f"{root}/")["Contents"]:
+        source = {"Bucket": bucket, "Key": item["Key"]}
+        s3.copy_object(Bucket=bucket, Key=item["Key"].replace(run, sample), CopySource=source)
 
 
-def _until_there(s3: Any, bucket: str, prefix: str, suffix: str, seconds: float = 20) -> str:
+def _indexes(s3: Any, bucket: str) -> list[str]:
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="tensors/traffic-signs/")
+    return [o["Key"] for page in pages for o in page.get("Contents", ()) if "/index/" in o["Key"]]
+
+
+def _new_index(s3: Any, bucket: str, earlier: set[str], seconds: float = 20) -> str:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        for item in s3.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", ()):
-            if item["Key"].endswith(suffix) and "/index/" in item["Key"]:
-                return str(item["Key"])
+        if new := set(_indexes(s3, bucket)) - earlier:
+            return min(new)
         time.sleep(0.1)
-    raise InvokeError(f"no {prefix}…{suffix} within {seconds:g} s")
+    raise InvokeError(f"no trace within {seconds:g} s")
 
 
 def npy(image: np.ndarray) -> bytes:
@@ -192,7 +221,6 @@ def _stack(host: str) -> Iterator[tuple[Stack, str]]:
     else:
         print("Starting the embedded AWS and deploying template.yaml …", file=sys.stderr)
         with running_stack(PARAMETERS, also_on=host) as stack:
-            pause(stack)
             yield stack, f"{host}:{stack.aws.endpoint_url.rpartition(':')[2]}"
 
 
@@ -219,16 +247,18 @@ def main() -> None:
     parser.add_argument("--sam", default=str(ROOT / ".venv-sam" / "bin" / "sam"))
     chosen = parser.parse_args()
     event = chosen.event or ROOT / "events" / f"{EVENTS[chosen.function]}.json"
+    if not event.is_file():
+        sys.exit(f"{event} is no file")
     host = docker_bridge()
     if not host:
         sys.exit("sam local invoke needs Docker, and no engine answers")
     try:
-        with _stack(host) as (stack, address):
+        with _stack(host) as (stack, address), paused(stack):
             lay_capture(stack)
             if chosen.function == "render_saliency":
                 lay_trace(stack)
             before = _seen(stack)
-            given = read_event(event, stack.outputs["Bucket"])
+            given = read_event(event, stack)
             print(json.dumps(invoke(stack, chosen.function, given, address=address, sam=chosen.sam)))
             for line in sorted(_seen(stack) - before):
                 print(f"new: {line}")

@@ -42,13 +42,18 @@ class Stack:
 
 @contextlib.contextmanager
 def running_stack(
-    parameters: dict[str, str], *, weights: Path = WEIGHTS, name: str = "glassbox", **aws: Any
+    parameters: dict[str, str],
+    *,
+    weights: Path = WEIGHTS,
+    name: str = "glassbox",
+    aws: EmbeddedAws | None = None,
+    **options: Any,
 ) -> Iterator[Stack]:
     """template.yaml on an embedded AWS with the weights' model behind the endpoint; all gone when the block ends.
 
-    `parameters` are the template's, on top of model and images; `aws` are EmbeddedAws's options.
+    `parameters` are the template's, on top of model and images; `options` are EmbeddedAws's, unless there is one.
     """
-    with EmbeddedAws(**aws) as embedded:
+    with contextlib.nullcontext(aws) if aws else EmbeddedAws(**options) as embedded:
         model = upload_model(embedded, weights)
         given = {
             "ModelDataUrl": model,

@@ -73,9 +73,13 @@ def package(
         code: files of your own, which go beside ours.
 
     Raises:
-        ValueError: one of them is called as one of ours.
+        ValueError: one of them is called as one of ours, or the config holds what it does not know.
     """
     config = model_config(weights) if config is None else DEFAULT_CONFIG | config
+    if unknown := config.keys() - DEFAULT_CONFIG.keys() - {"arguments"}:
+        raise ValueError(
+            f"the config has {', '.join(sorted(unknown))}, and knows {', '.join(DEFAULT_CONFIG)}"
+        )
     files = {
         "model/model.pt": weights.read_bytes(),
         "model/config.json": json.dumps(config, indent=2, ensure_ascii=False).encode(),
@@ -135,15 +139,25 @@ def main() -> None:
         config = model_config(arguments.weights)
         if arguments.config:
             config = json.loads(arguments.config.read_text("utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError(f"{arguments.config}: not a JSON object")
         if arguments.labels:
             config |= {"labels": read_labels(arguments.labels)}
         code = list(arguments.code)
         if arguments.network:
             file, _, name = arguments.network.rpartition(":")
+            if not file.endswith(".py") or not name.isidentifier():
+                raise ValueError(f"--network {arguments.network}: FILE.py:CLASS is wanted")
             config |= {"architecture": f"{Path(file).stem}:{name}", "arguments": arguments.arguments}
             code.append(Path(file))
-        package(arguments.weights, arguments.out, config, code)
-        load(arguments.out)
+        # beside it: an archive that does not load takes no other's place
+        unproved = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}")
+        try:
+            package(arguments.weights, unproved, config, code)
+            load(unproved)
+            unproved.replace(arguments.out)
+        finally:
+            unproved.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         sys.exit(f"package: {error}")
     except subprocess.CalledProcessError as error:

@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--endpoint", help="of this endpoint only")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    if not chosen.captures.is_dir():
+        log.error("%s is no folder", chosen.captures)
+        return 1
     try:
         # how responses are read comes from the environment, as everywhere; nothing is judged, so any threshold does
         settings = from_env(CountingSettings, os.environ | {"THRESHOLD": "1", "DRIFT_THRESHOLD": ""})

@@ -205,6 +205,39 @@ def test_an_endpoint_that_cannot_be_watched_is_refused_with_the_reason(tool, cus
     assert reason in tool("plan", "--endpoint", endpoint, "--threshold", "0.5", fails=True)
 
 
+def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
+    given = (
+        "--endpoint",
+        ENDPOINT,
+        "--image",
+        "glassbox-serving:latest",
+        "--email",
+        "ops",
+        "--model",
+        "none.pt",
+    )
+    said = tool("plan", *given, "--set", "Flaged=20", "Compared=many", "Pictures=0", "Stage=test", fails=True)
+    assert said.splitlines() == [
+        "Threshold is missing (THRESHOLD=…): Largest share of one class in a window before it is a violation, 0 to 1. "
+        "There is no default, it depends on your traffic.",
+        "NotificationEmail='ops' is not an address, such as ops@example.com",
+        "Flaged is no parameter of the stack, Flagged is",
+        "Compared='many' is not a number",
+        "Pictures='0' is not between 1 and 1000",
+        "Stage='test' is none of dev, prod",
+        "ServingImage='glassbox-serving:latest' is not an image in ECR, account.dkr.ecr.region.amazonaws.com/name:tag",
+        "MODEL is for an endpoint of the stack's own: MODEL_DATA=s3://… gives the twin another model",
+        "MODEL=none.pt is no file",
+    ]
+
+
+def test_without_a_yes_nothing_is_done(aws, tool, customer):
+    assert "Nothing was done" in tool("deploy", *WANTED, *given(aws), fails=True)
+    assert "EventBridgeConfiguration" not in aws.client("s3").get_bucket_notification_configuration(
+        Bucket=CAPTURES
+    )
+
+
 def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, customer):
     before = customer.describe_endpoint(EndpointName=ENDPOINT)["LastModifiedTime"]
     said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
@@ -233,7 +266,8 @@ def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, cu
 def test_deploying_again_changes_nothing(aws, tool):
     twins = names(aws, "endpoint_config"), names(aws, "model")
     said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
-    assert "stack glassbox is there, and would be updated" in said
+    assert "stack glassbox would be updated" in said
+    assert "Parameters that are not given stay as they are" in said
     assert f"Bucket {CAPTURES} tells EventBridge already" in said
     assert (names(aws, "endpoint_config"), names(aws, "model")) == twins
 
@@ -293,8 +327,9 @@ def test_a_twin_that_is_no_longer_as_wanted_is_made_again(aws, tool, customer):
 
 
 def test_a_stack_keeps_to_its_endpoint(tool):
-    said = tool("plan", "--threshold", "0.5", "--image", SERVING, fails=True)
-    assert f"Stack glassbox watches {ENDPOINT}, and keeps to it" in said
+    said = tool("plan", "--image", SERVING, fails=True)
+    assert f"Stack glassbox watches ENDPOINT={ENDPOINT}, and keeps to it" in said
+    assert "keeps to it" in tool("plan", "--endpoint", "another", fails=True)
 
 
 def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, tool, customer):
@@ -304,7 +339,7 @@ def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, to
     wait_for(lambda: live(aws) == ("InService", "shop-v2-hooked"))
     under_way = incident(aws).id
     assert "hooked already: wait until the incident is over" in tool("plan", *WANTED, fails=True)
-    said = tool("remove")
+    said = tool("remove", "--yes")
     assert "it is aborted, and Shop-v2 put back" in said
     assert live(aws) == ("InService", "Shop-v2")
     assert names(aws, "endpoint_config") == {"Shop-v1", "Shop-v2", "no-capture"}
@@ -313,7 +348,7 @@ def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, to
         stack(aws)
     page = f"incidents/{ENDPOINT}/{under_way}/index.html"
     assert b"abort" in aws.client("s3").get_object(Bucket=bucket, Key=page)["Body"].read()
-    assert "There is no stack glassbox" in tool("remove", fails=True)
+    assert "There is no stack glassbox" in tool("remove", "--yes", fails=True)
 
 
 # ---------------------------------------------------------------- an endpoint of the stack's own
@@ -339,7 +374,14 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     )
     assert "predictions" in json.loads(answer["Body"].read())
     assert "has an endpoint of its own" in tool("twin", "--stack", "own", fails=True)
-    assert "Stack own is deleted." in tool("remove", "--stack", "own")
+    assert "keeps to it" in tool("plan", "--stack", "own", "--endpoint", ENDPOINT, fails=True)
+    model = stack(aws, "own")[0]["ModelDataUrl"]
+    said = tool("deploy", "--stack", "own", "--threshold", "0.6", "--set", "Flagged=3", "--yes")
+    assert "Threshold: 0.5 -> 0.6" in said
+    assert "would be uploaded" not in said
+    assert stack(aws, "own")[0]["ModelDataUrl"] == model  # not the sample again
+    assert "Nothing was done" in tool("remove", "--stack", "own", fails=True)
+    assert "Stack own is deleted." in tool("remove", "--stack", "own", "--yes")
 
 
 # ---------------------------------------------------------------- the rest

@@ -1,6 +1,5 @@
 """`python -m local`: the project's own template, deployed and left running, usable with what it prints."""
 
-import io
 import os
 import re
 import signal
@@ -8,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import boto3
-import numpy as np
 import pytest
 import torch
 
@@ -41,21 +38,24 @@ def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
             line = process.stdout.readline()
             assert line, f"it ended:\n{printed}"
             printed += line
-        environment = dict(re.findall(r"export (\w+)=(\S+)", printed))
-        client = boto3.client(
-            "sagemaker-runtime",
-            endpoint_url=environment["AWS_ENDPOINT_URL"],
-            region_name=environment["AWS_DEFAULT_REGION"],
-            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        exports = re.findall(r"export \w+=\S+", printed)
+        (command,) = re.findall(r'^  (\S+ -c "import boto3.*?\)")$', printed, re.M | re.S)
+        done = subprocess.run(
+            ["bash", "-ec", "\n".join([*exports, command])], capture_output=True, text=True, check=False
         )
-        body = io.BytesIO()
-        np.save(body, np.zeros((48, 48, 3), np.uint8))
-        name = re.search(r"invoke-endpoint --endpoint-name (\S+)", printed)[1]
-        answer = client.invoke_endpoint(
-            EndpointName=name, Body=body.getvalue(), ContentType="application/x-npy"
+        assert '"predictions"' in done.stdout, done.stderr
+        port = re.search(r"export AWS_ENDPOINT_URL=http://127.0.0.1:(\d+)", printed)[1]
+        again = subprocess.run(
+            [sys.executable, "-m", "local", "--port", port],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        assert b'"predictions"' in answer["Body"].read()
+        assert again.returncode == 1
+        assert (
+            again.stderr == f"make local: port {port} on 127.0.0.1 cannot be used: Address already in use\n"
+        )
     finally:
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=30)

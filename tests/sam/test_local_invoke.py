@@ -29,8 +29,8 @@ pytestmark = [
 def stack():
     host = docker_bridge()
     assert host, "no Docker engine answers"
-    with running_stack({**invoke.PARAMETERS, "Flagged": "2", "Compared": "1"}, also_on=host) as stack:
-        invoke.pause(stack)
+    parameters = {**invoke.PARAMETERS, "Flagged": "2", "Compared": "1"}
+    with running_stack(parameters, also_on=host) as stack, invoke.paused(stack):
         invoke.lay_capture(stack)
         yield stack
 
@@ -47,7 +47,7 @@ def run(stack):
 
     def invoked(function, event=None):
         path = ROOT / "events" / f"{invoke.EVENTS[function]}.json"
-        event = event or invoke.read_event(path, stack.outputs["Bucket"])
+        event = event or invoke.read_event(path, stack)
         answer = invoke.invoke(stack, function, event, address=address, sam=str(ROOT / SAM))
         assert answer == {"batchItemFailures": []}
 
@@ -132,7 +132,7 @@ def test_restore_endpoint_restores_and_confirm_endpoint_reports(stack, run, inbo
 
 
 def test_a_poison_message_comes_back_alone(stack):
-    event = invoke.read_event(ROOT / "events" / "sqs-capture.json", stack.outputs["Bucket"])
+    event = invoke.read_event(ROOT / "events" / "sqs-capture.json", stack)
     bad = {**event["Records"][0], "messageId": "poison", "body": "no JSON"}
     answer = invoke.invoke(
         stack,
@@ -142,6 +142,14 @@ def test_a_poison_message_comes_back_alone(stack):
         sam=str(ROOT / SAM),
     )
     assert answer == {"batchItemFailures": [{"itemIdentifier": "poison"}]}
+
+
+def test_what_eventbridge_would_send_is_put_into_a_message(stack, run):
+    event = invoke.read_event(ROOT / "events" / "monitor-job-violations.json", stack)
+    run("swap_endpoint", event)
+    assert len(incident(stack).joined) == 1
+    with pytest.raises(invoke.InvokeError, match=r"README\.md: not an event"):
+        invoke.read_event(ROOT / "README.md", stack)
 
 
 def test_a_function_may_do_no_more_than_its_role(stack, run):

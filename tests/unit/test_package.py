@@ -124,6 +124,37 @@ class TestCommand:
         assert done.returncode == 1
         assert done.stderr.startswith(f"package: {out} does not load: ")
         assert "labels must be null or 3 texts" in done.stderr
+        assert not out.exists()
+
+    def test_leaves_an_archive_that_is_there_where_the_new_one_does_not_load(self, tmp_path, weights):
+        out = tmp_path / "model.tar.gz"
+        assert run("--weights", weights, "--out", out).returncode == 0
+        before = out.read_bytes()
+        (tmp_path / "labels.csv").write_text("class_id,name\n0,Stop\n")
+        assert run("--weights", weights, "--out", out, "--labels", tmp_path / "labels.csv").returncode == 1
+        assert out.read_bytes() == before
+        assert [p.name for p in tmp_path.iterdir() if "tar" in p.name] == ["model.tar.gz"]
+
+    @pytest.mark.parametrize(
+        ("given", "reason"),
+        [
+            (
+                {"--config": '{"means": [1]}'},
+                "the config has means, and knows architecture, image_size, mean, std, labels",
+            ),
+            ({"--config": "[1]"}, "not a JSON object"),
+            ({"--network": "net.py"}, "--network net.py: FILE.py:CLASS is wanted"),
+        ],
+    )
+    def test_says_what_is_not_understood(self, tmp_path, weights, given, reason):
+        ((option, value),) = given.items()
+        if option == "--config":
+            (tmp_path / "config.json").write_text(value)
+            value = tmp_path / "config.json"
+        done = run("--weights", weights, "--out", tmp_path / "model.tar.gz", option, value)
+        assert done.returncode == 1
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
 
     def test_packs_a_network_of_somebodys_own(self, tmp_path):
         net, parts, weights = tmp_path / "net.py", tmp_path / "parts.py", tmp_path / "weights.pt"

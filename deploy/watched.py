@@ -14,7 +14,6 @@ from sagemaker.core.utils.utils import Unassigned
 from deploy import DeployError
 
 HOOK = "tensors_output"  # the variable that turns the hook on
-_NAME = re.compile(r"[a-z0-9](-*[a-z0-9]){0,62}")
 _PREFIX = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 
 
@@ -43,6 +42,7 @@ class Watched:
         shadows = given(self.config.shadow_production_variants) or []
         return {
             "EndpointName": str(self.endpoint.endpoint_name),
+            "EndpointArn": str(self.endpoint.endpoint_arn),
             "PlainConfigName": str(self.config.endpoint_config_name),
             "PlainConfigArn": str(self.config.endpoint_config_arn),
             "CaptureBucket": self.bucket,
@@ -108,7 +108,7 @@ def read_endpoint(name: str, session: boto3.Session) -> Watched:
     except ClientError as error:
         where = f" (region {session.region_name})"
         raise DeployError(error.response["Error"]["Message"] + where) from error
-    problems = [] if _NAME.fullmatch(name) else [f"{name}: only names in lower case can be watched"]
+    problems: list[str] = []
     if endpoint.endpoint_status != "InService":
         problems.append(f"it is {endpoint.endpoint_status}: wait until it is InService")
     bucket, prefix = _captured(config, problems)

@@ -48,6 +48,8 @@ class FakeEndpoint:
         self.updates, self.guarded, self.refuse = [], [], list(refuse)
 
     def describe(self, name):
+        if self.live is None:
+            raise BadInputError(f'Could not find endpoint "{name}".')
         return self.live
 
     def update(self, name, config, *, guarded):
@@ -64,6 +66,13 @@ class FakeEndpoint:
 
     def roll_back(self, reason):
         self.live = Live("InService", self.live.config, reason)
+
+    def delete(self):
+        self.live = None
+
+    def deploy(self, config):
+        """What somebody else does."""
+        self.live = Live("InService", config)
 
 
 class FakeIncidents:
@@ -89,7 +98,7 @@ class FakeIncidents:
             raise ConflictError("changed meanwhile")
         kept = replace(after, joined=current.joined, pictures=current.pictures)
         self.items[before.endpoint] = kept
-        if after.state is State.NORMAL:
+        if after.state is State.NORMAL and before.state is not State.NORMAL:
             self.closed[after.id] = kept
 
     def attach(self, incident, violation):
@@ -103,10 +112,11 @@ class FakeIncidents:
             if key in items and items[key].id == incident.id:
                 items[key] = replace(items[key], **{to: getattr(items[key], to) | {value}})
 
-    def first_sight(self, endpoint, config):
-        new = (endpoint, config) not in self.seen
+    def has_seen(self, endpoint, config):
+        return (endpoint, config) in self.seen
+
+    def see(self, endpoint, config):
         self.seen.add((endpoint, config))
-        return new
 
 
 class FakeNotices:

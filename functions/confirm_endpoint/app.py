@@ -20,6 +20,7 @@ from glassbox.page import write_page
 from glassbox.replay import replay, variants_of
 from glassbox.response import ResponseForm
 from glassbox.settings import from_env, names, setting
+from glassbox.tally import CLASSES
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
@@ -43,6 +44,8 @@ class Settings(Limits):
     shadow_variants: str = ""
     class_path: str | None = None
     confidence_path: str | None = None
+    low_confidence: float | None = setting(None, within=(0, 1))
+    classes: int | None = setting(None, within=(1, CLASSES))
 
 
 @functools.cache
@@ -65,6 +68,8 @@ def build():
             flagged=settings.flagged,
             compared=settings.compared,
             form=ResponseForm(settings.class_path, settings.confidence_path),
+            low_confidence=settings.low_confidence,
+            classes=settings.classes,
             runtime=Runtime(boto3.client("sagemaker-runtime")),
         ),
         report=functools.partial(

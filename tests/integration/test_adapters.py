@@ -66,8 +66,13 @@ def test_what_is_saved_is_read_again(incidents):
         state=State.HOOKED,
         since=AT + timedelta(minutes=5),
         deadline=AT + timedelta(minutes=20),
+        hold=AT + timedelta(minutes=40),
+        aborted=True,
         requested=True,
         replays=frozenset({"a", "b"}),
+        flagged=frozenset({"a"}),
+        failure="It failed.\nIt is to be put right.",
+        headline="Glassbox traffic-signs: failed",
         told=frozenset({"opened"}),
         report="s3://bucket/incidents/index.html",
         findings=("2 x class 14", "1 x class 3"),
@@ -114,9 +119,22 @@ def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
     assert incidents.current("traffic-signs").joined == frozenset()
 
 
-def test_an_unknown_config_is_new_once(incidents):
-    seen = [incidents.first_sight("traffic-signs", config) for config in ("new", "new", "newer")]
-    assert seen == [True, False, True]
+def test_a_closed_incident_is_still_written_to_and_its_copy_is_not(incidents):
+    incidents.open(FIRST)
+    closed = replace(FIRST, state=State.NORMAL, revision=1)
+    incidents.save(FIRST, closed)
+    incidents.save(closed, replace(closed, told=frozenset({"cap"}), revision=2))
+    assert incidents.current("traffic-signs").told == {"cap"}
+    (past,) = incidents.past("traffic-signs", AT - timedelta(days=1))
+    assert (past.told, past.revision) == (frozenset(), 1)
+
+
+def test_an_unknown_config_that_was_seen_is_remembered(incidents):
+    incidents.see("traffic-signs", "new")
+    incidents.see("traffic-signs", "new")
+    assert incidents.has_seen("traffic-signs", "new")
+    assert not incidents.has_seen("traffic-signs", "newer")
+    assert not incidents.has_seen("another", "new")
 
 
 @pytest.fixture(params=["fake", "s3"])

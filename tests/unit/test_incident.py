@@ -136,6 +136,23 @@ def test_every_event_twice_changes_nothing(world, violation):
     assert world.replayed == 1
 
 
+def test_who_looks_between_the_update_and_its_being_noted_says_and_changes_nothing(world, violation):
+    accept = world.endpoint.update
+
+    def update(*arguments, **options):
+        accept(*arguments, **options)
+        assert world.confirm() == "SWAPPING"
+        assert world.swap(violation) == "pending"
+
+    world.endpoint.update = update
+    assert world.swap(violation) == "swapping"
+    assert world.told == ["swapping"]
+    assert (
+        world.notices.published[0].subject
+        == "Glassbox traffic-signs: violation, swapping to the hooked model"
+    )
+
+
 def test_events_that_come_too_early_change_nothing(world, violation):
     assert world.confirm() == "NORMAL"
     assert world.restore() == "nothing to restore"
@@ -192,9 +209,26 @@ def test_another_check_after_the_incident_waits_for_the_cooldown(world, violatio
     world.run(violation)
     world.later(5)
     drift = following(violation, 0, "drift")
-    assert world.swap(drift) == "cooling down"
+    assert [world.swap(drift), world.swap(drift)] == ["cooling down", "cooling down"]
+    assert world.told == ["swapping", "restored", "cooling-down"]
+    assert "none opens before 10:51 UTC" in world.notices.published[-1].text
     world.later(30)
     assert world.swap(drift) == "swapping"
+
+
+@pytest.mark.parametrize("incidents", [1, 3])
+def test_an_operator_needs_not_wait_for_cooldown_or_cap(world, violation, load_event, incidents):
+    for hours in range(incidents):
+        world.run(following(violation, 2 * hours))
+        world.later(120 if incidents > 1 else 1)
+    assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == "swapping"
+
+
+def test_a_violation_that_was_handled_days_ago_opens_nothing(world, violation):
+    world.run(violation)
+    world.later(3 * 24 * 60)
+    assert world.swap(violation) == "joined"
+    assert world.endpoint.updates == ["hooked", "plain"]
 
 
 def test_the_cap_is_told_once(world, violation):
@@ -213,10 +247,36 @@ def test_an_endpoint_in_the_middle_of_an_update_is_swapped_when_it_is_done(world
     assert world.swap(violation) == "pending"
     assert world.confirm() == "SWAPPING"
     assert world.endpoint.updates == []
+    assert "Not yet: the endpoint is Updating" in world.notices.published[0].text
+    world.later(55)
     world.endpoint.live = Live("InService", "plain")
     world.confirm()
     assert world.endpoint.updates == ["hooked"]
+    world.later(50)  # the update has an hour from when it began, not from when it was wished for
+    assert world.confirm() == "SWAPPING"
     assert world.told == ["swapping"]
+
+
+def test_an_endpoint_that_is_updated_for_too_long_is_told_not_to_be_swapped(world, violation):
+    world.endpoint.live = Live("Updating", "plain")
+    world.swap(violation)
+    world.later(61)
+    assert world.confirm() == "FAILED"
+    assert "SageMaker refused the swap: the endpoint is Updating" in world.notices.published[-1].text
+    world.endpoint.live = Live("InService", "plain")
+    assert world.confirm() == "NORMAL"
+
+
+def test_a_swap_that_comes_through_after_it_was_given_up_is_undone(world, violation):
+    world.swap(violation)
+    world.later(61)
+    assert world.confirm() == "FAILED"
+    world.endpoint.settle()
+    assert world.confirm() == "RESTORING"
+    world.endpoint.settle()
+    assert world.confirm() == "NORMAL"
+    assert world.endpoint.updates == ["hooked", "plain"]
+    assert world.told == ["swapping", "failed", "restored"]
 
 
 def test_an_endpoint_that_is_already_hooked_is_not_updated_but_explained(world, violation):
@@ -240,7 +300,7 @@ def test_a_config_that_is_neither_of_the_two_is_left_alone(world, violation):
 def test_a_silent_roll_back_is_told_with_sagemakers_reason_and_ends(world, violation):
     world.swap(violation)
     world.endpoint.roll_back("did not pass the ping health check")
-    assert [world.confirm(), world.confirm()] == ["NORMAL", "NORMAL"]
+    assert [world.confirm(), world.confirm()] == ["FAILED", "NORMAL"]
     assert world.told == ["swapping", "failed"]
     assert "did not pass the ping health check" in world.notices.published[-1].text
     assert any("FAILED: SageMaker rolled the swap back" in line for line in world.incident.timeline)
@@ -249,11 +309,16 @@ def test_a_silent_roll_back_is_told_with_sagemakers_reason_and_ends(world, viola
 def test_a_failure_is_told_even_when_sns_is_away(world, violation):
     world.endpoint.live = Live("InService", "somebody-elses")
     world.notices.away = 1
-    world.swap(violation)
+    with pytest.raises(RetryableError):
+        world.swap(violation)
+    assert world.swap(violation) == "known"
     assert world.incident.state is State.FAILED
     world.later(2)
     world.confirm()
     assert world.told == ["failed"]
+    (notice,) = world.notices.published
+    assert notice.subject == "Glassbox traffic-signs: violation, NOT swapped: unknown endpoint config"
+    assert "make twin STACK=glassbox" in notice.text
 
 
 def test_an_endpoint_that_failed_is_told(world, violation):
@@ -261,7 +326,37 @@ def test_an_endpoint_that_failed_is_told(world, violation):
     world.endpoint.live = Live("Failed", "plain", "no capacity")
     assert world.confirm() == "FAILED"
     assert "no capacity" in world.notices.published[-1].text
-    assert "aws sagemaker describe-endpoint" in world.notices.published[-1].text
+    # no update is taken by a failed endpoint
+    assert "aws sagemaker delete-endpoint" in world.notices.published[-1].text
+    assert "update-endpoint" not in world.notices.published[-1].text
+
+
+@pytest.mark.parametrize("status", ["Failed", "OutOfService"])
+def test_an_endpoint_that_breaks_on_the_hooked_model_is_told_at_once(world, violation, status):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.endpoint.live = Live(status, "hooked")
+    assert world.confirm() == "FAILED"
+    assert world.notices.published[-1].subject == f"Glassbox traffic-signs: the endpoint is {status}"
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_an_endpoint_that_is_deleted_during_an_incident_is_told_once(world, violation, hooked):
+    world.swap(violation)
+    world.endpoint.settle()
+    if hooked:
+        world.confirm()
+    world.endpoint.delete()
+    assert [world.confirm(), world.confirm(), world.restore()] == ["FAILED", "FAILED", "nothing to restore"]
+    assert world.told == ["swapping", "failed"]
+    assert "aws sagemaker create-endpoint" in world.notices.published[-1].text
+
+
+def test_an_endpoint_that_does_not_exist_between_incidents_is_no_error(world):
+    world.endpoint.delete()
+    assert world.confirm() == "no endpoint"
+    assert world.told == []
 
 
 def test_an_update_that_does_not_end_is_told_after_an_hour(world, violation):
@@ -279,12 +374,11 @@ def test_a_hooked_config_that_is_gone_is_told(world, violation):
 
 
 def test_an_endpoint_that_is_unknown_is_told(world, violation):
-    def unknown(name):
-        raise BadInputError(f'Could not find endpoint "{name}".')
-
-    world.endpoint.describe = unknown
+    world.endpoint.delete()
     assert world.swap(violation) == "failed"
     assert 'Could not find endpoint "traffic-signs"' in world.notices.published[-1].text
+    assert [world.confirm(), world.confirm()] == ["FAILED", "FAILED"]
+    assert world.told == ["failed"]
 
 
 def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violation):
@@ -303,12 +397,13 @@ def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violat
 def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):
     world.endpoint.refuse = [RetryableError("ResourceLimitExceeded")] * 3
     assert world.swap(violation) == "pending"
+    assert "Not yet: ResourceLimitExceeded" in world.notices.published[0].text
     world.later(2)
     world.confirm()
-    assert world.told == []
+    assert world.told == ["swapping"]
     world.later(60)
     world.confirm()
-    assert world.told == ["failed"]
+    assert world.told == ["swapping", "failed"]
     assert "ResourceLimitExceeded" in world.notices.published[-1].text
 
 
@@ -340,15 +435,114 @@ def test_somebody_who_deploys_during_an_incident_wins(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
-    world.endpoint.live = Live("InService", "a-new-model")
+    world.endpoint.deploy("a-new-model")
     assert world.confirm() == "FAILED"
     assert world.endpoint.updates == ["hooked"]
-    assert "a-new-model" in world.notices.published[-1].text
+    assert "Somebody deployed a-new-model" in world.notices.published[-1].text
     # and that is not the end of it: with the twin of the new model, the next violation is explained
     assert world.confirm() == "NORMAL"
     world.later(60)
     world.endpoint.live = Live("InService", "plain")
     world.run(replace(violation, window_start=violation.window_end, window_end=world.now))
+
+
+@pytest.mark.parametrize("first", ["restore", "confirm"])
+def test_a_deployment_is_not_undone_when_the_pictures_come_at_the_same_time(world, violation, first):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.endpoint.deploy("a-new-model")
+    assert getattr(world, first)() in ("failed", "FAILED")
+    for _ in range(3):
+        world.confirm()
+        world.restore()
+    assert world.endpoint.updates == ["hooked"]
+    assert world.endpoint.live.config == "a-new-model"
+    assert world.told == ["swapping", "failed", "stale-twin"]
+
+
+def test_a_deployment_under_way_is_waited_for_and_not_undone(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.endpoint.live = Live("Updating", "hooked")
+    assert [world.restore(), world.confirm()] == ["waiting", "HOOKED"]
+    world.endpoint.deploy("a-new-model")
+    world.confirm()
+    assert world.endpoint.updates == ["hooked"]
+    assert "a-new-model" in world.notices.published[-1].text
+
+
+def test_a_deployment_while_it_is_restored_is_not_undone(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.restore()
+    world.endpoint.deploy("a-new-model")
+    assert world.confirm() == "FAILED"
+    assert world.endpoint.updates == ["hooked", "plain"]
+    assert "Somebody deployed a-new-model" in world.notices.published[-1].text
+    assert "update-endpoint" not in world.notices.published[-1].text
+
+
+def test_an_update_of_the_platforms_own_only_delays_the_way_back(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.endpoint.live = Live("SystemUpdating", "hooked")
+    assert world.restore() == "waiting"
+    world.endpoint.live = Live("InService", "hooked")
+    assert world.restore() == "restoring"
+    # and one that does not end is told
+    world.endpoint.settle()
+    world.confirm()
+    world.later(60)
+    world.swap(following(violation, 2))
+    world.endpoint.settle()
+    world.confirm()
+    world.endpoint.live = Live("SystemUpdating", "hooked")
+    world.later(15 + 61)
+    assert world.restore() == "failed"
+    assert "the endpoint is SystemUpdating" in world.notices.published[-1].subject
+
+
+def test_the_plain_config_put_back_by_hand_ends_the_incident(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.endpoint.deploy("plain")
+    assert world.confirm() == "NORMAL"
+    assert world.told == ["swapping", "restored"]
+    assert world.endpoint.updates == ["hooked"]
+
+
+def test_a_restore_has_its_time_from_when_it_was_accepted(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.endpoint.refuse = [RetryableError("throttled")]
+    world.restore()
+    world.later(58)
+    assert world.confirm() == "RESTORING"
+    assert world.endpoint.updates == ["hooked", "plain"]
+    world.later(50)
+    assert world.confirm() == "RESTORING"
+    world.endpoint.settle()
+    assert world.confirm() == "NORMAL"
+
+
+def test_a_stale_twin_is_told_even_when_sns_is_away_for_a_while(world):
+    world.endpoint.deploy("a-new-model")
+    world.notices.away = 1
+    with pytest.raises(RetryableError):
+        world.confirm()
+    assert [world.confirm(), world.confirm()] == ["stale twin", "stale twin"]
+    assert world.told == ["stale-twin"]
 
 
 def test_a_config_that_somebody_deploys_is_told_at_once_and_once(world):
@@ -359,7 +553,8 @@ def test_a_config_that_somebody_deploys_is_told_at_once_and_once(world):
 
 
 def test_without_replays_the_incident_ends_by_its_quota(world, violation):
-    world.replays = Replays(frozenset(), "the capture holds no inputs, so live traffic is explained instead")
+    note = "the capture holds no inputs, so live traffic is explained instead"
+    world.replays = Replays(frozenset(), note=note)
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -414,19 +609,71 @@ def test_an_operator_aborts_before_the_swap_has_begun(world, violation, load_eve
     world.swap(violation)
     obey(read_command(load_event("command-abort")), world.desk, world.now)
     world.endpoint.live = Live("InService", "plain")
+    assert world.swap(violation) == "failed"  # the violation comes twice
     world.confirm()
     assert world.endpoint.updates == []
     assert "aborted" in world.notices.published[-1].subject
 
 
-def test_an_operator_extends(world, violation, load_event):
+def test_an_operator_aborts_while_the_swap_is_under_way(world, violation, load_event):
+    world.swap(violation)
+    obey(read_command(load_event("command-abort")), world.desk, world.now)
+    world.endpoint.settle()
+    assert world.confirm() == "RESTORING"
+    assert world.replayed == 0
+    world.endpoint.settle()
+    assert world.confirm() == "NORMAL"
+    assert world.told == ["swapping", "restored"]
+
+
+def test_an_abort_tries_to_restore_once_more_after_that_has_failed(world, violation, load_event):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
-    obey(read_command(load_event("command-extend")), world.desk, world.now)
-    world.later(44)
+    world.draw(*IDS)
+    gone = BadInputError('Could not find endpoint configuration "plain".')
+    world.endpoint.refuse = [gone, gone]
+    world.restore()
+    abort = read_command(load_event("command-abort"))
+    for told in (2, 2, 2):
+        assert world.restore() == "nothing to restore"
+        assert world.told.count("failed") == 1, told
+    obey(abort, world.desk, world.now)
+    world.restore()
+    assert world.told.count("failed") == 2
+    obey(abort, world.desk, world.now)
+    assert world.restore() == "restoring"
+    world.endpoint.settle()
+    assert world.confirm() == "NORMAL"
+    assert world.told == ["swapping", "failed", "failed", "restored"]
+
+
+@pytest.mark.parametrize("deliveries", [1, 2])
+def test_an_operator_extends(world, violation, load_event, deliveries):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    for _ in range(deliveries):  # 30 minutes, at 10:30
+        obey(read_command(load_event("command-extend")), world.desk, world.now)
+    world.draw(*IDS)  # however much is drawn
+    world.now = datetime(2026, 11, 23, 10, 59, 59, tzinfo=UTC)
     assert world.restore() == "waiting"
-    world.later(2)
+    world.later(1)
+    assert world.restore() == "restoring"
+
+
+def test_an_operator_who_extends_before_the_swap_is_done_shortens_nothing(world, violation, load_event):
+    world.endpoint.live = Live("Updating", "plain")
+    world.swap(violation)
+    obey(read_command(load_event("command-extend")), world.desk, world.now)
+    world.now = datetime(2026, 11, 23, 10, 55, tzinfo=UTC)
+    world.endpoint.live = Live("InService", "plain")
+    world.confirm()
+    world.endpoint.settle()
+    assert world.confirm() == "HOOKED"
+    world.later(14)  # explaining lasts 15 minutes, the wish of the operator was over after 5
+    assert world.restore() == "waiting"
+    world.later(1)
     assert world.restore() == "restoring"
 
 
@@ -443,8 +690,9 @@ def test_a_command_that_cannot_be_obeyed_is_refused(detail):
         read_command({"id": "1", "detail": detail})
 
 
-def test_transitions_lead_from_every_state_back_to_normal():
-    reached, todo = set(), [State.NORMAL]
+@pytest.mark.parametrize("start", State)
+def test_transitions_lead_from_every_state_to_every_other(start):
+    reached, todo = set(), [start]
     while todo:
         state = todo.pop()
         if state not in reached:

@@ -2,7 +2,8 @@ import base64
 import json
 import re
 from collections import Counter
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -24,9 +25,18 @@ class Store:
 @pytest.fixture
 def incident(load_event):
     cause = read_violation(load_event("violation"), FakeObjects())
-    timeline = ("2026-11-23T10:21:05Z opened: <b>not markup</b>",)
     return Incident(
-        "traffic-signs", "id", START, State.RESTORING, START, "plain", "hooked", cause, timeline=timeline
+        "traffic-signs",
+        "id",
+        START,
+        State.RESTORING,
+        START,
+        "plain",
+        "hooked",
+        cause,
+        replays=frozenset({"event-1", "event-2"}),
+        flagged=frozenset({"event-1"}),
+        timeline=("2026-11-23T10:21:05Z opened: <b>not markup</b>",),
     )
 
 
@@ -43,6 +53,8 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
             ("bucket", folder + "event-1.png"): b"first",
             ("bucket", folder + "event-2.json"): facts(3, faithful=False),
             ("bucket", folder + "event-2.png"): b"second",
+            ("bucket", folder + "a-run-000007.json"): facts(3),
+            ("bucket", folder + "a-run-000007.png"): b"third",
             ("bucket", "saliency/traffic-signs/another/event-3.json"): facts(14),
         }
     )
@@ -51,15 +63,16 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
     )
     assert report.uri == "s3://bucket/incidents/traffic-signs/id/index.html"
     assert report.findings == (
-        "1 x class 3, probability 75% to 75%, 1 NOT FAITHFUL",
+        "2 x class 3, probability 75% to 75%, 1 NOT FAITHFUL",
         "1 x class 14, probability 75% to 75%, all faithful",
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
-    flagged, compared = page.index("Flagged:"), page.index("For comparison")
-    assert flagged < page.index(base64.b64encode(b"first").decode()) < compared
-    assert compared < page.index(base64.b64encode(b"second").decode())
+    order = ["Flagged:", b"first", "For comparison", b"second", "Live traffic meanwhile", b"third"]
+    places = [page.index(x if isinstance(x, str) else base64.b64encode(x).decode()) for x in order]
+    assert places == sorted(places)
     assert page.count("not faithful") == 1
-    assert "class 14: 322" in page
+    assert re.search('fill="#c4262e"><title>class 14: 322', page)
+    assert re.search('fill="#2f6fb0"><title>class 3: 78', page)
     assert "400 predictions" in page
     assert incident.cause.reason in page
     assert "&lt;b&gt;not markup&lt;/b&gt;" in page
@@ -77,4 +90,25 @@ def test_an_incident_without_pictures_says_so(incident):
         incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
-    assert "No picture of the flagged class was made." in page
+    assert "None of the flagged requests was explained" in page
+
+
+def test_of_the_monitors_incident_the_flagged_class_is_marked_though_it_names_none(incident, load_event):
+    cause = replace(
+        read_violation(load_event("monitor-job-violations"), FakeObjects()),
+        window_start=START,
+        window_end=START + timedelta(hours=1),
+    )
+    folder = "saliency/traffic-signs/id/"
+    objects = FakeObjects(
+        {
+            ("bucket", f"{folder}event-{n}.{kind}"): facts(label)
+            for n, label in ((1, 14), (2, 3))
+            for kind in ("json", "png")
+        }
+    )
+    incident = replace(incident, cause=cause)
+    write_page(incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda _: ["AllTraffic"])
+    page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
+    assert re.search('fill="#c4262e"><title>class 14: 322', page)
+    assert page.index("Flagged:") < page.index("saliency of event-1") < page.index("For comparison")

@@ -8,7 +8,7 @@ import captures
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incident import Incident, State
-from glassbox.replay import Flagged, choose, replay
+from glassbox.replay import replay
 from glassbox.response import ResponseForm
 from glassbox.violation import read_violation
 
@@ -34,9 +34,10 @@ def incident(load_event):
     return Incident("traffic-signs", "id", START, State.HOOKED, START, "plain", "hooked", cause)
 
 
-def line(n, label, minute=0, **metadata):
+def line(n, response, minute=0, **metadata):
+    response = [[response]] if isinstance(response, int) else response
     record = captures.record(
-        [[label]], f"2026-11-23T10:{minute:02d}:{n % 60:02d}Z", eventId=f"event-{n}", **metadata
+        response, f"2026-11-23T10:{minute:02d}:{n % 60:02d}Z", eventId=f"event-{n}", **metadata
     )
     return json.dumps(record).encode() + b"\n"
 
@@ -62,26 +63,63 @@ def test_the_dominating_class_and_some_others_are_sent_as_they_were_captured(inc
     request = next(iter(sent.values()))
     assert request.body.startswith(b"\x93NUMPY")
     assert request.content_type == "application/x-npy"
-    assert request.custom_attributes == f"glassbox-replay={request.event_id}"
+    assert request.custom_attributes == f"glassbox-replay={request.event_id},glassbox-incident=id"
+    assert replays.flagged == {name for name in sent if int(name.removeprefix("event-")) % 2}
 
 
 def test_the_callers_own_attributes_are_kept(incident):
     body = line(1, 14, customAttributes=["camera=7", "lane=2"])
     _, runtime = run(incident, {FOLDER + "a.jsonl": body})
-    assert runtime.requests[0].custom_attributes == "camera=7,lane=2,glassbox-replay=event-1"
+    assert (
+        runtime.requests[0].custom_attributes
+        == "camera=7,lane=2,glassbox-replay=event-1,glassbox-incident=id"
+    )
     _, runtime = run(incident, {FOLDER + "a.jsonl": line(1, 14, customAttributes=["x" * 1020])})
-    assert runtime.requests[0].custom_attributes == "glassbox-replay=event-1"
+    assert runtime.requests[0].custom_attributes == "glassbox-replay=event-1,glassbox-incident=id"
 
 
-def test_the_chosen_are_spread_over_the_window():
-    records = [Flagged(START + timedelta(minutes=n), 14, str(n), "key", n) for n in range(60)]
-    assert [r.line for r in choose(records, 14, 4, 2)] == [0, 19, 39, 59]
-    assert [r.line for r in choose(records, 14, 1, 0)] == [0]
+@pytest.mark.parametrize(("flagged", "lines"), [(4, {0, 19, 39, 59}), (1, {0}), (100, set(range(60)))])
+def test_the_chosen_are_spread_over_the_window(incident, flagged, lines):
+    body = b"".join(line(n, 14, minute=n) for n in range(60))
+    replays, _ = run(incident, {FOLDER + "a.jsonl": body}, flagged=flagged)
+    assert replays.names == replays.flagged == {f"event-{n}" for n in lines}
 
 
-def test_without_a_class_to_blame_the_most_frequent_one_is_explained():
-    records = [Flagged(START + timedelta(minutes=n), 3 if n % 3 else 8, str(n), "key", n) for n in range(9)]
-    assert {r.label for r in choose(records, None, 9, 0)} == {3}
+def caused_by(incident, check, label=None):
+    return replace(incident, cause=replace(incident.cause, check=check, label=label))
+
+
+@pytest.mark.parametrize("check", ["operator", "monitor"])
+def test_without_a_class_to_blame_the_most_frequent_one_is_explained(incident, check):
+    body = b"".join(line(n, 3 if n % 3 else 8) for n in range(9))
+    replays, _ = run(caused_by(incident, check), {FOLDER + "a.jsonl": body}, flagged=9)
+    assert replays.flagged == {f"event-{n}" for n in range(9) if n % 3}
+    assert replays.names - replays.flagged == {"event-0", "event-6"}
+
+
+def test_of_low_confidence_the_improbable_ones_are_explained(incident):
+    def response(probability):
+        return {"predictions": [{"class": 14, "probability": probability}]}
+
+    body = b"".join(line(n, response(0.2 if n in (2, 5) else 0.9)) for n in range(9))
+    options = {"flagged": 9, "compared": 1, "low_confidence": 0.5}
+    replays, _ = run(caused_by(incident, "low_confidence_share"), {FOLDER + "a.jsonl": body}, **options)
+    assert replays.flagged == {"event-2", "event-5"}
+    assert len(replays.names) == 3
+
+
+def test_of_unknown_classes_those_are_explained(incident):
+    body = b"".join(line(n, 50 if n in (1, 7) else 3) for n in range(9))
+    cause = caused_by(incident, "class_share", "unknown")
+    replays, _ = run(cause, {FOLDER + "a.jsonl": body}, flagged=9, compared=0, classes=43)
+    assert replays.names == {"event-1", "event-7"}
+
+
+def test_of_unreadable_responses_those_are_explained(incident):
+    body = b"".join(line(n, {"code": 500, "message": "out of memory"} if n < 2 else 3) for n in range(9))
+    replays, _ = run(caused_by(incident, "unreadable_share"), {FOLDER + "a.jsonl": body})
+    assert replays.flagged == {"event-0", "event-1"}
+    assert len(replays.names) == 4
 
 
 def test_only_the_window_and_no_replays_and_nothing_unreadable(incident):

@@ -97,6 +97,18 @@ def test_a_replay_is_named_by_the_captured_event_and_belongs_to_the_incident(ste
     assert incidents.current("traffic-signs").pictures == {"0f6f4a0e-5f39", "0f6f4a0e-5f39-1"}
 
 
+def test_a_replay_belongs_to_the_incident_that_sent_it_whichever_is_open(step, incident):
+    incidents, late = FakeIncidents(), step("glassbox-replay=event-1,glassbox-incident=an-earlier-one")
+    incidents.open(incident)
+    render(late, incidents)
+    assert "saliency/traffic-signs/an-earlier-one/event-1.png" in names(late)
+    assert incidents.current("traffic-signs").pictures == frozenset()
+    own = step(f"glassbox-replay=event-1,glassbox-incident={incident.id}")
+    render(own, incidents)
+    assert f"saliency/traffic-signs/{incident.id}/event-1.png" in names(own)
+    assert incidents.current("traffic-signs").pictures == {"event-1", "event-1-1"}
+
+
 @pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 65, "ä"])
 def test_an_id_that_may_not_stand_in_a_key_is_not_used(step, name):
     objects = step(f"glassbox-replay={name}")
@@ -110,6 +122,7 @@ def test_live_traffic_beyond_the_incidents_quota_is_not_drawn_but_replays_are(st
     objects = step()
     assert render(objects, incidents, pictures=2) == []
     assert names(objects) == set()
+    assert len(render(step(), incidents, pictures=3)) == 1  # of the two in the step
     assert len(render(step("glassbox-replay=c"), incidents, pictures=2)) == 2
 
 

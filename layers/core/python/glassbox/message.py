@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,10 +31,24 @@ class Notice:
 
 def opened(incident: Incident, limits: Limits) -> Notice:
     """The incident begins and the endpoint is being swapped."""
+    return _notice(incident, "swapping", "violation, swapping to the hooked model", *_begun(incident, limits))
+
+
+def pending(incident: Incident, reason: str, limits: Limits) -> Notice:
+    """The incident begins, but the endpoint cannot be swapped yet."""
     return _notice(
         incident,
         "swapping",
-        "violation, swapping to the hooked model",
+        "violation, to be swapped as soon as possible",
+        *_begun(incident, limits),
+        "",
+        f"Not yet: {reason}",
+        f"It is tried again every few minutes, for {limits.update_minutes:g} minutes.",
+    )
+
+
+def _begun(incident: Incident, limits: Limits) -> Sequence[str]:
+    return (
         incident.cause.reason,
         "",
         *_facts(incident),
@@ -65,6 +80,22 @@ def closed(incident: Incident) -> Notice:
         "",
         "Time line (UTC)",
         *incident.timeline,
+    )
+
+
+def cooling_down(incident: Incident, violation: Violation, until: datetime) -> Notice:
+    """A violation soon after an incident, which opens none of its own."""
+    return _notice(
+        incident,
+        "cooling-down",
+        "another violation, not swapped (cooldown)",
+        violation.reason,
+        "",
+        f"The last incident ended at {incident.since:%H:%M} UTC, and none opens before {until:%H:%M} UTC:",
+        "the endpoint was left alone. Further ones of this check are not told until then.",
+        "",
+        "To explain the last hour all the same:",
+        _command(violation.endpoint, "open"),
     )
 
 
@@ -101,18 +132,8 @@ def stale_twin(endpoint: str, live: Live, configs: Configs) -> Notice:
 
 
 def failed(incident: Incident) -> Notice:
-    """A failure whose own message was lost."""
-    return _notice(
-        incident,
-        "failed",
-        "the incident failed",
-        incident.failure,
-        incident.cause.reason,
-        "",
-        *_facts(incident),
-        "",
-        f"aws sagemaker describe-endpoint --endpoint-name {incident.endpoint}",
-    )
+    """A failure whose own message was lost: the same once more."""
+    return Notice(incident.headline, incident.failure, _attributes(incident, "failed"))
 
 
 def aborted(incident: Incident) -> Notice:
@@ -121,7 +142,7 @@ def aborted(incident: Incident) -> Notice:
         incident,
         "failed",
         "aborted by an operator",
-        "An operator aborted the incident before the endpoint was swapped.",
+        "An operator aborted the incident before the endpoint was swapped; there is nothing to do.",
         "",
         *_facts(incident),
     )
@@ -144,21 +165,50 @@ def foreign_config(incident: Incident, live: Live, configs: Configs) -> Notice:
     )
 
 
+def superseded(incident: Incident, live: Live, configs: Configs) -> Notice:
+    """Somebody deployed during the incident, and keeps what was deployed."""
+    return _notice(
+        incident,
+        "failed",
+        "incident over: a new config was deployed",
+        f"Somebody deployed {live.config} during the incident, so the endpoint was left alone.",
+        f"Pictures made until then: {len(incident.pictures)}. The violation was:",
+        incident.cause.reason,
+        "",
+        *_facts(incident),
+        "",
+        f"Glassbox knows {incident.plain_config} and its twin {incident.hooked_config}.",
+        "To watch the new config, make its hooked twin, in a checkout of Glassbox:",
+        _twin(configs),
+    )
+
+
 def broken_endpoint(incident: Incident, live: Live) -> Notice:
     """The endpoint is in a state that no update leaves, or an update does not end."""
     return _notice(
         incident,
         "failed",
         f"the endpoint is {live.status}",
-        f"The endpoint is {live.status} on {live.config}{': ' + live.failure if live.failure else ''}.",
+        f"The endpoint is {live.status}{' on ' + live.config if live.config else ''}"
+        f"{': ' + live.failure if live.failure else ''}.",
         incident.cause.reason,
         "",
         *_facts(incident),
         "",
-        "Look at it, then put the plain config back:",
-        f"aws sagemaker describe-endpoint --endpoint-name {incident.endpoint}",
-        _update(incident.endpoint, incident.plain_config),
+        *_repair(incident, live),
     )
+
+
+def _repair(incident: Incident, live: Live) -> Sequence[str]:
+    name, plain = incident.endpoint, incident.plain_config
+    create = f"aws sagemaker create-endpoint --endpoint-name {name} --endpoint-config-name {plain}"
+    if live.status == "Deleted":
+        return ("To make it again:", create)
+    if live.status == "Failed":  # SageMaker updates no endpoint that has failed
+        delete = f"aws sagemaker delete-endpoint --endpoint-name {name}"
+        return ("It does not serve, and can only be deleted and made again:", delete, create)
+    describe = f"aws sagemaker describe-endpoint --endpoint-name {name}"
+    return ("Look at it, then put the plain config back:", describe, _update(name, plain))
 
 
 def rolled_back(incident: Incident, live: Live) -> Notice:
@@ -211,8 +261,11 @@ def not_restored(incident: Incident, error: str) -> Notice:
 
 
 def _notice(incident: Incident, event: str, headline: str, *lines: str) -> Notice:
-    attributes = {"event": event, "endpoint": incident.endpoint, "incident": incident.id}
-    return Notice(_subject(incident.endpoint, headline), "\n".join(lines), attributes)
+    return Notice(_subject(incident.endpoint, headline), "\n".join(lines), _attributes(incident, event))
+
+
+def _attributes(incident: Incident, event: str) -> Mapping[str, str]:
+    return {"event": event, "endpoint": incident.endpoint, "incident": incident.id}
 
 
 def _subject(endpoint: str, headline: str) -> str:

@@ -6,7 +6,7 @@ One HTML file that needs nothing from elsewhere.
 import base64
 import importlib.resources
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
@@ -15,9 +15,10 @@ import jinja2
 
 from glassbox.incident import Incident, Report
 from glassbox.tally import Counts, Window, total
-from glassbox.violation import Violation
+from glassbox.violation import MONITOR_CHECK, Violation
 
 PICTURES = 60  # that a page shows
+GROUPS = ("Flagged: what the model looked at", "For comparison", "Live traffic meanwhile")
 
 
 class Objects(Protocol):
@@ -48,14 +49,16 @@ def write_page(
         variants: the variants that the violation is about, whose counts are shown together.
     """
     folder = f"saliency/{incident.endpoint}/{incident.id}/"
-    keys = [key for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")][:PICTURES]
+    drawn = [key.removeprefix(folder) for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")]
+    names = sorted((key.removesuffix(".json") for key in drawn), key=lambda name: _group(name, incident))
     pictures = [
         {
-            "name": key.removeprefix(folder).removesuffix(".json"),
-            "facts": json.loads(objects.get(bucket, key)),
-            "png": base64.b64encode(objects.get(bucket, key.removesuffix("json") + "png")).decode(),
+            "name": name,
+            "group": _group(name, incident),
+            "facts": json.loads(objects.get(bucket, f"{folder}{name}.json")),
+            "png": base64.b64encode(objects.get(bucket, f"{folder}{name}.png")).decode(),
         }
-        for key in keys
+        for name in names[:PICTURES]
     ]
     cause = incident.cause
     window = Window(cause.window_start, cause.window_end)
@@ -64,6 +67,12 @@ def write_page(
     key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
     objects.put(bucket, key, render(incident, pictures, counted).encode(), "text/html; charset=utf-8")
     return Report(f"s3://{bucket}/{key}", findings([picture["facts"] for picture in pictures]))
+
+
+def _group(name: str, incident: Incident) -> int:
+    """Index of the group in GROUPS that a picture belongs to; of a batch, the further ones end in their number."""
+    replayed = {name, name.rpartition("-")[0]}
+    return 0 if replayed & incident.flagged else 1 if replayed & (incident.replays or set()) else 2
 
 
 def findings(facts: list[Any]) -> tuple[str, ...]:
@@ -84,15 +93,18 @@ def findings(facts: list[Any]) -> tuple[str, ...]:
 
 
 def render(incident: Incident, pictures: list[dict[str, Any]], counts: Counts) -> str:
-    """The HTML; ``pictures`` are name, facts (of :func:`glassbox.picture.facts`) and base64 of the PNG."""
-    flagged = [p for p in pictures if p["facts"]["class"] == incident.cause.label]
+    """The HTML; ``pictures`` are name, group, facts (of :func:`glassbox.picture.facts`) and base64 of the PNG."""
+    blamed = incident.cause.label
+    if blamed is None and incident.cause.check == MONITOR_CHECK:  # it names no class, and its replays do
+        flagged = Counter(p["facts"]["class"] for p in pictures if p["group"] == 0)
+        blamed = max(flagged, key=lambda label: flagged[label], default=None)
     bars = sorted(counts.classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
     source = importlib.resources.files("glassbox").joinpath("page.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(source).render(
         incident=incident,
-        flagged=flagged,
-        others=[p for p in pictures if p not in flagged],
+        blamed=blamed,
+        groups=[(title, [p for p in pictures if p["group"] == i]) for i, title in enumerate(GROUPS)],
         bars=bars,
         largest=max(counts.classes.values(), default=1),
         counted=counts.n,

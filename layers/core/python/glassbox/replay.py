@@ -13,7 +13,9 @@ from glassbox.capture import lines, moment, read_key, read_line
 from glassbox.errors import BadInputError
 from glassbox.incident import Incident, Replays
 from glassbox.response import Label, ResponseForm, UnreadableError
-from glassbox.tensor_names import REPLAY_ATTRIBUTE
+from glassbox.tally import UNKNOWN, is_known
+from glassbox.tensor_names import INCIDENT_ATTRIBUTE, REPLAY_ATTRIBUTE
+from glassbox.verdict import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.violation import Violation
 
 # of a window's capture files, spread over it, so that a busy hour is explained as quickly as a quiet one
@@ -21,14 +23,15 @@ BYTES_READ = 128 << 20
 ATTRIBUTES = 1024  # characters that InvokeEndpoint takes
 
 
-class Flagged(NamedTuple):
-    """A captured request: when it came, what was predicted, and where it lies."""
+class Captured(NamedTuple):
+    """A captured request: when it came, where it lies, and what was predicted (None: that cannot be read)."""
 
     time: datetime
-    label: Label
-    event_id: str
     key: str
     line: int
+    event_id: str
+    label: Label | None
+    confidence: float | None = None
 
 
 class Request(NamedTuple):
@@ -64,14 +67,17 @@ def replay(
     compared: int,
     shadows: frozenset[str] = frozenset(),
     form: ResponseForm,
+    low_confidence: float | None = None,
+    classes: int | None = None,
     captures: Captures,
     runtime: Runtime,
 ) -> Replays:
-    """Send up to ``flagged`` inputs of the dominating class again, spread over the window, and ``compared`` others.
+    """Send up to ``flagged`` inputs behind the violation again, spread over the window, and ``compared`` others.
 
     Sending one twice is harmless: the picture of a request is named by its event id.
 
     Args:
+        low_confidence, classes: as the judge has them.
         shadows: variants that answer nobody. A violation that names no variant (an operator's, the monitor's) is about
             all the others.
 
@@ -83,15 +89,17 @@ def replay(
         RetryableError: the endpoint or S3 does not answer.
     """
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    records = sorted(_records(keys, incident.cause, bucket, form, captures))
+    records = sorted(_records(keys, incident.cause, bucket, form, captures), key=lambda record: record[:3])
     if not records:
-        return Replays(
-            frozenset(), "no capture file of the window is left, so live traffic is explained instead"
-        )
-    chosen = choose(records, incident.cause.label, flagged, compared)
-    requests = list(_requests(chosen, bucket, captures))
+        note = "no capture file of the window is left, so live traffic is explained instead"
+        return Replays(frozenset(), note=note)
+    behind = _behind(records, incident.cause, low_confidence, classes)
+    chosen = _spread([record for record in records if record in behind], flagged)
+    others = _spread([record for record in records if record not in behind], compared)
+    requests = list(_requests([*chosen, *others], incident.id, bucket, captures))
     if not requests:
-        return Replays(frozenset(), "the capture holds no inputs, so live traffic is explained instead")
+        note = "the capture holds no inputs, so live traffic is explained instead"
+        return Replays(frozenset(), note=note)
     sent, refused = set(), []
     for request in requests:
         try:
@@ -100,7 +108,7 @@ def replay(
         except BadInputError as error:
             refused.append(str(error))
     note = f"{len(refused)} were refused, the first: {refused[0]}" if refused else ""
-    return Replays(frozenset(sent), note)
+    return Replays(frozenset(sent), frozenset(sent & {record.event_id for record in chosen}), note)
 
 
 def variants_of(
@@ -113,20 +121,24 @@ def variants_of(
     return [variant for variant in found if variant not in shadows]
 
 
-def choose(records: Sequence[Flagged], label: Label | None, flagged: int, compared: int) -> list[Flagged]:
-    """Of records in the order of time, up to ``flagged`` of class ``label`` and ``compared`` others, evenly spread.
+def _behind(
+    records: Sequence[Captured], cause: Violation, low_confidence: float | None, classes: int | None
+) -> set[Captured]:
+    """The records that broke the bound; where the violation does not tell (an operator's), the most frequent class."""
 
-    Where no class is to blame (low confidence), the most frequent one stands for it.
-    """
+    def is_behind(record: Captured) -> bool:
+        if cause.check == UNREADABLE_SHARE or record.label is None:
+            return record.label is None
+        if cause.check == LOW_CONFIDENCE_SHARE:
+            return record.confidence is not None and record.confidence < (low_confidence or 0)
+        return cause.label == (record.label if is_known(record.label, classes) else UNKNOWN)
+
     found = Counter(record.label for record in records)
-    if label not in found:
-        label = max(found, key=lambda one: (found[one], str(one)))
-    of_class = [record for record in records if record.label == label]
-    others = [record for record in records if record.label != label]
-    return [*_spread(of_class, flagged), *_spread(others, compared)]
+    most = max(found, key=lambda label: (found[label], str(label)))
+    return set(filter(is_behind, records)) or {record for record in records if record.label == most}
 
 
-def _spread(records: Sequence[Flagged], n: int) -> list[Flagged]:
+def _spread(records: Sequence[Captured], n: int) -> list[Captured]:
     if len(records) <= n:
         return list(records)
     return [records[i * (len(records) - 1) // max(1, n - 1)] for i in range(n)]
@@ -179,25 +191,35 @@ _NAMED, _WHOLE = msgspec.json.Decoder(_Named), msgspec.json.Decoder(_Whole)
 
 def _records(
     keys: Iterable[str], violation: Violation, bucket: str, form: ResponseForm, captures: Captures
-) -> Iterator[Flagged]:
+) -> Iterator[Captured]:
     for key in keys:
         for number, line in enumerate(_lines(bucket, key, captures)):
+            time, prediction = None, None
             try:
-                record = read_line(line, form)
                 event_id = _NAMED.decode(line).event_metadata.event_id
-            except (UnreadableError, msgspec.DecodeError):
+                record = read_line(line, form)
+                if record.predictions:  # neither a replay nor an empty batch
+                    time, prediction = record.time, record.predictions[0]
+            except UnreadableError as error:
+                if violation.check == UNREADABLE_SHARE:
+                    time = error.time
+            except msgspec.DecodeError:
                 continue  # counted as unreadable already
-            time = moment(record.time)
-            if record.predictions and violation.window_start <= time < violation.window_end:
-                yield Flagged(time, record.predictions[0].label, event_id, key, number)
+            if time and violation.window_start <= moment(time) < violation.window_end:
+                seen = (prediction.label, prediction.confidence) if prediction else (None, None)
+                yield Captured(moment(time), key, number, event_id, *seen)
 
 
-def _requests(chosen: Sequence[Flagged], bucket: str, captures: Captures) -> Iterator[Request]:
+def _requests(
+    chosen: Sequence[Captured], incident: str, bucket: str, captures: Captures
+) -> Iterator[Request]:
     for key in sorted({record.key for record in chosen}):
         wanted = {record.line for record in chosen if record.key == key}
         for number, line in enumerate(_lines(bucket, key, captures)):
-            if number in wanted and (request := _request(_WHOLE.decode(line), read_key(key).variant)):
-                yield request
+            if number in wanted:
+                request = _request(_WHOLE.decode(line), read_key(key).variant, incident)
+                if request:
+                    yield request
 
 
 def _lines(bucket: str, key: str, captures: Captures) -> Iterator[bytes]:
@@ -207,7 +229,7 @@ def _lines(bucket: str, key: str, captures: Captures) -> Iterator[bytes]:
         return  # deleted meanwhile: what is left is explained
 
 
-def _request(captured: _Whole, variant: str) -> Request | None:
+def _request(captured: _Whole, variant: str, incident: str) -> Request | None:
     side, metadata = captured.capture_data.endpoint_input, captured.event_metadata
     if side is None or not side.data:
         return None
@@ -216,7 +238,7 @@ def _request(captured: _Whole, variant: str) -> Request | None:
     except (binascii.Error, ValueError):
         return None
     own = metadata.custom_attributes or []
-    replayed = f"{REPLAY_ATTRIBUTE}={metadata.event_id}"
+    replayed = f"{REPLAY_ATTRIBUTE}={metadata.event_id},{INCIDENT_ATTRIBUTE}={incident}"
     attributes = ",".join([*([own] if isinstance(own, str) else own), replayed])
     if len(attributes) > ATTRIBUTES:
         attributes = replayed

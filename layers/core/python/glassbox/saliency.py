@@ -8,7 +8,7 @@ from typing import Protocol
 from glassbox import fullgrad, picture, trace
 from glassbox.errors import BadInputError
 from glassbox.incident import Incidents
-from glassbox.tensor_names import REPLAY_ATTRIBUTE
+from glassbox.tensor_names import INCIDENT_ATTRIBUTE, REPLAY_ATTRIBUTE
 
 _RUN = r"[A-Za-z0-9._=-]{1,128}"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,63}")
@@ -35,7 +35,8 @@ def render_step(
     """Render every sample of the step that ``index_key`` announces.
 
     Rendering a step again writes the same objects again. A picture is named by the id of the captured request
-    it replays or, for live traffic, by run and step; it lies under the open incident, or ``live``.
+    it replays or, for live traffic, by run and step; it lies under the incident that sent the request again, the open
+    one, or ``live``.
 
     Args:
         pictures: an incident that has so many gets no further ones of live traffic; replays are always drawn.
@@ -49,14 +50,17 @@ def render_step(
         raise BadInputError(f"{index_key}: not the index of a step of endpoint {endpoint}")
     index = trace.read_index(index_key, objects.get(bucket, index_key))
     step = trace.read_trace(index, objects.get(bucket, index.events_key))
+    attributes = step.meta.request.get("custom_attributes")
+    replayed, sender = _id(attributes, REPLAY_ATTRIBUTE), _id(attributes, INCIDENT_ATTRIBUTE)
     incident = incidents.current(endpoint)
-    incident = incident if incident is not None and incident.is_open else None
-    replayed = _replayed(step.meta.request.get("custom_attributes"))
-    if incident and not replayed and len(incident.pictures) >= pictures:
-        return []
-    folder = f"saliency/{endpoint}/{incident.id if incident else 'live'}"
+    if incident and (incident.id != sender if sender else not incident.is_open):
+        incident = None
+    folder = f"saliency/{endpoint}/{sender or (incident.id if incident else 'live')}"
+    explanations = fullgrad.explain(step)
+    if incident and not replayed:
+        explanations = explanations[: max(0, pictures - len(incident.pictures))]
     drawn = []
-    for explanation in fullgrad.explain(step):
+    for explanation in explanations:
         name = replayed or f"{match[1]}-{explanation.step:06d}"
         if explanation.sample:
             name += f"-{explanation.sample}"
@@ -70,10 +74,10 @@ def render_step(
     return drawn
 
 
-def _replayed(custom_attributes: str | None) -> str | None:
-    """The id in ``glassbox-replay=<id>``, if it is one that may stand in a key."""
+def _id(custom_attributes: str | None, name: str) -> str | None:
+    """The value of a custom attribute, if it is one that may stand in a key."""
     for attribute in (custom_attributes or "").split(","):
-        name, _, value = attribute.strip().partition("=")
-        if name == REPLAY_ATTRIBUTE and _ID.fullmatch(value):
+        given, _, value = attribute.strip().partition("=")
+        if given == name and _ID.fullmatch(value):
             return value
     return None

@@ -229,7 +229,12 @@ def _slot(time: str) -> datetime:
 def _known(counted: Mapping[Label, int], classes: int | None) -> Counter[Label]:
     known: Counter[Label] = Counter()
     for label, count in counted.items():
-        numbered = isinstance(label, int) and 0 <= label < (classes or CLASSES)
-        named = isinstance(label, str) and classes is None
-        known[label if numbered or named else UNKNOWN] += count
+        known[label if is_known(label, classes) else UNKNOWN] += count
     return known
+
+
+def is_known(label: Label, classes: int | None) -> bool:
+    """Whether it is one of ``classes`` classes; None knows every name and the numbers below CLASSES."""
+    if isinstance(label, int):
+        return 0 <= label < (classes or CLASSES)
+    return classes is None

@@ -46,6 +46,7 @@ VERSION = 1
 
 # `glassbox-replay=<id>` among a request's custom attributes: always traced, named by its id, never counted as traffic
 REPLAY_ATTRIBUTE = "glassbox-replay"
+INCIDENT_ATTRIBUTE = "glassbox-incident"  # beside it: the incident that sends the request again
 
 REDUCED, FULL = "reduced", "full"
 

@@ -131,7 +131,7 @@ def _read_report(detail: Mapping[str, Any], reports: Reports) -> Violation | Non
         check=MONITOR_CHECK,
         window_start=start,
         window_end=start + timedelta(hours=1),
-        reason=str(found[0]["description"]),
+        reason="; ".join(str(violation["description"]) for violation in found),
     )
 
 

@@ -4,7 +4,8 @@
 ``pk`` = the endpoint   ``sk``
 ======================  =====================================================================================
 the incident            ``current``: the open one, or the last one (state ``NORMAL``)
-past incidents          ``past#<when it was opened>``: a copy, written in the transaction that closes it
+past incidents          ``past#<when it was opened>``: a copy, written when it is closed
+unknown configs         ``seen#<config>``: ops have been told of it
 ======================  =====================================================================================
 
 That there is one ``current`` item, written on conditions only, is what makes one open incident per endpoint.
@@ -26,8 +27,8 @@ from glassbox.violation import Violation, read_time
 
 RETENTION_DAYS = 400
 
-_TIMES = ("opened", "since", "deadline")
-_SETS = ("replays", "pictures", "told")
+_TIMES = ("opened", "since", "deadline", "hold")
+_SETS = ("replays", "flagged", "pictures", "told")
 
 
 class IncidentsTable:
@@ -100,17 +101,13 @@ class IncidentsTable:
         """Add a picture's name to an incident."""
         self._add(incident, "pictures", name)
 
-    def first_sight(self, endpoint: str, config: str) -> bool:
-        """Whether this unknown config is seen for the first time (and from now on it is not)."""
-        try:
-            self._call(
-                "put_item",
-                Item=_key(endpoint, f"seen#{config}"),
-                ConditionExpression="attribute_not_exists(pk)",
-            )
-        except ConflictError:
-            return False
-        return True
+    def has_seen(self, endpoint: str, config: str) -> bool:
+        """Whether :meth:`see` was called for this config."""
+        return "Item" in self._call("get_item", Key=_key(endpoint, f"seen#{config}"), ConsistentRead=True)
+
+    def see(self, endpoint: str, config: str) -> None:
+        """Ops have been told of an unknown config."""
+        self._call("put_item", Item=_key(endpoint, f"seen#{config}"))
 
     def _add(self, incident: Incident, to: str, value: str) -> None:
         for sk in ("current", _past(incident.opened)):
@@ -187,11 +184,15 @@ def _incident(item: dict[str, Any]) -> Incident:
         cause=_violation(values["cause"]),
         joined=frozenset(map(_violation, values.get("joined", ()))),
         deadline=read_time(values["deadline"]) if values.get("deadline") else None,
+        hold=read_time(values["hold"]) if values.get("hold") else None,
+        aborted=values["aborted"],
         requested=values["requested"],
         replays=frozenset(values.get("replays") or ()) if replayed else None,
+        flagged=frozenset(values.get("flagged") or ()),
         pictures=frozenset(values.get("pictures") or ()),
         told=frozenset(values.get("told") or ()),
         failure=values["failure"],
+        headline=values["headline"],
         report=values["report"],
         findings=tuple(values["findings"]),
         timeline=tuple(values["timeline"]),

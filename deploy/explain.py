@@ -1,0 +1,114 @@
+"""One image explained now: an incident is opened for it, and ended when its picture is there."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+from deploy import DeployError
+from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.incident import Incident, State
+from glassbox.tensor_names import REPLAY_ATTRIBUTE
+from glassbox.violation import COMMAND_DETAIL_TYPE
+
+OPERATOR = "glassbox.operator"
+HOLD_MINUTES = 30
+SWAP_SECONDS, PICTURE_SECONDS = 3600.0, 300.0
+TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".npy": "application/x-npy"}
+
+
+def command(endpoint: str, action: str, session: boto3.Session, **detail: Any) -> None:
+    """What an operator asks of the stack."""
+    said = json.dumps({"endpoint": endpoint, "action": action} | detail)
+    entry = {"Source": OPERATOR, "DetailType": COMMAND_DETAIL_TYPE, "Detail": said}
+    session.client("events").put_events(Entries=[entry])
+
+
+def explain(
+    image: Path, outputs: dict[str, str], folder: Path, session: boto3.Session, say: Callable[[str], None]
+) -> Path:
+    """The picture of an image file, in ``folder``, with its facts beside it.
+
+    The incident that is open is used, and left to its end; without one an operator's is opened and aborted.
+
+    Raises:
+        DeployError: the file is none that an endpoint takes, the endpoint refuses it, or the incident fails.
+    """
+    kind = TYPES.get(image.suffix.lower())
+    if kind is None or not image.is_file():
+        raise DeployError(f"IMAGE={image} is no file that ends in {', '.join(TYPES)}")
+    name = outputs["EndpointName"]
+    incidents = IncidentsTable(session.client("dynamodb"), outputs["IncidentsTable"])
+    before = incidents.current(name)
+    opened = before is None or before.state is State.NORMAL
+    if opened:
+        say(f"{name} is swapped to its hooked twin")
+        command(name, "open", session, reason=f"an operator wants {image.name} explained")
+    try:
+        open_now = _wait(
+            lambda: _going(incidents, name, before if opened else None),
+            "the incident is open",
+            PICTURE_SECONDS,
+        )
+        command(name, "extend", session, minutes=HOLD_MINUTES)
+        _wait(lambda: _hooked(incidents, name), f"{name} serves the hooked model", SWAP_SECONDS)
+        say(f"the hooked model serves; {image.name} is sent")
+        return _picture(image, kind, open_now, outputs, folder, session)
+    finally:
+        if opened:
+            command(name, "abort", session)
+            say(f"{name} is put back on {outputs['PlainConfig']}")
+
+
+def _going(incidents: IncidentsTable, name: str, before: Incident | None) -> Incident | None:
+    incident = incidents.current(name)
+    if incident is None or (before is not None and incident.id == before.id):
+        return None
+    if incident.state is State.FAILED:
+        raise DeployError(incident.failure)
+    return incident
+
+
+def _hooked(incidents: IncidentsTable, name: str) -> bool:
+    incident = _going(incidents, name, None)
+    if incident is None or incident.state in (State.RESTORING, State.NORMAL):
+        raise DeployError(f"The incident of {name} is over already. Try again.")
+    return incident.state is State.HOOKED
+
+
+def _picture(
+    image: Path, kind: str, incident: Incident, outputs: dict[str, str], folder: Path, session: boto3.Session
+) -> Path:
+    name, one = incident.endpoint, f"by-hand-{uuid.uuid4().hex[:12]}"
+    try:
+        session.client("sagemaker-runtime").invoke_endpoint(
+            EndpointName=name,
+            ContentType=kind,
+            Body=image.read_bytes(),
+            CustomAttributes=f"{REPLAY_ATTRIBUTE}={one}",
+        )
+    except ClientError as error:
+        raise DeployError(f"{name} refuses {image}: {error.response['Error']['Message']}") from error
+    s3, key = session.client("s3"), f"saliency/{name}/{incident.id}/{one}"
+    found = {"Bucket": outputs["Bucket"], "Prefix": f"{key}.json"}
+    _wait(lambda: s3.list_objects_v2(**found).get("KeyCount"), "the picture is there", PICTURE_SECONDS)
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("json", "png"):  # the facts are written last, so both are there
+        s3.download_file(outputs["Bucket"], f"{key}.{suffix}", str(folder / f"{image.stem}.{suffix}"))
+    return folder / f"{image.stem}.png"
+
+
+def _wait(look: Callable[[], Any], what: str, seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise DeployError(f"It did not come about within {seconds / 60:g} minutes that {what}.")
+        time.sleep(2)
+    return found

@@ -117,6 +117,7 @@ def spoilt(**changes):
         (spoilt(captureData__endpointOutput__data=14), "Expected `str`", None),
         (spoilt(captureData__endpointOutput__data="oops"), "not JSON", "2026-11-23T10:00:01Z"),
         (spoilt(captureData__endpointOutput__encoding="BASE64"), "not base64", "2026-11-23T10:00:01Z"),
+        (captures.line(f"[1.5, {10**309}]"), "not all finite", "2026-11-23T10:00:01Z"),
     ],
 )
 def test_a_line_that_cannot_be_read_says_where_and_why_and_the_others_count(line, reason, time):

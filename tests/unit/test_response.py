@@ -145,8 +145,35 @@ def test_an_unknown_encoding_says_so():
         read("14", "GZIP")
 
 
+HUGE = 10**309
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (f"[1.5, {HUGE}]", "JSON"),
+        (f"[[0.1, {-HUGE}]]", "JSON"),
+        (f'{{"probabilities": [0.5, {HUGE}]}}', "JSON"),
+        (f"1.5,{HUGE}", "CSV"),
+    ],
+)
+def test_a_score_beyond_every_float_says_so(text, encoding):
+    with pytest.raises(UnreadableError, match="not all finite"):
+        read(text, encoding)
+
+
+def test_a_class_beyond_every_float_is_a_class_that_nobody_knows():
+    assert read(f"[1.0, {HUGE}]") == [(1, None), (HUGE, None)]
+    assert read(f'{{"predictions":[{{"class":14,"probability":{HUGE}}}]}}') == [(14, None)]
+
+
 UNUSUAL = json.dumps(
-    {"results": [{"id": 7, "p": 0.8}, {"id": 9, "p": 0.6}], "vector": [0.2, 0.8], "best": "14"}
+    {
+        "results": [{"id": 7, "p": 0.8}, {"id": 9, "p": 0.6}],
+        "vector": [0.2, 0.8],
+        "best": "14",
+        "beyond": [HUGE],
+    }
 )
 
 
@@ -179,6 +206,7 @@ def test_a_confidence_path_alone_leaves_the_class_to_the_usual_forms():
             "finds 1 values for 2 predictions",
         ),
         ({"class_path": "max(best)"}, "cannot be followed"),
+        ({"class_path": "avg(beyond)"}, "cannot be followed"),
     ],
 )
 def test_a_path_that_leads_nowhere_says_so(paths, reason):
@@ -203,8 +231,10 @@ def test_reasons_are_short_whatever_the_response_holds():
         assert len(str(error.value)) <= 300
 
 
+# JSON bounds no number: an int of 310 digits is beyond every float
+numbers = st.integers() | st.floats() | st.sampled_from([HUGE, -HUGE])
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | numbers | st.text(max_size=8) | st.lists(numbers, max_size=4),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(

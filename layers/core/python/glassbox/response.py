@@ -3,7 +3,7 @@
 import base64
 import binascii
 import functools
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -111,7 +111,10 @@ def _compiled(name: str, path: str | None) -> Any:
 def _search(path: Any, response: Any) -> Any:
     try:
         return response if path is None else path.search(response)
-    except jmespath.exceptions.JMESPathError as error:  # a function was handed the wrong type
+    except (
+        jmespath.exceptions.JMESPathError,
+        ArithmeticError,
+    ) as error:  # a function was handed the wrong thing
         raise UnreadableError(f"the path cannot be followed: {error}") from error
 
 
@@ -233,13 +236,13 @@ def _are_scores(values: Sequence[int | float]) -> bool:
     if len(values) == 1 or all(type(value) is int for value in values):
         return False
     # floats that are all whole are classes ([14.0, 9.0]), unless they are a one-hot row ([0.0, 1.0, 0.0])
-    whole = all(math.isfinite(value) and value == int(value) for value in values)
-    return not whole or (sum(values) == 1 and min(values) == 0)
+    whole = all(isinstance(value, int) or value.is_integer() for value in values)
+    return not whole or (values.count(1) == 1 and values.count(0) == len(values) - 1)
 
 
 def _best(scores: Sequence[int | float]) -> Prediction:
-    if not all(map(math.isfinite, scores)):
-        raise UnreadableError("the scores are not all finite")
+    if not all(abs(score) <= sys.float_info.max for score in scores):  # an int may be beyond every float
+        raise UnreadableError("the scores are not all finite floats")
     best = max(range(len(scores)), key=scores.__getitem__)
     return Prediction(best, _confidence(scores[best]) if min(scores) >= 0 else None)
 

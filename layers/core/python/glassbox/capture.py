@@ -156,9 +156,10 @@ def moment(time: str) -> datetime:
 
 
 def _is_replay(attributes: list[str] | str) -> bool:
-    given = [attributes] if isinstance(attributes, str) else attributes
-    names = (attribute.partition("=")[0].strip() for text in given for attribute in text.split(","))
-    return REPLAY_ATTRIBUTE in names
+    given = attributes if isinstance(attributes, str) else ",".join(attributes)
+    return any(
+        a.strip().startswith(f"{REPLAY_ATTRIBUTE}=") for a in given.split(",")
+    )  # as the hook reads them
 
 
 class CaptureFile(NamedTuple):

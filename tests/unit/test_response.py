@@ -107,6 +107,44 @@ def test_csv_is_one_row_a_sample():
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Stop", ["Stop"]),
+        (" Stop\r\n", ["Stop"]),
+        ("Stop\n14\nno-entry_2\n", ["Stop", 14, "no-entry_2"]),
+        ("Überholverbot", ["Überholverbot"]),
+        ("n" * 64, ["n" * 64]),
+    ],
+)
+def test_a_row_of_csv_may_be_the_name_of_a_class(text, expected):
+    assert read(text, "CSV", "text/csv") == [(label, None) for label in expected]
+    body = base64.b64encode(text.encode()).decode()
+    assert read(body, "BASE64", "text/csv; charset=utf-8") == [(label, None) for label in expected]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<html>",
+        "<html>\n<body>\nStop\n</body>\n</html>",
+        "Internal server error",
+        "Worker died.\nStop",
+        "Stop,0.9",
+        "Stop,Yield",
+        '{"code": 400}',
+        "error:500",
+        "_",
+        "---",
+        "nan",
+        "n" * 65,
+    ],
+)
+def test_what_is_no_plain_name_is_none_in_csv(text):
+    with pytest.raises(UnreadableError, match=r"no CSV of numbers|no class"):
+        read(text, "CSV", "text/csv")
+
+
+@pytest.mark.parametrize(
     ("body", "content_type", "expected"),
     [
         (OURS, "application/json", [(14, 0.93)]),

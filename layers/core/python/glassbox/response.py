@@ -3,6 +3,7 @@
 import base64
 import binascii
 import functools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -17,6 +18,9 @@ LABEL_CHARACTERS = 64
 _SHORT = 40  # characters
 _REASON_CHARACTERS = 300
 _DEPTH = 4  # lists within lists around a prediction
+_NAME = re.compile(
+    r"[^\W\d_][\w.-]*"
+)  # a letter first and no blanks: what is no CSV at all seldom looks like it
 
 _CLASS_KEYS = ("class", "predicted_class", "class_id", "predicted_label", "label")
 _CONFIDENCE_KEYS = ("probability", "confidence", "score")
@@ -125,7 +129,7 @@ def _decoded(data: str, encoding: str, content_type: str | None) -> Any:
     if encoding == "JSON":
         return _json(data)
     if encoding == "CSV":
-        return _csv(data)
+        return _csv(data, named=True)
     if encoding != "BASE64":
         raise UnreadableError(f"encoding {encoding[:40]!r} is none of JSON, CSV, BASE64")
     try:
@@ -136,13 +140,13 @@ def _decoded(data: str, encoding: str, content_type: str | None) -> Any:
     if kind.endswith("json"):
         return _json(body)
     if kind == "text/csv":
-        return _csv(_text(body))
+        return _csv(_text(body), named=True)
     if kind not in ("", "application/octet-stream", "text/plain"):
         raise UnreadableError(f"a response of type {kind} tells no class")
     try:
         return _json(body)
     except UnreadableError:
-        return _csv(_text(body))
+        return _csv(_text(body), named=False)
 
 
 def _json(text: str | bytes) -> Any:
@@ -159,17 +163,22 @@ def _text(body: bytes) -> str:
         raise UnreadableError(f"the response is not UTF-8: {error}") from error
 
 
-def _csv(text: str) -> list[list[int | float]]:
-    """One row a sample."""
+def _csv(text: str, *, named: bool) -> list[list[Label | float]]:
+    """One row a sample: numbers or, where classes may be ``named``, one plain name."""
     rows = [line.split(",") for line in text.splitlines() if line.strip()]
     try:
-        return [[_number(cell.strip()) for cell in row] for row in rows]
+        return [[_cell(cell.strip(), named and len(row) == 1) for cell in row] for row in rows]
     except ValueError as error:
         raise UnreadableError(f"the response is no CSV of numbers: {error}") from error
 
 
-def _number(cell: str) -> int | float:
-    return int(cell) if cell.isascii() and cell.isdecimal() else float(cell)
+def _cell(cell: str, named: bool) -> Label | float:
+    try:
+        return int(cell) if cell.isascii() and cell.isdecimal() else float(cell)
+    except ValueError:
+        if named and _NAME.fullmatch(cell):
+            return cell
+        raise
 
 
 # ---------------------------------------------------------------- from values to classes

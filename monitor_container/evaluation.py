@@ -179,7 +179,7 @@ def _verdicts(
     seen = {variant: t for variant, t in tallies.items() if t.counts.records + t.counts.unreadable}
     for variant, counted in seen.items():
         window = settings.window or Window(min(counted.slots), max(counted.slots) + SLOT)
-        for verdict in judge(counted.counts, window, settings, baseline):
+        for verdict in judge(counted.counts, window, settings, baseline, over=True):
             named = f"{verdict.reason}, variant {variant}" if len(seen) > 1 else verdict.reason
             yield dataclasses.replace(verdict, reason=named)
 

@@ -211,6 +211,21 @@ def test_bad_lines_are_told_and_the_others_count():
     ]
 
 
+def test_a_few_bad_records_are_no_violation_of_an_hour_that_has_just_begun():
+    """Every window from 10:50 on holds them alone, and lasts a while yet."""
+    bad = b"".join(line({"code": 400}, at(50)) + b"\n" for _ in range(3))
+    world = World({key("a"): file(list(range(40)) * 25, at(45)), key("b"): bad})
+    for name in (key("a"), key("b")):
+        world.deliver(name)
+    assert world.violations == []
+
+
+def test_nothing_readable_is_a_violation_as_soon_as_there_is_enough_of_it():
+    world = World({KEY: b"".join(line({"code": 400}, at(50)) + b"\n" for _ in range(50))})
+    world.deliver()
+    assert [(d["check"], d["value"], d["n"]) for d in world.violations] == [("unreadable_share", 1.0, 50)]
+
+
 def test_a_file_of_a_hundred_thousand_records_counts_to_the_last():
     classes = [n % 43 for n in range(100_000)]
     world = World({KEY: file(classes[:50_000]) + file(classes[50_000:], at(13))})

@@ -81,8 +81,8 @@ def test_predictions_without_a_confidence_are_not_judged_by_it():
         (98, 2, True),
         (48, 1, None),
         (0, 50, True),
-        (0, 3, True),
-        (0, 2, None),
+        (0, 49, None),
+        (0, 3, None),
         (0, 0, None),
         (1, 9, None),
     ],
@@ -94,8 +94,17 @@ def test_unreadable_records_are_a_share_of_all_records(readable, unreadable, vio
     assert verdict.n == readable + unreadable
 
 
+@pytest.mark.parametrize(
+    ("readable", "unreadable", "violated"), [(0, 3, True), (0, 2, None), (0, 0, None), (1, 3, None)]
+)
+def test_three_records_of_an_hour_that_is_over_tell_that_nothing_can_be_read(readable, unreadable, violated):
+    verdict = bad_share(counts({1: readable}, unreadable=unreadable), WINDOW, HALF, over=True)
+    assert verdict.violated is bool(violated)
+    assert (verdict.value is None) is (violated is None)
+
+
 def test_where_nothing_can_be_read_the_verdict_says_so():
-    assert bad_share(counts(unreadable=7), WINDOW, HALF).reason == (
+    assert judge(counts(unreadable=7), WINDOW, HALF, over=True)[-1].reason == (
         "None of the captured responses can be read: Exceeded 1.00% threshold "
         "(7 of 7 records unreadable, 2026-11-23 10:00 to 11:00 UTC)"
     )

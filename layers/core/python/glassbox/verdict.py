@@ -20,7 +20,7 @@ CLASS_SHARE, LOW_CONFIDENCE_SHARE, DRIFT, UNREADABLE_SHARE = (
 
 # The share of windows, drawn from the baseline itself, that may look further away than the bound allows for.
 _FALSE_ALARMS = 0.001
-# None of three records can be read: by chance one window in a million, where one record in a hundred is bad.
+# None of an hour's three records can be read: by chance one hour in a million, where one record in a hundred is bad.
 _CERTAINLY_UNREADABLE = 3
 
 
@@ -94,19 +94,25 @@ def detail(endpoint: str, variant: str, verdict: Verdict) -> dict[str, Any]:
 
 
 def judge(
-    counts: Counts, window: Window, bounds: Bounds, baseline: Mapping[Label, int] | None = None
+    counts: Counts,
+    window: Window,
+    bounds: Bounds,
+    baseline: Mapping[Label, int] | None = None,
+    *,
+    over: bool = False,
 ) -> list[Verdict]:
     """Every check that is turned on, in the order of the functions below.
 
     Args:
         baseline: predictions per class while all was well; without it there is no drift to judge.
+        over: whether all records of the window are in; one that has just begun holds a few neighbours only.
     """
     verdicts = [class_share(counts, window, bounds)]
     if bounds.low_confidence_threshold is not None:
         verdicts.append(low_confidence_share(counts, window, bounds, bounds.low_confidence_threshold))
     if bounds.drift_threshold is not None and baseline:
         verdicts.append(drift(counts, window, bounds, bounds.drift_threshold, baseline))
-    verdicts.append(unreadable_share(counts, window, bounds))
+    verdicts.append(unreadable_share(counts, window, bounds, over=over))
     return verdicts
 
 
@@ -185,14 +191,14 @@ def drift(
     )
 
 
-def unreadable_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
+def unreadable_share(counts: Counts, window: Window, bounds: Bounds, *, over: bool = False) -> Verdict:
     """The share of records that cannot be read; more than UNREADABLE_THRESHOLD is a violation.
 
-    Where nothing can be read at all, three records are enough to say so.
+    Where nothing can be read of a window that is ``over``, three records are enough to say so.
     """
     n, threshold = counts.records + counts.unreadable, bounds.unreadable_threshold
-    all_bad = not counts.records and n >= _CERTAINLY_UNREADABLE
-    if n < bounds.min_predictions and not all_bad:
+    all_bad = not counts.records
+    if n < bounds.min_predictions and not (over and all_bad and n >= _CERTAINLY_UNREADABLE):
         return _not_enough(UNREADABLE_SHARE, threshold, n, "records", window, bounds)
     share = counts.unreadable / n
     violated = share > threshold

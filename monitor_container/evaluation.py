@@ -26,8 +26,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "p
 from glassbox import report
 from glassbox.capture import CaptureFile, chunks, moment, read, read_key
 from glassbox.count import CountingSettings
-from glassbox.errors import BadInputError, GlassboxError, SettingsError
-from glassbox.response import Label, ResponseForm
+from glassbox.errors import BadInputError, GlassboxError
+from glassbox.response import Label, ResponseForm, UnreadableError
 from glassbox.settings import from_env, setting
 from glassbox.tally import SLOT, Confidences, Counts, Tally, Window, tally, total
 from glassbox.verdict import Verdict, judge
@@ -50,23 +50,31 @@ class Settings(CountingSettings):
     publish_cloudwatch_metrics: bool = False
     processes: int | None = setting(None, within=(1, 256))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def problems(self) -> Iterator[str]:
+        """What is wrong between the variables, with the paths and with the times."""
+        yield from super().problems()
         if (self.start_time is None) != (self.end_time is None):
-            raise SettingsError("start_time and end_time belong together")
-        if (window := self.window) and window.start >= window.end:
-            raise SettingsError(f"start_time={self.start_time!r} is not before end_time={self.end_time!r}")
+            yield "start_time and end_time belong together"
+        readable = True
+        for name, time in (("start_time", self.start_time), ("end_time", self.end_time)):
+            try:
+                _time(time)
+            except UnreadableError as error:
+                readable = False
+                yield f"{name}: {error}"
+        if readable and (window := self.window) and window.start >= window.end:
+            yield f"start_time={self.start_time!r} is not before end_time={self.end_time!r}"
 
     @property
     def window(self) -> Window | None:
-        """[start_time, end_time), blanks in them allowed ("T16: 20: 00Z"); None where they are not given."""
-        if self.start_time is None or self.end_time is None:
-            return None
-        try:
-            start, end = (moment(time.replace(" ", "")) for time in (self.start_time, self.end_time))
-        except ValueError as error:
-            raise SettingsError(f"start_time, end_time: {error}") from error
-        return Window(start, end)
+        """[start_time, end_time); None where they are not given."""
+        start, end = _time(self.start_time), _time(self.end_time)
+        return Window(start, end) if start and end else None
+
+
+def _time(text: str | None) -> datetime | None:
+    """A time of the contract, which prints some with blanks in them ("T16: 20: 00Z")."""
+    return moment(text.replace(" ", "")) if text else None
 
 
 # ---------------------------------------------------------------- counting

@@ -298,10 +298,25 @@ def test_where_nothing_can_be_read_it_says_so_and_completes(job):
         ({"DRIFT_THRESHOLD": "0.1"}, ["DRIFT_THRESHOLD needs BASELINE_STATISTICS"]),
         ({"LOW_CONFIDENCE_THRESHOLD": "0.1"}, ["LOW_CONFIDENCE_THRESHOLD needs LOW_CONFIDENCE"]),
         ({"CLASS_PATH": "a."}, ["CLASS_PATH='a.' is no JMESPath"]),
+        (
+            {"THRESHOLD": "nan", "CLASS_PATH": "a.", "CONFIDENCE_PATH": "]", "DRIFT_THRESHOLD": "0.1"}
+            | {"start_time": "yesterday", "end_time": "today", "LOW_CONFIDENCE_THRESHOLD": "0.1"},
+            [
+                "THRESHOLD='nan'",
+                "CLASS_PATH='a.' is no JMESPath",
+                "CONFIDENCE_PATH=']' is no JMESPath",
+                "DRIFT_THRESHOLD needs",
+                "LOW_CONFIDENCE_THRESHOLD needs",
+                "start_time: 'yesterday' is no time",
+                "end_time: 'today' is no time",
+            ],
+        ),
     ],
 )
-def test_a_wrong_setting_stops_it_with_a_message_and_no_report(job, wrong, named):
-    job.capture(file(ARTICLE))
+@pytest.mark.parametrize("hour", ["full", "empty"])
+def test_a_wrong_setting_stops_it_with_a_message_and_no_report(job, wrong, named, hour):
+    if hour == "full":
+        job.capture(file(ARTICLE))
     assert job.run(**wrong) == 1
     for problem in named:
         assert problem in job.message

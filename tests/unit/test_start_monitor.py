@@ -191,6 +191,6 @@ def test_the_schedules_message_tells_the_time(load_event):
 
 def test_missing_settings_are_named_together():
     with pytest.raises(SettingsError) as error:
-        from_env(MonitorSettings, {"THRESHOLD": "2"})
-    for name in (*ENVIRONMENT, "THRESHOLD='2'"):
+        from_env(MonitorSettings, {"THRESHOLD": "2", "CONFIDENCE_PATH": "a."})
+    for name in (*ENVIRONMENT, "THRESHOLD='2'", "CONFIDENCE_PATH='a.' is no JMESPath"):
         assert name in str(error.value)

@@ -24,10 +24,16 @@ class CountingSettings(Bounds):
     baseline_statistics: str | None = None
     shadow_variants: str = ""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def problems(self) -> Iterator[str]:
+        """What is wrong between the variables, and with the paths."""
+        yield from super().problems()
         if self.drift_threshold is not None and self.baseline_statistics is None:
-            raise SettingsError("DRIFT_THRESHOLD needs BASELINE_STATISTICS, the distribution to drift from")
+            yield "DRIFT_THRESHOLD needs BASELINE_STATISTICS, the distribution to drift from"
+        for paths in ({"class_path": self.class_path}, {"confidence_path": self.confidence_path}):
+            try:
+                ResponseForm(**paths)
+            except SettingsError as error:
+                yield str(error)
 
     @property
     def shadows(self) -> frozenset[str]:

@@ -12,17 +12,28 @@ A settings class is a frozen dataclass; each field is one variable, in capitals:
     settings = from_env(CountSettings, os.environ)
 
 Empty counts as unset: a template parameter that was left out arrives as an empty string.
+
+What concerns several variables, or is no number, a class tells in ``problems()``, a sentence each. A value that cannot
+be read is there as its text: it is wrong, but it is set.
 """
 
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 from glassbox.errors import SettingsError
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """Settings that know more of what may be wrong than each field for itself."""
+
+    def problems(self) -> Iterable[str]: ...
+
 
 _WORDS = {
     **dict.fromkeys(("true", "yes", "on", "1", "enabled"), True),
@@ -58,15 +69,20 @@ def from_env(cls: type[T], env: Mapping[str, str]) -> T:
         name, raw = field.name.upper(), env.get(field.name.upper(), "").strip()
         if not raw:
             if field.default is dataclasses.MISSING:
+                values[field.name] = None
                 problems.append(f"{name} is not set")
             continue
         try:
             values[field.name] = _parse(hints[field.name], raw, field.metadata.get("within", (None, None)))
         except ValueError as error:
+            values[field.name] = raw
             problems.append(f"{name}={raw!r} {error}")
+    settings = cls(**values)
+    if isinstance(settings, Checked):
+        problems += settings.problems()
     if problems:
         raise SettingsError(f"{cls.__name__}: " + "; ".join(problems))
-    return cls(**values)
+    return settings
 
 
 def _parse(hint: Any, raw: str, within: tuple[float | None, float | None]) -> Any:

@@ -1,12 +1,11 @@
 """Counts + bounds (+ baseline) -> verdicts. One statistic, one function; every report is made from a Verdict."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from glassbox.divergence import distance_by_chance, jensen_shannon_distance
-from glassbox.errors import SettingsError
 from glassbox.response import Label
 from glassbox.settings import setting
 from glassbox.tally import UNKNOWN, Counts, Window
@@ -38,11 +37,10 @@ class Bounds:
     low_confidence_threshold: float | None = setting(None, within=(0, 1))
     drift_threshold: float | None = setting(None, within=(0, 1))
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[str]:
+        """What is wrong between the variables; see :mod:`glassbox.settings`."""
         if self.low_confidence_threshold is not None and self.low_confidence is None:
-            raise SettingsError(
-                "LOW_CONFIDENCE_THRESHOLD needs LOW_CONFIDENCE, the probability under which it counts"
-            )
+            yield "LOW_CONFIDENCE_THRESHOLD needs LOW_CONFIDENCE, the probability under which it counts"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from benchmarks import ROOT
 from benchmarks.side_by_side import milliseconds, row, show
 from glassbox.aws.counts_table import CountsTable
 from glassbox.capture import chunks, read
-from glassbox.count import CountingSettings, count_file
+from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.response import ResponseForm
 from glassbox.tally import tally
 
@@ -237,18 +237,18 @@ def _record(label: int, time_: datetime) -> str:
 def request_units(minutes: int = 180, predictions: int = 100) -> Iterator[dict[str, Any]]:
     for classes in (CLASSES, 1000):
         meter, peer = Meter(), 0
+        settings, counts = CountingSettings(threshold=0.5), CountsTable(meter, "counts")
         for number in range(minutes):
             file = Minute(number, predictions, classes)
-            count_file(
+            counted = count_file(
                 {"bucket": {"name": "bucket"}, "object": {"key": file.key, "etag": f"{number:032x}"}},
-                settings=CountingSettings(threshold=0.5),
+                settings=settings,
                 form=ResponseForm(),
-                baseline=None,
                 captures=file,
-                counts=CountsTable(meter, "counts"),
-                events=None,
+                counts=counts,
                 now=HOUR,
             )
+            judge_file(counted, settings=settings, baseline=None, counts=counts, events=None)
             peer += 2 * len(set(file.labels)) + 2  # each class its item, in a transaction with the marker
         writes, reads, theirs = meter.writes / minutes, meter.reads / minutes, peer / minutes
         what, reach = f"a file of {predictions} predictions, {classes:,} classes", "6 at most"

@@ -14,7 +14,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.events import Events
 from glassbox.aws.objects import Objects
-from glassbox.count import CountingSettings, count_file
+from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.report import SHARES, fetch_baseline, file_metrics
 from glassbox.response import ResponseForm
 from glassbox.settings import from_env
@@ -32,21 +32,33 @@ class Settings(CountingSettings):
 def build():
     settings = from_env(Settings, os.environ)
     objects = Objects(boto3.client("s3"))
-    return functools.partial(
+    counts = CountsTable(boto3.client("dynamodb"), settings.counts_table)
+    count = functools.partial(
         count_file,
         settings=settings,
         form=ResponseForm(settings.class_path, settings.confidence_path),
-        baseline=fetch_baseline(settings.baseline_statistics, objects),
         captures=objects,
-        counts=CountsTable(boto3.client("dynamodb"), settings.counts_table),
+        counts=counts,
+    )
+    judge = functools.partial(
+        judge_file,
+        settings=settings,
+        baseline=fetch_baseline(settings.baseline_statistics, objects),
+        counts=counts,
         events=Events(boto3.client("events")),
     )
+    return count, judge
 
 
 @tracer.capture_method(capture_response=False)
-def count(record):
-    counted = build()(json.loads(record.body)["detail"], now=datetime.now(UTC))
-    emit(counted)
+def count_and_judge(record):
+    count, judge = build()
+    counted = count(json.loads(record.body)["detail"], now=datetime.now(UTC))
+    if counted.new:  # at once: should judging fail, the retry finds nothing new
+        emit(counted.file, file_metrics(counted.tally.counts), {})
+    judged = judge(counted)
+    shares = {SHARES[v.name]: v.value for v in judged.verdicts if v.value is not None}
+    emit(counted.file, {"Violations": len(judged.violations)}, shares)
     logger.info(
         "counted",
         endpoint=counted.file.endpoint,
@@ -54,22 +66,19 @@ def count(record):
         new=counted.new,
         predictions=counted.tally.counts.n,
         unreadable=[str(example) for example in counted.tally.examples],
-        verdicts=[v.reason for v in counted.verdicts],
-        violations=[v.reason for v in counted.violations],
+        verdicts=[v.reason for v in judged.verdicts],
+        violations=[v.reason for v in judged.violations],
     )
 
 
-def emit(counted):
-    """One EMF line a file: what was new in it, and the shares of the hour up to it."""
-    metrics.add_dimension("endpoint", counted.file.endpoint)
-    metrics.add_dimension("variant", counted.file.variant)
-    if counted.new:
-        for name, value in file_metrics(counted.tally.counts).items():
-            metrics.add_metric(name, MetricUnit.Count, value)
-    for verdict in counted.verdicts:
-        if verdict.value is not None:
-            metrics.add_metric(SHARES[verdict.name], MetricUnit.NoUnit, verdict.value)
-    metrics.add_metric("Violations", MetricUnit.Count, len(counted.violations))
+def emit(file, counts, shares):
+    """One EMF line about a file."""
+    metrics.add_dimension("endpoint", file.endpoint)
+    metrics.add_dimension("variant", file.variant)
+    for name, value in counts.items():
+        metrics.add_metric(name, MetricUnit.Count, value)
+    for name, value in shares.items():
+        metrics.add_metric(name, MetricUnit.NoUnit, value)
     metrics.flush_metrics()
 
 
@@ -77,4 +86,4 @@ def emit(counted):
 @tracer.capture_lambda_handler(capture_response=False)
 def handler(event, context):
     build()
-    return process_partial_response(event, count, processor, context)
+    return process_partial_response(event, count_and_judge, processor, context)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import boto3
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from moto import mock_aws
 
 from captures import ARTICLE, KEY, STREAM, file, line
@@ -147,31 +148,57 @@ def test_paths_and_a_baseline_come_from_the_settings(aws, load_app, monkeypatch)
     assert [json.loads(event["Detail"])["check"] for event in aws.sent] == ["drift"]
 
 
+def metrics(capsys):
+    """The values of each line of EMF."""
+    for emf in [json.loads(text) for text in capsys.readouterr().out.splitlines() if "_aws" in text]:
+        (described,) = emf["_aws"]["CloudWatchMetrics"]
+        assert described["Namespace"] == "Glassbox"
+        assert {name: emf[name] for name in described["Dimensions"][0]} == {
+            "service": "glassbox",
+            "endpoint": "traffic-signs",
+            "variant": "AllTraffic",
+        }
+        yield {metric["Name"]: emf[metric["Name"]] for metric in described["Metrics"]}
+
+
+FILE = file([3] * 40 + [90] * 59) + b"oops\n" + line("[[1]]", customAttributes=["glassbox-replay=1"])
+FILE_METRICS = {
+    "Predictions": [99],
+    "UnreadableRecords": [1],
+    "ReplayedRecords": [1],
+    "LowConfidencePredictions": [0],
+    "Class3": [40],
+    "ClassOther": [59],
+}
+HOUR_METRICS = {"LargestClassShare": [59 / 99], "UnreadableShare": [0.01]}
+
+
 def test_metrics_are_of_the_file_the_first_time_and_of_the_hour_every_time(aws, load_app, capsys):
-    replay = line("[[1]]", customAttributes=["glassbox-replay=1"])
-    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3] * 40 + [90] * 59) + b"oops\n" + replay)
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=FILE)
     app = load_app("count_predictions")
     for _ in range(2):
         app.handler({"Records": [message(KEY)]}, CONTEXT)
-    first, second = (json.loads(text) for text in capsys.readouterr().out.splitlines() if "_aws" in text)
-    dimensions = {"service": "glassbox", "endpoint": "traffic-signs", "variant": "AllTraffic"}
-    assert {name: first[name] for name in dimensions} == dimensions
-    (metric,) = first["_aws"]["CloudWatchMetrics"]
-    assert metric["Namespace"] == "Glassbox"
-    assert sorted(metric["Dimensions"][0]) == sorted(dimensions)
-    hour = {"LargestClassShare": [59 / 99], "UnreadableShare": [0.01]}
-    file_ = {
-        "Predictions": [99],
-        "UnreadableRecords": [1],
-        "ReplayedRecords": [1],
-        "LowConfidencePredictions": [0],
-        "Class3": [40],
-        "ClassOther": [59],
-    }
-    values = {m["Name"]: first[m["Name"]] for m in metric["Metrics"]}
-    assert values == hour | file_ | {"Violations": [1]}
-    again = {m["Name"]: second[m["Name"]] for m in second["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
-    assert again == hour | {"Violations": [0]}
+    assert list(metrics(capsys)) == [
+        FILE_METRICS,
+        HOUR_METRICS | {"Violations": [1]},
+        HOUR_METRICS | {"Violations": [0]},
+    ]
+
+
+@pytest.mark.parametrize("call", ["dynamodb.Query", "events.PutEvents"])
+def test_metrics_of_the_file_are_told_once_also_when_judging_fails(aws, load_app, capsys, call):
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=FILE)
+    app, away = load_app("count_predictions"), [EndpointConnectionError(endpoint_url="https://away")]
+
+    def answer(**_):
+        if away:
+            raise away.pop()
+
+    boto3.DEFAULT_SESSION.events.register(f"before-parameter-build.{call}", answer)
+    failed, done = (app.handler({"Records": [message(KEY)]}, CONTEXT) for _ in range(2))
+    assert failed == {"batchItemFailures": [{"itemIdentifier": "message-0"}]}
+    assert done == {"batchItemFailures": []}
+    assert list(metrics(capsys)) == [FILE_METRICS, HOUR_METRICS | {"Violations": [1]}]
 
 
 def test_the_log_names_bad_lines_and_the_verdicts(aws, load_app, caplog):

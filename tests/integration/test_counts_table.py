@@ -15,7 +15,7 @@ from botocore.stub import Stubber
 
 from captures import ARTICLE, STREAM, FakeCaptures, FakeCounts, FakeEvents, created, file
 from glassbox.aws.counts_table import CountsTable
-from glassbox.count import CountingSettings, count_file
+from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.response import ResponseForm
 from glassbox.tally import UNKNOWN, Counts, Window, total
@@ -51,6 +51,15 @@ def client(embedded_aws):
 @pytest.fixture
 def counts_table(client, table):
     return CountsTable(client, table)
+
+
+def count_and_judge(event, files, counts, events):
+    settings = CountingSettings(threshold=0.5)
+    captures = FakeCaptures(files)
+    counted = count_file(
+        event, settings=settings, form=ResponseForm(), captures=captures, counts=counts, now=NOW
+    )
+    judge_file(counted, settings=settings, baseline=None, counts=counts, events=events)
 
 
 @pytest.fixture(params=["fake", "table"])
@@ -309,16 +318,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
     def deliver(key):
         while True:
             try:
-                return count_file(
-                    created(key),
-                    settings=CountingSettings(threshold=0.5),
-                    form=ResponseForm(),
-                    baseline=None,
-                    captures=FakeCaptures(files),
-                    counts=CountsTable(unreliable, table),
-                    events=events,
-                    now=NOW,
-                )
+                return count_and_judge(created(key), files, CountsTable(unreliable, table), events)
             except RetryableError:
                 continue
 
@@ -333,16 +333,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
 
 def test_the_reference_case_reads_back(counts_table):
     events = FakeEvents()
-    count_file(
-        created(),
-        settings=CountingSettings(threshold=0.5),
-        form=ResponseForm(),
-        baseline=None,
-        captures=FakeCaptures({created()["object"]["key"]: file(ARTICLE)}),
-        counts=counts_table,
-        events=events,
-        now=NOW,
-    )
+    count_and_judge(created(), {created()["object"]["key"]: file(ARTICLE)}, counts_table, events)
     slots, told = counts_table.read(STREAM, WINDOW)
     assert total(slots.values()) == Counts(Counter(ARTICLE), rated=400, records=400)
     assert told == [Told("class_share", WINDOW)]

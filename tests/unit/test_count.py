@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captures import ARTICLE, KEY, STREAM, FakeCaptures, FakeCounts, FakeEvents, created, file, line
-from glassbox.count import CountingSettings, count_file
+from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import BadInputError, RetryableError, SettingsError
 from glassbox.response import ResponseForm
 from glassbox.settings import from_env
@@ -29,15 +29,21 @@ class World:
         self.baseline = None
 
     def deliver(self, key=KEY, **changes):
-        return count_file(
+        """What was counted, and what was judged."""
+        counted = count_file(
             created(key, **changes),
             settings=self.settings,
             form=ResponseForm(),
-            baseline=self.baseline,
             captures=self.captures,
             counts=self.counts,
-            events=self.events,
             now=NOW,
+        )
+        return counted, judge_file(
+            counted,
+            settings=self.settings,
+            baseline=self.baseline,
+            counts=self.counts,
+            events=self.events,
         )
 
     def retry(self, key=KEY):
@@ -63,30 +69,30 @@ def at(minutes):
 
 def test_the_reference_case_is_counted_judged_and_told_once():
     world = World({KEY: file(ARTICLE)})
-    counted = world.deliver()
+    counted, judged = world.deliver()
     assert counted.new
     assert world.counts.slots[STREAM][HOUR] == Counts(Counter(ARTICLE), rated=400, records=400)
     (detail,) = world.violations
     assert (detail["check"], detail["class"], detail["value"], detail["n"]) == ("class_share", 14, 0.805, 400)
     assert detail["window"] == {"start": "2026-11-23T10:00:00Z", "end": "2026-11-23T11:00:00Z"}
     assert world.events.events[0][:2] == ("glassbox", "Glassbox Violation")
-    assert [v.name for v in counted.violations] == ["class_share"]
+    assert [v.name for v in judged.violations] == ["class_share"]
 
 
 def test_a_second_delivery_changes_no_count_and_tells_nothing_twice():
     world = World({KEY: file(ARTICLE)})
     world.deliver()
     before = dict(world.counts.slots[STREAM])
-    again = world.deliver()
+    again, judged = world.deliver()
     assert not again.new
-    assert (again.violations, len(world.violations)) == ([], 1)
+    assert (judged.violations, len(world.violations)) == ([], 1)
     assert world.counts.slots[STREAM] == before
 
 
 def test_another_version_of_an_object_is_another_file():
     world = World({KEY: file([1])})
     world.deliver()
-    assert world.deliver(etag="other").new
+    assert world.deliver(etag="other")[0].new
     assert world.counts.slots[STREAM][HOUR].n == 2
 
 
@@ -176,7 +182,7 @@ def test_a_shadow_is_counted_apart_judged_and_no_reason_to_act():
         {key("a", "Canary"): file([14] * 60), KEY: file(range(40))},
         replace(HALF, shadow_variants="Canary, B"),
     )
-    shadow = world.deliver(key("a", "Canary"))
+    _, shadow = world.deliver(key("a", "Canary"))
     world.deliver()
     assert world.violations == []
     assert shadow.verdicts[0].violated
@@ -203,7 +209,7 @@ def test_replayed_requests_are_no_traffic():
 
 def test_bad_lines_are_told_and_the_others_count():
     world = World({KEY: b"oops\n" + file([3]) + line("[[14]]")[:-9]})
-    counted = world.deliver()
+    counted, _ = world.deliver()
     assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, unreadable=2)
     assert [(e.source, e.line) for e in counted.tally.examples] == [
         (f"s3://bucket/{KEY}", 1),
@@ -237,7 +243,8 @@ def test_a_file_of_a_hundred_thousand_records_counts_to_the_last():
 
 def test_an_empty_file_is_nothing():
     world = World({KEY: b"\n"})
-    assert world.deliver().tally.slots == {}
+    counted, judged = world.deliver()
+    assert (counted.tally.slots, judged.verdicts) == ({}, [])
     assert world.counts.files == set()
 
 
@@ -249,16 +256,7 @@ def test_what_is_no_capture_file_is_bad_input(name):
 
 def test_an_event_without_an_object_is_bad_input():
     with pytest.raises(BadInputError, match="not the event of an object"):
-        count_file(
-            {"bucket": {}},
-            settings=HALF,
-            form=None,
-            baseline=None,
-            captures=None,
-            counts=None,
-            events=None,
-            now=NOW,
-        )
+        count_file({"bucket": {}}, settings=HALF, form=None, captures=None, counts=None, now=NOW)
 
 
 def test_drift_needs_a_baseline():

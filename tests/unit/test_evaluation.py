@@ -12,7 +12,7 @@ import pytest
 
 import evaluation
 from captures import ARTICLE, FakeCaptures, FakeCounts, FakeEvents, created, file, line
-from glassbox.count import CountingSettings, count_file
+from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import BadInputError
 from glassbox.report import constraints, fetch_baseline, file_metrics, read_baseline, statistics
 from glassbox.response import ResponseForm
@@ -121,16 +121,16 @@ def test_both_judges_give_the_same_verdict(job):
     job.capture(file(ARTICLE))
     job.run()
     key = "capture/traffic-signs/AllTraffic/2026/11/23/10/x.jsonl"
-    fast = count_file(
+    settings, counts = CountingSettings(threshold=0.5), FakeCounts()
+    counted = count_file(
         created(key),
-        settings=CountingSettings(threshold=0.5),
+        settings=settings,
         form=ResponseForm(),
-        baseline=None,
         captures=FakeCaptures({key: file(ARTICLE)}),
-        counts=FakeCounts(),
-        events=FakeEvents(),
+        counts=counts,
         now=datetime(2026, 11, 23, 10, 21, tzinfo=UTC),
     )
+    fast = judge_file(counted, settings=settings, baseline=None, counts=counts, events=FakeEvents())
     assert [v.reason for v in fast.violations] == [
         v["description"] for v in job.report("constraint_violations")["violations"]
     ]

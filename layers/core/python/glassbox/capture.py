@@ -169,6 +169,11 @@ class CaptureFile(NamedTuple):
     variant: str
     hour: datetime
 
+    @property
+    def stream(self) -> str:
+        """What its predictions are counted under."""
+        return f"{self.endpoint}/{self.variant}"
+
 
 _KEY = re.compile(
     r"(?:.+/)?(?P<endpoint>[A-Za-z0-9-]{1,63})/(?P<variant>[A-Za-z0-9-]{1,63})"

@@ -63,15 +63,17 @@ class EventBus(Protocol):
 
 @dataclass(frozen=True)
 class Counted:
-    """What became of a capture file.
-
-    ``new`` is False when it had been counted before. ``verdicts`` are those of the hour up to its latest slot,
-    ``violations`` what was published now.
-    """
+    """What a capture file holds; ``new`` is False when it had been counted before."""
 
     file: CaptureFile
     tally: Tally
     new: bool
+
+
+@dataclass(frozen=True)
+class Judged:
+    """``verdicts`` are those of the hour up to the file's latest slot, ``violations`` what was published now."""
+
     verdicts: list[Verdict]
     violations: list[Verdict]
 
@@ -81,21 +83,14 @@ def count_file(
     *,
     settings: CountingSettings,
     form: ResponseForm,
-    baseline: Mapping[Label, int] | None,
     captures: Captures,
     counts: CountsStore,
-    events: EventBus,
     now: datetime,
 ) -> Counted:
-    """Count the file of an S3 ``Object Created`` event and judge what it touched.
-
-    Judging follows the counting also when the file was counted before, so that a crash between the two loses
-    nothing. A violation is published first and recorded after: a crash between those may publish it twice. One
-    whose window overlaps a recorded one of the same check is the same violation.
+    """Count the file of an S3 ``Object Created`` event.
 
     Args:
         created: the ``detail`` of the event: ``bucket.name``, ``object.key``, ``object.etag``.
-        baseline: predictions per class while all was well; needed for the drift check only.
 
     Raises:
         BadInputError: the key or the object is no capture file, or the file is gone.
@@ -106,31 +101,54 @@ def count_file(
     except (KeyError, TypeError) as error:
         raise BadInputError(f"not the event of an object: {error!r}") from error
     file = read_key(key)
-    stream = f"{file.endpoint}/{file.variant}"
     counted = tally(
         read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", form),
         file.hour,
         low_confidence=settings.low_confidence,
         classes=settings.classes,
     )
-    if not counted.slots:
-        return Counted(file, counted, True, [], [])
-    new = counts.add(f"{bucket}/{key}#{etag}", stream, counted.slots, now)
-    touched = windows(counted.slots)
+    new = not counted.slots or counts.add(f"{bucket}/{key}#{etag}", file.stream, counted.slots, now)
+    return Counted(file, counted, new)
+
+
+def judge_file(
+    counted: Counted,
+    *,
+    settings: CountingSettings,
+    baseline: Mapping[Label, int] | None,
+    counts: CountsStore,
+    events: EventBus,
+) -> Judged:
+    """Judge every window that a counted file touched, and publish what is violated.
+
+    Also where the file had been counted before, so that a crash between counting and judging loses nothing. A
+    violation is published first and recorded after: a crash between those may publish it twice. One whose window
+    overlaps a recorded one of the same check is the same violation.
+
+    Args:
+        baseline: predictions per class while all was well; needed for the drift check only.
+
+    Raises:
+        RetryableError: AWS does not answer.
+    """
+    if not counted.tally.slots:
+        return Judged([], [])
+    touched = windows(counted.tally.slots)
     # as far back as a violation may lie that overlaps the earliest of them
-    slots, told = counts.read(stream, Window(touched[-1].start - WINDOW, touched[0].end))
+    slots, told = counts.read(counted.file.stream, Window(touched[-1].start - WINDOW, touched[0].end))
     judged = {
         window: judge(total(c for start, c in slots.items() if start in window), window, settings, baseline)
         for window in touched
     }
+    endpoint, variant, _ = counted.file
     violations = []
-    if file.variant not in settings.shadows:  # a shadow is counted and judged, but no reason to act
+    if variant not in settings.shadows:  # a shadow is counted and judged, but no reason to act
         for verdict in (v for verdicts in judged.values() for v in verdicts if v.violated):
             if any(t.check == verdict.name and t.window.overlaps(verdict.window) for t in told):
                 continue
-            events.put(VIOLATION_SOURCE, VIOLATION_DETAIL_TYPE, detail(file.endpoint, file.variant, verdict))
-            counts.record(stream, verdict)
+            events.put(VIOLATION_SOURCE, VIOLATION_DETAIL_TYPE, detail(endpoint, variant, verdict))
+            counts.record(counted.file.stream, verdict)
             told.append(Told(verdict.name, verdict.window))
             violations.append(verdict)
-    latest = max(counted.slots) + SLOT
-    return Counted(file, counted, new, judged[Window(latest - WINDOW, latest)], violations)
+    latest = max(counted.tally.slots) + SLOT
+    return Judged(judged[Window(latest - WINDOW, latest)], violations)

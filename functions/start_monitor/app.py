@@ -30,9 +30,9 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def start(record):
-    outcome, job = build()(read_time(json.loads(record.body)))
-    metrics.add_metric("MonitorJobs", MetricUnit.Count, outcome == "started")
-    logger.info(outcome, job=job)
+    started = build()(read_time(json.loads(record.body)))
+    metrics.add_metric("MonitorJobs", MetricUnit.Count, started.outcome == "started")
+    logger.info(started.outcome, job=started.job, left_out=started.left_out)
 
 
 @logger.inject_lambda_context

@@ -63,7 +63,7 @@ def start(captures, jobs, settings=SETTINGS, scheduled=TEN_PAST):
 def test_the_hour_before_is_judged_from_its_directory_and_the_one_before():
     jobs = FakeJobs()
     outcome = start(FakeFolders(capture(9), capture(10), capture(11), capture(8)), jobs)
-    assert outcome == ("started", "class-monitor-traffic-signs-20261123t1000")
+    assert outcome == ("started", "class-monitor-traffic-signs-20261123t1000", [])
     (request,) = jobs.requests
     assert [(i["S3Input"]["S3Uri"], i["S3Input"]["LocalPath"]) for i in request["ProcessingInputs"]] == [
         (
@@ -128,7 +128,7 @@ def test_the_container_understands_the_environment_it_is_given(tmp_path):
 def test_an_empty_hour_starts_no_job():
     jobs = FakeJobs()
     others = (capture(8), capture(11), capture(10, endpoint="traffic-signs-2"))
-    assert start(FakeFolders(*others), jobs) == ("no data", None)
+    assert start(FakeFolders(*others), jobs).outcome == "no data"
     assert jobs.requests == []
 
 
@@ -154,17 +154,50 @@ def test_variants_are_inputs_and_shadows_are_not():
     assert [i["InputName"] for i in jobs.requests[0]["ProcessingInputs"]] == ["capture-1", "capture-2"]
 
 
-def test_more_inputs_than_a_job_takes_are_refused():
-    captures = FakeFolders(*(capture(hour, f"v{n}") for hour in (9, 10) for n in range(6)))
-    with pytest.raises(BadInputError, match="12 inputs"):
-        start(captures, FakeJobs())
+BASELINE = replace(
+    SETTINGS, baseline_statistics="s3://amzn-s3-demo-bucket/baseline/statistics.json", drift_threshold=0.1
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variants", "left_out"),
+    [
+        (SETTINGS, 5, []),
+        (BASELINE, 5, ["v4"]),
+        (SETTINGS, 6, ["v4", "v5"]),
+        (BASELINE, 9, [f"v{n}" for n in range(9)]),
+        (SETTINGS, 10, [f"v{n}" for n in range(10)]),
+    ],
+)
+def test_what_a_job_cannot_take_is_left_out_of_the_hour_before_and_told(settings, variants, left_out):
+    jobs = FakeJobs()
+    captures = FakeFolders(*(capture(hour, f"v{n}") for hour in (9, 10) for n in range(variants)))
+    assert start(captures, jobs, settings).left_out == [f"{v}/2026/11/23/09" for v in left_out]
+    uris = [i["S3Input"]["S3Uri"] for i in jobs.requests[0]["ProcessingInputs"]]
+    assert len(uris) <= 10
+    root = "s3://amzn-s3-demo-bucket/capture/traffic-signs/"
+    taken = {uri.removeprefix(root) for uri in uris} - {settings.baseline_statistics}
+    assert taken == {
+        f"v{n}/2026/11/23/{hour}"
+        for n in range(variants)
+        for hour in ("09", "10")
+        if hour == "10" or f"v{n}" not in left_out
+    }
+    assert (settings.baseline_statistics in uris) is (settings is BASELINE)
+
+
+@pytest.mark.parametrize(("settings", "variants"), [(SETTINGS, 11), (BASELINE, 10)])
+def test_more_variants_than_a_job_takes_are_refused(settings, variants):
+    captures = FakeFolders(*(capture(10, f"v{n}") for n in range(variants)))
+    with pytest.raises(BadInputError, match=f"{variants} variants"):
+        start(captures, FakeJobs(), settings)
 
 
 def test_midnight_belongs_to_the_day_before():
     jobs = FakeJobs()
     captures = FakeFolders("capture/traffic-signs/AllTraffic/2026/11/22/23/x.jsonl")
     outcome = start(captures, jobs, scheduled=datetime(2026, 11, 23, 0, 10, tzinfo=UTC))
-    assert outcome == ("started", "class-monitor-traffic-signs-20261122t2300")
+    assert outcome == ("started", "class-monitor-traffic-signs-20261122t2300", [])
 
 
 @pytest.mark.parametrize("error", [RetryableError("away"), BadInputError("no such role")])

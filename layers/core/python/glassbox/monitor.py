@@ -2,10 +2,10 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from glassbox.capture import moment
 from glassbox.count import CountingSettings
@@ -52,32 +52,43 @@ def read_time(scheduled: Mapping[str, Any]) -> datetime:
         raise BadInputError(f"not a message of the schedule: {error!r}") from error
 
 
+class Started(NamedTuple):
+    """What was done: ``"started"``, ``"started before"`` or ``"no data"``.
+
+    ``left_out`` are the directories, below the endpoint's, for which the job had no room.
+    """
+
+    outcome: str
+    job: str | None = None
+    left_out: Sequence[str] = ()
+
+
 def start_monitor(
     scheduled: datetime, *, settings: MonitorSettings, captures: Folders, jobs: ProcessingJobs
-) -> tuple[str, str | None]:
+) -> Started:
     """Start the job that judges the last full hour before ``scheduled``.
 
-    Its inputs are that hour's directory and the one before, since a file lies under the hour of its first record.
+    Its inputs are that hour's directory of each variant and the one before, since a file lies under the hour of its
+    first record. Where a job cannot take them all, some of the hour before are left out: then the first records of
+    the hour, in files begun before it, are missing from the report.
+
     The name of the job is made from the window, so that SageMaker itself refuses it a second time.
 
-    Returns:
-        What was done (``"started"``, ``"started before"`` or ``"no data"``), and the name of the job.
-
     Raises:
-        BadInputError: more inputs than a job may have, or SageMaker refuses the request.
+        BadInputError: the hour's own directories are more than a job may have, or SageMaker refuses the request.
         RetryableError: AWS does not answer.
     """
     end = scheduled.replace(minute=0, second=0, microsecond=0)
     window = Window(end - WINDOW, end)
-    inputs = _inputs(window, settings, captures)
-    if not inputs:
-        return "no data", None
+    folders, left_out = _folders(window, settings, captures)
+    if not folders:
+        return Started("no data")
     name = job_name(settings.endpoint_name, window.start)
     try:
-        jobs.create(_request(name, window, inputs, settings))
+        jobs.create(_request(name, window, _inputs(folders, settings), settings))
     except ConflictError:
-        return "started before", name
-    return "started", name
+        return Started("started before", name, left_out)
+    return Started("started", name, left_out)
 
 
 def job_name(endpoint: str, start: datetime) -> str:
@@ -89,28 +100,38 @@ def job_name(endpoint: str, start: datetime) -> str:
     return f"class-monitor-{endpoint}-{stamp}"
 
 
-def _inputs(window: Window, settings: MonitorSettings, captures: Folders) -> list[dict[str, Any]]:
-    """One input per variant and hour directory that holds something; shadows are left out."""
+def _folders(window: Window, settings: MonitorSettings, captures: Folders) -> tuple[list[str], list[str]]:
+    """The directories below the endpoint's that hold something, as many as a job takes, and those left out.
+
+    Shadows have none.
+    """
     root = f"{settings.capture_prefix}/{settings.endpoint_name}/"
-    folders = [
-        f"{settings.endpoint_name}/{variant}/{hour:%Y/%m/%d/%H}"
-        for variant in captures.folders(settings.capture_bucket, root)
-        if variant not in settings.shadows
-        for hour in (window.start - timedelta(hours=1), window.start)
-        if captures.any(settings.capture_bucket, f"{root}{variant}/{hour:%Y/%m/%d/%H}/")
-    ]
+    variants = [v for v in captures.folders(settings.capture_bucket, root) if v not in settings.shadows]
+
+    def filled(hour: datetime) -> list[str]:
+        folders = [f"{variant}/{hour:%Y/%m/%d/%H}" for variant in variants]
+        return [f for f in folders if captures.any(settings.capture_bucket, f"{root}{f}/")]
+
+    hour, before = filled(window.start), filled(window.start - timedelta(hours=1))
+    room = _INPUTS - len(hour) - (settings.baseline_statistics is not None)
+    if room < 0:
+        raise BadInputError(f"{len(hour)} variants from {window}: a processing job takes {_INPUTS} inputs")
+    return sorted(hour + before[:room]), before[room:]
+
+
+def _inputs(folders: Sequence[str], settings: MonitorSettings) -> list[dict[str, Any]]:
+    """One input per directory, and the baseline if there is one."""
+    endpoint = settings.endpoint_name
     inputs = [
         _input(
             f"capture-{number}",
-            f"s3://{settings.capture_bucket}/{settings.capture_prefix}/{folder}",
-            f"{_ROOT}/input/endpoint/{folder}",
+            f"s3://{settings.capture_bucket}/{settings.capture_prefix}/{endpoint}/{folder}",
+            f"{_ROOT}/input/endpoint/{endpoint}/{folder}",
         )
         for number, folder in enumerate(folders, 1)
     ]
-    if inputs and settings.baseline_statistics:
+    if settings.baseline_statistics:
         inputs.append(_input("baseline", settings.baseline_statistics, f"{_ROOT}/baseline"))
-    if len(inputs) > _INPUTS:
-        raise BadInputError(f"{len(inputs)} inputs from {window}: a processing job takes {_INPUTS}")
     return inputs
 
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -32,7 +31,11 @@ from local import demo_page, signs
 from local.attack import EPSILON, STEPS, predict, targeted_pgd
 from local.stack import running_stack
 from model_code import package
-from model_code.resnet import from_state_dict
+
+# the serving code finds its neighbours beside it, as in model.tar.gz
+sys.path.append(str(Path(__file__).parents[1] / "model_code"))
+
+from inference import RESNET18, load_network
 
 ROOT = Path(__file__).parents[1]
 TARGET = 14  # stop
@@ -100,19 +103,27 @@ class Scene:
         return self.config["labels"] or [str(c) for c in range(self.probabilities.shape[1])]
 
     @property
+    def predicted(self):
+        return self.probabilities.argmax(1)
+
+    @property
     def accuracy(self):
-        return float((self.probabilities.argmax(1) == self.labels).mean())
+        return float((self.predicted == self.labels).mean())
+
+    @property
+    def candidates(self):
+        """The images to attack: what the model knows, and is no stop sign."""
+        return np.flatnonzero((self.predicted == self.labels) & (self.labels != TARGET))
+
+    @property
+    def ordinary(self):
+        """The images that the model takes for no stop sign."""
+        return np.flatnonzero(self.predicted != TARGET)
 
 
 def load_scene(data, weights):
-    try:
-        state_dict = torch.load(weights, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise DemoError(f"{weights} is no state dict of tensors alone, and nothing else is read") from error
-    model = from_state_dict(state_dict).eval().requires_grad_(False)
-    config = package.model_config(weights)
-    if config["labels"] is None and model.fc.out_features == len(signs.LABELS):
-        config["labels"] = list(signs.LABELS)
+    """DemoError or BadInputError where the story cannot be told with this model or these images."""
+    model, config = load_model(weights)
     height, width = config["image_size"]
     if data is None:
         images, labels = signs.dataset(1200, seed=2026, size=height)
@@ -120,7 +131,30 @@ def load_scene(data, weights):
     else:
         images, labels = read_folder(data, (width, height))
         described = f"{len(images)} photos of {data}"
-    return Scene(images, labels, predict(model, config, images), model, config, described)
+    scene = Scene(images, labels, predict(model, config, images), model, config, described)
+    right, others = len(scene.candidates), len(scene.ordinary)
+    if right < TARGETED or others < ATTACK:
+        raise DemoError(
+            f"too few for the attack: of {described} the model takes {others} for another class than {TARGET}, "
+            f"{right} of them rightly; {ATTACK} and {TARGETED} are needed"
+        )
+    return scene
+
+
+def load_model(weights):
+    """The network and its config."""
+    config = package.model_config(weights)
+    if config["architecture"] != RESNET18 or len(config["mean"]) != 3:
+        raise DemoError(f"{weights} is of another kind: the demo needs a ResNet18 for RGB pictures")
+    model = load_network(weights, config).requires_grad_(False)
+    classes = model.fc.out_features
+    if classes <= TARGET:
+        raise DemoError(
+            f"{weights} knows {classes} classes: the attack aims at class {TARGET}, counted from 0"
+        )
+    if config["labels"] is None and classes == len(signs.LABELS):
+        config["labels"] = list(signs.LABELS)
+    return model, config
 
 
 def read_folder(folder, size):
@@ -128,6 +162,11 @@ def read_folder(folder, size):
     files = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in {".png", ".jpg", ".jpeg", ".ppm"})
     if not files:
         raise DemoError(f"{folder} holds no images: one folder per class number is expected")
+    if foreign := sorted({file.parent.name for file in files if not file.parent.name.isdecimal()}):
+        raise DemoError(
+            f"{folder}: {', '.join(foreign[:5])} is no class number: each folder is named by its class, "
+            f"0, 1, … as the model counts them ({TARGET} is stop)"
+        )
     images = []
     for file in files:
         with Image.open(file) as image:
@@ -148,8 +187,7 @@ class Attack:
 def plan_attack(scene, story):
     """322 adversarial images that the model takes for stop signs among 78 ordinary ones, thicker towards the end."""
     random = np.random.default_rng(14)
-    predicted = scene.probabilities.argmax(1)
-    candidates = random.permutation(np.flatnonzero((predicted == scene.labels) & (scene.labels != TARGET)))
+    candidates = random.permutation(scene.candidates)
     found, tried = [], 0
     with story.waiting("crafting adversarial images"):
         for batch in targeted_pgd(scene.model, scene.config, scene.images[candidates], TARGET):
@@ -164,7 +202,7 @@ def plan_attack(scene, story):
         )
     found = found[:TARGETED]
     spoilt = {index for index, _ in found}
-    ordinary = [i for i in np.flatnonzero(predicted != TARGET) if i not in spoilt]
+    ordinary = [i for i in scene.ordinary if i not in spoilt]
     ordinary = random.choice(ordinary, ATTACK - TARGETED, replace=False)
     # two thirds of the first 60 are ordinary, so that the threshold is crossed under way
     flags = np.concatenate(
@@ -502,10 +540,16 @@ def rendered(stack, requests):
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--data", type=Path, help="folder of images, one folder per class number (default: drawn signs)"
+        "--data",
+        type=Path,
+        help=f"folder of images, one folder per class number (0, 1, …), {ATTACK} besides those of class {TARGET} "
+        "(default: drawn signs)",
     )
     parser.add_argument(
-        "--weights", type=Path, default=ROOT / "local/weights/signs_w16.pt", help="state dict of a ResNet18"
+        "--weights",
+        type=Path,
+        default=ROOT / "local/weights/signs_w16.pt",
+        help=f"state dict of a ResNet18 for RGB pictures, {TARGET + 1} classes or more (default: of drawn signs)",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out/demo")
     arguments = parser.parse_args(argv)

@@ -214,10 +214,10 @@ def swap(violation: Violation, desk: Desk, now: datetime) -> str:
         except ConflictError:
             return swap(violation, desk, now)  # another violation was first: join its incident
         return _begin_swap(incident, desk, now, opened=True)
-    elif violation != incident.cause:
+    if violation != incident.cause:
         desk.incidents.attach(incident, violation)
         return "joined"
-    elif incident.requested or incident.state is not State.SWAPPING:
+    if incident.requested or incident.state is not State.SWAPPING:
         return "known"
     return _begin_swap(incident, desk, now)
 

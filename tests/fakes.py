@@ -78,6 +78,7 @@ class FakeEndpoint:
 class FakeIncidents:
     def __init__(self):
         self.items, self.closed, self.seen = {}, {}, set()
+        self.meanwhile = []  # what somebody else does between a look and the next write, one each
 
     def current(self, endpoint):
         return self.items.get(endpoint)
@@ -93,6 +94,8 @@ class FakeIncidents:
         self.items[incident.endpoint] = incident
 
     def save(self, before, after):
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
         current = self.items.get(before.endpoint)
         if current is None or (current.id, current.revision) != (before.id, before.revision):
             raise ConflictError("changed meanwhile")

@@ -14,7 +14,6 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.desk import desk
 from glassbox.aws.endpoint import Runtime
 from glassbox.aws.objects import Objects
-from glassbox.errors import ConflictError
 from glassbox.incident import Limits, confirm
 from glassbox.page import write_page
 from glassbox.replay import replay, variants_of
@@ -84,10 +83,7 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def confirm_for(record):
-    try:
-        state = build()(now=datetime.now(UTC))
-    except ConflictError as error:
-        state = f"left to another delivery: {error}"
+    state = build()(now=datetime.now(UTC))
     metrics.add_metric("OpenIncidents", MetricUnit.Count, state not in ("NORMAL", "stale twin"))
     logger.info("confirmed", state=state)
 

@@ -12,7 +12,6 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
 from glassbox.aws.desk import desk
-from glassbox.errors import ConflictError
 from glassbox.incident import Limits, obey, read_command, restore
 from glassbox.settings import from_env
 from glassbox.violation import COMMAND_DETAIL_TYPE
@@ -42,12 +41,9 @@ def build():
 def restore_for(record):
     endpoint, at_desk = build()
     event, now = json.loads(record.body), datetime.now(UTC)
-    try:
-        if event.get("detail-type") == COMMAND_DETAIL_TYPE:
-            logger.info("command", outcome=obey(read_command(event), at_desk, now))
-        outcome = restore(endpoint, at_desk, now)
-    except ConflictError as error:
-        outcome = f"left to another delivery: {error}"
+    if event.get("detail-type") == COMMAND_DETAIL_TYPE:
+        logger.info("command", outcome=obey(read_command(event), at_desk, now))
+    outcome = restore(endpoint, at_desk, now)
     metrics.add_metric("Restores", MetricUnit.Count, outcome == "restoring")
     logger.info("restore", outcome=outcome)
 

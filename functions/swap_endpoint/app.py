@@ -13,7 +13,6 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 
 from glassbox.aws.desk import desk
 from glassbox.aws.objects import Objects
-from glassbox.errors import ConflictError
 from glassbox.incident import Limits, swap
 from glassbox.settings import from_env
 from glassbox.violation import read_violation
@@ -45,10 +44,7 @@ def swap_for(record):
     if violation is None:
         logger.info("the monitor's report holds no violations")
         return
-    try:
-        outcome = swap(violation, at_desk, datetime.now(UTC))
-    except ConflictError as error:
-        outcome = f"left to another delivery: {error}"
+    outcome = swap(violation, at_desk, datetime.now(UTC))
     metrics.add_dimension("endpoint", violation.endpoint)
     metrics.add_metric("Violations", MetricUnit.Count, 1)
     metrics.add_metric("Swaps", MetricUnit.Count, outcome == "swapping")

@@ -10,6 +10,7 @@ from fakes import FakeEndpoint, FakeIncidents, FakeNotices, FakeObjects
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.incident import (
     TRANSITIONS,
+    Command,
     Configs,
     Desk,
     Limits,
@@ -594,6 +595,33 @@ def test_two_at_once_do_not_overlook_one_another(world, violation):
     world.confirm()
     with pytest.raises(ConflictError):
         world.incidents.save(stale, replace(stale, state=State.HOOKED, revision=stale.revision + 1))
+
+
+def test_a_command_that_somebody_overtakes_is_obeyed_all_the_same(world, violation, load_event):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.incidents.meanwhile = [world.confirm]
+    assert obey(read_command(load_event("command-abort")), world.desk, world.now) == "abort"
+    assert world.replayed == 1
+    assert world.restore() == "restoring"
+
+
+def test_a_command_between_look_and_write_is_seen(world, violation, load_event):
+    abort = read_command(load_event("command-abort"))
+    world.swap(violation)
+    world.endpoint.settle()
+    world.incidents.meanwhile = [lambda: obey(abort, world.desk, world.now)]
+    assert world.confirm() == "RESTORING"
+    assert world.replayed == 0
+
+
+def test_who_is_always_overtaken_comes_back_later(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    extend = Command("traffic-signs", "extend", world.now)
+    world.incidents.meanwhile = [lambda: obey(extend, world.desk, world.now), lambda: None] * 9
+    with pytest.raises(RetryableError, match="somebody else was faster"):
+        world.confirm()
 
 
 def test_an_operator_aborts(world, violation, load_event):

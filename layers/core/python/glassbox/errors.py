@@ -14,7 +14,7 @@ class BadInputError(GlassboxError):
 
 
 class ConflictError(GlassboxError):
-    """Somebody else has already done it: finish quietly."""
+    """Somebody else has already done it, or something else meanwhile: look again, or finish quietly."""
 
 
 class SettingsError(GlassboxError):

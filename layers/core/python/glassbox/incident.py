@@ -14,11 +14,12 @@ done: any of them may be called twice, late or in another order. An endpoint who
 nor the hooked one is somebody else's, and never updated.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 
 from glassbox import message
 from glassbox.errors import BadInputError, ConflictError, RetryableError
@@ -192,6 +193,27 @@ class Desk:
     notices: Notices
 
 
+P = ParamSpec("P")
+_LOOKS = 5
+
+
+def _looking_again(react: Callable[P, str]) -> Callable[P, str]:
+    """Where somebody else changed the incident between a look at it and a write, go on from what it is now."""
+
+    @functools.wraps(react)
+    def look(*args: P.args, **kwargs: P.kwargs) -> str:
+        conflict = None
+        for _ in range(_LOOKS):
+            try:
+                return react(*args, **kwargs)
+            except ConflictError as error:
+                conflict = error
+        raise RetryableError(f"{_LOOKS} times somebody else was faster: {conflict}") from conflict
+
+    return look
+
+
+@_looking_again
 def swap(violation: Violation, desk: Desk, now: datetime) -> str:
     """A violation: open an incident or join one, and swap the endpoint to the hooked config.
 
@@ -209,10 +231,7 @@ def swap(violation: Violation, desk: Desk, now: datetime) -> str:
         if refusal:
             return refusal
         incident = _new_incident(violation, desk.configs, now)
-        try:
-            desk.incidents.open(incident)
-        except ConflictError:
-            return swap(violation, desk, now)  # another violation was first: join its incident
+        desk.incidents.open(incident)
         return _begin_swap(incident, desk, now, opened=True)
     if violation != incident.cause:
         desk.incidents.attach(incident, violation)
@@ -294,6 +313,7 @@ def _wait(incident: Incident, reason: str, desk: Desk, now: datetime, opened: bo
     return "pending"
 
 
+@_looking_again
 def confirm(
     endpoint: str,
     desk: Desk,
@@ -403,6 +423,7 @@ def _after_failing(
     return incident
 
 
+@_looking_again
 def restore(endpoint: str, desk: Desk, now: datetime) -> str:
     """A picture was made, or the sweep came round: swap back when there are enough pictures or the time is up.
 
@@ -458,6 +479,7 @@ def read_command(event: Mapping[str, Any]) -> Command:
         raise BadInputError(f"event {event.get('id')}: not a command, {error!r}") from error
 
 
+@_looking_again
 def obey(command: Command, desk: Desk, now: datetime) -> str:
     """Note what an operator wants; it is done by :func:`restore`, and by :func:`confirm` when it is hooked."""
     incident = desk.incidents.current(command.endpoint)

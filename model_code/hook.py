@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import uuid
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class Tracer:
                     self._inexact = inexact(self._model, self._modules, image[:1])
                 recordings = [record(self._model, self._modules, part) for part in image.split(SAMPLES)]
                 parts = [self._kept(recording) for recording in recordings]
-            calls = [list(recording.gradients) for recording in recordings]
+            calls = [[(call, g.ndim == 4) for call, g in r.gradients.items()] for r in recordings]
             request = {**request, "time": f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"}
             self._uploader.put(partial(self._step, calls, parts, picture, request, labels))
             return torch.cat([recording.logits for recording in recordings])
@@ -176,7 +177,7 @@ class Tracer:
 
     def _step(
         self,
-        calls: Sequence[list[str]],
+        calls: Sequence[list[tuple[str, bool]]],
         parts: Sequence[Mapping[str, np.ndarray]],
         picture: np.ndarray,
         request: Mapping[str, str | None],
@@ -186,13 +187,13 @@ class Tracer:
             raise ValueError("the samples of the batch took different ways through the network")
         tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if self._form == names.FULL:
-            for name in dict.fromkeys(call.partition("#")[0] for call in calls[0]):
+            for name in dict.fromkeys(call.partition("#")[0] for call, _ in calls[0]):
                 tensors |= parameters(self._name, name, self._modules[name])
         meta = {
             "version": names.VERSION,
             "form": self._form,
             "model": self._name,
-            "modules": [self._described(call) for call in calls[0]],
+            "modules": [self._described(*call) for call in calls[0]],
             "inexact": self._inexact,
             "labels": [labels[t] for t in tensors[names.TARGET].tolist()] if labels else None,
             "request": request,
@@ -200,9 +201,10 @@ class Tracer:
         encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)
         return {names.META: encoded, names.PICTURE: picture, **tensors}
 
-    def _described(self, call: str) -> dict[str, Any]:
+    def _described(self, call: str, has_map: bool) -> dict[str, Any]:
         module = self._modules[call.partition("#")[0]]
-        return {"name": call, "type": type(module).__name__, "eps": getattr(module, "eps", None)}
+        eps = getattr(module, "eps", None)
+        return {"name": call, "type": type(module).__name__, "eps": eps, "map": has_map}
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,7 @@ def biased_modules(model: nn.Module) -> dict[str, nn.Module]:
 def effective_bias(module: nn.Module) -> Tensor:
     """(C,) float32, what one of :func:`biased_modules` adds; of a BatchNorm β − μ·γ/√(σ² + eps)."""
     if not isinstance(module, BATCH_NORM):
-        return module.bias.detach()
+        return module.bias.detach().float()
     mean, var = module.running_mean.double(), module.running_var.double()
     weight, bias = (1.0, 0.0) if module.weight is None else (module.weight.double(), module.bias.double())
     return (bias - mean * weight / torch.sqrt(var + module.eps)).float()
@@ -411,7 +413,7 @@ class Uploader:
 
 
 def write_step(folder: Path, step: int, tensors: Mapping[str, np.ndarray]) -> tuple[Path, Path]:
-    """Write a step as smdebug does: its events, and its index, which is to come last.
+    """Write a step as smdebug does: its events, and its index, which is to come last and holds their checksum.
 
     Not with smdebug's ``FileWriter``: the thread in which that one writes dies of a full disk, and whoever waits for
     it waits for ever. Nor with its ``locations``, which import pandas.
@@ -437,6 +439,7 @@ def write_step(folder: Path, step: int, tensors: Mapping[str, np.ndarray]) -> tu
         "mode": ModeKeys.PREDICT.name,
         "mode_step": step,
         "event_file_name": events_path.relative_to(folder).as_posix(),
+        "crc32": zlib.crc32(events_path.read_bytes()),
     }
     index_path.parent.mkdir(parents=True)
     index_path.write_text(Index(meta, places, []).to_json(), encoding="utf-8")

@@ -20,8 +20,13 @@ def meta(terms, model, form, **other):
         "form": form,
         "model": model._get_name(),
         "modules": [
-            {"name": name, "type": type(module).__name__, "eps": getattr(module, "eps", None)}
-            for name in terms.modules
+            {
+                "name": name,
+                "type": type(module).__name__,
+                "eps": getattr(module, "eps", None),
+                "map": gradient.ndim == 4,
+            }
+            for name, (_, gradient) in terms.modules.items()
             for module in [modules[name.partition("#")[0]]]
         ],
         "inexact": [],

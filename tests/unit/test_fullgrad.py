@@ -618,12 +618,9 @@ class TestExplanation:
             ("reduced", tensor_names.STATS_TENSOR, lambda t: None, "no tensor glassbox/stats"),
             ("reduced", tensor_names.STATS_TENSOR, lambda t: t[:, 1:], "does not fit 8 modules"),
             ("reduced", tensor_names.STATS_TENSOR, lambda t: t[..., :4], "does not fit 8 modules"),
-            ("reduced", tensor_names.STATS_TENSOR, lambda t: -t, "contradict"),
-            ("reduced", tensor_names.STATS_TENSOR, lambda t: t - [0, 1, 0, 0, 0], "contradict"),
-            ("reduced", tensor_names.STATS_TENSOR, lambda t: t * [1, 1, 1, 1, -1], "contradict"),
-            ("reduced", tensor_names.STATS_TENSOR, lambda t: t + np.inf, "not finite"),
             ("reduced", "glassbox/abs/input", lambda t: None, "no tensor glassbox/abs/input"),
-            ("reduced", "glassbox/abs/0", lambda t: t * np.float32(np.nan), "not finite"),
+            ("reduced", "glassbox/abs/3", lambda t: None, "no tensor glassbox/abs/3"),
+            ("reduced", tensor_names.STATS_TENSOR, lambda t: t + np.inf, "contradicts"),
             ("reduced", "glassbox/abs/0", lambda t: t[:1], "glassbox/abs/0: .* does not fit"),
             ("full", "Sequential_input_0", lambda t: None, "no tensor Sequential_input_0"),
             ("full", "gradient/image", lambda t: t[:, :1], "differ"),
@@ -647,6 +644,85 @@ class TestExplanation:
     def test_tensors_that_do_not_fit(self, good, form, name, change, reason):
         with pytest.raises(BadInputError, match=f"worker_0.tfevents: .*{reason}"):
             good(form, {name: change})
+
+
+WHOLE, CONTRADICT = "channels are no whole numbers from 1", "sums and absolute values contradict each other"
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning:glassbox")
+class TestReducedMaps:
+    """What is drawn is what adds up to the logit, or the trace is refused."""
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda t: t - [0, 1, 0, 0, 0], CONTRADICT),
+            (lambda t: t * [1, 1, 0, 1, 1] - [0, 0, 1, 0, 0], CONTRADICT),
+            (lambda t: t * [1, 1, 1, 1, -1], CONTRADICT),
+            (lambda t: t * [1, 1, 1, 1, 0.01], CONTRADICT),
+            (lambda t: t * [1, 1, 1, 1e3, 1], CONTRADICT),
+            (lambda t: t * [1, 1, 1, np.nan, 1], CONTRADICT),
+            (lambda t: t * [0, 1, 1, 1, 1], WHOLE),
+            (lambda t: t * [-1, 1, 1, 1, 1], WHOLE),
+            (lambda t: t * [1.3, 1, 1, 1, 1], WHOLE),
+            (lambda t: t * [np.nan, 1, 1, 1, 1], WHOLE),
+        ],
+    )
+    def test_statistics_of_no_terms(self, good, change, reason):
+        with pytest.raises(BadInputError, match=f"worker_0.tfevents: glassbox/stats: {reason}"):
+            good("reduced", {tensor_names.STATS_TENSOR: change})
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda t: 0 * t,
+            lambda t: -t,
+            lambda t: t[::-1],
+            lambda t: t[:, :2],
+            lambda t: 1.001 * t,
+            lambda t: t * np.float32(np.nan),
+            lambda t: 0 * t + t.mean((1, 2), keepdims=True),
+            lambda t: 1e6 * np.cos(np.arange(t.size)).reshape(t.shape),
+        ],
+    )
+    def test_a_map_of_other_terms(self, good, change):
+        reason = "glassbox/abs/3: the map of sample 0 contradicts glassbox/stats"
+        with pytest.raises(BadInputError, match=f"worker_0.tfevents: {reason}"):
+            good("reduced", {"glassbox/abs/3": lambda t: change(t).astype(np.float32)})
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda channels, low, high, total, sum_abs: (1e9, low, high, total, sum_abs),
+            lambda channels, low, high, total, sum_abs: (channels, high, high, total, sum_abs),
+            lambda channels, low, high, total, sum_abs: (channels, low, 20 * high, total, sum_abs),
+            lambda channels, low, high, total, sum_abs: (channels, low, low, total, sum_abs),
+            lambda channels, low, high, total, sum_abs: (channels, low, high, total, 1.001 * sum_abs),
+        ],
+    )
+    def test_statistics_of_other_terms(self, tmp_path, change):
+        """In a network without ReLU no term is 0, so that the least one counts."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 5))
+        terms = zoo.autograd_terms(model, torch.randn(2, 3, 8, 8))
+        tensors = traces.reduced(terms, model)
+        row = tensors[tensor_names.STATS_TENSOR][0, 1]
+        assert row[1] > 0
+        row[:] = change(*row)
+        step = traces.write_step(tmp_path / "t", tensors)
+        with pytest.raises(
+            BadInputError, match="glassbox/abs/0: the map of sample 0 contradicts glassbox/stats"
+        ):
+            explain(traces.read_step(tmp_path / "t", step))
+
+    def test_a_module_without_pixels_needs_no_map(self, good):
+        names = [layer.name for layer in good("reduced", {})[0].layers]
+        assert names[-2:] == ["10", "11"]
+        with pytest.raises(BadInputError, match="no tensor glassbox/abs/10"):
+            good(
+                "reduced",
+                {tensor_names.META: lambda t: _replaced(t, b'"map": false', b'"map": true ')},
+            )
 
 
 def _replaced(meta, old, new):

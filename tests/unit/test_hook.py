@@ -430,10 +430,10 @@ class TestTracer:
         meta = json.loads(tensors[names.META].tobytes())
         assert meta["labels"] == [labels[i] for i in logits.argmax(1)]
         assert meta["request"] == REQUEST | {"time": "2026-11-23T10:00:01.123Z"}
-        assert (meta["version"], meta["form"], meta["model"]) == (1, "reduced", "ResNet18")
+        assert (meta["version"], meta["form"], meta["model"]) == (2, "reduced", "ResNet18")
         assert meta["inexact"] == []
-        assert meta["modules"][0] == {"name": "bn1", "type": "BatchNorm2d", "eps": 1e-5}
-        assert meta["modules"][-1] == {"name": "fc", "type": "Linear", "eps": None}
+        assert meta["modules"][0] == {"name": "bn1", "type": "BatchNorm2d", "eps": 1e-5, "map": True}
+        assert meta["modules"][-1] == {"name": "fc", "type": "Linear", "eps": None, "map": False}
         assert len(meta["modules"]) == 21
 
     def test_a_large_batch_is_one_step_of_its_samples(self, trace_to):

@@ -12,6 +12,7 @@ from smdebug.core.tfevent.proto.summary_pb2 import Summary
 from smdebug.core.tfevent.proto.tensor_pb2 import TensorProto
 from smdebug.core.tfevent.proto.tensor_shape_pb2 import TensorShapeProto
 
+import hook
 import traces
 import zoo
 from glassbox import fullgrad, picture, tensor_names
@@ -103,11 +104,13 @@ class TestReading:
         assert trace.step == 7
         assert trace.meta.form == tensor_names.REDUCED
         assert trace.meta.model == "Sequential"
-        assert [(m.name, m.type, m.eps) for m in trace.meta.modules][:3] == [
-            ("0", "Conv2d", 0.0),
-            ("1", "BatchNorm2d", 1e-3),
-            ("3", "Conv2d", 0.0),
+        described = [(m.name, m.type, m.has_map, m.eps) for m in trace.meta.modules]
+        assert described[:3] == [
+            ("0", "Conv2d", True, 0.0),
+            ("1", "BatchNorm2d", True, 1e-3),
+            ("3", "Conv2d", True, 0.0),
         ]
+        assert described[-1] == ("11", "BatchNorm1d", False, 1e-5)
         assert trace.meta.labels == ("Stop", "Yield")
         assert trace.meta.request["inference_id"] == "request-1"
         assert trace.tensors[tensor_names.PICTURE].shape == (2, 16, 16, 3)
@@ -278,7 +281,7 @@ class TestBrokenEvents:
 class TestMeta:
     def trace(self, **meta):
         described = {
-            "version": 1,
+            "version": 2,
             "form": "reduced",
             "model": "M",
             "modules": [],
@@ -295,9 +298,9 @@ class TestMeta:
     def test_fields_of_later_hooks_are_ignored(self):
         assert self.trace(gpu=True).meta == self.trace().meta
 
-    @pytest.mark.parametrize("version", [0, 2, "1", None, 1.5, [1]])
+    @pytest.mark.parametrize("version", [0, 1, 3, "2", None, 1.5, [2]])
     def test_another_version_is_refused(self, version):
-        with pytest.raises(BadInputError, match=r"written by version .* of the hook, version 1 is read"):
+        with pytest.raises(BadInputError, match=r"written by version .* of the hook, version 2 is read"):
             self.trace(version=version)
 
     @pytest.mark.parametrize(
@@ -308,15 +311,17 @@ class TestMeta:
             ({"model": None}, "model must be a text"),
             ({"modules": None}, "modules must be a list"),
             ({"modules": ["bn1"]}, "object is expected"),
-            ({"modules": [{"name": "bn1"}]}, "module type must be a text"),
-            ({"modules": [{"name": 1, "type": "BatchNorm2d"}]}, "module name must be a text"),
+            ({"modules": [{"name": "bn1", "map": True}]}, "module type must be a text"),
+            ({"modules": [{"name": 1, "type": "BatchNorm2d", "map": True}]}, "module name must be a text"),
             ({"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": "small"}]}, "eps must be a number"),
             ({"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": -1}]}, "eps must be a number"),
             (
                 {"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": float("nan")}]},
                 "eps must be a number",
             ),
-            ({"modules": [{"name": "a", "type": "Linear"}] * 2}, "named twice"),
+            ({"modules": [{"name": "a", "type": "Linear"}]}, "map must be true or false, not None"),
+            ({"modules": [{"name": "a", "type": "Linear", "map": 1}]}, "map must be true or false, not 1"),
+            ({"modules": [{"name": "a", "type": "Linear", "map": False}] * 2}, "named twice"),
             ({"inexact": "SiLU"}, "inexact must be a list"),
             ({"inexact": [None]}, "inexact must be a text"),
             ({"labels": "Stop"}, "labels must be a list"),
@@ -379,17 +384,56 @@ def damaged(data, blows):
 
 
 class TestCorruption:
-    """Whatever happens to the bytes: a picture with finite facts, or BadInputError. Nothing else, and no warning."""
+    """Whatever happens to the bytes: a picture with finite facts, or BadInputError. Nothing else, and no warning.
+
+    Where the hook wrote them, with their checksum: the picture that they were, or BadInputError.
+    """
 
     def render(self, path, index_bytes, events):
+        """The facts and the map of each sample; None where the step is refused."""
         try:
             index = read_index(path, index_bytes)
+            seen = []
             for explanation in fullgrad.explain(read_trace(index, events)):
                 assert np.isfinite(explanation.saliency).all()
-                json.dumps(picture.facts(explanation), allow_nan=False)
+                facts = json.dumps(picture.facts(explanation), allow_nan=False)
+                seen.append((facts, explanation.saliency.tobytes(), explanation.picture.tobytes()))
             picture.render(explanation)
         except BadInputError as error:
             assert path in str(error) or "events/" in str(error)
+            return None
+        return seen
+
+    @pytest.fixture(scope="class")
+    def sealed(self, step, tmp_path_factory):
+        """The same step as the hook writes it: the index's key, its bytes and the events."""
+        folder = tmp_path_factory.mktemp("sealed")
+        events, index = hook.write_step(folder, 7, traces.read_step(*step).tensors)
+        return index.relative_to(folder).as_posix(), index.read_bytes(), events.read_bytes()
+
+    @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        st.sampled_from(
+            [tensor_names.PICTURE, tensor_names.LOGITS, tensor_names.STATS_TENSOR, "glassbox/abs/3"]
+        ),
+        st.floats(0, 1, exclude_max=True),
+        st.integers(1, 255),
+    )
+    def test_a_flipped_byte_of_a_tensor_is_refused(self, sealed, name, where, flip):
+        path, index_bytes, events = sealed
+        assert self.render(*sealed) is not None
+        events = bytearray(events)
+        content = read_tensors(read_index(path, index_bytes), events)[name].reshape(-1).view(np.uint8)
+        content[int(where * content.size)] ^= flip
+        with pytest.raises(BadInputError, match=r"\.tfevents: not what was written"):
+            read_trace(read_index(path, index_bytes), bytes(events))
+
+    @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(blows=damage, of_index=st.booleans())
+    def test_of_what_the_hook_wrote_changes_no_picture(self, sealed, blows, of_index):
+        path, index_bytes, events = sealed
+        broken = (damaged(index_bytes, blows), events) if of_index else (index_bytes, damaged(events, blows))
+        assert self.render(path, *broken) in (None, self.render(*sealed))
 
     @pytest.mark.filterwarnings("error::RuntimeWarning")
     @settings(max_examples=250, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -32,6 +32,9 @@ FLAT = 1e-6
 
 RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-4, 1e-6
 
+MAP_TOLERANCE = 1e-5
+"""Between a reduced map in float32 and its statistics; what the hook writes differs by 1e-7."""
+
 MAX_PIXELS = 1 << 22
 """Of all pictures of one step together; a request body of 6 MiB holds about half as many."""
 
@@ -157,7 +160,8 @@ def explain(trace: Trace) -> list[Explanation]:
     """Explain every sample of a traced step, full or reduced.
 
     Raises:
-        BadInputError: a tensor is missing, of another shape or dtype than the format says, or not finite.
+        BadInputError: a tensor is missing, of another shape or dtype than the format says, or not finite; or the maps
+            of a reduced trace are not those whose sums are to add up to the logit.
     """
     try:
         return _explain(trace)
@@ -241,13 +245,37 @@ def _reduced(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
     stats = _tensor(trace, tensor_names.STATS_TENSOR, "f8", 3, n)
     if stats.shape[1:] != (len(names), len(tensor_names.STATS)):
         raise ValueError(f"{tensor_names.STATS_TENSOR} {stats.shape} does not fit {len(names)} modules")
-    low, high, sum_abs = (stats[..., column] for column in (MIN_ABS, MAX_ABS, SUM_ABS))
-    if not ((low >= 0) & (low <= high) & (sum_abs >= 0)).all():
-        raise ValueError(f"{tensor_names.STATS_TENSOR}: absolute values contradict each other")
-    return stats, [
-        _tensor(trace, name, "f4", 3, n) if name in trace.tensors or i == 0 else None
-        for i, name in enumerate(map(tensor_names.abs_map, names))
-    ]
+    channels, low, high, total, sum_abs = stats.transpose(2, 0, 1)
+    if not ((channels >= 1) & (channels == np.floor(channels))).all():
+        raise ValueError(f"{tensor_names.STATS_TENSOR}: channels are no whole numbers from 1")
+    above = 1 + MAP_TOLERANCE
+    if not ((low >= 0) & (low <= high) & (high <= above * sum_abs) & (abs(total) <= above * sum_abs)).all():
+        raise ValueError(f"{tensor_names.STATS_TENSOR}: sums and absolute values contradict each other")
+    drawn = [0, *(i for i, module in enumerate(trace.meta.modules, 1) if module.has_map)]
+    maps = {i: _tensor(trace, tensor_names.abs_map(names[i]), "f4", 3, n) for i in drawn}
+    contradicted = ~_fit(stats[:, drawn], list(maps.values()))
+    if contradicted.any():
+        sample, layer = np.argwhere(contradicted)[0]
+        name = tensor_names.abs_map(names[drawn[layer]])
+        raise ValueError(f"{name}: the map of sample {sample} contradicts {tensor_names.STATS_TENSOR}")
+    return stats, [maps.get(i) for i in range(len(names))]
+
+
+def _fit(stats: Float64, maps: list[Float32]) -> npt.NDArray[np.bool_]:
+    """(N, L), whether each map Σ_c|term| has the sum of its statistics, and pixels between C·min, max and C·max."""
+    channels, low, high, _, sum_abs = stats.transpose(2, 0, 1)
+    # all maps in a row: a few calls, however many layers there are
+    pixels = np.concatenate([m.reshape(len(m), -1) for m in maps], 1)
+    begins = np.cumsum([0, *(m[0].size for m in maps[:-1])])
+    darkest, brightest = (f.reduceat(pixels, begins, 1) for f in (np.minimum, np.maximum))
+    total = np.add.reduceat(pixels, begins, 1, dtype=np.float64)
+    below, above = 1 - MAP_TOLERANCE, 1 + MAP_TOLERANCE
+    return np.asarray(
+        (darkest >= below * channels * low)
+        & (brightest <= above * channels * high)
+        & (brightest >= below * high)
+        & (abs(total - sum_abs) <= MAP_TOLERANCE * sum_abs)
+    )
 
 
 def _full(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:

@@ -19,7 +19,7 @@ The **reduced** form (the default) holds besides, for the input (named ``input``
 =======================  ======================  ===========================================================
 ``glassbox/stats``       (N, 1 + M, 5) float64   row 0 the input, row 1 + i ``meta["modules"][i]``; the
                                                  columns are :data:`STATS`
-``glassbox/abs/<m>``     (N, h, w) float32       Σ_c |term| over the channels; none for modules without a map
+``glassbox/abs/<m>``     (N, h, w) float32       Σ_c |term| over the channels, where ``meta`` says that m has a map
 =======================  ======================  ===========================================================
 
 where term = input·gradient for the input and bias·gradient-of-the-output for a module.
@@ -32,8 +32,9 @@ has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of
 
 ``glassbox/meta``::
 
-    {"version": 1, "form": "reduced" | "full", "model": "ResNet",
-     "modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": 1e-05}, …],     in the order of the forward pass
+    {"version": 2, "form": "reduced" | "full", "model": "ResNet",
+     "modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": 1e-05,          in the order of the forward pass
+                  "map": true}, …],                            its output has pixels: it enters the map
      "inexact": ["act: SiLU is not piecewise linear", …],      parts for which FullGrad is not exact; [] is exact
      "labels": ["Stop", …] | null,                             the name of each sample's target class
      "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the raw body,
@@ -42,7 +43,7 @@ has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of
 A module called more than once in a forward pass is ``name#0``, ``name#1``, …; its parameters keep the plain name.
 """
 
-VERSION = 1
+VERSION = 2
 
 # `glassbox-replay=<id>` among a request's custom attributes: always traced, named by its id, never counted as traffic
 REPLAY_ATTRIBUTE = "glassbox-replay"

@@ -3,6 +3,7 @@
 smdebug writes a step as two objects: ``<run>/index/…json`` says where each tensor lies in ``<run>/events/…tfevents``,
 and comes last. The events file is a sequence of TFRecord frames, each one protobuf ``Event`` with one tensor
 (tensorflow/core/lib/io/record_writer.h, core/util/event.proto, core/framework/{summary,tensor}.proto).
+smdebug leaves the checksums of the frames out; Glassbox's hook puts one of all events into the index's ``meta``.
 The tensors are views on the bytes that were read: nothing is copied, and nothing is allocated that a file asks for.
 """
 
@@ -10,6 +11,7 @@ import json
 import math
 import re
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -70,6 +72,8 @@ class Index:
     events_key: str
     ranges: Mapping[str, tuple[int, int]]
     """Name of a tensor -> first byte and number of bytes of its frame."""
+    crc32: int | None
+    """Of the whole events; None where the writer gave none."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Module:
 
     name: str
     type: str
+    has_map: bool
     eps: float = 0.0
 
 
@@ -124,13 +129,13 @@ def read_index(key: str, data: bytes) -> Index:
     events = f"events/{match['step']}/{match['step']}_{match['worker']}.tfevents"
     try:
         content = _object(_json(data))
-        named = _object(content.get("meta")).get("event_file_name")
-        if named != events:
-            raise ValueError(f"names {named!r} as its events, {events!r} is expected")
+        meta = _object(content.get("meta"))
+        if meta.get("event_file_name") != events:
+            raise ValueError(f"names {meta.get('event_file_name')!r} as its events, {events!r} is expected")
         ranges = _ranges(content.get("tensor_payload"))
     except ValueError as error:
         raise BadInputError(f"{key}: {error}") from error
-    return Index(key, int(match["step"]), match["run"] + events, ranges)
+    return Index(key, int(match["step"]), match["run"] + events, ranges, meta.get("crc32"))
 
 
 def read_tensors(index: Index, events: bytes) -> dict[str, Array]:
@@ -141,6 +146,8 @@ def read_tensors(index: Index, events: bytes) -> dict[str, Array]:
     Raises:
         BadInputError: the events are truncated or corrupt, or do not hold what the index says.
     """
+    if index.crc32 is not None and index.crc32 != zlib.crc32(events):
+        raise BadInputError(f"{index.events_key}: not what was written: another checksum than in the index")
     view = memoryview(events)
     tensors = {}
     for name, (start, length) in index.ranges.items():
@@ -328,6 +335,12 @@ def _read_module(entry: Any) -> Module:
     eps = module.get("eps")
     if not (eps is None or (isinstance(eps, int | float) and 0 <= eps < 1)):
         raise ValueError(f"eps must be a number from 0 to 1, not {_short(eps)}")
+    has_map = module.get("map")
+    if not isinstance(has_map, bool):
+        raise ValueError(f"map must be true or false, not {_short(has_map)}")
     return Module(
-        _text(module.get("name"), "module name"), _text(module.get("type"), "module type"), float(eps or 0)
+        _text(module.get("name"), "module name"),
+        _text(module.get("type"), "module type"),
+        has_map,
+        float(eps or 0),
     )

@@ -99,7 +99,8 @@ def _forward(
             for name, module in modules.items():
                 handles.append(module.register_forward_pre_hook(enter))
                 handles.append(module.register_forward_hook(partial(leave, name)))
-            return model(image.detach().requires_grad_()), owner, blind
+            # a copy: a network may normalise its input in place
+            return model(image.detach().clone().requires_grad_()), owner, blind
         finally:
             for handle in handles:
                 handle.remove()

@@ -215,7 +215,7 @@ class Recording:
         logits: (N, K).
         head: the name of the module whose output they are; None if it is not one of those that were watched.
         target: (N,) int64, the class whose logit was differentiated.
-        image: (N, C, H, W); ``image_gradient`` too.
+        image: (N, C, H, W), what became of it where the network writes into its input; ``image_gradient`` too.
         gradients: of every call of a watched module in the order of the forward pass, the gradient of its output with
             the channels first: (N, C, …). The key is the module's name, with ``#call`` where it was called again.
     """
@@ -253,7 +253,8 @@ def record(
             output.register_hook(partial(received.__setitem__, len(calls)))
             calls.append((name, output.shape))
 
-    image = image.detach().requires_grad_()
+    # of its own: a network may normalise its input in place, and the request's is not to change
+    image = image.detach().clone().requires_grad_()
     with torch.enable_grad():
         handles = [m.register_forward_hook(partial(on_output, name)) for name, m in modules.items()]
         try:

@@ -20,6 +20,7 @@ import hook
 import zoo
 from glassbox import tensor_names as names
 from glassbox.errors import SettingsError
+from glassbox.fullgrad import explain
 from glassbox.trace import read_index, read_tensors, read_trace
 from resnet import ResNet18
 
@@ -410,6 +411,19 @@ class TestStep:
             assert trial.tensor(name).value(3, mode=ModeKeys.PREDICT).tobytes() == tensor.tobytes()
 
 
+class InPlace(nn.Module):
+    def __init__(self, fails=False):
+        super().__init__()
+        self.net, self.fails = ResNet18(num_classes=5, width=4), fails
+
+    def forward(self, x):
+        with torch.no_grad():
+            x.sub_(0.5).div_(0.25)
+        if self.fails and torch.is_grad_enabled():
+            raise RuntimeError("no gradient for this one")
+        return self.net(x)
+
+
 class TestTracer:
     def test_a_trace_says_what_was_asked_and_answered(self, trace_to):
         bucket, labels = Bucket(), ["a", "b", "c", "d", "e"]
@@ -467,6 +481,18 @@ class TestTracer:
             "index/000000000/000000000001_worker_0.json",
         ]
         assert all(re.fullmatch(r"tensors/signs/[A-Za-z0-9/._=-]+", key) for key in bucket)
+
+    def test_a_network_that_normalises_its_input_in_place(self, trace_to):
+        bucket, image, model = Bucket(), images(2), InPlace().eval()
+        with torch.inference_mode():
+            expected = model(image.clone())
+        tracer, given = trace_to(bucket, model), image.clone()
+        for _ in range(2):
+            assert torch.equal(predict(tracer, given), expected)
+            assert torch.equal(given, image)
+        tracer.close()
+        first, second = (explain(bucket.trace(key)) for key in bucket.indexes)
+        assert all(explanation.faithful for explanation in (*first, *second))
 
     def test_a_restart_writes_over_nothing(self, trace_to):
         bucket = Bucket()
@@ -652,6 +678,14 @@ class TestTrouble:
         assert (tracer.dropped, len(bucket)) == (1, 0)
         assert "no gradient for this one" in caplog.text
         assert not hooks_of(model)
+
+    def test_the_trace_fails_when_the_input_is_normalised_in_place(self, trace_to):
+        model, image = InPlace(fails=True).eval(), images()
+        with torch.inference_mode():
+            expected = model(image.clone())
+        tracer = trace_to(Bucket(), model)
+        assert torch.equal(predict(tracer, image), expected)
+        assert tracer.dropped == 1
 
     def test_a_batch_whose_samples_take_different_ways(self, trace_to, caplog):
         class Chooses(nn.Module):

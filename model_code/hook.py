@@ -9,7 +9,6 @@ Of smdebug, its writers are used and not its ``Hook``: that one stays on the mod
 the next request comes, and uploads it while that request waits.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -47,8 +46,10 @@ from glassbox.errors import SettingsError
 logger = logging.getLogger(__name__)
 
 SAMPLES = 8  # of a larger batch, so many at a time: a backward pass keeps every activation in memory
-# traces that may wait for the upload before others are dropped: an incident's replays and a minute of live ones fit
+# traces that may wait for the upload, and their bytes, before others are dropped: an incident's replays and a minute of
+# live ones fit
 QUEUE = 32
+QUEUE_BYTES = 256 << 20
 WORKER = "worker_0"
 
 Step = Callable[[], Mapping[str, np.ndarray]]
@@ -112,6 +113,10 @@ class Tracer:
         self._model, self._name = model.eval().requires_grad_(False), type(model).__name__
         self._modules, self._form, self._utcnow = biased_modules(model), form, utcnow
         self._biases = {name: effective_bias(module) for name, module in self._modules.items()}
+        self._parameters = {
+            name: parameters(self._name, name, module) if form == names.FULL else {}
+            for name, module in self._modules.items()
+        }
         self._inexact: list[str] | None = None
         self._lock = threading.Lock()
         self._rate = RateLimit(traces_per_minute, clock)
@@ -131,10 +136,12 @@ class Tracer:
         request: Mapping[str, str | None],
         labels: Sequence[str] | None,
     ) -> Tensor:
-        """The logits (N, K) of ``image``, as without a trace; each sample is traced for its predicted class.
+        """The logits (N, K) of ``image``, as without a trace.
+
+        The first samples, as many as a step may hold, are traced, each for its predicted class.
 
         Args:
-            image: (N, C, H, W) float32, normalised. Like the picture, it must not be changed afterwards.
+            image: (N, C, H, W) float32, normalised.
             picture: (N, H, W, C) uint8, the same before normalisation.
             request: ``inference_id``, ``custom_attributes`` and ``sha256`` of the request.
             labels: the classes' names.
@@ -143,12 +150,17 @@ class Tracer:
             with self._lock:
                 if self._inexact is None:  # once: it is the same network for every request
                     self._inexact = inexact(self._model, self._modules, image[:1])
-                recordings = [record(self._model, self._modules, part) for part in image.split(SAMPLES)]
-                parts = [self._kept(recording) for recording in recordings]
-            calls = [[(call, g.ndim == 4) for call, g in r.gradients.items()] for r in recordings]
+                parts = self._parts(image, picture)
+            logits = [part.logits for part in parts]
+            traced = sum(map(len, logits))
+            if traced < len(image):
+                with torch.inference_mode():
+                    logits.append(self._model(image[traced:]))
             request = {**request, "time": f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"}
-            self._uploader.put(partial(self._step, calls, parts, picture, request, labels))
-            return torch.cat([recording.logits for recording in recordings])
+            picture = picture[:traced].copy()
+            size = picture.nbytes + sum(part.nbytes for part in parts)
+            self._uploader.put(partial(self._step, parts, picture, request, labels, len(image)), size)
+            return torch.cat(logits)
         except Exception as error:
             # Whatever it is that the trace failed of, the request is answered.
             self._uploader.drop(f"{type(error).__name__}: {error}")
@@ -164,38 +176,57 @@ class Tracer:
         """Upload what is waiting, but take no longer than that."""
         self._uploader.close(seconds)
 
-    def _kept(self, recording: "Recording") -> dict[str, np.ndarray]:
-        """What is kept of each sample: the first axis is N."""
+    def _parts(self, image: Tensor, picture: np.ndarray) -> list["Part"]:
+        """The first samples of a request, as many as a step may hold.
+
+        Raises:
+            ValueError: not even one fits.
+        """
+        room = names.STEP_BYTES - sum(t.nbytes for kept in self._parameters.values() for t in kept.values())
+        most = min(len(image), names.STEP_PIXELS // picture[0, ..., 0].size)
+        parts: list[Part] = []
+        traced = 0
+        while traced < most:
+            part = self._part(image[traced:most][:SAMPLES])
+            most = min(most, room // (part.nbytes // len(part.logits) + picture[0].nbytes))
+            parts.append(part.first(most - traced))
+            traced += len(parts[-1].logits)
+        if most < 1:
+            raise ValueError(f"a picture of {tuple(image[0].shape)} is more than a step may hold")
+        return parts
+
+    def _part(self, image: Tensor) -> "Part":
+        # in here the gradients end, before the next part's are computed
+        recording = record(self._model, self._modules, image)
         form = (
             reduced(recording, self._biases) if self._form == names.REDUCED else full(recording, self._name)
         )
-        return {
-            **form,
-            names.LOGITS: _numpy(recording.logits),
-            names.TARGET: recording.target.cpu().numpy(),
-        }
+        form |= {names.LOGITS: _numpy(recording.logits), names.TARGET: recording.target.cpu().numpy()}
+        calls = [(call, gradient.ndim == 4) for call, gradient in recording.gradients.items()]
+        return Part(recording.logits, calls, form)
 
     def _step(
         self,
-        calls: Sequence[list[tuple[str, bool]]],
-        parts: Sequence[Mapping[str, np.ndarray]],
+        parts: Sequence["Part"],
         picture: np.ndarray,
         request: Mapping[str, str | None],
         labels: Sequence[str] | None,
+        samples: int,
     ) -> dict[str, np.ndarray]:
-        if any(other != calls[0] for other in calls):
+        calls = parts[0].calls
+        if any(part.calls != calls for part in parts):
             raise ValueError("the samples of the batch took different ways through the network")
-        tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        if self._form == names.FULL:
-            for name in dict.fromkeys(call.partition("#")[0] for call, _ in calls[0]):
-                tensors |= parameters(self._name, name, self._modules[name])
+        tensors = {name: np.concatenate([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        for call, _ in calls:
+            tensors |= self._parameters[call.partition("#")[0]]
         meta = {
             "version": names.VERSION,
             "form": self._form,
             "model": self._name,
-            "modules": [self._described(*call) for call in calls[0]],
+            "modules": [self._described(*call) for call in calls],
             "inexact": self._inexact,
             "labels": [labels[t] for t in tensors[names.TARGET].tolist()] if labels else None,
+            "samples": samples,
             "request": request,
         }
         encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -205,6 +236,31 @@ class Tracer:
         module = self._modules[call.partition("#")[0]]
         eps = getattr(module, "eps", None)
         return {"name": call, "type": type(module).__name__, "eps": eps, "map": has_map}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is kept of some samples of a request.
+
+    Attributes:
+        logits: (N, K).
+        calls: of the watched modules in the order of the forward pass, each with whether its output has pixels.
+        tensors: by name, the first axis is N.
+    """
+
+    logits: Tensor
+    calls: list[tuple[str, bool]]
+    tensors: Mapping[str, np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def first(self, n: int) -> "Part":
+        """The first ``n`` samples, as a copy where there are more: the others' memory is free."""
+        if n >= len(self.logits):
+            return self
+        return Part(self.logits[:n], self.calls, {name: t[:n].copy() for name, t in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -361,18 +417,22 @@ class Uploader:
         host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
         self._client, (self._bucket, prefix) = client, match.groups()
         self._prefix = f"{prefix}/{started}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._queue: queue.Queue[Step | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[tuple[Step, int] | None] = queue.Queue()
+        self._bytes = 0  # of the steps that wait, and of the one that is being uploaded
         self._lock = threading.Lock()
         self._collected = False  # whether the collections are uploaded
         self.dropped = 0
         self._thread = threading.Thread(target=self._work, name="trace-upload", daemon=True)
         self._thread.start()
 
-    def put(self, step: Step) -> None:
-        """Queue a step: what gives its tensors. Never waits."""
-        try:
-            self._queue.put_nowait(step)
-        except queue.Full:
+    def put(self, step: Step, size: int) -> None:
+        """Queue a step: what gives its tensors, and the bytes that it holds until then. Never waits."""
+        with self._lock:
+            fits = self._queue.qsize() < QUEUE and self._bytes + size <= QUEUE_BYTES
+            if fits:
+                self._bytes += size
+                self._queue.put((step, size))
+        if not fits:
             self.drop("S3 does not keep up")
 
     def drop(self, reason: str) -> None:
@@ -383,22 +443,22 @@ class Uploader:
 
     def close(self, seconds: float) -> None:
         """Upload what is queued, but take no longer than that."""
-        deadline = time.monotonic() + seconds
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=seconds)
-        self._thread.join(max(0, deadline - time.monotonic()))
+        self._queue.put(None)
+        self._thread.join(seconds)
         if self._thread.is_alive():
             logger.warning("%d traces were not uploaded in time", self._queue.qsize())
 
     def _work(self) -> None:
         # A step that was dropped leaves a gap: its number may be in S3 already, for all we know.
-        for number, step in enumerate(iter(self._queue.get, None)):
+        for number, (step, size) in enumerate(iter(self._queue.get, None)):
             try:
                 with tempfile.TemporaryDirectory(prefix="glassbox-") as folder:
                     self._upload(Path(folder), number, step())
             except Exception as error:
                 # Whatever the disk, S3 or the network do, the next step is tried.
                 self.drop(f"{type(error).__name__}: {error}")
+            with self._lock:
+                self._bytes -= size
 
     def _upload(self, folder: Path, number: int, tensors: Mapping[str, np.ndarray]) -> None:
         files = write_step(folder, number, tensors)

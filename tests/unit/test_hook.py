@@ -1,6 +1,8 @@
 """The hook: what it records is what autograd computes, what it writes smdebug reads, and no answer is ever lost."""
 
+import gc
 import hashlib
+import inspect
 import itertools
 import json
 import re
@@ -19,6 +21,7 @@ from torch import nn
 import hook
 import zoo
 from glassbox import tensor_names as names
+from glassbox.aws.objects import Objects
 from glassbox.errors import SettingsError
 from glassbox.fullgrad import explain
 from glassbox.trace import read_index, read_tensors, read_trace
@@ -465,6 +468,66 @@ class TestTracer:
             one_by_one = np.concatenate([single[name] for single in singles])
             np.testing.assert_allclose(batch[name], one_by_one, rtol=1e-3, atol=1e-6)
 
+    @pytest.mark.parametrize(
+        ("form", "width", "size", "samples", "traced"),
+        [
+            ("reduced", 4, 512, 17, 16),  # by its pixels
+            ("reduced", 4, 299, 48, 46),
+            ("full", 64, 128, 20, 17),  # by its bytes
+            ("full", 64, 256, 5, 4),
+        ],
+    )
+    def test_a_step_that_would_be_too_large_holds_the_first_samples(
+        self, trace_to, form, width, size, samples, traced
+    ):
+        torch.manual_seed(0)
+        bucket, model = Bucket(), ResNet18(num_classes=5, width=width).eval()
+        image, picture = torch.randn(samples, 3, size, size), np.zeros((samples, size, size, 3), np.uint8)
+        picture += np.arange(samples, dtype=np.uint8)[:, None, None, None]
+        tracer = trace_to(bucket, model, form=form)
+        logits = tracer.predict(image, picture, REQUEST, None)
+        tracer.close()
+        with torch.inference_mode():
+            torch.testing.assert_close(logits, model(image), rtol=1e-4, atol=1e-4)
+        (key,) = bucket.indexes
+        trace = bucket.trace(key)
+        explanations = explain(trace)
+        assert len(explanations) == traced
+        assert [e.picture[0, 0, 0] for e in explanations] == list(range(traced))
+        assert [e.target for e in explanations] == logits.argmax(1)[:traced].tolist()
+        assert json.loads(trace.tensors[names.META].tobytes())["samples"] == samples
+        limit = inspect.signature(Objects.get).parameters["at_most"].default
+        assert max(map(len, bucket.values())) <= limit
+
+    def test_a_picture_that_is_too_large_is_answered_without_a_trace(self, trace_to, caplog):
+        model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+        tracer = trace_to(Bucket(), model.eval(), form=names.FULL)
+        image = torch.randn(1, 3, 512, 512)
+        logits = tracer.predict(image, np.zeros((1, 512, 512, 3), np.uint8), REQUEST, None)
+        with torch.inference_mode():
+            assert torch.equal(logits, model(image))
+        assert tracer.dropped == 1
+        assert "a picture of (3, 512, 512) is more than a step may hold" in caplog.text
+
+    def test_the_gradients_of_a_part_are_gone_when_the_next_is_recorded(self, trace_to):
+        alive = []
+
+        class Counts(nn.Module):
+            def forward(self, x):
+                if torch.is_grad_enabled():
+                    gc.collect()
+                    alive.append(
+                        sum(type(o) is torch.Tensor and o.shape[1:] == (13, 32, 32) for o in gc.get_objects())
+                    )
+                return x
+
+        conv = nn.Conv2d(3, 13, 1)
+        model = nn.Sequential(Counts(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, 5))
+        tracer = trace_to(Bucket(), model.eval())
+        predict(tracer, images(3 * hook.SAMPLES))
+        assert tracer.dropped == 0
+        assert alive == [0, 0, 0, 0], "once to look at the network, and once for each part"
+
     def test_keys_and_their_order(self, trace_to):
         bucket = Bucket()
         tracer = trace_to(bucket)
@@ -649,6 +712,27 @@ class TestTrouble:
         tracer.close(0.2)
         assert time.monotonic() - began < 5
         stuck.release()
+
+    def test_s3_hangs_while_traces_are_large(self, trace_to, monkeypatch):
+        monkeypatch.setattr(hook, "QUEUE_BYTES", 1 << 20)
+        stuck = Stuck()
+        tracer = trace_to(stuck, form=names.FULL)
+        predict(tracer, images())
+        assert stuck.entered.wait(30)
+        accepted = 0
+        while not tracer.dropped:
+            predict(tracer, images(4))
+            accepted += 1
+        assert 2 < accepted < hook.QUEUE
+        assert tracer.dropped == 1
+        stuck.release()
+
+        def accepts():
+            before = tracer.dropped
+            predict(tracer, images(4))
+            return tracer.dropped == before
+
+        wait_until(accepts)
 
     def test_the_disk_is_gone_and_comes_back(self, trace_to, tmp_path, monkeypatch):
         bucket = Bucket()

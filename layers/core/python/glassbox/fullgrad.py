@@ -35,9 +35,6 @@ RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-4, 1e-6
 MAP_TOLERANCE = 1e-5
 """Between a reduced map in float32 and its statistics; what the hook writes differs by 1e-7."""
 
-MAX_PIXELS = 1 << 22
-"""Of all pictures of one step together; a request body of 6 MiB holds about half as many."""
-
 CHANNELS, MIN_ABS, MAX_ABS, SUM, SUM_ABS = range(len(tensor_names.STATS))
 
 
@@ -173,9 +170,9 @@ def _explain(trace: Trace) -> list[Explanation]:
     meta = trace.meta
     picture = _tensor(trace, tensor_names.PICTURE, "u1", 4)
     n, height, width, channels = picture.shape
-    if channels not in (1, 3) or n * height * width > MAX_PIXELS:
+    if channels not in (1, 3) or n * height * width > tensor_names.STEP_PIXELS:
         raise ValueError(
-            f"{tensor_names.PICTURE} {picture.shape} is no picture of at most {MAX_PIXELS} pixels"
+            f"{tensor_names.PICTURE} {picture.shape} is no picture of at most {tensor_names.STEP_PIXELS} pixels"
         )
     logits = _tensor(trace, tensor_names.LOGITS, "f4", 2, n).astype(np.float64)
     target = _tensor(trace, tensor_names.TARGET, "i8", 1, n)

@@ -37,6 +37,7 @@ has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of
                   "map": true}, …],                            its output has pixels: it enters the map
      "inexact": ["act: SiLU is not piecewise linear", …],      parts for which FullGrad is not exact; [] is exact
      "labels": ["Stop", …] | null,                             the name of each sample's target class
+     "samples": 20,                             pictures of the request: the first N are traced, as many as may be
      "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the raw body,
                  "time": "2026-11-23T10:00:01.123Z"}}
 
@@ -44,6 +45,11 @@ A module called more than once in a forward pass is ``name#0``, ``name#1``, …;
 """
 
 VERSION = 2
+
+# What a step may hold to be rendered: pixels of all its pictures, and bytes of its tensors. An object of 64 MiB is
+# read: the rest is for what lies around the tensors.
+STEP_PIXELS = 1 << 22
+STEP_BYTES = 60 << 20
 
 # `glassbox-replay=<id>` among a request's custom attributes: always traced, named by its id, never counted as traffic
 REPLAY_ATTRIBUTE = "glassbox-replay"

@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor, nn
 
 from glassbox.errors import BadInputError
@@ -29,11 +31,15 @@ from resnet import from_state_dict
 
 PIXELS = 1 << 24  # of one image; 48 MB decoded
 BATCH = 64
+FLOAT32 = torch.finfo(torch.float32)
 TOP = 3
 SIDE = 1024  # of the model's input
 RESNET18 = "resnet18"
 
 _CLASS = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
+
+# Not Image.open, which refuses what is very large without saying how large it is.
+_PICTURES = {"image/png": ("PNG", PngImageFile), "image/jpeg": ("JPEG", JpegImageFile)}
 
 _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -266,8 +272,8 @@ def _images(data: bytes, content_type: str | None, channels: int) -> list[np.nda
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind == "application/x-npy":
         return _npy(data, channels)
-    if kind in ("image/png", "image/jpeg"):
-        return [_picture(data, kind.removeprefix("image/").upper(), channels)]
+    if kind in _PICTURES:
+        return [_picture(data, *_PICTURES[kind], channels)]
     raise RequestError(
         415, f"The content type is {kind[:100]!r}; application/x-npy, image/png and image/jpeg are read."
     )
@@ -283,7 +289,12 @@ def _npy(data: bytes, channels: int) -> list[np.ndarray]:
         raise RequestError(400, "The body is not an array in the .npy format.") from error
     if dtype.hasobject:
         raise RequestError(400, "The array holds pickled objects, which are not read.")
-    if len(shape) not in (3, 4) or shape[-1] != channels or min(shape) < 1:
+    # `type(…) is int`: a header may say True, which numpy lets pass
+    if (
+        len(shape) not in (3, 4)
+        or not all(type(side) is int and side >= 1 for side in shape)
+        or shape[-1] != channels
+    ):
         raise RequestError(
             400, f"The array has shape {shape}; (H, W, {channels}) or (N, H, W, {channels}) is read."
         )
@@ -293,18 +304,21 @@ def _npy(data: bytes, channels: int) -> list[np.ndarray]:
         )
     if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
         raise RequestError(400, f"The array's header promises {shape} {dtype}, which the body does not hold.")
+    unread = RequestError(400, f"The array is {dtype}; uint8, or floats from 0 to 1, are read.")
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise unread
     array = np.load(io.BytesIO(data), allow_pickle=False).reshape(-1, *shape[-3:])
     if dtype == np.uint8:
         return list(array)
     # `not all(inside)`, so that NaN counts as outside
-    if dtype.kind != "f" or not ((array >= 0) & (array <= 1)).all():
-        raise RequestError(400, f"The array is {dtype}; uint8, or floats from 0 to 1, are read.")
+    if not ((array >= 0) & (array <= 1)).all():
+        raise unread
     return list((array * 255).round().astype(np.uint8))
 
 
-def _picture(data: bytes, kind: str, channels: int) -> np.ndarray:
+def _picture(data: bytes, kind: str, file: Callable[[io.BytesIO], Image.Image], channels: int) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+        with file(io.BytesIO(data)) as image:
             if image.width * image.height > PIXELS:
                 raise RequestError(
                     400, f"The picture has {image.width}×{image.height} pixels; at most {PIXELS} are read."

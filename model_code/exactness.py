@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Kinds of nodes, by the name that autograd gives the function.
 # fmt: off
@@ -36,13 +37,24 @@ _FACTORS = {  # kind -> which of its operands are multiplied with one another
 }
 _NORMS = frozenset({"NativeBatchNorm", "NativeLayerNorm", "NativeGroupNorm"})
 _CLIPS = frozenset({"Hardtanh", "Clamp", "ClampMin", "ClampMax"})
+# Calls that put values beside what depends on the picture -> which of their arguments the values are. Their nodes are
+# exact where these are 0, and do not say so.
+_PLACES = {
+    **dict.fromkeys(("cat", "stack"), slice(0, 1)),
+    **dict.fromkeys(("maximum", "minimum"), slice(0, 2)),
+    **dict.fromkeys(("fill_", "copy_"), slice(1, 2)),
+    "where": slice(1, 3),
+    **dict.fromkeys(("constant_pad_nd", "masked_fill", "masked_fill_"), slice(2, 3)),
+}
 _KNOWN = _EXACT | _SUMS | _FACTORS.keys() | _NORMS | _CLIPS
 
 
 def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) -> list[str]:
     """The parts of ``model`` for which FullGrad is not exact, each with the reason; [] where it is exact.
 
-    Functions count as modules do, and what the forward pass does not call does not count.
+    Functions count as modules do, and what the forward pass does not call does not count. Whether a constant that is
+    concatenated, padded or filled in is 0, the values of this one pass say; what a buffer held before features were
+    written over a part of it is not looked at.
 
     Args:
         model: in eval mode, its parameters frozen. No hook is left on it.
@@ -54,14 +66,15 @@ def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) ->
         for name, module in model.named_modules()
         if name and (name in biased or not any(module.children()))
     }
-    logits, owner, blind = _forward(model, modules, image)
+    with _Constants() as constants:
+        logits, owner, blind = _forward(model, modules, image)
     flaws = dict.fromkeys(
         blind & biased.keys(), "gives no tensor that depends on the picture, so its bias is left out"
     )
     functions: dict[str, str] = {}
     for node in _nodes(logits.grad_fn, set()):
         name = owner.get(node)
-        flaw = _flaw(node, name in biased)
+        flaw = "takes in a constant" if node in constants.nodes else _flaw(node, name in biased)
         if flaw and name:
             flaws.setdefault(name, flaw)
         elif flaw:
@@ -69,6 +82,39 @@ def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) ->
     return [f"{name}: {type(modules[name]).__name__} {flaws[name]}" for name in modules if name in flaws] + [
         f"{type(model).__name__}: the function {kind} {flaw}" for kind, flaw in sorted(functions.items())
     ]
+
+
+class _Constants(TorchDispatchMode):
+    """Finds the nodes of a forward pass that take in a constant other than 0. Sees this thread's calls alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: set[Any] = set()
+        self._last: Tensor | None = None
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._settle()
+        output = function(*args, **(kwargs or {}))
+        values = args[_PLACES.get(function.overloadpacket.__name__, slice(0))]
+        if any(map(_is_constant, values)):
+            self._last = output
+        return output
+
+    def __exit__(self, *error: Any) -> None:
+        self._settle()
+        super().__exit__(*error)
+
+    def _settle(self) -> None:
+        # Only when the next call comes has the last one got its node; where it wrote into a view, the whole has.
+        if self._last is not None:
+            self.nodes.add((self._last._base if self._last._is_view() else self._last).grad_fn)
+            self._last = None
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.requires_grad and bool(value.any())
+    return any(map(_is_constant, value)) if isinstance(value, Sequence) else value != 0
 
 
 def _forward(

@@ -30,6 +30,13 @@ class Between(nn.Module):
         return self.last(self.function(self.first(x)).mean((2, 3)))
 
 
+def written(x, value):
+    """A copy of ``x`` with ``value`` for its first channel."""
+    x = x.clone()
+    x[:, 0] = value
+    return x
+
+
 def residual(model, image):
     """The completeness error / Σ|terms|."""
     modules = biased_modules(model)
@@ -41,6 +48,7 @@ def residual(model, image):
 
 NOT_LINEAR, NORMALISES = "is not piecewise linear", "normalises by the statistics of its own input"
 CLIPS, CONSTANT = "adds a constant where it clips", "adds a constant that is the bias of no module"
+TAKEN = "takes in a constant"
 PRODUCT = "multiplies or divides by what depends on the picture"
 
 
@@ -85,6 +93,7 @@ class TestModules:
             (nn.ReLU6(), CLIPS),
             (nn.ReLU6(inplace=True), CLIPS),
             (nn.Hardtanh(), CLIPS),
+            (nn.ConstantPad2d(1, 3.0), TAKEN),
             (nn.LocalResponseNorm(2), PRODUCT),
             (nn.Softsign(), PRODUCT),
         ],
@@ -164,13 +173,28 @@ class TestFunctions:
             (lambda x: x.clamp(0, 1), f"Clamp {CLIPS}"),
             (lambda x: x.clamp(min=1), f"Clamp {CLIPS}"),
             (F.relu6, f"Hardtanh {CLIPS}"),
+            (lambda x: torch.cat([x[:, :6], torch.ones(len(x), 2, 12, 12)], 1), f"Cat {TAKEN}"),
+            (lambda x: torch.stack([x, torch.ones_like(x)]).sum(0), f"Stack {TAKEN}"),
+            (lambda x: F.pad(x, (1, 1), value=3), f"ConstantPadNd {TAKEN}"),
+            (lambda x: torch.maximum(x, torch.ones(1)), f"Maximum {TAKEN}"),
+            (lambda x: torch.minimum(torch.ones(1), x), f"Minimum {TAKEN}"),
+            (lambda x: torch.max(x, x.detach()), f"Maximum {TAKEN}"),
+            (lambda x: x.masked_fill(x < 0, 5), f"MaskedFill {TAKEN}"),
+            (lambda x: x.clone().masked_fill_(x < 0, torch.tensor(5.0)), f"MaskedFill {TAKEN}"),
+            (lambda x: torch.where(x > 0, x, 2), f"Where {TAKEN}"),
+            (lambda x: torch.where(x > 0, torch.ones(8, 1, 1), x), f"Where {TAKEN}"),
+            (lambda x: written(x, 2), f"CopySlices {TAKEN}"),
+            (lambda x: written(x, torch.ones(12, 12)).relu_(), f"CopySlices {TAKEN}"),
             (torch.sigmoid, f"Sigmoid {NOT_LINEAR}"),
             (torch.exp, f"Exp {NOT_LINEAR}"),
             (lambda x: x**2, f"Pow {NOT_LINEAR}"),
         ],
     )
     def test_that_break_the_sum(self, function, flaw):
-        assert found(Between(function)) == [f"Between: the function {flaw}"]
+        torch.manual_seed(0)
+        model = Between(function)
+        assert found(model) == [f"Between: the function {flaw}"]
+        assert residual(model, 20 * torch.randn(2, 8, 12, 12)) > 1e-5
 
     @pytest.mark.parametrize(
         "function",
@@ -182,6 +206,9 @@ class TestFunctions:
             lambda x: x @ torch.ones(12, 4), lambda x: F.conv2d(x, torch.ones(8, 8, 1, 1)),
             lambda x: F.interpolate(x, size=7, mode="bilinear"), lambda x: F.pad(x, (1, 1)), lambda x: x.flip(1),
             lambda x: x.double().float(), lambda x: torch.where(x > 0, x, -x), lambda x: x.masked_fill(x < 0, 0.0),
+            lambda x: torch.cat([x[:, :6], torch.zeros(len(x), 2, 12, 12)], 1), lambda x: torch.where(x > 0, x, 0),
+            lambda x: torch.maximum(x, torch.zeros(1)), lambda x: written(x, 0), lambda x: written(x, x[:, 1]),
+            lambda x: written(torch.zeros(len(x), 8, 12, 12), x[:, 1]),
         ],
     )  # fmt: skip
     def test_that_do_not(self, function):

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,20 @@ FLOAT32 = torch.finfo(torch.float32)
 TOP = 3
 SIDE = 1024  # of the model's input
 RESNET18 = "resnet18"
+
+# What torch.load raises at a file that is no state dict, or half of one: only the first is its own word for it.
+_NO_WEIGHTS = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
 
 _CLASS = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
 
@@ -111,11 +126,16 @@ def read_config(path: Path) -> dict[str, Any]:
     """
 
     def numbers(value: Any) -> bool:
-        return isinstance(value, list) and all(type(v) in (int, float) for v in value)
+        # as float32 holds them: JSON's may be NaN, infinite, or larger than any float
+        return isinstance(value, list) and all(
+            type(v) in (int, float) and abs(v) <= FLOAT32.max for v in value
+        )
 
     try:
         config = {"arguments": {}, "labels": None, **json.loads(path.read_text(encoding="utf-8"))}
-    except (ValueError, TypeError) as error:
+    except OSError as error:
+        raise BadInputError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadInputError(f"{path}: not a JSON object: {error}") from error
     size, mean, std, labels = (config.get(name) for name in ("image_size", "mean", "std", "labels"))
     problems = {
@@ -128,7 +148,7 @@ def read_config(path: Path) -> dict[str, Any]:
         "mean must be 1 or 3 numbers": numbers(mean) and len(mean) in (1, 3),
         "std must be as many numbers, above 0": numbers(std)
         and len(std) == len(mean if isinstance(mean, list) else ())
-        and min(std) > 0,
+        and min(std) >= FLOAT32.tiny,
         "labels must be null or texts": labels is None
         or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
     }
@@ -146,24 +166,27 @@ def load_network(weights: Path, config: Mapping[str, Any]) -> nn.Module:
     called with ``config["arguments"]``; its ``forward`` takes (N, C, H, W) float32 and gives (N, K) logits.
 
     Raises:
-        BadInputError: the weights are not of this network, or it does not take the config's pictures.
+        BadInputError: the weights or the class cannot be loaded, the weights are not of this network, or it does not
+            take the config's pictures.
     """
     architecture = config["architecture"]
     try:
         state_dict = torch.load(weights, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except OSError as error:
+        raise BadInputError(f"{weights}: {error.strerror}") from error
+    except _NO_WEIGHTS as error:
         raise BadInputError(
             f"{weights}: no state dict of tensors alone, and nothing else is read: "
-            "torch.save(network.state_dict(), …) writes one"
+            f"torch.save(network.state_dict(), …) writes one ({type(error).__name__}: {_line(error)[:200]})"
         ) from error
     network = from_state_dict(state_dict) if architecture == RESNET18 else _own(config, state_dict)
     shape = (1, len(config["mean"]), *config["image_size"])
     try:
         with torch.inference_mode():
             logits = network(torch.zeros(shape))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise BadInputError(
-            f"{architecture}: a picture of {shape} does not go through it: {error}"
+            f"{architecture}: a picture of {shape} does not go through it: {_line(error)}"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -176,12 +199,29 @@ def load_network(weights: Path, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _own(config: Mapping[str, Any], state_dict: Any) -> nn.Module:
-    module, _, name = config["architecture"].partition(":")
-    network = getattr(importlib.import_module(module), name)(**config["arguments"])
+    architecture, arguments = config["architecture"], config["arguments"]
+    module, _, name = architecture.partition(":")
+    try:
+        network = getattr(importlib.import_module(module), name)(**arguments)
+    except (
+        ImportError,
+        SyntaxError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+    ) as error:
+        raise BadInputError(
+            f"{architecture}: code/{module}.py gives no network with the arguments {arguments}: "
+            f"{type(error).__name__}: {_line(error)}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise BadInputError(f"{architecture}: a {type(network).__name__}, and no torch.nn.Module")
     try:
         network.load_state_dict(state_dict)
-    except (RuntimeError, TypeError) as error:
-        raise BadInputError(f"{config['architecture']}: these are not its weights: {_line(error)}") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise BadInputError(f"{architecture}: these are not its weights: {_line(error)}") from error
     return network.eval()
 
 

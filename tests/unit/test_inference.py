@@ -410,6 +410,12 @@ class TestModel:
             ({"mean": [0.5]}, "std must be as many numbers, above 0"),
             ({"std": [0.1, 0.2, "0.3"]}, "std must be as many numbers, above 0"),
             ({"std": [0.1, 0.2, 0]}, "std must be as many numbers, above 0"),
+            ({"mean": [0.5, np.nan, 0.5]}, "mean must be 1 or 3 numbers"),
+            ({"mean": [0.5, np.inf, 0.5]}, "mean must be 1 or 3 numbers"),
+            ({"mean": [0.5, 10**400, 0.5]}, "mean must be 1 or 3 numbers"),
+            ({"mean": [0.5, 1e39, 0.5]}, "mean must be 1 or 3 numbers"),
+            ({"std": [0.1, np.nan, 0.1]}, "std must be as many numbers, above 0"),
+            ({"std": [0.1, 1e-60, 0.1]}, "std must be as many numbers, above 0"),
             ({"labels": [1, 2, 3, 4, 5]}, "labels must be null or texts"),
             (
                 {"labels": [0], "mean": 0},
@@ -423,7 +429,7 @@ class TestModel:
             inference.model_fn(str(tmp_path))
         assert str(caught.value).startswith(f"{tmp_path}/model/config.json: ")
 
-    @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "3"])
+    @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "3", "[" * 100_000])
     def test_a_config_that_is_none(self, tmp_path, text):
         unpacked(tmp_path)
         (tmp_path / "model" / "config.json").write_text(text)
@@ -440,6 +446,44 @@ class TestModel:
     def test_a_config_that_does_not_fit_the_network(self, tmp_path, change, problem):
         unpacked(tmp_path, CONFIG | change)
         with pytest.raises(BadInputError, match=re.escape(problem)):
+            inference.model_fn(str(tmp_path))
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda good: b"",
+            lambda good: b"text",
+            lambda good: b"no weights",
+            lambda good: good[:1000],
+            lambda good: good[:-5],
+            lambda good: good[len(good) // 2 :],
+        ],
+    )
+    def test_weights_that_cannot_be_read(self, tmp_path, change):
+        weights = unpacked(tmp_path) / "model" / "model.pt"
+        weights.write_bytes(change(weights.read_bytes()))
+        with pytest.raises(BadInputError, match="no state dict of tensors alone") as caught:
+            inference.model_fn(str(tmp_path))
+        assert str(caught.value).startswith(f"{weights}: ")
+
+    @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_weights_whose_bytes_are_damaged(self, tmp_path_factory, data):
+        """In the format before zip files, of which nothing has a checksum."""
+        stream = io.BytesIO()
+        torch.save({"a": torch.ones(3)}, stream, _use_new_zipfile_serialization=False)
+        damaged = bytearray(stream.getvalue())
+        for _ in range(data.draw(st.integers(1, 4))):
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+        weights = tmp_path_factory.mktemp("damaged") / "model.pt"
+        weights.write_bytes(damaged)
+        with pytest.raises(BadInputError):
+            inference.load_network(weights, CONFIG)
+
+    @pytest.mark.parametrize("name", ["model.pt", "config.json"])
+    def test_a_file_that_is_not_there(self, tmp_path, name):
+        (unpacked(tmp_path) / "model" / name).unlink()
+        with pytest.raises(BadInputError, match=rf"model/{name}: No such file or directory"):
             inference.model_fn(str(tmp_path))
 
     def test_weights_are_never_unpickled(self, tmp_path):
@@ -515,6 +559,37 @@ class TestOwnNetwork:
         assert (prediction["class"], prediction["label"]) == (best, CONFIG["labels"][best])
         for name, weight in network.state_dict().items():
             assert torch.equal(classifier.network.state_dict()[name], weight)
+
+    @pytest.mark.parametrize(
+        ("architecture", "arguments", "reason"),
+        [
+            (
+                "nowhere_net:Tiny",
+                {},
+                "code/nowhere_net.py gives no network .* ModuleNotFoundError: No module",
+            ),
+            ("tiny_net:Huge", {}, r"code/tiny_net.py gives no network .* AttributeError: module .* 'Huge'"),
+            ("tiny_net:Tiny", {}, "code/tiny_net.py gives no network .* TypeError: .*'classes'"),
+            ("tiny_net:Tiny", {"classes": -1}, "code/tiny_net.py gives no network .* RuntimeError: "),
+            (
+                "tiny_net:Tiny",
+                {"depth": 3},
+                r"code/tiny_net.py .* with the arguments {'depth': 3}: TypeError: .*'depth'",
+            ),
+            ("collections:OrderedDict", {}, "a OrderedDict, and no torch.nn.Module"),
+        ],
+    )
+    def test_a_class_that_cannot_be_made(self, tmp_path, tiny, architecture, arguments, reason):
+        with pytest.raises(BadInputError, match=f"^{architecture}: {reason}"):
+            self.archive(tmp_path, tiny(5), architecture=architecture, arguments=arguments)
+
+    def test_a_network_that_does_not_take_the_picture(self, tmp_path, tiny):
+        module = tmp_path / "code" / "narrow_net.py"
+        module.write_text(NETWORK.replace("x = self.conv(x)", "n, c, h = x.shape; x = self.conv(x)"))
+        with pytest.raises(
+            BadInputError, match=r"a picture of \(1, 3, 24, 32\) does not go through it: too many"
+        ):
+            self.archive(tmp_path, tiny(5), architecture="narrow_net:Tiny")
 
     def test_says_whose_weights_they_are_not(self, tmp_path, tiny):
         with pytest.raises(BadInputError, match=r"tiny_net:Tiny: these are not its weights: .*fc\.weight"):

@@ -124,10 +124,7 @@ class Tracer:
 
     def wants(self, custom_attributes: str | None) -> bool:
         """Whether to trace the request with these attributes: a replay always, live traffic within its bound."""
-        attributes = (custom_attributes or "").split(",")
-        return (
-            any(a.strip().startswith(f"{names.REPLAY_ATTRIBUTE}=") for a in attributes) or self._rate.take()
-        )
+        return names.replay_id(custom_attributes) is not None or self._rate.take()
 
     def predict(
         self,

@@ -349,6 +349,29 @@ class TestRecord:
         assert all(p.grad is None and not p.requires_grad for p in model.parameters())
 
 
+class TestReplayId:
+    @pytest.mark.parametrize(
+        ("attributes", "replay_id"),
+        [
+            ("glassbox-replay=3f", "3f"),
+            (" glassbox-replay=3f ,user=7", "3f"),
+            ("user=7,\tglassbox-replay = 3f=g", "3f=g"),
+            ("glassbox-replay=", ""),
+            (["user=7", "trace=9,glassbox-replay=3f"], "3f"),
+            ("glassbox-replay=1,glassbox-replay=2", "1"),
+            (None, None),
+            ([], None),
+            ("", None),
+            ("glassbox-replay", None),
+            ("glassbox-replays=1", None),
+            ("x=glassbox-replay=1", None),
+            (["glassbox-replay", "=1"], None),
+        ],
+    )
+    def test_is_read_the_same_way_everywhere(self, attributes, replay_id):
+        assert names.replay_id(attributes) == replay_id
+
+
 class TestStep:
     @pytest.mark.parametrize("step", [0, 7, 999, 1000, 123_456_789])
     def test_lies_where_smdebug_puts_it(self, tmp_path, step):
@@ -628,8 +651,8 @@ class TestTracer:
         tracer = trace_to(Bucket(), per_minute=2, clock=lambda: now)
         replay = "user=7, glassbox-replay=3f"
         assert [tracer.wants(replay) for _ in range(5)] == [True] * 5
-        others = [None, "", "user=7", "glassbox-replays=1", "x=glassbox-replay=1"]
-        assert [tracer.wants(attributes) for attributes in others] == [True, True, False, False, False]
+        others = [None, "", "user=7", "glassbox-replays=1", "x=glassbox-replay=1", "glassbox-replay"]
+        assert [tracer.wants(attributes) for attributes in others] == [True, True, *[False] * 4]
         assert tracer.wants(replay)
         now = 60.0
         assert [tracer.wants(None) for _ in range(3)] == [True, True, False]

@@ -68,6 +68,20 @@ INPUT = "input"
 IMAGE_GRADIENT = "gradient/image"
 
 
+def replay_id(custom_attributes: str | list[str] | None) -> str | None:
+    """The id in ``glassbox-replay=<id>``, which may be empty; None for a request that is no replay.
+
+    Args:
+        custom_attributes: of a request, comma-separated, or several such texts, as a capture may hold them.
+    """
+    given = [custom_attributes] if isinstance(custom_attributes, str) else custom_attributes or []
+    for attribute in ",".join(given).split(","):
+        name, equals, value = attribute.partition("=")
+        if equals and name.strip() == REPLAY_ATTRIBUTE:
+            return value.strip()
+    return None
+
+
 def abs_map(module: str) -> str:
     """Name of the tensor that holds Σ_c |term| of ``module`` (or of :data:`INPUT`)."""
     return f"glassbox/abs/{module}"

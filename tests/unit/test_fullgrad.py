@@ -201,7 +201,7 @@ class TestAgainstTheArticle:
         ours, theirs = full_gradient(*terms).saliency[0], article_map(*terms)
         assert np.abs(ours - theirs).max() < 1e-6 * (theirs.max() - theirs.min())
 
-    @pytest.mark.parametrize(("variance", "wrong_by"), [(1e-4, 0.04), (1e-5, 0.4), (1e-6, 2.0)])
+    @pytest.mark.parametrize(("variance", "wrong_by"), [(1e-4, 0.04), (1e-5, 0.4), (1e-6, 2.3)])
     def test_its_bias_is_wrong_where_the_variance_is_small(self, variance, wrong_by):
         """√((var + eps) / var) − 1 of mean · weight / √(var + eps); the network itself is the judge."""
         norm = nn.BatchNorm2d(1).double().eval()
@@ -534,7 +534,7 @@ class TestChain:
                 assert explanation.residual <= 5e-7 * explanation.sum_abs
                 assert {layer.name for layer in explanation.layers} == {"input", *expected.modules}
                 theirs = authors_map(expected)[i]
-                assert np.abs(explanation.saliency - theirs).max() < 1e-4 * np.ptp(theirs)
+                assert np.abs(explanation.saliency - theirs).max() < 1e-5 * np.ptp(theirs)
 
 
 @pytest.fixture(scope="module")

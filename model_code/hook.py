@@ -186,7 +186,7 @@ class Tracer:
         while traced < most:
             part = self._part(image[traced:most][:SAMPLES])
             most = min(most, room // (part.nbytes // len(part.logits) + picture[0].nbytes))
-            parts.append(part.first(most - traced))
+            parts.append(part.first(max(0, most - traced)))
             traced += len(parts[-1].logits)
         if most < 1:
             raise ValueError(f"a picture of {tuple(image[0].shape)} is more than a step may hold")
@@ -251,6 +251,7 @@ class Part:
 
     @property
     def nbytes(self) -> int:
+        """Of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def first(self, n: int) -> "Part":

@@ -124,7 +124,8 @@ class Tracer:
 
     def wants(self, custom_attributes: str | None) -> bool:
         """Whether to trace the request with these attributes: a replay always, live traffic within its bound."""
-        return names.replay_id(custom_attributes) is not None or self._rate.take()
+        replayed = names.attribute(names.REPLAY_ATTRIBUTE, custom_attributes) is not None
+        return replayed or self._rate.take()
 
     def predict(
         self,
@@ -153,10 +154,11 @@ class Tracer:
             if traced < len(image):
                 with torch.inference_mode():
                     logits.append(self._model(image[traced:]))
-            request = {**request, "time": f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"}
+            now = f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
+            request = {**request, "time": now, "samples": str(len(image))}
             picture = picture[:traced].copy()
             size = picture.nbytes + sum(part.nbytes for part in parts)
-            self._uploader.put(partial(self._step, parts, picture, request, labels, len(image)), size)
+            self._uploader.put(partial(self._step, parts, picture, request, labels), size)
             return torch.cat(logits)
         except Exception as error:
             # Whatever it is that the trace failed of, the request is answered.
@@ -208,7 +210,6 @@ class Tracer:
         picture: np.ndarray,
         request: Mapping[str, str | None],
         labels: Sequence[str] | None,
-        samples: int,
     ) -> dict[str, np.ndarray]:
         calls = parts[0].calls
         if any(part.calls != calls for part in parts):
@@ -223,7 +224,6 @@ class Tracer:
             "modules": [self._described(*call) for call in calls],
             "inexact": self._inexact,
             "labels": [labels[t] for t in tensors[names.TARGET].tolist()] if labels else None,
-            "samples": samples,
             "request": request,
         }
         encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)

@@ -92,7 +92,7 @@ def test_a_folder_without_images_says_what_is_expected(capsys, weights, tmp_path
     assert "one folder per class number" in said(capsys, tmp_path / "nowhere", weights(), tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, b"\x80\x02csomewhere\nelse\n."])
+@pytest.mark.parametrize("content", [None, b"", b"hello", b"\x80\x02csomewhere\nelse\n."])
 def test_weights_that_are_none_say_so(capsys, images, tmp_path, content):
     path = tmp_path / "weights.pt"
     if content is not None:

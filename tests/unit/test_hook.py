@@ -351,7 +351,7 @@ class TestRecord:
 
 class TestReplayId:
     @pytest.mark.parametrize(
-        ("attributes", "replay_id"),
+        ("attributes", "replay"),
         [
             ("glassbox-replay=3f", "3f"),
             (" glassbox-replay=3f ,user=7", "3f"),
@@ -368,8 +368,8 @@ class TestReplayId:
             (["glassbox-replay", "=1"], None),
         ],
     )
-    def test_is_read_the_same_way_everywhere(self, attributes, replay_id):
-        assert names.replay_id(attributes) == replay_id
+    def test_is_read_the_same_way_everywhere(self, attributes, replay):
+        assert names.attribute(names.REPLAY_ATTRIBUTE, attributes) == replay
 
 
 class TestStep:
@@ -469,7 +469,7 @@ class TestTracer:
         assert tensors[names.TARGET].tolist() == logits.argmax(1).tolist()
         meta = json.loads(tensors[names.META].tobytes())
         assert meta["labels"] == [labels[i] for i in logits.argmax(1)]
-        assert meta["request"] == REQUEST | {"time": "2026-11-23T10:00:01.123Z"}
+        assert meta["request"] == REQUEST | {"time": "2026-11-23T10:00:01.123Z", "samples": "3"}
         assert (meta["version"], meta["form"], meta["model"]) == (2, "reduced", "ResNet18")
         assert meta["inexact"] == []
         assert meta["modules"][0] == {"name": "bn1", "type": "BatchNorm2d", "eps": 1e-5, "map": True}
@@ -518,7 +518,7 @@ class TestTracer:
         assert len(explanations) == traced
         assert [e.picture[0, 0, 0] for e in explanations] == list(range(traced))
         assert [e.target for e in explanations] == logits.argmax(1)[:traced].tolist()
-        assert json.loads(trace.tensors[names.META].tobytes())["samples"] == samples
+        assert trace.meta.request["samples"] == str(samples)
         limit = inspect.signature(Objects.get).parameters["at_most"].default
         assert max(map(len, bucket.values())) <= limit
 

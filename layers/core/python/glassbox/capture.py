@@ -15,7 +15,7 @@ import msgspec
 
 from glassbox.errors import BadInputError
 from glassbox.response import Prediction, ResponseForm, UnreadableError
-from glassbox.tensor_names import REPLAY_ATTRIBUTE
+from glassbox.tensor_names import REPLAY_ATTRIBUTE, attribute
 
 CHUNK_BYTES = 1 << 16  # larger pieces come from fresh pages, which costs more than the calls it saves
 LINE_BYTES = 32 << 20  # two bodies of 6 MiB (InvokeEndpoint's limit), escaped or in base64, fit
@@ -131,7 +131,7 @@ def read_line(line: bytes | None, form: ResponseForm) -> Record:
     output, metadata = captured.capture_data.endpoint_output, captured.event_metadata
     time = metadata.inference_time
     moment(time)
-    if metadata.custom_attributes and _is_replay(metadata.custom_attributes):
+    if metadata.custom_attributes and attribute(REPLAY_ATTRIBUTE, metadata.custom_attributes) is not None:
         return Record(time, (), True)
     if output is None:
         raise UnreadableError("the record has no output", time)
@@ -153,13 +153,6 @@ def moment(time: str) -> datetime:
     if utc.year not in _YEARS:
         raise UnreadableError(f"the time {time!r} is centuries away")
     return utc
-
-
-def _is_replay(attributes: list[str] | str) -> bool:
-    given = attributes if isinstance(attributes, str) else ",".join(attributes)
-    return any(
-        a.strip().startswith(f"{REPLAY_ATTRIBUTE}=") for a in given.split(",")
-    )  # as the hook reads them
 
 
 class CaptureFile(NamedTuple):

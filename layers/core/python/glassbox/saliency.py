@@ -8,7 +8,7 @@ from typing import Protocol
 from glassbox import fullgrad, picture, trace
 from glassbox.errors import BadInputError
 from glassbox.incident import Incidents
-from glassbox.tensor_names import INCIDENT_ATTRIBUTE, REPLAY_ATTRIBUTE
+from glassbox.tensor_names import INCIDENT_ATTRIBUTE, REPLAY_ATTRIBUTE, attribute
 
 _RUN = r"[A-Za-z0-9._=-]{1,128}"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,63}")
@@ -76,8 +76,5 @@ def render_step(
 
 def _id(custom_attributes: str | None, name: str) -> str | None:
     """The value of a custom attribute, if it is one that may stand in a key."""
-    for attribute in (custom_attributes or "").split(","):
-        given, _, value = attribute.strip().partition("=")
-        if given == name and _ID.fullmatch(value):
-            return value
-    return None
+    value = attribute(name, custom_attributes)
+    return value if value and _ID.fullmatch(value) else None

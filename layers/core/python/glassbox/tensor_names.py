@@ -37,9 +37,9 @@ has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of
                   "map": true}, …],                            its output has pixels: it enters the map
      "inexact": ["act: SiLU is not piecewise linear", …],      parts for which FullGrad is not exact; [] is exact
      "labels": ["Stop", …] | null,                             the name of each sample's target class
-     "samples": 20,                             pictures of the request: the first N are traced, as many as may be
      "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the raw body,
-                 "time": "2026-11-23T10:00:01.123Z"}}
+                 "time": "2026-11-23T10:00:01.123Z",
+                 "samples": "20"}}                 pictures of the request: the first N are traced, as many as may be
 
 A module called more than once in a forward pass is ``name#0``, ``name#1``, …; its parameters keep the plain name.
 """
@@ -68,16 +68,16 @@ INPUT = "input"
 IMAGE_GRADIENT = "gradient/image"
 
 
-def replay_id(custom_attributes: str | list[str] | None) -> str | None:
-    """The id in ``glassbox-replay=<id>``, which may be empty; None for a request that is no replay.
+def attribute(name: str, custom_attributes: str | list[str] | None) -> str | None:
+    """The value of a custom attribute ``name=<value>``, which may be empty; None where a request has none.
 
     Args:
         custom_attributes: of a request, comma-separated, or several such texts, as a capture may hold them.
     """
     given = [custom_attributes] if isinstance(custom_attributes, str) else custom_attributes or []
-    for attribute in ",".join(given).split(","):
-        name, equals, value = attribute.partition("=")
-        if equals and name.strip() == REPLAY_ATTRIBUTE:
+    for one in ",".join(given).split(","):
+        key, equals, value = one.partition("=")
+        if equals and key.strip() == name:
             return value.strip()
     return None
 

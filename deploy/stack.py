@@ -46,8 +46,8 @@ WORDS = {
 }
 
 
-def contents(template: Mapping[str, Any], parameters: Mapping[str, str]) -> Counter[str]:
-    """How many of which kind of resource a stack with these parameters holds.
+def conditions(template: Mapping[str, Any], parameters: Mapping[str, str]) -> dict[str, bool]:
+    """Which of a template's conditions hold with these parameters.
 
     Args:
         template: as `sam build` writes it: intrinsic functions in their long form.
@@ -73,10 +73,16 @@ def contents(template: Mapping[str, Any], parameters: Mapping[str, str]) -> Coun
             return not holds(given[0])
         return (all if kind == "Fn::And" else any)(holds(part) for part in given)
 
+    return {name: holds(condition) for name, condition in template["Conditions"].items()}
+
+
+def contents(template: Mapping[str, Any], parameters: Mapping[str, str]) -> Counter[str]:
+    """How many of which kind of resource a stack with these parameters holds; `template` as for `conditions`."""
+    held = conditions(template, parameters)
     made = [
         WORDS[resource["Type"]]
         for resource in template["Resources"].values()
-        if "Condition" not in resource or holds({"Condition": resource["Condition"]})
+        if held.get(resource.get("Condition"), True)
     ]
     return Counter(word for word in made if word)
 

@@ -4,15 +4,21 @@ from pathlib import Path
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
+from deploy.stack import conditions
+
 ROOT = Path(__file__).parents[2]
 
-# What the parameters and the stack's own names are in these tests.
+# What the stack's own names are in these tests, and its parameters: an endpoint of its own, which is monitored hourly.
 NAMES = {
     "AWS::Partition": "aws",
     "AWS::Region": "eu-west-1",
     "AWS::AccountId": "111122223333",
+    "AWS::StackName": "glassbox",
+    "AWS::StackId": "arn:aws:cloudformation:eu-west-1:111122223333:stack/glassbox/0f6f4a0e-5f39-4a3e-8a53-2f2f6d1a9c11",
     "Bucket": "amzn-s3-demo-bucket",
+    "MonitorRole.Arn": "arn:aws:iam::111122223333:role/monitor",
 }
+OWN = {"ModelDataUrl": "s3://amzn-s3-demo-bucket/model.tar.gz", "MonitorImage": "class-monitor:1"}
 
 
 @pytest.fixture(scope="session")
@@ -22,20 +28,38 @@ def template():
 
 @pytest.fixture(scope="session")
 def resolve(template):
-    """Resolves Ref, Fn::Sub of a plain string and Fn::If (to the stack's own endpoint) in a part of the template."""
-    names = {name: p["Default"] for name, p in template["Parameters"].items() if "Default" in p} | NAMES
+    """Resolves the intrinsic functions in a part of the template, with OWN or other parameters.
 
-    def walk(part):
-        if isinstance(part, list):
-            return [walk(item) for item in part]
-        if not isinstance(part, dict):
-            return part
-        if "Ref" in part:
-            return names.get(part["Ref"], part["Ref"])
-        if "Fn::If" in part:
-            return walk(part["Fn::If"][1])
-        if isinstance(part.get("Fn::Sub"), str):
-            return re.sub(r"\$\{([^}]+)\}", lambda m: str(names[m[1]]), part["Fn::Sub"])
-        return {key: walk(value) for key, value in part.items()}
+    Resources are called by their logical ids (`CountQueue`, `CountQueue.Arn`), where NAMES has nothing else.
+    """
+    defaults = {name: p["Default"] for name, p in template["Parameters"].items() if "Default" in p}
 
-    return walk
+    def resolved(part, **parameters):
+        names = defaults | NAMES | OWN | parameters
+        held = conditions(template, OWN | parameters)
+
+        def substituted(text, own=None):
+            known = names | (walk(own) if own else {})
+            return re.sub(r"\$\{([^}]+)\}", lambda m: str(known.get(m[1], m[1])), text)
+
+        functions = {
+            "Ref": lambda name: names.get(name, name),
+            "Fn::GetAtt": lambda path: names.get(".".join(path), ".".join(path)),
+            "Fn::If": lambda given: walk(given[1] if held[given[0]] else given[2]),
+            "Fn::Sub": lambda given: substituted(*given) if isinstance(given, list) else substituted(given),
+            "Fn::Select": lambda given: walk(given[1])[given[0]],
+            "Fn::Split": lambda given: walk(given[1]).split(given[0]),
+        }
+
+        def walk(part):
+            if isinstance(part, list):
+                return [item for item in map(walk, part) if item != "AWS::NoValue"]
+            if not isinstance(part, dict):
+                return part
+            for kind in functions.keys() & part:
+                return functions[kind](part[kind])
+            return {key: walk(value) for key, value in part.items()}
+
+        return walk(part)
+
+    return resolved

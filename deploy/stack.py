@@ -180,16 +180,19 @@ def _quoted(value: str) -> str:
 
 
 def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any) -> None:
-    """Update a stack in nothing but some of its parameters, and wait."""
+    """Update a stack in nothing but some of its parameters, those that its template has, and wait."""
     parameters, _ = existing(name, cloudformation)
-    if all(parameters.get(key) == value for key, value in changed.items()):
+    wanted = parameters | {key: value for key, value in changed.items() if key in parameters}
+    if wanted == parameters:
         return
-    given: list[dict[str, Any]] = [{"ParameterKey": k, "ParameterValue": v} for k, v in changed.items()]
-    given += [{"ParameterKey": k, "UsePreviousValue": True} for k in parameters if k not in changed]
     cloudformation.update_stack(
         StackName=name,
         UsePreviousTemplate=True,
-        Parameters=given,
+        Parameters=[
+            {"ParameterKey": key}
+            | ({"UsePreviousValue": True} if value == parameters[key] else {"ParameterValue": value})
+            for key, value in wanted.items()
+        ],
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
     )
     cloudformation.get_waiter("stack_update_complete").wait(StackName=name, WaiterConfig=_PATIENCE)

@@ -22,7 +22,7 @@ from sagemaker.core.resources import Endpoint
 from sagemaker.core.s3 import S3Uploader
 
 from deploy import DeployError, images, stack
-from deploy.twin import delete_twin, make_twin, twin_name
+from deploy.twin import IMAGE, MODEL_DATA, check_names, delete_twins, make_twin, twin_name, with_kept
 from deploy.watched import Watched, events_are_on, read_endpoint, turn_events_on
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.incident import State
@@ -31,14 +31,16 @@ from glassbox.violation import COMMAND_DETAIL_TYPE
 OPERATOR = "glassbox.operator"
 WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
 RESTORE_SECONDS = 3600.0
+SETTINGS = {IMAGE: "IMAGE", MODEL_DATA: "MODEL_DATA"}  # as make calls them
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `deploy` would do: the stack's parameters, and all of it in words."""
+    """What `deploy` would do: the stack's parameters, what the twin runs instead of the endpoint's own, and words."""
 
     parameters: dict[str, str]
     watched: Watched | None
+    instead: dict[str, str]
     words: list[str]
 
 
@@ -52,6 +54,10 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     if before:
         _check_same(options, before)
     watched = read_endpoint(options.endpoint, session) if options.endpoint else None
+    instead = {}
+    if watched:
+        check_names(watched, options.stack, session)
+        instead = with_kept(_given(options), before.get("HookedConfigName", ""), watched, session)
     parameters = _watching(watched) if watched else _owning(options, before, session)
     if monitor := images.pushed(images.MONITOR, session):
         parameters["MonitorImage"] = monitor
@@ -67,7 +73,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
         *_changes(before, parameters),
         "",
         *(
-            _words_for(watched, options, session)
+            _words_for(watched, instead, options, session)
             if watched
             else _words_for_own(options, before | parameters, session)
         ),
@@ -76,7 +82,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
         words.append(
             "Note: no monitor image was pushed (make images, make push): the hourly job is left out."
         )
-    return Plan(parameters, watched, words)
+    return Plan(parameters, watched, instead, words)
 
 
 def _asked(options: argparse.Namespace) -> dict[str, str]:
@@ -125,6 +131,20 @@ def _owning(options: argparse.Namespace, before: dict[str, str], session: boto3.
     return {"ServingImage": serving} | uploaded
 
 
+def _given(options: argparse.Namespace) -> dict[str, str]:
+    """Image and model data of the twin, where they are given."""
+    given = {IMAGE: options.image, MODEL_DATA: options.model_data}
+    return {member: value for member, value in given.items() if value}
+
+
+def _kept(instead: dict[str, str], options: argparse.Namespace) -> list[str]:
+    return [
+        f"The twin keeps {SETTINGS[member]}={value}, as the one before ({SETTINGS[member]}=… names another)."
+        for member, value in instead.items()
+        if member not in _given(options)
+    ]
+
+
 def _changes(before: dict[str, str], parameters: dict[str, str]) -> list[str]:
     if not before:
         return []
@@ -137,13 +157,14 @@ def _changes(before: dict[str, str], parameters: dict[str, str]) -> list[str]:
     return ["", kept] + (["Would change:", *changed] if changed else [])
 
 
-def _words_for(watched: Watched, options: argparse.Namespace, session: boto3.Session) -> list[str]:
+def _words_for(
+    watched: Watched, instead: dict[str, str], options: argparse.Namespace, session: boto3.Session
+) -> list[str]:
     on, others = events_are_on(watched.bucket, session.client("s3"))
     name, plain = watched.endpoint.endpoint_name, watched.config.endpoint_config_name
     words = ["It would watch:", *(f"  {line}" for line in watched.lines()), ""]
     words += ["Besides, would be made:"]
-    changed = [f"image {options.image}"] if options.image else []
-    changed += [f"model data {options.model_data}"] if options.model_data else []
+    changed = [f"{SETTINGS[member].lower().replace('_', ' ')} {value}" for member, value in instead.items()]
     words += [
         f"  model {twin_name(model)}: {model} with {', '.join([*changed, 'the hook on'])}"
         for model in watched.models
@@ -156,9 +177,9 @@ def _words_for(watched: Watched, options: argparse.Namespace, session: boto3.Ses
         words += [f"Bucket {watched.bucket} would tell EventBridge of its objects{kept}.", ""]
     words += [
         f"Endpoint {name} is left alone until a violation. Then it goes to {twin_name(plain)}, and back to {plain}.",
-        *(f"Note: {note}" for note in watched.notes()),
+        *(f"Note: {note}" for note in [*_kept(instead, options), *watched.notes()]),
     ]
-    if not options.image:
+    if IMAGE not in instead:
         words.append(
             "Note: the twin runs the endpoint's own image and code, which have to hold the hook (docs/your-model.md)."
         )
@@ -190,18 +211,22 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     _ask(options)
     parameters, watched = dict(found.parameters), found.watched
     cloudformation = session.client("cloudformation")
-    left = stack.describe(options.stack, cloudformation)
-    if left and left["StackStatus"] in stack.NEVER_MADE:
+    there = stack.describe(options.stack, cloudformation)
+    if there and there["StackStatus"] in stack.NEVER_MADE:
         stack.delete(options.stack, cloudformation)
+        there = None
     if watched:
         turn_events_on(watched.bucket, session.client("s3"))
+        if there:  # at no time does the stack name a twin that is not there
+            make_twin(watched, options.stack, stack.outputs_of(there)["Bucket"], session, found.instead)
     elif "ModelDataUrl" in parameters:
         parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
     stack.sam_deploy(options.stack, parameters, session.region_name)
     _, outputs = stack.existing(options.stack, cloudformation)
     if watched:
-        given = {"image": options.image, "model_data": options.model_data}
-        make_twin(watched, options.stack, outputs["Bucket"], session, **given)
+        if not there:
+            _make_first_twin(watched, options.stack, outputs["Bucket"], session, found.instead)
+        _delete_others(parameters["HookedConfigName"], options.stack, session)
     print("\nDone.")
     if options.email:
         print(f"{options.email} has got a mail to confirm the subscription: nothing is told before.")
@@ -210,6 +235,18 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     print(
         f"  aws events put-events --entries 'Source={OPERATOR},DetailType={COMMAND_DETAIL_TYPE},Detail={detail}'"
     )
+
+
+def _make_first_twin(
+    watched: Watched, name: str, bucket: str, session: boto3.Session, instead: dict[str, str]
+) -> None:
+    """Raises DeployError, saying that there is a stack without a twin."""
+    try:
+        make_twin(watched, name, bucket, session, instead)
+    except (DeployError, ClientError, BotoCoreError) as error:
+        raise DeployError(
+            f"{error}\nStack {name} is there, but cannot swap until make twin succeeds (IMAGE and MODEL_DATA as here)"
+        ) from error
 
 
 def _ask(options: argparse.Namespace) -> None:
@@ -234,16 +271,21 @@ def twin(options: argparse.Namespace, session: boto3.Session) -> None:
             "and its twin with it"
         )
     watched = read_endpoint(parameters["EndpointName"], session)
-    given = {"image": options.image, "model_data": options.model_data}
-    hooked = make_twin(watched, options.stack, outputs["Bucket"], session, **given)
+    instead = with_kept(_given(options), parameters["HookedConfigName"], watched, session)
+    hooked = make_twin(watched, options.stack, outputs["Bucket"], session, instead)
     turn_events_on(watched.bucket, session.client("s3"))
     changed = {k: v for k, v in watched.parameters.items() if v or k == "ShadowVariants"}
     stack.change_parameters(options.stack, changed | {"HookedConfigName": hooked}, cloudformation)
     plain = watched.config.endpoint_config_name
     print(f"{outputs['EndpointName']} runs {plain}; its hooked twin is {hooked}.")
-    if (old := parameters["HookedConfigName"]) != hooked:
-        for name in delete_twin(old, options.stack, session):
-            print(f"deleted: {name}")
+    print("".join(f"{line}\n" for line in _kept(instead, options)), end="")
+    _delete_others(hooked, options.stack, session)
+
+
+def _delete_others(hooked: str, name: str, session: boto3.Session) -> None:
+    """What the stack had before the twin `hooked`."""
+    for deleted in delete_twins(name, session, but=hooked):
+        print(f"deleted: {deleted}")
 
 
 def remove(options: argparse.Namespace, session: boto3.Session) -> None:

@@ -115,6 +115,11 @@ def parameters_of(stack: Mapping[str, Any] | None) -> dict[str, str]:
     return {p["ParameterKey"]: p["ParameterValue"] for p in (stack or {}).get("Parameters", ())}
 
 
+def outputs_of(stack: Mapping[str, Any]) -> dict[str, str]:
+    """The outputs of a described stack."""
+    return {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
+
+
 def problems(template: Mapping[str, Any], given: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
     """Why CloudFormation would refuse these parameters, on top of those that the stack has."""
     declared = template["Parameters"]
@@ -154,7 +159,7 @@ def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, 
     stack = describe(name, cloudformation)
     if stack is None:
         raise DeployError(f"There is no stack {name} here: STACK=… names another")
-    return parameters_of(stack), {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
+    return parameters_of(stack), outputs_of(stack)
 
 
 def resource(stack: str, logical_id: str, cloudformation: Any) -> str:

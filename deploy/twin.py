@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import boto3
@@ -18,6 +19,8 @@ from deploy.watched import HOOK, Watched, given
 SUFFIX = "-hooked"
 NAME = 63  # characters
 TAG = "glassbox"  # its value is the stack: what is ours, and may be deleted
+GIVEN = "glassbox-given"  # which members of its container are not the plain model's
+IMAGE, MODEL_DATA = "image", "model_data_url"
 
 _MODEL = ("execution_role_arn", "vpc_config", "inference_execution_config")
 _CONFIG = (
@@ -41,20 +44,13 @@ def twin_name(plain: str) -> str:
 
 
 def make_twin(
-    watched: Watched,
-    stack: str,
-    bucket: str,
-    session: boto3.Session,
-    *,
-    image: str | None = None,
-    model_data: str | None = None,
+    watched: Watched, stack: str, bucket: str, session: boto3.Session, instead: Mapping[str, str]
 ) -> str:
     """Create the hooked models and their endpoint config; the endpoint, which does not run them, is left alone.
 
     Args:
         bucket: the stack's, which the tensors are written to.
-        image: another image for the twin: one that holds the hook, where the endpoint's does not.
-        model_data: another model.tar.gz, likewise.
+        instead: IMAGE and MODEL_DATA of the twin, where they are not to be the endpoint's own.
 
     Returns:
         The name of the hooked endpoint config.
@@ -62,18 +58,21 @@ def make_twin(
     Raises:
         DeployError: something else than this stack's has a twin's name.
     """
+    check_names(watched, stack, session)
     tensors = f"s3://{bucket}/tensors/{watched.endpoint.endpoint_name}"
     for name, model in watched.models.items():
         container = model.primary_container
+        given_here = {
+            member: value for member, value in instead.items() if value != getattr(container, member)
+        }
         changed: dict[str, Any] = {"environment": (given(container.environment) or {}) | {HOOK: tensors}}
-        changed |= {"image": image} if image else {}
-        changed |= {"model_data_url": model_data} if model_data else {}
-        if model_data or given(container.model_data_url):
+        changed |= given_here
+        if MODEL_DATA in instead or given(container.model_data_url):
             changed["model_data_source"] = Unassigned()  # the same said twice is refused
         _make(
             Model,
             twin_name(name),
-            stack,
+            {TAG: stack} | ({GIVEN: " ".join(given_here)} if given_here else {}),
             session,
             primary_container=container.model_copy(update=changed),
             **_kept(model, _MODEL),
@@ -86,7 +85,7 @@ def make_twin(
     _make(
         EndpointConfig,
         hooked,
-        stack,
+        {TAG: stack},
         session,
         production_variants=variants,
         **_kept(watched.config, _CONFIG),
@@ -94,48 +93,106 @@ def make_twin(
     return hooked
 
 
-def delete_twin(hooked: str, stack: str, session: boto3.Session) -> list[str]:
-    """Delete a hooked config and its models, if they are there and this stack's; the names of what was deleted."""
-    try:
-        config = EndpointConfig.get(hooked, session=session)
-    except ClientError as error:
-        if "could not find" in str(error).lower():
-            return []
-        raise
-    names = dict.fromkeys(variant.model_name for variant in config.production_variants)
+def with_kept(
+    asked: Mapping[str, str], before: str, watched: Watched, session: boto3.Session
+) -> dict[str, str]:
+    """What is asked of IMAGE and MODEL_DATA; where nothing is, what was given for the twin `before`.
+
+    Raises:
+        DeployError: model data was given for the twin of another model than the endpoint runs now, or what was given
+            is not to be had any more.
+    """
+    instead = dict(asked)
+    for name in _models_of(before, session):
+        if (model := _find(Model, name, session)) is None:
+            if IMAGE in asked:
+                continue
+            raise DeployError(
+                f"{name} of the twin {before} is gone, and with it whether it had an image of its own: IMAGE=… names "
+                "that, or the endpoint's if it holds the hook"
+            )
+        for member in set(_tags(_arn(model), session).get(GIVEN, "").split()) - set(asked):
+            instead[member] = getattr(model.primary_container, member)
+            if member == MODEL_DATA and name not in map(twin_name, watched.models):
+                raise DeployError(
+                    f"MODEL_DATA={instead[member]} was given for the twin of another model than "
+                    f"{', '.join(watched.models)}, which runs now: MODEL_DATA=s3://… names what its twin is to run"
+                )
+    return instead
+
+
+def check_names(watched: Watched, stack: str, session: boto3.Session) -> None:
+    """Raises DeployError when something that is not this stack's has a name that the twin needs."""
+    needed = [(Model, twin_name(name)) for name in watched.models]
+    needed += [(EndpointConfig, twin_name(watched.config.endpoint_config_name))]
+    for kind, name in needed:
+        there = _find(kind, name, session)
+        if there and _tags(_arn(there), session).get(TAG) != stack:
+            raise DeployError(
+                f"{name}, as the twin would be called, is there already and not of stack {stack}: delete it, or, where "
+                "it is the twin of another endpoint, give this one a model and a config of its own"
+            )
+
+
+def delete_twins(stack: str, session: boto3.Session, *, but: str = "") -> list[str]:
+    """Delete every hooked model and config that is this stack's, except the config `but` and its models.
+
+    It goes by their tags, so that what an interrupted deletion left is found too.
+
+    Returns:
+        The names of what was deleted.
+    """
+    spared = {but, *_models_of(but, session)}
     deleted = []
-    for resource in (config, *(Model.get(name, session=session) for name in names)):
-        if _is_ours(resource, stack, session):
-            resource.delete()
-            deleted.append(resource.get_name())
+    for kind in (Model, EndpointConfig):
+        for found in kind.get_all(name_contains=SUFFIX, session=session):
+            name = found.get_name()
+            if name not in spared and _tags(_arn(found), session).get(TAG) == stack:
+                found.delete()
+                deleted.append(name)
     return deleted
 
 
 def _make(
-    kind: type[Model] | type[EndpointConfig], name: str, stack: str, session: boto3.Session, **wanted: Any
+    kind: type[Model] | type[EndpointConfig],
+    name: str,
+    tags: Mapping[str, str],
+    session: boto3.Session,
+    **wanted: Any,
 ) -> None:
-    """Create a model or an endpoint config; one of its name is left if it is the same, made again if it is ours."""
+    """Create a model or an endpoint config; one of its name is left if it is the same, and made again if not."""
     named = {"model_name" if kind is Model else "endpoint_config_name": name}
-    create = {**named, **wanted, "tags": [Tag(key=TAG, value=stack)], "session": session}
-    try:
-        kind.create(**create)
-    except ClientError as error:
-        if "already existing" not in str(error):
-            raise
-        there = kind.get(name, session=session)
+    tagged = [Tag(key=key, value=value) for key, value in tags.items()]
+    create = {**named, **wanted, "tags": tagged, "session": session}
+    if there := _find(kind, name, session):
         if all(_plain(getattr(there, member)) == _plain(value) for member, value in wanted.items()):
             return
-        if not _is_ours(there, stack, session):
-            raise DeployError(
-                f"{name} is there, is another one than is wanted, and is not of stack {stack}: delete it first"
-            ) from error
         there.delete()
-        kind.create(**create)
+    kind.create(**create)
 
 
-def _is_ours(resource: Any, stack: str, session: boto3.Session) -> bool:
-    arn = resource.model_arn if isinstance(resource, Model) else resource.endpoint_config_arn
-    return {"Key": TAG, "Value": stack} in session.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
+def _find(kind: type[Model] | type[EndpointConfig], name: str, session: boto3.Session) -> Any:
+    """A model or an endpoint config, or None."""
+    try:
+        return kind.get(name, session=session)
+    except ClientError as error:
+        if "could not find" in str(error).lower():
+            return None
+        raise
+
+
+def _models_of(config: str, session: boto3.Session) -> list[str]:
+    found = _find(EndpointConfig, config, session) if config else None
+    return [variant.model_name for variant in found.production_variants] if found else []
+
+
+def _arn(resource: Any) -> str:
+    return str(resource.model_arn if isinstance(resource, Model) else resource.endpoint_config_arn)
+
+
+def _tags(arn: str, session: boto3.Session) -> dict[str, str]:
+    tags = session.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
+    return {tag["Key"]: tag["Value"] for tag in tags}
 
 
 def _kept(resource: Any, members: tuple[str, ...]) -> dict[str, Any]:

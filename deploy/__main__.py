@@ -298,10 +298,10 @@ def remove(options: argparse.Namespace, session: boto3.Session) -> None:
     print(f"Stack {options.stack} and {kept} would be deleted. Bucket and tables stay.", flush=True)
     _ask(options)
     if not own:
-        _open_no_more(options.stack, session)
-        _restore(outputs, session)
-        # before the stack: whatever fails from here on, another `make remove` finds the rest
-        deleted = delete_twin(outputs["HookedConfig"], options.stack, session)
+        with stack.deaf(options.stack, session):
+            _restore(outputs, session)
+            # before the stack: whatever fails from here on, another `make remove` finds the rest
+            deleted = delete_twins(options.stack, session)
     stack.delete(options.stack, cloudformation)
     print(f"Stack {options.stack} is deleted" + "".join(f", {name}" for name in deleted) + ".")
     if not own:
@@ -309,15 +309,6 @@ def remove(options: argparse.Namespace, session: boto3.Session) -> None:
         print(f"Bucket {parameters['CaptureBucket']} still tells EventBridge of its objects.")
     print("What was recorded is still there:")
     print(f"  s3://{outputs['Bucket']}, tables {outputs['CountsTable']} and {outputs['IncidentsTable']}")
-
-
-def _open_no_more(name: str, session: boto3.Session) -> None:
-    """No violation opens an incident any more; one that is open goes on to its end."""
-    cloudformation, events = session.client("cloudformation"), session.client("events")
-    for rule in ("ViolationRule", "OpenRule", "MonitorJobRule", "MonitorReportRule"):
-        events.disable_rule(Name=stack.resource(name, rule, cloudformation))
-    mapping = stack.resource(name, "SwapEndpointFunctionQueue", cloudformation)
-    session.client("lambda").update_event_source_mapping(UUID=mapping, Enabled=False)
 
 
 def _restore(outputs: dict[str, str], session: boto3.Session) -> None:
@@ -439,6 +430,8 @@ def main() -> None:
         named[options.command](options, session)
     except (DeployError, ClientError, BotoCoreError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import subprocess
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, WaiterError
 
 from deploy import DeployError
 
@@ -21,6 +23,9 @@ BUILT = ROOT / ".aws-sam" / "build" / "template.yaml"
 SAM = ROOT / ".venv-sam" / "bin" / "sam"
 
 _PATIENCE = {"Delay": 5, "MaxAttempts": 720}  # an hour: an endpoint may be updated on the way
+SETTLE_SECONDS, PAUSE = 600.0, 2.0
+
+OPENING = ("ViolationRule", "OpenRule", "MonitorJobRule", "MonitorReportRule")  # an incident
 
 WORDS = {
     "AWS::Serverless::Function": "Lambda function",
@@ -203,7 +208,59 @@ def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any
     cloudformation.get_waiter("stack_update_complete").wait(StackName=name, WaiterConfig=_PATIENCE)
 
 
+@contextlib.contextmanager
+def deaf(name: str, session: Any) -> Iterator[None]:
+    """Within, no violation opens an incident; one that is open goes on to its end. What goes wrong ends it."""
+    try:
+        _listen(name, False, session)
+        yield
+    except BaseException:
+        print(f"Stack {name} is not removed, and is to act on violations again …", flush=True)
+        _listen(name, True, session)
+        print(
+            "It does. make remove goes on from here; make twin makes what is missing of its twin.", flush=True
+        )
+        raise
+
+
+def _listen(name: str, on: bool, session: Any) -> None:
+    """Let the stack's rules and its queue open incidents, or not; of a stack half deleted, what is left of them."""
+    cloudformation, events, functions = (session.client(s) for s in ("cloudformation", "events", "lambda"))
+    for rule in OPENING:
+        with _if_there():
+            switch = events.enable_rule if on else events.disable_rule
+            switch(Name=resource(name, rule, cloudformation))
+    with _if_there():
+        mapping = resource(name, "SwapEndpointFunctionQueue", cloudformation)
+        _settle(mapping, functions)
+        functions.update_event_source_mapping(UUID=mapping, Enabled=on)
+        _settle(mapping, functions)  # until then it takes messages, and CloudFormation cannot delete it
+
+
+def _settle(mapping: str, functions: Any) -> None:
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (state := functions.get_event_source_mapping(UUID=mapping)["State"]).endswith("ing"):
+        if time.monotonic() > deadline:
+            raise DeployError(f"The event source mapping {mapping} is {state} for too long: try again later")
+        time.sleep(PAUSE)
+
+
+@contextlib.contextmanager
+def _if_there() -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        # CloudFormation has no code of its own for a resource that it does not know
+        missing = error.response["Error"]["Code"] == "ResourceNotFoundException"
+        if not missing and "does not exist for stack" not in str(error):
+            raise
+
+
 def delete(name: str, cloudformation: Any) -> None:
-    """Delete a stack, and wait."""
+    """Delete a stack, and wait; raises DeployError with what CloudFormation could not delete."""
     cloudformation.delete_stack(StackName=name)
-    cloudformation.get_waiter("stack_delete_complete").wait(StackName=name, WaiterConfig=_PATIENCE)
+    try:
+        cloudformation.get_waiter("stack_delete_complete").wait(StackName=name, WaiterConfig=_PATIENCE)
+    except WaiterError as error:
+        why = error.last_response.get("Stacks", [{}])[0].get("StackStatusReason") or str(error)
+        raise DeployError(f"Stack {name} could not be deleted, try again: {why}") from error

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from glassbox.aws.incidents_table import IncidentsTable
 from local import signs
 from local.deploy import deploy as redeploy
 from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
-from local.stack import REGISTRY, WEIGHTS, upload_model
+from local.stack import MODELS, REGISTRY, WEIGHTS, upload_model
 from watching import wait_for
 
 PYTHON = os.environ.get("GLASSBOX_DEPLOY", "")
@@ -44,21 +45,24 @@ def aws():
         yield aws
 
 
+def command_line(aws, *arguments, **environment):
+    """What subprocess is called with."""
+    account = aws.environment | {"AWS_REGION": REGION, "PYTHONPATH": str(ROOT / "layers/core/python")}
+    return {
+        "args": [str(ROOT / PYTHON), "-m", "deploy", *arguments],
+        "cwd": ROOT,
+        "env": os.environ | account | environment,
+        "text": True,
+    }
+
+
 @pytest.fixture(scope="module")
 def tool(aws):
     """Runs `python -m deploy`, with the account's rights; expects it to end well, or with `fails`."""
 
     def run(*arguments, fails=False, **environment):
         done = subprocess.run(
-            [str(ROOT / PYTHON), "-m", "deploy", *arguments],
-            cwd=ROOT,
-            env=os.environ
-            | aws.environment
-            | {"AWS_REGION": REGION, "PYTHONPATH": str(ROOT / "layers/core/python")}
-            | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
+            **command_line(aws, *arguments, **environment), capture_output=True, timeout=300
         )
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stderr if fails else done.stdout
@@ -89,7 +93,7 @@ def customer(aws):
     document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     role = iam.create_role(RoleName="acme-endpoint", AssumeRolePolicyDocument=document)["Role"]["Arn"]
     rights = [
-        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{model[5:]}"},
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{MODELS}/*"},
         {"Effect": "Allow", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{CAPTURES}/*"},
     ]
     policy = json.dumps({"Version": "2012-10-17", "Statement": rights})
@@ -113,11 +117,24 @@ def customer(aws):
             EndpointConfigName=f"Shop-{version}", ProductionVariants=[variant], DataCaptureConfig=CAPTURE
         )
     sagemaker.create_endpoint_config(EndpointConfigName="no-capture", ProductionVariants=[variant])
-    for endpoint, config in ((ENDPOINT, "Shop-v1"), ("blind", "no-capture")):
+    larger = {**variant, "ModelName": "signs-v1", "InstanceType": "ml.m5.2xlarge"}
+    sagemaker.create_endpoint_config(
+        EndpointConfigName="Shop-v1-larger", ProductionVariants=[larger], DataCaptureConfig=CAPTURE
+    )
+    endpoints = {ENDPOINT: "Shop-v1", "blind": "no-capture", "Shop-Door": "Shop-v1"}
+    for endpoint, config in endpoints.items():
         sagemaker.create_endpoint(EndpointName=endpoint, EndpointConfigName=config)
-    for endpoint in (ENDPOINT, "blind"):
+    for endpoint in endpoints:
         in_service(sagemaker, endpoint)
     return sagemaker
+
+
+CONFIGS = {"Shop-v1", "Shop-v1-larger", "Shop-v2", "no-capture"}
+
+
+def owner_deploys(sagemaker, config):
+    sagemaker.update_endpoint(EndpointName=ENDPOINT, EndpointConfigName=config)
+    in_service(sagemaker, ENDPOINT)
 
 
 def in_service(sagemaker, endpoint):
@@ -152,12 +169,12 @@ def command(aws, action):
     aws.client("events").put_events(Entries=[entry | {"Detail": detail}])
 
 
-def pause(aws, mapping):
+def pause(aws, mapping, on=False):
     found = aws.client("cloudformation").describe_stack_resource(
         StackName="glassbox", LogicalResourceId=mapping
     )
     mapping = found["StackResourceDetail"]["PhysicalResourceId"]
-    aws.client("lambda").update_event_source_mapping(UUID=mapping, Enabled=False)
+    aws.client("lambda").update_event_source_mapping(UUID=mapping, Enabled=on)
 
 
 WANTED = ("--endpoint", ENDPOINT, "--threshold", "0.5")
@@ -184,7 +201,7 @@ def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer)
     assert f"Bucket {CAPTURES} would tell EventBridge of its objects; its 1 other notification stays" in said
     assert "isolated from the network; the twin is not" in said
     assert "hourly job is left out" in said
-    assert names(aws, "endpoint_config") == {"Shop-v1", "Shop-v2", "no-capture"}
+    assert names(aws, "endpoint_config") == CONFIGS
     again = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
     assert {k: v for k, v in again.items() if k != "ResponseMetadata"} == {
         k: v for k, v in notifications.items() if k != "ResponseMetadata"
@@ -271,6 +288,32 @@ def test_deploying_again_changes_nothing(aws, tool):
     assert (names(aws, "endpoint_config"), names(aws, "model")) == twins
 
 
+def test_a_twin_of_another_stack_is_in_the_way_of_a_second_one(aws, tool, customer):
+    """Two endpoints that share a config: the second one's stack would take the first one's twin for its own."""
+    said = tool("plan", "--stack", "door", "--endpoint", "Shop-Door", "--threshold", "0.5", fails=True)
+    assert "signs-v1-hooked, as the twin would be called, is there already and not of stack door" in said
+    assert said.count("\n") == 1
+
+
+def test_deploying_again_follows_what_the_owner_deployed(aws, tool, customer):
+    """The new config has the same model, and so has its twin: that one stays."""
+    owner_deploys(customer, "Shop-v1-larger")
+    said = tool("deploy", *WANTED, *given(aws), "--yes")
+    assert "PlainConfigName: Shop-v1 -> Shop-v1-larger" in said
+    assert "deleted: shop-v1-hooked" in said
+    assert stack(aws)[1]["HookedConfig"] == "shop-v1-larger-hooked"
+    assert names(aws, "endpoint_config") == CONFIGS | {"shop-v1-larger-hooked"}
+    assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v1-hooked"}
+
+
+def test_a_twin_keeps_the_model_that_it_has_in_common_with_the_one_before(aws, tool, customer):
+    owner_deploys(customer, "Shop-v1")
+    said = tool("twin")
+    assert [line for line in said.splitlines() if "deleted" in line] == ["deleted: shop-v1-larger-hooked"]
+    assert names(aws, "endpoint_config") == CONFIGS | {"shop-v1-hooked"}
+    assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v1-hooked"}
+
+
 def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws, customer):
     """With the customer's own role the hooked model writes into the stack's bucket, whose policy lets it."""
     # what sam deploy uploaded is for Lambda's Python; the embedded AWS runs functions on the one that is here
@@ -296,8 +339,7 @@ def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws, cu
 
 
 def test_twin_follows_what_the_owner_deployed(aws, tool, customer):
-    customer.update_endpoint(EndpointName=ENDPOINT, EndpointConfigName="Shop-v2")
-    in_service(customer, ENDPOINT)
+    owner_deploys(customer, "Shop-v2")
     said = tool("twin")
     assert f"{ENDPOINT} runs Shop-v2; its hooked twin is shop-v2-hooked." in said
     assert "deleted: shop-v1-hooked" in said
@@ -305,24 +347,70 @@ def test_twin_follows_what_the_owner_deployed(aws, tool, customer):
     parameters, outputs = stack(aws)
     assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("Shop-v2", "shop-v2-hooked")
     assert parameters["Flagged"] == "2"
-    assert names(aws, "endpoint_config") == {"Shop-v1", "Shop-v2", "shop-v2-hooked", "no-capture"}
+    assert names(aws, "endpoint_config") == CONFIGS | {"shop-v2-hooked"}
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v2-hooked"}
     assert "shop-v2-hooked" in tool("twin")  # again, nothing to do
     assert live(aws) == ("InService", "Shop-v2")
 
 
+def container(customer, model):
+    return customer.describe_model(ModelName=model)["PrimaryContainer"]
+
+
+HOOKED_IMAGE = f"{REGISTRY}/glassbox-serving:local"
+
+
 def test_a_twin_that_is_no_longer_as_wanted_is_made_again(aws, tool, customer):
-    data = customer.describe_model(ModelName="signs-v2-hooked")["PrimaryContainer"]["ModelDataUrl"]
-    tool("twin", "--image", f"{REGISTRY}/glassbox-serving:local", "--model-data", data)
-    container = customer.describe_model(ModelName="signs-v2-hooked")["PrimaryContainer"]
-    assert container["Image"] == f"{REGISTRY}/glassbox-serving:local"
+    tool("twin", "--image", HOOKED_IMAGE)
+    assert container(customer, "signs-v2-hooked")["Image"] == HOOKED_IMAGE
     arn = customer.describe_model(ModelName="signs-v2-hooked")["ModelArn"]
     customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "somebody-elses"}])
-    said = tool("twin", fails=True)
-    assert "signs-v2-hooked is there, is another one than is wanted, and is not of stack glassbox" in said
+    said = tool("twin", "--image", SERVING, fails=True)
+    assert "signs-v2-hooked, as the twin would be called, is there already and not of stack glassbox" in said
+    assert container(customer, "signs-v2-hooked")["Image"] == HOOKED_IMAGE
     customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "glassbox"}])
-    tool("twin")
-    assert customer.describe_model(ModelName="signs-v2-hooked")["PrimaryContainer"]["Image"] == SERVING
+
+
+def test_an_image_that_is_not_given_again_stays_and_goes_along_to_the_next_model(aws, tool, customer):
+    kept = f"keeps IMAGE={HOOKED_IMAGE}, as the one before"
+    assert kept in tool("twin")
+    assert container(customer, "signs-v2-hooked")["Image"] == HOOKED_IMAGE
+    owner_deploys(customer, "Shop-v1")
+    said = tool("plan", *WANTED)
+    assert kept in said
+    assert f"model signs-v1-hooked: signs-v1 with image {HOOKED_IMAGE}, the hook on" in said
+    assert "the twin runs the endpoint's own image" not in said
+    assert kept in tool("twin")
+    assert container(customer, "signs-v1-hooked")["Image"] == HOOKED_IMAGE
+    # the endpoint's own image is nothing that would be kept
+    tool("twin", "--image", SERVING)
+    assert "keeps" not in tool("twin")
+    assert container(customer, "signs-v1-hooked")["Image"] == SERVING
+
+
+def test_model_data_stays_with_its_model_and_is_asked_for_again_for_another(aws, tool, customer):
+    own = container(customer, "signs-v1")["ModelDataUrl"]
+    others = f"s3://{MODELS}/hooked/model.tar.gz"
+    source = {"Bucket": MODELS, "Key": own.removeprefix(f"s3://{MODELS}/")}
+    aws.client("s3").copy_object(Bucket=MODELS, Key="hooked/model.tar.gz", CopySource=source)
+    tool("twin", "--model-data", others)
+    assert f"keeps MODEL_DATA={others}" in tool("twin")
+    assert container(customer, "signs-v1-hooked")["ModelDataUrl"] == others
+    owner_deploys(customer, "Shop-v2")
+    for command in (("twin",), ("plan", *WANTED), ("deploy", *WANTED, "--yes")):
+        said = tool(*command, fails=True)
+        assert f"MODEL_DATA={others} was given for the twin of another model than signs-v2" in said
+        assert stack(aws)[1]["PlainConfig"] == "Shop-v1"
+    tool("twin", "--model-data", own)
+    assert container(customer, "signs-v2-hooked")["ModelDataUrl"] == own
+    assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v2-hooked"}
+
+
+def test_what_is_not_known_any_more_is_asked_for(aws, tool, customer):
+    customer.delete_model(ModelName="signs-v2-hooked")
+    assert "signs-v2-hooked of the twin shop-v2-hooked is gone" in tool("twin", fails=True)
+    tool("twin", "--image", SERVING)
+    assert container(customer, "signs-v2-hooked")["Image"] == SERVING
 
 
 def test_a_stack_keeps_to_its_endpoint(tool):
@@ -331,23 +419,77 @@ def test_a_stack_keeps_to_its_endpoint(tool):
     assert "keeps to it" in tool("plan", "--endpoint", "another", fails=True)
 
 
-def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, tool, customer):
-    bucket = stack(aws)[1]["Bucket"]
-    pause(aws, "RenderSaliencyFunctionQueue")  # so that the incident does not end by itself
+def opening(aws):
+    """Whether the rules and the queue's mapping that open incidents are on."""
+    events, physical = aws.client("events"), aws.client("cloudformation").describe_stack_resource
+    rules = ("ViolationRule", "OpenRule", "MonitorJobRule", "MonitorReportRule")
+    found = [
+        physical(StackName="glassbox", LogicalResourceId=name)["StackResourceDetail"]["PhysicalResourceId"]
+        for name in (*rules, "SwapEndpointFunctionQueue")
+    ]
+    mapping = aws.client("lambda").get_event_source_mapping(UUID=found.pop())
+    return {events.describe_rule(Name=name)["State"].title() for name in found} | {mapping["State"]}
+
+
+def test_a_remove_that_is_interrupted_leaves_a_stack_that_still_acts(aws, tool, customer):
+    for mapping in ("RenderSaliencyFunctionQueue", "RestoreEndpointFunctionQueue"):
+        pause(aws, mapping)  # so that the incident does not end
     command(aws, "open")
     wait_for(lambda: live(aws) == ("InService", "shop-v2-hooked"))
-    under_way = incident(aws).id
     assert "hooked already: wait until the incident is over" in tool("plan", *WANTED, fails=True)
-    said = tool("remove", "--yes")
-    assert "it is aborted, and Shop-v2 put back" in said
+    removing = subprocess.Popen(
+        **command_line(aws, "remove", "--yes"),
+        stdout=subprocess.PIPE,
+        # what is started in the background may have been told to ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while "it is aborted, and Shop-v2 put back" not in (line := removing.stdout.readline()):
+        assert line
+    assert opening(aws) == {"Disabled"}
+    removing.send_signal(signal.SIGINT)
+    said, _ = removing.communicate(timeout=60)
+    assert removing.returncode != 0
+    assert "make remove goes on from here" in said
+    assert opening(aws) == {"Enabled"}
+    assert "shop-v2-hooked" in names(aws, "endpoint_config")
+
+
+def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, tool, customer):
+    bucket, under_way = stack(aws)[1]["Bucket"], incident(aws).id
+    pause(aws, "RestoreEndpointFunctionQueue", on=True)
+    tool("remove", "--yes")
     assert live(aws) == ("InService", "Shop-v2")
-    assert names(aws, "endpoint_config") == {"Shop-v1", "Shop-v2", "no-capture"}
+    assert names(aws, "endpoint_config") == CONFIGS
     assert names(aws, "model") == {"signs-v1", "signs-v2"}
     with pytest.raises(Exception, match="does not exist"):
         stack(aws)
     page = f"incidents/{ENDPOINT}/{under_way}/index.html"
     assert b"abort" in aws.client("s3").get_object(Bucket=bucket, Key=page)["Body"].read()
     assert "There is no stack glassbox" in tool("remove", "--yes", fails=True)
+
+
+def test_a_stack_whose_twin_could_not_be_made_says_so_and_gets_it_by_make_twin(aws, tool, customer):
+    missing = f"s3://{MODELS}/missing.tar.gz"
+    said = tool("deploy", *WANTED, *given(aws), "--model-data", missing, "--yes", fails=True)
+    assert f"Could not find model data at {missing}" in said
+    assert "Stack glassbox is there, but cannot swap until make twin succeeds" in said
+    assert names(aws, "endpoint_config") == CONFIGS
+    tool("twin")
+    assert names(aws, "endpoint_config") == CONFIGS | {"shop-v2-hooked"}
+
+
+def test_a_stack_that_is_half_deleted_is_removed_all_the_same(aws, tool, customer):
+    physical = aws.client("cloudformation").describe_stack_resource
+    rule, mapping = (
+        physical(StackName="glassbox", LogicalResourceId=name)["StackResourceDetail"]["PhysicalResourceId"]
+        for name in ("ViolationRule", "SwapEndpointFunctionQueue")
+    )
+    aws.client("events").remove_targets(Rule=rule, Ids=["queue"])
+    aws.client("events").delete_rule(Name=rule)
+    aws.client("lambda").delete_event_source_mapping(UUID=mapping)
+    customer.delete_model(ModelName="signs-v2-hooked")
+    assert "Stack glassbox is deleted, shop-v2-hooked." in tool("remove", "--yes")
+    assert names(aws, "endpoint_config") == CONFIGS
 
 
 # ---------------------------------------------------------------- an endpoint of the stack's own

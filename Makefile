@@ -58,6 +58,7 @@ build: .venv-sam/.ready ## sam build, with byte code in the layers (ARCHITECTURE
 	@# Lambda can write no byte code (/opt is read-only): it would compile every module at each cold start
 	@$(if $(PYTHON313),for layer in $(BUILT)/*Layer; do $(PYTHON313) -m compileall -q --invalidation-mode unchecked-hash \
 	    -s $$layer -p /opt $$layer; done,echo 'No Python 3.13 here: the layers go without byte code, and functions start slower')
+	@echo $(ARCHITECTURE) >$(BUILT)/architecture
 	@echo 'Built in $(BUILT), for $(ARCHITECTURE)'
 
 sam: build .venv-checkov/.ready ## sam validate --lint, sam build, checkov
@@ -92,7 +93,7 @@ DEPLOY := PYTHONPATH=layers/core/python .venv-deploy/bin/python -m deploy
 STACK  ?= glassbox
 WANTED  = --stack '$(STACK)' --threshold '$(THRESHOLD)' --email '$(EMAIL)' --endpoint '$(ENDPOINT)' --image '$(IMAGE)' \
           --model-data '$(MODEL_DATA)' $(if $(MODEL),--model '$(MODEL)') $(if $(STAGE),--stage $(STAGE)) \
-          --set Architecture=$(ARCHITECTURE) $(SET)
+          --set $(if $(filter-out file,$(origin ARCHITECTURE)),Architecture=$(ARCHITECTURE)) $(SET)
 
 plan: build .venv-deploy/.ready ## in words: what deploy would make and change (ENDPOINT, THRESHOLD, EMAIL, SET="Flagged=20 …")
 	@$(DEPLOY) plan $(WANTED)

@@ -95,6 +95,12 @@ def _check_options(options: argparse.Namespace, template: dict[str, Any], before
     """What can be refused before anything is read or uploaded."""
     image = {"ServingImage": options.image} if options.image else {}
     problems = stack.problems(template, _asked(options) | image, before)
+    default = template["Parameters"]["Architecture"]["Default"]
+    wanted = (before | _asked(options)).get("Architecture", default)
+    if not problems and wanted != (built := stack.built_for()):
+        problems.append(
+            f"Stack {options.stack} is for {wanted}, what was built for {built}: ARCHITECTURE={wanted} builds for it"
+        )
     if options.model and options.endpoint:
         problems.append(
             "MODEL is for an endpoint of the stack's own: MODEL_DATA=s3://… gives the twin another model"

@@ -94,10 +94,19 @@ def contents(template: Mapping[str, Any], parameters: Mapping[str, str]) -> Coun
 
 def built() -> dict[str, Any]:
     """The template as `make build` left it."""
-    if not BUILT.exists():
-        raise DeployError(f"{BUILT.relative_to(ROOT)} is not there: make build")
-    template: dict[str, Any] = yaml.safe_load(BUILT.read_text())
+    template: dict[str, Any] = yaml.safe_load(_made(BUILT).read_text())
     return template
+
+
+def built_for() -> str:
+    """The processor that `make build` built for."""
+    return _made(BUILT.with_name("architecture")).read_text().strip()
+
+
+def _made(path: Path) -> Path:
+    if not path.exists():
+        raise DeployError(f"{path.relative_to(ROOT)} is not there: make build")
+    return path
 
 
 # What is left of a stack that was never made: nothing can be updated, and it has to go first.
@@ -175,9 +184,7 @@ def resource(stack: str, logical_id: str, cloudformation: Any) -> str:
 
 def sam_deploy(name: str, parameters: Mapping[str, str], region: str) -> None:
     """`sam deploy` of what `make build` left; raises DeployError when it fails."""
-    if not SAM.exists():
-        raise DeployError(f"{SAM.relative_to(ROOT)} is not there: make build")
-    command = [str(SAM), "deploy", "--stack-name", name, "--region", region, "--no-confirm-changeset"]
+    command = [str(_made(SAM)), "deploy", "--stack-name", name, "--region", region, "--no-confirm-changeset"]
     command += ["--parameter-overrides", *(f"{key}={_quoted(value)}" for key, value in parameters.items())]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SAM_CLI_TELEMETRY": "0"}, check=False)
     if done.returncode:

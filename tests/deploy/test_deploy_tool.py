@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 
+from deploy.stack import change_parameters
 from glassbox.aws.incidents_table import IncidentsTable
 from local import signs
 from local.deploy import deploy as redeploy
@@ -521,6 +522,9 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     assert "Threshold: 0.5 -> 0.6" in said
     assert "would be uploaded" not in said
     assert stack(aws, "own")[0]["ModelDataUrl"] == model  # not the sample again
+    change_parameters("own", {"Architecture": "arm64"}, aws.client("cloudformation"))
+    said = tool("plan", "--stack", "own", fails=True)
+    assert "Stack own is for arm64, what was built for x86_64: ARCHITECTURE=arm64 builds for it" in said
     assert "Nothing was done" in tool("remove", "--stack", "own", fails=True)
     assert "Stack own is deleted." in tool("remove", "--stack", "own", "--yes")
 

@@ -1,5 +1,7 @@
 """What the deploy tool does to a stack, where the embedded AWS is quicker or newer than AWS."""
 
+import os
+import subprocess
 from types import SimpleNamespace
 
 import boto3
@@ -113,3 +115,21 @@ def test_what_else_goes_wrong_than_that_it_is_gone_is_told(session):
     session.client("events").disable_rule = refuse
     with pytest.raises(ClientError, match="AccessDenied"), stack.deaf("s", session):
         pass
+
+
+@pytest.mark.parametrize("processor", ["", "arm64", "x86_64"])
+def test_a_stacks_processor_changes_only_where_it_is_named(processor):
+    """What make would run: without ARCHITECTURE the stack keeps its own."""
+    named = [f"ARCHITECTURE={processor}"] if processor else []
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "ARCHITECTURE")}
+    said = subprocess.run(
+        ["make", "-n", "deploy", "THRESHOLD=0.5", "SET=Flagged=3", *named],
+        cwd=stack.ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    (command,) = (line for line in said.splitlines() if "-m deploy deploy" in line)
+    wanted = ["--set", *([f"Architecture={processor}"] if processor else []), "Flagged=3"]
+    assert command.split()[-len(wanted) :] == wanted

@@ -31,7 +31,9 @@ BY_AWS = {
     "sqs:SendMessage": "EventBridge Scheduler sends to the queue",
     "logs:CreateLogGroup": "SageMaker writes its containers' logs",
     "logs:CreateLogStream": "Lambda and SageMaker write logs",
+    "logs:DescribeLogStreams": "SageMaker writes its containers' logs",
     "logs:PutLogEvents": "Lambda and SageMaker write logs",
+    "cloudwatch:PutMetricData": "SageMaker measures its instances",
     "xray:PutTraceSegments": "Lambda's X-Ray daemon",
     "xray:PutTelemetryRecords": "Lambda's X-Ray daemon",
     "cloudwatch:DescribeAlarms": "UpdateEndpoint looks at the alarm that rolls back",
@@ -155,4 +157,9 @@ def test_no_role_has_a_wildcard_action_or_all_resources_without_need(stack):
             if pattern == "*":
                 everywhere.add(action)
     # the calls for which AWS knows no resource
-    assert everywhere == {"xray:PutTraceSegments", "xray:PutTelemetryRecords", "ecr:GetAuthorizationToken"}
+    assert everywhere == {
+        "xray:PutTraceSegments",
+        "xray:PutTelemetryRecords",
+        "ecr:GetAuthorizationToken",
+        "cloudwatch:PutMetricData",
+    }

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 
 import pytest
 from ministack.services.eventbridge import _matches_pattern
@@ -10,14 +11,9 @@ from ministack.services.eventbridge import _matches_pattern
 
 @pytest.fixture
 def rules_for(template, resolve):
-    """The logical ids of the rules that an event (as delivered) starts."""
-    patterns = {
-        name: json.dumps(resolve(r["Properties"]["EventPattern"]))
-        for name, r in template["Resources"].items()
-        if r["Type"] == "AWS::Events::Rule" and "EventPattern" in r["Properties"]
-    }
+    """The logical ids of the rules that an event (as delivered) starts, with the stack's parameters."""
 
-    def match(event):
+    def match(event, **parameters):
         sent = {
             "EventId": event["id"],
             "Source": event["source"],
@@ -28,7 +24,13 @@ def rules_for(template, resolve):
             "Account": event["account"],
             "Resources": event["resources"],
         }
-        return {name for name, pattern in patterns.items() if _matches_pattern(pattern, sent)}
+        return {
+            name
+            for name, r in template["Resources"].items()
+            if r["Type"] == "AWS::Events::Rule"
+            and "EventPattern" in r["Properties"]
+            and _matches_pattern(json.dumps(resolve(r["Properties"]["EventPattern"], **parameters)), sent)
+        }
 
     return match
 
@@ -40,6 +42,7 @@ def rules_for(template, resolve):
         ("monitor-job-violations", {"MonitorJobRule"}),
         ("monitor-job-clean", set()),
         ("monitor-job-failed", {"MonitorFailedRule"}),
+        ("monitor-job-failed-early", {"MonitorFailedRule"}),
         ("monitor-report-created", {"MonitorReportRule"}),
         ("capture-object-created", {"CaptureRule"}),
         ("tensor-index-created", {"TensorRule"}),
@@ -86,8 +89,10 @@ NEAR_MISSES = [
     ("monitor-job-failed", "detail/ProcessingJobStatus", "Completed"),
     # a schedule of somebody else's for the same endpoint, with violations of its own kind
     ("monitor-job-violations", "detail/Environment/sagemaker_monitoring_schedule_name", "acme-data-quality"),
-    ("monitor-job-failed", "detail/Environment/sagemaker_monitoring_schedule_name", "acme-data-quality"),
-    ("monitor-job-failed", "detail/Environment/sagemaker_endpoint_name", "traffic-signs-2"),
+    # somebody else's job, or another stack's
+    ("monitor-job-failed", "detail/RoleArn", "arn:aws:iam::111122223333:role/monitor-2"),
+    ("monitor-job-failed-early", "detail/RoleArn", "arn:aws:iam::111122223333:role/acme/monitor"),
+    ("monitor-job-failed-early", "detail/ProcessingJobStatus", "Stopping"),
     ("monitor-job-violations", "detail/ExitMessage", "Completed: not CompletedWithViolations"),
     ("monitor-job-violations", "detail-type", "SageMaker Model Monitor Execution Status Change"),
     # the monitor's other files, the name that upstream gives it, and a picture that is called alike
@@ -138,10 +143,34 @@ NEAR_MISSES = [
 ]
 
 
-def test_a_model_monitor_schedule_of_the_stacks_own_starts_the_reaction_too(rules_for, load_event):
+def test_a_model_monitor_schedule_of_the_stacks_own_starts_the_reaction_too(
+    template, resolve, rules_for, load_event
+):
     schedule = "detail/Environment/sagemaker_monitoring_schedule_name"
-    event = edited(load_event("monitor-job-violations"), schedule, "traffic-signs-hourly")
-    assert rules_for(event) == {"MonitorJobRule"}
+    ours = resolve(template["Resources"]["MonitoringSchedule"]["Properties"]["MonitoringScheduleName"])
+    assert re.fullmatch(r"hourly-[a-zA-Z0-9](-*[a-zA-Z0-9]){0,55}", ours)
+    event = load_event("monitor-job-violations")
+    assert rules_for(edited(event, schedule, ours)) == {"MonitorJobRule"}
+    assert rules_for(edited(event, schedule, f"{ours}-2")) == set()
+
+
+@pytest.mark.parametrize(
+    ("bucket", "folder", "rules"),
+    [
+        ("acme-captures", "sagemaker/captured/traffic-signs", {"CaptureRule"}),
+        ("acme-captures", "sagemaker/captured/traffic-signs-2", set()),
+        ("acme-captures", "captured/traffic-signs", set()),
+        ("acme-captures", "sagemaker/captured/old/traffic-signs", set()),
+        ("amzn-s3-demo-bucket", "sagemaker/captured/traffic-signs", set()),
+    ],
+)
+def test_captures_of_an_endpoint_that_was_there_are_taken_where_it_writes_them(
+    rules_for, load_event, bucket, folder, rules
+):
+    watching = {"ModelDataUrl": "", "CaptureBucket": "acme-captures", "CapturePrefix": "sagemaker/captured"}
+    event = edited(load_event("capture-object-created"), "detail/bucket/name", bucket)
+    event = edited(event, "detail/object/key", f"{folder}/AllTraffic/2026/11/23/10/a.jsonl")
+    assert rules_for(event, **watching) == rules
 
 
 @pytest.mark.parametrize(("name", "path", "value"), NEAR_MISSES)

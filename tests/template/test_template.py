@@ -92,6 +92,10 @@ def test_every_function_has_a_role_and_a_log_group_of_its_own(template):
     assert set(template["Parameters"]["Stage"]["AllowedValues"]) == set(template["Mappings"]["Stages"])
 
 
+def listed(value):
+    return value if isinstance(value, list) else [value]
+
+
 def statements(template):
     for name, role in resources(template, "AWS::IAM::Role").items():
         assert "ManagedPolicyArns" not in role["Properties"], name
@@ -102,15 +106,68 @@ def statements(template):
 
 def test_no_policy_allows_whole_services_or_all_resources(template):
     # the calls that know no resource
-    everywhere = {"xray:PutTraceSegments", "xray:PutTelemetryRecords", "ecr:GetAuthorizationToken"}
+    everywhere = {
+        "xray:PutTraceSegments",
+        "xray:PutTelemetryRecords",
+        "ecr:GetAuthorizationToken",
+        "cloudwatch:PutMetricData",
+    }
     seen = 0
     for name, statement in statements(template):
-        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        actions = listed(statement["Action"])
         assert not [a for a in actions if "*" in a], name
         if statement["Resource"] == "*":
             assert set(actions) <= everywhere, name
         seen += 1
     assert seen > 40
+
+
+def test_each_queue_takes_from_the_rules_that_target_it_and_from_no_other(template, resolve):
+    """Rules are named by their ARNs: CloudFormation cuts the names that it makes, and a long stack's name with them."""
+    sent, allowed = {}, {}
+    for name, rule in resources(template, "AWS::Events::Rule").items():
+        for target in resolve(rule["Properties"]["Targets"]):
+            for arn in (target["Arn"], target["DeadLetterConfig"]["Arn"]):
+                if arn != "Topic":
+                    sent.setdefault(arn, set()).add(f"{name}.Arn")
+    policy = resolve(template["Resources"]["QueuePolicy"]["Properties"])
+    for statement in policy["PolicyDocument"]["Statement"]:
+        assert (statement["Principal"], statement["Action"]) == (
+            {"Service": "events.amazonaws.com"},
+            "sqs:SendMessage",
+        )
+        for arn in listed(statement["Resource"]):
+            assert arn not in allowed
+            allowed[arn] = set(listed(statement["Condition"]["ArnEquals"]["aws:SourceArn"]))
+    assert allowed == sent
+    assert {f"{queue}.Arn" for queue in policy["Queues"]} == set(sent)
+    assert (
+        len(policy["PolicyDocument"]["Statement"]) <= 10
+    )  # conditions, of which a queue's policy may have ten
+
+
+def test_an_endpoint_is_allowed_by_its_name_and_by_its_arn_which_is_in_lower_case(template, resolve):
+    named = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/Shop"
+    seen = 0
+    for parameters, arn in (
+        ({}, "Endpoint"),
+        ({"ModelDataUrl": "", "EndpointArn": named.lower()}, named.lower()),
+    ):
+        for _, statement in statements(template):
+            if re.search(r"sagemaker:\w+Endpoint\b", str(statement["Action"])):
+                assert {named, arn} <= set(resolve(statement["Resource"], EndpointName="Shop", **parameters))
+                seen += 1
+    assert seen == 2 * 6
+
+
+def test_layers_are_the_stacks_and_go_with_it(template, resolve):
+    names = set()
+    for layer in resources(template, "AWS::Serverless::LayerVersion").values():
+        properties = resolve(layer["Properties"], **{"AWS::StackName": "s" * 128})
+        assert properties["RetentionPolicy"] == "Delete"
+        assert len(properties["LayerName"]) <= 140
+        names.add(properties["LayerName"].removeprefix("s" * 128))
+    assert names == {"-core", "-packages", "-imaging"}
 
 
 def test_alarms_and_rules_get_through_to_the_encrypted_topic(template, resolve):
@@ -130,7 +187,7 @@ def test_alarms_and_rules_get_through_to_the_encrypted_topic(template, resolve):
 def test_whoever_may_publish_to_the_topic_may_use_its_key(template):
     by_role = {}
     for name, statement in statements(template):
-        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        actions = listed(statement["Action"])
         by_role.setdefault(name, set()).update(actions)
     for name, actions in by_role.items():
         assert ("sns:Publish" in actions) == ("kms:GenerateDataKey" in actions), name
@@ -191,6 +248,8 @@ def test_botocore_takes_an_empty_endpoint_url_for_none(monkeypatch):
 
 def test_every_function_gets_the_variables_that_it_reads_and_no_others(template, load_app):
     shared = set(template["Globals"]["Function"]["Environment"]["Variables"])
+    # what botocore and Powertools read
+    assert shared == {"AWS_ENDPOINT_URL", "POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE"}
     for name, function in functions(template).items():
         given = set(function["Properties"]["Environment"]["Variables"])
         app = load_app(Path(function["Properties"]["CodeUri"]).name)
@@ -198,8 +257,7 @@ def test_every_function_gets_the_variables_that_it_reads_and_no_others(template,
             c for c in vars(app).values() if dataclasses.is_dataclass(c) and c.__name__.endswith("Settings")
         ]
         settings = max(found, key=lambda c: len(dataclasses.fields(c)))
-        read = {f.name.upper() for f in dataclasses.fields(settings)}
-        assert read - shared == given, name
+        assert {f.name.upper() for f in dataclasses.fields(settings)} == given, name
 
 
 def test_hooked_and_plain_config_capture_alike_under_the_same_variant(template):

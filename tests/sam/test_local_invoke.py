@@ -7,14 +7,16 @@ variables and the rights of the role that the stack gives it, on its own events/
 import json
 import os
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError
 from PIL import Image
 
 from glassbox.aws.counts_table import CountsTable
 from glassbox.capture import moment
 from glassbox.tally import WINDOW, Window, total
 from local import invoke
-from local.emulator import ROOT, docker_bridge
+from local.emulator import REGION, ROOT, docker_bridge
 from local.stack import running_stack
 from watching import Inbox, incident, wait_for
 
@@ -152,9 +154,17 @@ def test_what_eventbridge_would_send_is_put_into_a_message(stack, run):
         invoke.read_event(ROOT / "README.md", stack)
 
 
-def test_a_function_may_do_no_more_than_its_role(stack, run):
-    """The containers have the roles' rights: without them, the calls above would not have been made."""
-    roles = stack.resources("AWS::IAM::Role").values()
+def test_a_function_may_do_no_more_than_its_role(stack):
+    """The containers have the roles' rights: all calls above were made by them, and others are refused them."""
+    roles = stack.resources("AWS::IAM::Role")
     callers = {role for role, *_ in stack.aws.control("calls")["allowed"]}
-    assert callers <= set(roles)
+    assert callers <= set(roles.values())
     assert len(callers) == 8  # six functions, the endpoint and the monitor job
+    arn = stack.client("iam").get_role(RoleName=roles["CountPredictionsRole"])["Role"]["Arn"]
+    keys = stack.aws.control("credentials", role=arn, service="lambda.amazonaws.com")
+    session = boto3.Session(
+        keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"], keys["AWS_SESSION_TOKEN"], REGION
+    )
+    sagemaker = session.client("sagemaker", endpoint_url=stack.aws.endpoint_url)
+    with pytest.raises(ClientError, match="AccessDenied"):
+        sagemaker.describe_endpoint(EndpointName="traffic-signs")

@@ -1,0 +1,14 @@
+"""What `make build` left for AWS."""
+
+import pytest
+
+from local.emulator import ROOT
+
+BUILT = ROOT / ".aws-sam" / "build"
+pytestmark = pytest.mark.skipif(not BUILT.is_dir(), reason="needs make build")
+
+
+def test_the_imaging_layer_is_small():
+    """Under 90 MB unzipped: it is what a cold start of the drawing waits for."""
+    sizes = [path.stat().st_size for path in (BUILT / "ImagingLayer").rglob("*") if path.is_file()]
+    assert 10e6 < sum(sizes) < 90e6

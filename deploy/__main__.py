@@ -59,7 +59,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
         check_names(watched, options.stack, session)
         instead = with_kept(_given(options), before.get("HookedConfigName", ""), watched, session)
     parameters = _watching(watched) if watched else _owning(options, before, session)
-    if monitor := images.pushed(images.MONITOR, session):
+    if monitor := _image(images.MONITOR, before.get("MonitorImage", ""), session):
         parameters["MonitorImage"] = monitor
     parameters |= _asked(options)
     account = session.client("sts").get_caller_identity()["Account"]
@@ -127,7 +127,7 @@ def _watching(watched: Watched) -> dict[str, str]:
 
 
 def _owning(options: argparse.Namespace, before: dict[str, str], session: boto3.Session) -> dict[str, str]:
-    serving = options.image or images.pushed(images.SERVING, session) or before.get("ServingImage")
+    serving = options.image or _image(images.SERVING, before.get("ServingImage", ""), session)
     if not serving:
         raise DeployError(
             f"The serving image is not in {images.registry(session)}: make images, make push; or IMAGE=… names another"
@@ -135,6 +135,13 @@ def _owning(options: argparse.Namespace, before: dict[str, str], session: boto3.
     # a new stack's model is uploaded later; one that is there keeps its model, unless it is given another
     uploaded = {} if before and not options.model else {"ModelDataUrl": "s3://to-be/uploaded"}
     return {"ServingImage": serving} | uploaded
+
+
+def _image(repository: str, before: str, session: boto3.Session) -> str:
+    """What was pushed last, unless the stack has an image from elsewhere."""
+    ours = f"{images.registry(session)}/{repository}:"
+    theirs = before and not before.startswith(ours)
+    return before if theirs else images.pushed(repository, session) or before
 
 
 def _given(options: argparse.Namespace) -> dict[str, str]:

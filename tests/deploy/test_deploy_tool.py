@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 
+from deploy.images import tag
 from deploy.stack import change_parameters
 from glassbox.aws.incidents_table import IncidentsTable
 from local import signs
@@ -503,7 +504,7 @@ def test_without_an_image_there_is_nothing_to_serve_with(tool):
 
 
 def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
-    wanted = ("--threshold", "0.5", "--image", f"{REGISTRY}/glassbox-serving:local", "--stack", "own")
+    wanted = ("--threshold", "0.5", "--image", SERVING, "--stack", "own")
     said = tool("plan", *wanted)
     assert "Among them an endpoint of its own, traffic-signs" in said
     tool("deploy", *wanted, *given(aws), "--yes")
@@ -518,8 +519,13 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     assert "has an endpoint of its own" in tool("twin", "--stack", "own", fails=True)
     assert "keeps to it" in tool("plan", "--stack", "own", "--endpoint", ENDPOINT, fails=True)
     model = stack(aws, "own")[0]["ModelDataUrl"]
+    ecr, repository = aws.client("ecr"), {"repositoryName": "glassbox-serving"}
+    ecr.create_repository(**repository)
+    ecr.put_image(**repository, imageTag=tag("glassbox-serving"), imageManifest='{"schemaVersion": 2}')
     said = tool("deploy", "--stack", "own", "--threshold", "0.6", "--set", "Flagged=3", "--yes")
+    ecr.delete_repository(**repository, force=True)
     assert "Threshold: 0.5 -> 0.6" in said
+    assert stack(aws, "own")[0]["ServingImage"] == SERVING  # and not what was pushed since
     assert "would be uploaded" not in said
     assert stack(aws, "own")[0]["ModelDataUrl"] == model  # not the sample again
     change_parameters("own", {"Architecture": "arm64"}, aws.client("cloudformation"))

@@ -104,6 +104,9 @@ deploy: build .venv-deploy/.ready ## the stack, and the hooked twin of the endpo
 twin: .venv-deploy/.ready ## the hooked twin of what the endpoint runs now, after its owner deployed (STACK)
 	@$(DEPLOY) twin --stack '$(STACK)' --image '$(IMAGE)' --model-data '$(MODEL_DATA)'
 
+explain: .venv-deploy/.ready ## one image explained now, on the endpoint (IMAGE=sign.png, STACK; YES=1 does not ask)
+	@$(DEPLOY) explain --stack '$(STACK)' --endpoint '$(ENDPOINT)' --image '$(IMAGE)' $(if $(YES),--yes)
+
 remove: .venv-deploy/.ready ## the stack goes, a watched endpoint serves on as it was (STACK; YES=1 does not ask)
 	@$(DEPLOY) remove --stack '$(STACK)' $(if $(YES),--yes)
 
@@ -146,4 +149,4 @@ $(READY): $(PINS)
 
 .PRECIOUS: .venv-%/.ready
 .PHONY: help demo local test check bench baseline train check-model build sam sam-test images images-test \
-        plan deploy twin remove push deploy-test format clean
+        plan deploy twin explain remove push deploy-test format clean

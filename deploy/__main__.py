@@ -1,4 +1,4 @@
-"""make plan, make deploy, make twin, make remove, make push: the stack on AWS, for an endpoint or with one of its own.
+"""make plan, deploy, twin, explain, remove, push: the stack on AWS, for an endpoint or with one of its own.
 
 Credentials and region are those of the AWS SDK (AWS_PROFILE, AWS_REGION, …).
 """
@@ -22,13 +22,12 @@ from sagemaker.core.resources import Endpoint
 from sagemaker.core.s3 import S3Uploader
 
 from deploy import DeployError, images, stack
+from deploy.explain import command, explain
 from deploy.twin import IMAGE, MODEL_DATA, check_names, delete_twins, make_twin, twin_name, with_kept
 from deploy.watched import Watched, events_are_on, read_endpoint, turn_events_on
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.incident import State
-from glassbox.violation import COMMAND_DETAIL_TYPE
 
-OPERATOR = "glassbox.operator"
 WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
 RESTORE_SECONDS = 3600.0
 SETTINGS = {IMAGE: "IMAGE", MODEL_DATA: "MODEL_DATA"}  # as make calls them
@@ -301,6 +300,22 @@ def _delete_others(hooked: str, name: str, session: boto3.Session) -> None:
         print(f"deleted: {deleted}")
 
 
+def explain_image(options: argparse.Namespace, session: boto3.Session) -> None:
+    """Explain one image now: the endpoint is swapped for it, and put back."""
+    _, outputs = stack.existing(options.stack, session.client("cloudformation"))
+    if options.endpoint and options.endpoint != outputs["EndpointName"]:
+        raise DeployError(
+            f"Stack {options.stack} watches {outputs['EndpointName']}: STACK=… names that of {options.endpoint}"
+        )
+    print(
+        f"{outputs['EndpointName']} would go to its hooked twin for some minutes; it keeps serving.",
+        flush=True,
+    )
+    _ask(options)
+    picture = explain(options.image, outputs, stack.ROOT / "out" / "explain", session, print)
+    print(f"The picture: {picture.relative_to(stack.ROOT)}")
+
+
 def remove(options: argparse.Namespace, session: boto3.Session) -> None:
     """End what is under way, delete the twin and the stack; the endpoint serves on as it was."""
     cloudformation = session.client("cloudformation")
@@ -351,9 +366,7 @@ def _restore(outputs: dict[str, str], session: boto3.Session) -> None:
             return
         if incident and incident.state in (State.SWAPPING, State.HOOKED) and not told:
             print(f"{name} is in the middle of an incident: it is aborted, and {plain} put back", flush=True)
-            detail = json.dumps({"endpoint": name, "action": "abort"})
-            entry = {"Source": OPERATOR, "DetailType": COMMAND_DETAIL_TYPE, "Detail": detail}
-            session.client("events").put_events(Entries=[entry])
+            command(name, "abort", session)
             told = True
         time.sleep(2)
     raise DeployError(
@@ -412,11 +425,12 @@ def main() -> None:
         "plan": plan,
         "deploy": deploy,
         "twin": twin,
+        "explain": explain_image,
         "remove": remove,
         "push": push,
     }
-    for name, command in named.items():
-        one: Any = commands.add_parser(name, help=command.__doc__)
+    for name, does in named.items():
+        one: Any = commands.add_parser(name, help=does.__doc__)
         if name != "push":
             one.add_argument("--stack", default="glassbox")
         if name in ("plan", "deploy", "twin"):
@@ -432,7 +446,10 @@ def main() -> None:
             one.add_argument("--email", default="")
             one.add_argument("--stage", default="")
             one.add_argument("--set", type=_setting, nargs="*", default=[], metavar="Parameter=value")
-        if name in ("deploy", "remove"):
+        if name == "explain":
+            one.add_argument("--image", type=Path, required=True, help="a picture, or an array in .npy")
+            one.add_argument("--endpoint", default="", help="that of the stack")
+        if name in ("deploy", "explain", "remove"):
             one.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args()
     options.set = dict(getattr(options, "set", ()))

@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deploy.images import tag
 from deploy.stack import change_parameters
@@ -338,6 +339,20 @@ def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws, cu
     assert live(aws) == ("InService", "Shop-v1")
     (variant,) = customer.describe_endpoint(EndpointName=ENDPOINT)["ProductionVariants"]
     assert variant["CurrentInstanceCount"] == 2  # as scaling had left it
+
+
+def test_one_image_is_explained_and_the_endpoint_put_back(aws, tool, customer, tmp_path):
+    image = tmp_path / "sign.png"
+    Image.fromarray(signs.dataset(1, seed=5, size=48)[0][0]).save(image)
+    before = incident(aws)
+    assert f"watches {ENDPOINT}" in tool("explain", "--image", str(image), "--endpoint", "blind", fails=True)
+    assert "Nothing was done" in tool("explain", "--image", str(image), fails=True)
+    assert incident(aws) == before
+    said = tool("explain", "--image", str(image), "--endpoint", ENDPOINT, "--yes")
+    assert "The picture: out/explain/sign.png" in said
+    assert Image.open(ROOT / "out/explain/sign.png").text["faithful"] == "yes"
+    wait_for(lambda: incident(aws).state == "NORMAL" and incident(aws).id != before.id)
+    assert live(aws) == ("InService", "Shop-v1")
 
 
 def test_twin_follows_what_the_owner_deployed(aws, tool, customer):

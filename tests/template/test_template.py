@@ -157,7 +157,7 @@ def test_an_endpoint_is_allowed_by_its_name_and_by_its_arn_which_is_in_lower_cas
             if re.search(r"sagemaker:\w+Endpoint\b", str(statement["Action"])):
                 assert {named, arn} <= set(resolve(statement["Resource"], EndpointName="Shop", **parameters))
                 seen += 1
-    assert seen == 2 * 6
+    assert seen == 2 * 7
 
 
 def test_layers_are_the_stacks_and_go_with_it(template, resolve):

@@ -22,11 +22,12 @@ from sagemaker.core.resources import Endpoint
 from sagemaker.core.s3 import S3Uploader
 
 from deploy import DeployError, images, stack
-from deploy.explain import command, explain
+from deploy.explain import OPERATOR, command, explain
 from deploy.twin import IMAGE, MODEL_DATA, check_names, delete_twins, make_twin, twin_name, with_kept
 from deploy.watched import Watched, events_are_on, read_endpoint, turn_events_on
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.incident import State
+from glassbox.violation import COMMAND_DETAIL_TYPE
 
 WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
 RESTORE_SECONDS = 3600.0
@@ -418,24 +419,25 @@ def _setting(text: str) -> tuple[str, str]:
     return key, value
 
 
-def main() -> None:
+COMMANDS: dict[str, Callable[[argparse.Namespace, boto3.Session], None]] = {
+    "plan": plan,
+    "deploy": deploy,
+    "twin": twin,
+    "explain": explain_image,
+    "remove": remove,
+    "push": push,
+}
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m deploy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    named: dict[str, Callable[[argparse.Namespace, boto3.Session], None]] = {
-        "plan": plan,
-        "deploy": deploy,
-        "twin": twin,
-        "explain": explain_image,
-        "remove": remove,
-        "push": push,
-    }
-    for name, does in named.items():
+    for name, does in COMMANDS.items():
         one: Any = commands.add_parser(name, help=does.__doc__)
         if name != "push":
             one.add_argument("--stack", default="glassbox")
         if name in ("plan", "deploy", "twin"):
             one.add_argument("--image", default="", help="the twin's, or the stack's own endpoint's")
-        if name in ("plan", "deploy", "twin"):
             one.add_argument("--model-data", default="", help="another model.tar.gz in S3, for the twin")
         if name in ("plan", "deploy"):
             one.add_argument(
@@ -453,11 +455,16 @@ def main() -> None:
             one.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_args()
     options.set = dict(getattr(options, "set", ()))
+    return options
+
+
+def main() -> None:
+    options = _options()
     session = boto3.Session()
     try:
         if not session.region_name:
             raise DeployError("No region is set: AWS_REGION=… names one")
-        named[options.command](options, session)
+        COMMANDS[options.command](options, session)
     except (DeployError, ClientError, BotoCoreError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

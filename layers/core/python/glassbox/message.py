@@ -239,8 +239,8 @@ def refused(incident: Incident, error: str) -> Notice:
         "",
         *_facts(incident),
         "",
-        "To swap by hand once the cause is gone:",
-        _update(incident.endpoint, incident.hooked_config),
+        "To explain the last hour once the cause is gone:",
+        _command(incident.endpoint, "open"),
     )
 
 

@@ -459,7 +459,7 @@ def restore(endpoint: str, desk: Desk, now: datetime) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """What an operator asked, ``at`` a time: ``abort``, or ``extend``: to keep the hooked model ``minutes`` from then."""
+    """What an operator asked ``at`` a time: ``abort``, or ``extend``, to keep the hooked model ``minutes`` longer."""
 
     endpoint: str
     action: str

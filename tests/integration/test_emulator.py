@@ -315,7 +315,9 @@ def test_nothing_outlives_whoever_started_it(number, stub_images):
     )
     directory, *pids = parent.stdout.readline().split()
     children = [psutil.Process(int(pid)) for pid in pids]
-    assert len(children) == 3  # the embedded AWS, a model server, a function
+    assert (
+        len(children) >= 3
+    )  # the embedded AWS, a model server, a function: one process for each call at a time
     parent.send_signal(number)
     parent.wait(10)
     _, alive = psutil.wait_procs(children, timeout=10)

@@ -311,7 +311,12 @@ def test_nothing_outlives_whoever_started_it(number, stub_images):
     embedded = Path(__file__).parent / "embedded"
     arguments = [embedded / "template.yaml", embedded / "server.py", stub_images["serving"]]
     parent = subprocess.Popen(
-        [sys.executable, "-c", STORY, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", STORY, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # what is started in the background may have been told to ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     directory, *pids = parent.stdout.readline().split()
     children = [psutil.Process(int(pid)) for pid in pids]

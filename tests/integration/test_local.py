@@ -31,6 +31,8 @@ def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
         stderr=subprocess.STDOUT,
         text=True,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        # what is started in the background may have been told to ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         printed = ""

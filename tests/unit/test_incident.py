@@ -618,7 +618,7 @@ def test_a_command_between_look_and_write_is_seen(world, violation, load_event):
 def test_who_is_always_overtaken_comes_back_later(world, violation):
     world.swap(violation)
     world.endpoint.settle()
-    extend = Command("traffic-signs", "extend", world.now, 5)
+    extend = Command("traffic-signs", "extend", world.now)
     world.incidents.meanwhile = [lambda: obey(extend, world.desk, world.now), lambda: None] * 9
     with pytest.raises(RetryableError, match="somebody else was faster"):
         world.confirm()
@@ -703,17 +703,6 @@ def test_an_operator_who_extends_before_the_swap_is_done_shortens_nothing(world,
     assert world.restore() == "waiting"
     world.later(1)
     assert world.restore() == "restoring"
-
-
-def test_a_command_that_comes_again_after_the_incident_does_not_meet_the_next_one(
-    world, violation, load_event
-):
-    abort = read_command(load_event("command-abort"))
-    world.run(violation)
-    world.later(60)
-    world.swap(following(violation, 2))
-    assert obey(abort, world.desk, world.now) == "no incident to change"
-    assert obey(replace(abort, at=world.now - timedelta(seconds=1)), world.desk, world.now) == "abort"
 
 
 def test_a_command_without_an_incident_changes_nothing(world, load_event):

@@ -51,8 +51,6 @@ _UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"}
 
 # Whoever moves an incident tells ops. When nobody has after this time, it is told by whoever comes.
 _TELLING = timedelta(minutes=1)
-# that AWS's clocks may differ by; the time of an event is in whole seconds
-_CLOCKS = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -459,41 +457,40 @@ def restore(endpoint: str, desk: Desk, now: datetime) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """What an operator asked ``at`` a time: ``abort``, or ``extend``, to keep the hooked model ``minutes`` longer."""
+    """What an operator asks of the open incident: ``abort``, or ``extend``: keep the hooked model ``until`` then."""
 
     endpoint: str
     action: str
-    at: datetime
-    minutes: float
+    until: datetime
 
 
 def read_command(event: Mapping[str, Any]) -> Command:
-    """Read a ``Glassbox Command`` event; BadInputError when it is none that can be obeyed."""
+    """Read a ``Glassbox Command`` event; BadInputError when it is none that can be obeyed.
+
+    ``minutes`` are counted from the time of the event, so that it may come twice.
+    """
     try:
         detail, minutes = event["detail"], float(event["detail"].get("minutes", 15))
         if detail["action"] not in ("extend", "abort") or not 0 < minutes <= 24 * 60:
             raise ValueError(f"action {detail['action']!r}, minutes {minutes:g}")
-        return Command(str(detail["endpoint"]), detail["action"], read_time(event["time"]), minutes)
+        until = read_time(event["time"]) + timedelta(minutes=minutes)
+        return Command(str(detail["endpoint"]), detail["action"], until)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInputError(f"event {event.get('id')}: not a command, {error!r}") from error
 
 
 @_looking_again
 def obey(command: Command, desk: Desk, now: datetime) -> str:
-    """Note what an operator wants; it is done by :func:`restore`, and by :func:`confirm` when it is hooked.
-
-    A command may come twice, and late: it is about the incident that was open when it was given.
-    """
+    """Note what an operator wants; it is done by :func:`restore`, and by :func:`confirm` when it is hooked."""
     incident = desk.incidents.current(command.endpoint)
     obeyed_in = {State.SWAPPING, State.HOOKED} | ({State.FAILED} if command.action == "abort" else set())
-    if incident is None or incident.state not in obeyed_in or command.at < incident.opened - _CLOCKS:
+    if incident is None or incident.state not in obeyed_in:
         return "no incident to change"
     if command.action == "abort":
         timeline = (*incident.timeline, _line(now, "an operator: abort"))
         _save(incident, desk, aborted=True, timeline=timeline)
     else:
-        until = command.at + timedelta(minutes=command.minutes)
-        hold = max(until, incident.hold or until)
+        hold = max(command.until, incident.hold or command.until)
         note = _line(now, f"an operator: keep the hooked model until {hold:%H:%M:%S} UTC")
         _save(incident, desk, hold=hold, timeline=(*incident.timeline, note))
     return command.action

@@ -18,7 +18,7 @@ from ministack.core import iam_evaluator
 from ministack.services import dynamodb, scheduler, sns
 from ministack.services.cloudformation import provisioners
 
-from local.gaps import calls, delivery, functions, monitoring, topics
+from local.gaps import calls, delivery, functions, monitoring, queues, topics
 
 MINISTACK = "1.5.33"
 
@@ -74,6 +74,9 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
         ["queue_arn", "service", "source_arn", "source_account"],
     ),
     ("ministack.services.sqs", "_queues", None),
+    ("ministack.services.sqs", "_HANDLERS", None),
+    ("ministack.services.sqs", "_get_q", ["url", "action"]),
+    ("ministack.services.sqs", "_Err", ["code", "message", "status"]),
     (
         "ministack.services.sns",
         "topic_policy_allows",
@@ -143,6 +146,7 @@ def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     _after_provisioning("AWS::Lambda::LayerVersion", archives.expect_layer)
     calls.install()
     delivery.install(account, region)
+    queues.install()
     topics.install(region)
     monitoring.install(account, region)
     scheduler._SCHEDULE_TICK_INTERVAL = 1  # instead of a look every 10 s

@@ -127,6 +127,23 @@ def test_a_template_may_be_larger_than_a_request(embedded_aws, tmp_path):
     embedded_aws.client("s3").head_bucket(Bucket="of-a-large-template")
 
 
+QUEUE_POLICY = """
+Resources:
+  One: {Type: AWS::SQS::Queue}
+  Two: {Type: AWS::SQS::Queue}
+  Policy:
+    Type: AWS::SQS::QueuePolicy
+    Properties:
+      Queues: [!Ref One]
+      PolicyDocument:
+        Statement:
+          - Effect: Allow
+            Principal: {Service: events.amazonaws.com}
+            Action: sqs:SendMessage
+            Resource: RESOURCE
+"""
+
+
 def test_a_template_aws_would_refuse_is_refused(embedded_aws, tmp_path):
     def attempt(name, body, **parameters):
         template = tmp_path / "template.yaml"
@@ -148,6 +165,12 @@ def test_a_template_aws_would_refuse_is_refused(embedded_aws, tmp_path):
         attempt(
             "refused-4", "Resources: {F: {Type: AWS::Serverless::Function, Properties: {CodeUri: nowhere}}}"
         )
+    for name, resource in (
+        ("refused-5", "[!GetAtt One.Arn, !GetAtt Two.Arn]"),
+        ("refused-6", "!GetAtt Two.Arn"),
+    ):
+        with pytest.raises(DeployError, match="Invalid value for the parameter Policy"):
+            attempt(name, QUEUE_POLICY.replace("RESOURCE", resource))
 
 
 # ---------------------------------------------------------------- packaging

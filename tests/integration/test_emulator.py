@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from botocore.exceptions import ClientError
 
 from local.emulator import EmbeddedAws, EmulatorError
 
@@ -93,6 +94,87 @@ def test_a_queue_without_a_policy_gets_nothing_and_the_event_is_a_dead_letter(
     [event] = eventually(lambda: received(small_stack["Undelivered"]))
     assert event["detail"]["object"]["key"] == "closed/a.json"
     assert received(small_stack["ClosedQueue"]) == []
+
+
+POLICY = {
+    "Effect": "Allow",
+    "Principal": {"Service": "events.amazonaws.com"},
+    "Action": "sqs:SendMessage",
+    "Resource": "arn:aws:sqs:eu-west-1:123456789012:refusing",
+}
+OTHER_QUEUE = "arn:aws:sqs:eu-west-1:123456789012:other"
+INVALID = "InvalidAttributeValue", "Invalid value for the parameter Policy."
+
+
+def policy(number=1, **changed):
+    return json.dumps({"Statement": [POLICY | changed] * number})
+
+
+REFUSED_POLICIES = {
+    "two resources in a statement": (policy(Resource=[POLICY["Resource"], OTHER_QUEUE]), *INVALID),
+    "another queue": (policy(Resource=OTHER_QUEUE), *INVALID),
+    "another queue, in a list": (policy(Resource=[OTHER_QUEUE]), *INVALID),
+    "no JSON": ("{", *INVALID),
+    "no statement": ("{}", *INVALID),
+    "8 actions": (
+        policy(Action=[f"sqs:{n}" for n in range(8)]),
+        "OverLimit",
+        "8 actions were found in a statement from the submitted policy, max allowed is 7",
+    ),
+    "21 statements": (
+        policy(21),
+        "OverLimit",
+        "21 statements were found in the submitted policy, max allowed is 20",
+    ),
+    "51 principals": (
+        policy(Principal={"AWS": [f"arn:aws:iam::{n:012}:root" for n in range(51)]}),
+        "OverLimit",
+        "51 principals were found in the submitted policy, max allowed is 50",
+    ),
+    "11 conditions": (
+        policy(11, Condition={"StringEquals": {"aws:SourceAccount": "123456789012"}}),
+        "OverLimit",
+        "11 conditions were found in the submitted policy, max allowed is 10",
+    ),
+    "over 8,192 bytes": (
+        policy(Sid="s" * 8192),
+        "OverLimit",
+        f"{len(policy(Sid='s' * 8192))} bytes were found in the submitted policy, max allowed is 8192",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_POLICIES)
+def test_sqs_refuses_a_policy_that_is_not_of_one_queue_or_over_a_quota(embedded_aws, name):
+    document, code, message = REFUSED_POLICIES[name]
+    sqs = embedded_aws.client("sqs")
+    with pytest.raises(ClientError) as refused:
+        sqs.create_queue(QueueName="refusing", Attributes={"Policy": document})
+    assert refused.value.response["Error"]["Message"] == message
+    queue = sqs.create_queue(QueueName="refusing")["QueueUrl"]
+    with pytest.raises(ClientError) as refused:
+        sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": document})
+    assert refused.value.response["Error"]["Code"].endswith(code)
+    assert refused.value.response["Error"]["Message"] == message
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        policy(),
+        policy(10, Condition={"StringEquals": {"aws:SourceAccount": "123456789012"}}),
+        policy(Action=[f"sqs:{n}" for n in range(7)]),
+        policy(Resource=[POLICY["Resource"]]),
+        policy(Resource="*"),
+        "",
+    ],
+)
+def test_sqs_takes_a_policy_of_one_queue_within_the_quotas(embedded_aws, document):
+    sqs = embedded_aws.client("sqs")
+    queue = sqs.create_queue(QueueName="refusing")["QueueUrl"]
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": document})
+    set_to = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["Policy"]).get("Attributes", {})
+    assert set_to.get("Policy", "") == document
 
 
 # ---------------------------------------------------------------- functions

@@ -1,6 +1,7 @@
 """What the template promises, checked on the template."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -130,20 +131,51 @@ def test_each_queue_takes_from_the_rules_that_target_it_and_from_no_other(templa
             for arn in (target["Arn"], target["DeadLetterConfig"]["Arn"]):
                 if arn != "Topic":
                     sent.setdefault(arn, set()).add(f"{name}.Arn")
-    policy = resolve(template["Resources"]["QueuePolicy"]["Properties"])
-    for statement in policy["PolicyDocument"]["Statement"]:
-        assert (statement["Principal"], statement["Action"]) == (
-            {"Service": "events.amazonaws.com"},
-            "sqs:SendMessage",
-        )
-        for arn in listed(statement["Resource"]):
-            assert arn not in allowed
-            allowed[arn] = set(listed(statement["Condition"]["ArnEquals"]["aws:SourceArn"]))
+    for name, policy in resources(template, "AWS::SQS::QueuePolicy").items():
+        properties = resolve(policy["Properties"])
+        (queue,) = properties["Queues"]
+        assert name == f"{queue}Policy"
+        assert policy.get("Condition") == template["Resources"][queue].get("Condition"), name
+        (statement,) = properties["PolicyDocument"]["Statement"]
+        assert statement["Resource"] == f"{queue}.Arn", name
+        assert statement["Principal"] == {"Service": "events.amazonaws.com"}
+        assert statement["Action"] == "sqs:SendMessage"
+        allowed[statement["Resource"]] = set(statement["Condition"]["ArnEquals"]["aws:SourceArn"])
     assert allowed == sent
-    assert {f"{queue}.Arn" for queue in policy["Queues"]} == set(sent)
-    assert (
-        len(policy["PolicyDocument"]["Statement"]) <= 10
-    )  # conditions, of which a queue's policy may have ten
+
+
+def test_queue_policies_are_within_the_quotas_of_sqs(template, resolve):
+    """SQS developer guide, "Quotas related to policies"; the longest names that AWS gives count towards the bytes."""
+    arn = f"arn:aws-us-gov:events:us-gov-west-1:111122223333:rule/{'r' * 64}"
+    policies = resources(template, "AWS::SQS::QueuePolicy")
+    assert len(policies) == 11
+    for name, policy in policies.items():
+        names = {f"{rule}.Arn": arn for rule in resources(template, "AWS::Events::Rule")}
+        properties = resolve(policy["Properties"], **names)
+        document = properties["PolicyDocument"]
+        assert len(properties["Queues"]) == 1, name
+        assert len(json.dumps(document).encode()) <= 8192, name
+        assert len(document["Statement"]) <= 20, name
+        principals = conditions = 0
+        for statement in document["Statement"]:
+            assert isinstance(statement["Resource"], str), name
+            assert len(listed(statement["Action"])) <= 7, name
+            principals += sum(len(listed(value)) for value in statement["Principal"].values())
+            keys = [value for operator in statement["Condition"].values() for value in operator.values()]
+            conditions += sum(len(listed(value)) for value in keys)
+        assert principals <= 50, name
+        assert conditions <= 10, name
+
+
+def test_queues_keep_messages_longer_than_an_outage_and_dead_letters_longest(template):
+    """A message keeps its send time on redrive, so the dead-letter queue's period includes the time in the queue."""
+    queues = {
+        name: q["Properties"]["MessageRetentionPeriod"]
+        for name, q in resources(template, "AWS::SQS::Queue").items()
+    }
+    assert len(queues) == 12
+    for name, seconds in queues.items():
+        assert seconds == (1_209_600 if name.endswith("DeadLetters") else 345_600), name
 
 
 def test_an_endpoint_is_allowed_by_its_name_and_by_its_arn_which_is_in_lower_case(template, resolve):

@@ -1,0 +1,99 @@
+"""Queue policies that SQS refuses: more than one resource in a statement, another queue's, or over a quota."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ministack.services import sqs
+from ministack.services.cloudformation import provisioners
+
+POLICY_BYTES, STATEMENTS, PRINCIPALS, CONDITIONS, ACTIONS = 8192, 20, 50, 10, 7
+
+
+def install() -> None:
+    """Check each queue policy before ministack stores it, whether the API or CloudFormation sets it."""
+    set_attributes, create = sqs._HANDLERS["SetQueueAttributes"], sqs._HANDLERS["CreateQueue"]
+
+    def set_queue_attributes(data: dict[str, Any], url: str) -> Any:
+        attributes = sqs._get_q(data.get("QueueUrl", url))["attributes"]
+        check((data.get("Attributes") or {}).get("Policy"), attributes["QueueArn"])
+        return set_attributes(data, url)
+
+    def create_queue(data: dict[str, Any], url: str) -> Any:
+        arn = f"arn:aws:sqs:{sqs.get_region()}:{sqs.get_account_id()}:{data.get('QueueName')}"
+        check((data.get("Attributes") or {}).get("Policy"), arn)
+        return create(data, url)
+
+    sqs._HANDLERS["SetQueueAttributes"] = set_queue_attributes
+    sqs._HANDLERS["CreateQueue"] = create_queue
+    handlers = provisioners._RESOURCE_HANDLERS["AWS::SQS::QueuePolicy"]
+    for step in ("create", "update"):
+        handlers[step] = _checked(handlers[step])
+
+
+def _checked(provision: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*args: Any) -> Any:
+        properties = next(a for a in reversed(args) if isinstance(a, dict))
+        for url in properties["Queues"]:
+            check(properties["PolicyDocument"], sqs._get_q(url)["attributes"]["QueueArn"])
+        return provision(*args)
+
+    return checked
+
+
+def check(policy: str | dict[str, Any] | None, queue_arn: str) -> None:
+    """Raise ministack's SQS error unless the policy is one that the queue can have.
+
+    Every value of a condition counts towards the ten, which is the strictest reading of the quota.
+    """
+    if not policy:
+        return
+    try:
+        document = json.loads(policy) if isinstance(policy, str) else policy
+        statements = [_counted(statement) for statement in _listed(document["Statement"])]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _invalid() from None
+    for statement in statements:
+        (resource, *further) = statement["resources"] or [""]
+        if further or not fnmatchcase(queue_arn, resource):
+            raise _invalid()
+        if statement["actions"] > ACTIONS:
+            raise _over_limit(statement["actions"], "actions were found in a statement from", ACTIONS)
+    for what, found, most in (
+        ("statements", len(statements), STATEMENTS),
+        ("principals", sum(s["principals"] for s in statements), PRINCIPALS),
+        ("conditions", sum(s["conditions"] for s in statements), CONDITIONS),
+        ("bytes", len(json.dumps(document).encode()), POLICY_BYTES),
+    ):
+        if found > most:
+            raise _over_limit(found, f"{what} were found in", most)
+
+
+def _counted(statement: dict[str, Any]) -> dict[str, Any]:
+    principal = statement.get("Principal", "*")
+    groups = principal.values() if isinstance(principal, dict) else [principal]
+    keys = [value for operator in statement.get("Condition", {}).values() for value in operator.values()]
+    return {
+        "resources": _listed(statement.get("Resource", "*")),
+        "actions": len(_listed(statement["Action"])),
+        "principals": sum(len(_listed(group)) for group in groups),
+        "conditions": sum(len(_listed(value)) for value in keys),
+    }
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _invalid() -> Exception:
+    error: Exception = sqs._Err("InvalidAttributeValue", "Invalid value for the parameter Policy.", 400)
+    return error
+
+
+def _over_limit(found: int, what: str, most: int) -> Exception:
+    message = f"{found} {what} the submitted policy, max allowed is {most}"
+    error: Exception = sqs._Err("OverLimit", message, 403)
+    return error

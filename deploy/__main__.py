@@ -22,6 +22,7 @@ from sagemaker.core.resources import Endpoint
 from sagemaker.core.s3 import S3Uploader
 
 from deploy import DeployError, images, stack
+from deploy.alarms import check_alarm
 from deploy.explain import OPERATOR, command, explain
 from deploy.twin import IMAGE, MODEL_DATA, check_names, delete_twins, make_twin, twin_name, with_kept
 from deploy.watched import Watched, events_are_on, read_endpoint, turn_events_on
@@ -243,11 +244,20 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     print("\nDone.")
     if options.email:
         print(f"{options.email} has got a mail to confirm the subscription: nothing is told before.")
+    print(_check_alarm(options.stack, session))
     print("Try it, on the endpoint's own traffic of the last hour:")
     detail = json.dumps(json.dumps({"endpoint": outputs["EndpointName"], "action": "open"}))
     print(
         f"  aws events put-events --entries 'Source={OPERATOR},DetailType={COMMAND_DETAIL_TYPE},Detail={detail}'"
     )
+
+
+def _check_alarm(name: str, session: boto3.Session) -> str:
+    """Return what the test of an alarm showed; a refused call must not fail a deployment that is complete."""
+    try:
+        return check_alarm(name, session)
+    except (ClientError, BotoCoreError) as error:
+        return f"Alarms: whether they notify was not tested: {error}"
 
 
 def _make_first_twin(

@@ -102,6 +102,8 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
         "_record_history",
         ["alarm_name", "old_state", "new_state", "reason", "alarm_type", "reason_data"],
     ),
+    ("ministack.services.cloudwatch", "_history_entries", []),
+    ("ministack.services.cloudwatch", "_ts_iso", ["epoch"]),
     (
         "ministack.services.cloudwatch",
         "_dispatch_alarm_actions",

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ministack.core.responses import request_scope
@@ -26,7 +27,7 @@ _COMPARE = {
 
 
 def install(account: str, region: str) -> None:
-    """Read embedded metrics, measure queues, evaluate alarms every few seconds."""
+    """Read embedded metrics, measure queues, evaluate alarms every few seconds, keep the history of their actions."""
     write_logs = lambda_svc._emit_lambda_logs
 
     def emit_logs(func: Any, request_id: str, log_text: str, *args: Any, **kwargs: Any) -> None:
@@ -34,7 +35,8 @@ def install(account: str, region: str) -> None:
         record_embedded_metrics(log_text)
 
     lambda_svc._emit_lambda_logs = emit_logs
-    cloudwatch._evaluate_alarm = lambda alarm: evaluate(alarm, account, region)
+    cloudwatch._evaluate_alarm = evaluate
+    cloudwatch._dispatch_alarm_actions = _with_history(cloudwatch._dispatch_alarm_actions, account, region)
     threading.Thread(target=_watch, args=(account, region), name="alarms", daemon=True).start()
 
 
@@ -69,7 +71,7 @@ def _watch(account: str, region: str) -> None:
         with request_scope(account, region):
             _measure_queues(depths)
             for alarm in list(cloudwatch._alarms.values()):
-                evaluate(alarm, account, region)
+                evaluate(alarm)
 
 
 def _measure_queues(depths: dict[str, tuple[int, float]]) -> None:
@@ -89,7 +91,7 @@ def _measure_queues(depths: dict[str, tuple[int, float]]) -> None:
             )
 
 
-def evaluate(alarm: dict[str, Any], account: str, region: str) -> None:
+def evaluate(alarm: dict[str, Any]) -> None:
     """Give a metric alarm the state its own metric has, and tell its actions of a change."""
     state = _state(alarm)
     old = alarm["StateValue"]
@@ -98,16 +100,47 @@ def evaluate(alarm: dict[str, Any], account: str, region: str) -> None:
     reason = f"Threshold Crossed: {alarm.get('MetricName')} is in state {state}"
     alarm.update(StateValue=state, StateReason=reason, StateUpdatedTimestamp=int(time.time()))
     cloudwatch._record_history(alarm["AlarmName"], old, state, reason)
-    member = {"ALARM": "AlarmActions", "OK": "OKActions"}[state]
-    for arn in alarm.get(member) or []:
-        source = alarm.get("AlarmArn", "")
-        if ":sns:" in arn and not service_may_publish(
-            arn, "cloudwatch.amazonaws.com", source, account, region
-        ):
-            # As on AWS, the action fails and nobody hears of it.
-            logger.error("alarm %s may not publish to %s", alarm["AlarmName"], arn)
-            alarm = {**alarm, member: [a for a in alarm[member] if a != arn]}
     cloudwatch._dispatch_alarm_actions(alarm, old, state, reason)
+
+
+_ACTIONS = {"ALARM": "AlarmActions", "OK": "OKActions", "INSUFFICIENT_DATA": "InsufficientDataActions"}
+
+
+def _with_history(dispatch: Callable[..., None], account: str, region: str) -> Callable[..., None]:
+    """Publish only where the topic's and its key's policy let CloudWatch, and record each action in the history."""
+
+    def dispatch_allowed(alarm: dict[str, Any], old: str, new: str, reason: str) -> None:
+        member = _ACTIONS[new]
+        allowed = []
+        for arn in alarm.get(member) or [] if alarm.get("ActionsEnabled", True) else []:
+            source, error = alarm.get("AlarmArn", ""), None
+            if ":sns:" not in arn or service_may_publish(
+                arn, "cloudwatch.amazonaws.com", source, account, region
+            ):
+                allowed.append(arn)
+            else:
+                # As on AWS, nobody is notified: the failure is in the alarm's history only.
+                logger.error("alarm %s may not publish to %s", alarm["AlarmName"], arn)
+                error = f"Resource: {source} is not authorized to perform: SNS:Publish on resource: {arn}"
+            _record_action(alarm["AlarmName"], arn, error)
+        dispatch({**alarm, member: allowed}, old, new, reason)
+
+    return dispatch_allowed
+
+
+def _record_action(alarm: str, arn: str, error: str | None) -> None:
+    summary = f"Failed to execute action {arn}" if error else f"Successfully executed action {arn}"
+    data = {"actionState": "Failed" if error else "Succeeded", "notificationResource": arn, "error": error}
+    cloudwatch._history_entries().append(
+        {
+            "AlarmName": alarm,
+            "AlarmType": "MetricAlarm",
+            "Timestamp": cloudwatch._ts_iso(time.time()),
+            "HistoryItemType": "Action",
+            "HistorySummary": summary,
+            "HistoryData": json.dumps(data),
+        }
+    )
 
 
 def _state(alarm: dict[str, Any]) -> str | None:

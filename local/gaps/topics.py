@@ -23,8 +23,9 @@ def install(region: str) -> None:
         key = topic_key(form.get("TopicArn", "")) if form.get("Action") == "Publish" else None
         if key is not None:
             caller = router.extract_access_key_id(headers)
+            context = encryption_context(form["TopicArn"])
             for action in KEY_ACTIONS:
-                if iam_evaluator.enforce(caller, action, "kms", region, key["Arn"]):
+                if iam_evaluator.enforce(caller, action, "kms", region, key["Arn"], context):
                     return sns._error("KMSAccessDenied", f"{action} on {key['Arn']} is not allowed", 400)
         return await publish(method, path, headers, body, query)
 
@@ -44,14 +45,20 @@ def service_may_publish(topic_arn: str, service: str, source_arn: str, account: 
     if not sns.topic_policy_allows(topic_arn, service, source_arn, account):
         return False
     key = topic_key(topic_arn)
-    return key is None or all(
-        _key_allows(key, service, action, source_arn, account, region) for action in KEY_ACTIONS
-    )
+    return key is None or all(_key_allows(key, service, action, topic_arn, region) for action in KEY_ACTIONS)
 
 
-def _key_allows(
-    key: dict[str, Any], service: str, action: str, source_arn: str, account: str, region: str
-) -> bool:
+def encryption_context(topic_arn: str) -> dict[str, Any]:
+    """The condition keys that SNS's own requests to KMS carry (SNS developer guide, "Key terms")."""
+    return {"kms:encryptioncontext:aws:sns:topicarn": topic_arn}
+
+
+def _key_allows(key: dict[str, Any], service: str, action: str, topic_arn: str, region: str) -> bool:
+    """Whether the key's policy lets the service publish to the topic.
+
+    EventBridge's requests to KMS carry neither aws:SourceArn nor aws:SourceAccount (SNS developer guide); for
+    CloudWatch's neither is documented. A policy that needs one of the two is a policy that lets nobody in.
+    """
     context = iam_evaluator.EvalContext(
         principal_arn="*",
         principal_type="Service",
@@ -59,7 +66,7 @@ def _key_allows(
         action=action,
         resource_arn=key["Arn"],
         region=region,
-        service_context={"aws:sourcearn": source_arn, "aws:sourceaccount": account},
+        service_context=encryption_context(topic_arn),
     )
     result = iam_evaluator.evaluate_resource_policy(key.get("Policy") or "", context, service=service)
     return bool(result.decision == "Allow")

@@ -261,6 +261,7 @@ def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, cu
     before = customer.describe_endpoint(EndpointName=ENDPOINT)["LastModifiedTime"]
     said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
     assert "ops@example.com has got a mail to confirm" in said
+    assert "was set off for a test, and the topic took its notification" in said
     parameters, outputs = stack(aws)
     assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("Shop-v1", "shop-v1-hooked")
     assert parameters["CapturePrefix"] == "sagemaker/captured"

@@ -303,6 +303,21 @@ def test_an_alarm_minds_its_dimensions_and_its_topics_key(
     assert f"may not publish to {small_stack['ClosedTopic']}" in embedded_aws.log.read_text()
 
 
+def test_an_alarms_history_holds_what_became_of_each_action(embedded_aws, small_stack):
+    cloudwatch = embedded_aws.client("cloudwatch")
+    alarm = small_stack["QuietAlarm"]
+    (described,) = cloudwatch.describe_alarms(AlarmNames=[alarm])["MetricAlarms"]
+    cloudwatch.set_alarm_state(AlarmName=alarm, StateValue="ALARM", StateReason="a test")
+    items = cloudwatch.describe_alarm_history(AlarmName=alarm, HistoryItemType="Action")["AlarmHistoryItems"]
+    topic, closed = small_stack["Topic"], small_stack["ClosedTopic"]
+    assert set(described["AlarmActions"]) == {topic, closed}
+    assert {item["HistorySummary"]: json.loads(item["HistoryData"])["error"] for item in items} == {
+        f"Successfully executed action {topic}": None,
+        f"Failed to execute action {closed}": f"Resource: {described['AlarmArn']} is not authorized to perform: "
+        f"SNS:Publish on resource: {closed}",
+    }
+
+
 def test_publishing_to_an_encrypted_topic_needs_its_key(embedded_aws, small_stack):
     assert invoke(embedded_aws, small_stack["Function"], {"probe": "publish"}) == "KMSAccessDenied"
     embedded_aws.client("sns").publish(TopicArn=small_stack["Topic"], Message="by root")

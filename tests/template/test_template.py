@@ -202,18 +202,32 @@ def test_layers_are_the_stacks_and_go_with_it(template, resolve):
     assert names == {"-core", "-packages", "-imaging"}
 
 
-def test_alarms_and_rules_get_through_to_the_encrypted_topic(template, resolve):
-    """EventBridge gives no source to a key, and takes no conditions of a topic: its statements have none."""
-    in_account = {"StringEquals": {"aws:SourceAccount": "111122223333"}}
+def test_alarms_and_rules_can_use_the_encrypted_topic(template, resolve):
+    """The key's condition is one that SNS's requests carry; EventBridge supports no condition in a topic's policy."""
     assert template["Resources"]["Topic"]["Properties"]["KmsMasterKeyId"]["Fn::If"][1] == {
         "Fn::GetAtt": ["TopicKey", "Arn"]
     }
     key = resolve(template["Resources"]["TopicKey"]["Properties"]["KeyPolicy"]["Statement"])
+    (given,) = (s for s in key if "Service" in s["Principal"])
+    assert given == {
+        "Sid": "AlarmsAndRules",
+        "Effect": "Allow",
+        "Principal": {"Service": ["cloudwatch.amazonaws.com", "events.amazonaws.com"]},
+        "Action": ["kms:Decrypt", "kms:GenerateDataKey"],
+        "Resource": "*",
+        "Condition": {
+            "ArnLike": {"kms:EncryptionContext:aws:sns:topicArn": "arn:aws:sns:eu-west-1:111122223333:*"}
+        },
+    }
     topic = resolve(template["Resources"]["TopicPolicy"]["Properties"]["PolicyDocument"]["Statement"])
-    for statements, action in ((key, ["kms:Decrypt", "kms:GenerateDataKey"]), (topic, "sns:Publish")):
-        for service, condition in (("cloudwatch", in_account), ("events", None)):
-            (given,) = (s for s in statements if s["Principal"] == {"Service": f"{service}.amazonaws.com"})
-            assert (given["Effect"], given["Action"], given.get("Condition")) == ("Allow", action, condition)
+    in_account = {"StringEquals": {"aws:SourceAccount": "111122223333"}}
+    for service, condition in (("cloudwatch", in_account), ("events", None)):
+        (given,) = (s for s in topic if s["Principal"] == {"Service": f"{service}.amazonaws.com"})
+        assert (given["Effect"], given["Action"], given.get("Condition")) == (
+            "Allow",
+            "sns:Publish",
+            condition,
+        )
 
 
 def test_whoever_may_publish_to_the_topic_may_use_its_key(template):

@@ -7,6 +7,8 @@ VENV   := .venv
 RUN    := PYTHONPATH=layers/core/python OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python
 PINS   := requirements.txt requirements-torch.txt
 READY  := $(VENV)/.ready-$(shell cat $(PINS) | cksum | cut -d' ' -f1)
+# each process of the tests starts an embedded AWS of its own, which takes a core
+WORKERS ?= 2
 
 # The SAM CLI builds for the runtime of the functions with that Python, if there is one (pyenv keeps it off the PATH),
 # and in a container otherwise.
@@ -27,8 +29,11 @@ demo: $(READY) ## the whole story on an embedded AWS (DATA=folder of images, WEI
 local: $(READY) ## the embedded AWS with the stack on it, left running (PORT=4566, WEIGHTS=model.pt)
 	@$(RUN) -m local $(if $(PORT),--port $(PORT)) $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
-test: $(READY) ## every test that needs neither Docker nor another environment
-	$(RUN) -m pytest $(PYTEST_ARGS)
+test: $(READY) ## every test that needs neither Docker nor another environment (WORKERS=2 processes)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
+
+coverage: $(READY) ## branch coverage of the core by the unit and integration tests; fails below 95 %
+	$(RUN) -m pytest -n $(WORKERS) --dist loadscope --cov -q tests/unit tests/integration $(PYTEST_ARGS)
 
 check: $(READY) ## format, lint, types, template
 	$(VENV)/bin/ruff format --check .
@@ -148,5 +153,5 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test check bench baseline train check-model build sam sam-test images images-test \
+.PHONY: help demo local test coverage check bench baseline train check-model build sam sam-test images images-test \
         plan deploy twin explain remove push deploy-test format clean

@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,96 +24,121 @@ from sagemaker.core.s3 import S3Uploader
 from deploy import DeployError, images, stack
 from deploy.alarms import check_alarm
 from deploy.explain import OPERATOR, command, explain
-from deploy.twin import IMAGE, MODEL_DATA, check_names, delete_twins, make_twin, twin_name, with_kept
-from deploy.watched import Watched, events_are_on, read_endpoint, turn_events_on
+from deploy.quotas import swap_lines
+from deploy.twin import IMAGE, MODEL_DATA, check_twin, delete_twins, make_twin, twin_name, with_kept
+from deploy.watched import Watched, events_are_on, is_key_arn, is_refused, read_endpoint, turn_events_on
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.incident import State
 from glassbox.violation import COMMAND_DETAIL_TYPE
 
 WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
 RESTORE_SECONDS = 3600.0
+ENDPOINT_NAME = 63  # characters
 SETTINGS = {IMAGE: "IMAGE", MODEL_DATA: "MODEL_DATA"}  # as make calls them
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `deploy` would do: the stack's parameters, what the twin runs instead of the endpoint's own, and words."""
+    """What `deploy` would do: the stack's parameters, the twin's own image and model data, and all of it in words.
+
+    `twin`: whether the endpoint gets a hooked twin.
+    """
 
     parameters: dict[str, str]
     watched: Watched | None
+    twin: bool
     instead: dict[str, str]
     words: list[str]
 
 
 def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
-    """Reads only. Raises DeployError with what is in the way."""
+    """Read what is there, change nothing, and return what `deploy` would do.
+
+    Raises:
+        DeployError: it cannot be done; why, and what to do about it.
+    """
     template = stack.built()
-    there = stack.describe(options.stack, session.client("cloudformation"))
+    cloudformation = session.client("cloudformation")
+    there = stack.describe(options.stack, cloudformation)
     never_made = bool(there) and there["StackStatus"] in stack.NEVER_MADE
     before = {} if never_made else stack.parameters_of(there)
     _check_options(options, template, before)
-    if before:
+    if there and before:
         _check_same(options, before)
+        _check_storage(options.stack, template, there)
+        _check_no_incident(options.stack, stack.outputs_of(there), session)
+    reacts = stack.value_of("React", template, before | options.set) != "false"
     watched = read_endpoint(options.endpoint, session) if options.endpoint else None
-    instead = {}
+    instead: dict[str, str] = {}
     if watched:
-        check_names(watched, options.stack, session)
-        instead = with_kept(_given(options), before.get("HookedConfigName", ""), watched, session)
-    parameters = _watching(watched) if watched else _owning(options, before, session)
+        if reacts:
+            instead = with_kept(_given(options), before.get("HookedConfigName", ""), watched, session)
+            check_twin(watched, options.stack, instead, session)
+        parameters = _watching(watched, before, twin=reacts)
+    else:
+        parameters = _owning(options, before, session)
     if monitor := _image(images.MONITOR, before.get("MonitorImage", ""), session):
         parameters["MonitorImage"] = monitor
     parameters |= _asked(options)
+    notes = _check_alone(options.stack, (before | parameters)["EndpointName"], cloudformation)
     account = session.client("sts").get_caller_identity()["Account"]
-    becomes = "would be updated" if before else "would be made"
-    if never_made and there:
-        becomes = f"is {there['StackStatus']}, would be deleted and made again"
+    becomes = "would be updated" if before else "would be created"
+    if there and never_made:
+        becomes = f"is {there['StackStatus']}, would be deleted and created again"
     in_words = stack.contents(template, before | parameters)
     words = [
         f"Account {account}, region {session.region_name}: stack {options.stack} {becomes}, with "
         + ", ".join(f"{number} {word}{'s' * (number > 1)}" for word, number in in_words.items()),
         *_changes(before, parameters),
         "",
-        *(
-            _words_for(watched, instead, options, session)
-            if watched
-            else _words_for_own(options, before | parameters, session)
-        ),
     ]
+    if watched:
+        words += _words_for(watched, instead, options, session, twin=reacts)
+    else:
+        words += _words_for_own(options, before | parameters, session)
+    if reacts:
+        instance = stack.value_of("InstanceType", template, before | parameters)
+        fleet = watched.instances if watched else {instance: 1}
+        words += swap_lines(fleet, session, new=not (watched or before))
+    words += [f"Note: {note}" for note in notes]
     if not (before | parameters).get("MonitorImage"):
         words.append(
             "Note: no monitor image was pushed (make images, make push): the hourly job is left out."
         )
-    return Plan(parameters, watched, instead, words)
+    return Plan(parameters, watched, bool(watched) and reacts, instead, words)
 
 
 def _asked(options: argparse.Namespace) -> dict[str, str]:
-    """The parameters that were given by hand; an empty value is one that SET empties."""
+    """Return the parameters given by hand; SET="Name=" gives an empty value."""
     named = {"Threshold": options.threshold, "NotificationEmail": options.email, "Stage": options.stage}
     return {name: value for name, value in named.items() if value} | options.set
 
 
 def _check_options(options: argparse.Namespace, template: dict[str, Any], before: dict[str, str]) -> None:
-    """What can be refused before anything is read or uploaded."""
+    """Raise DeployError for every option that cannot work, before anything is read or uploaded."""
     image = {"ServingImage": options.image} if options.image else {}
     problems = stack.problems(template, _asked(options) | image, before)
-    default = template["Parameters"]["Architecture"]["Default"]
-    wanted = (before | _asked(options)).get("Architecture", default)
+    wanted = stack.value_of("Architecture", template, before | _asked(options))
     if not problems and wanted != (built := stack.built_for()):
         problems.append(
             f"Stack {options.stack} is for {wanted}, what was built for {built}: ARCHITECTURE={wanted} builds for it"
+        )
+    if options.endpoint and options.set.get("EndpointName", options.endpoint) != options.endpoint:
+        problems.append(
+            f"EndpointName: expected {options.endpoint} as in ENDPOINT, got {options.set['EndpointName']}"
         )
     if options.model and options.endpoint:
         problems.append(
             "MODEL is for an endpoint of the stack's own: MODEL_DATA=s3://… gives the twin another model"
         )
     if options.model and not options.model.is_file():
-        problems.append(f"MODEL={options.model} is no file")
+        problems.append(f"MODEL: expected a file, got {options.model}")
     if problems:
         raise DeployError("\n".join(problems))
 
 
 def _check_same(options: argparse.Namespace, before: dict[str, str]) -> None:
-    """A stack keeps to its endpoint: it neither takes over somebody's nor leaves one behind."""
+    """Raise DeployError where a stack would go over to another endpoint."""
     own, endpoint = bool(before.get("ModelDataUrl")), before.get("EndpointName")
     wanted = options.endpoint or options.set.get("EndpointName", endpoint)
     if own == bool(options.endpoint) or endpoint != wanted:
@@ -121,10 +146,59 @@ def _check_same(options: argparse.Namespace, before: dict[str, str]) -> None:
         raise DeployError(f"Stack {options.stack} {what}, and keeps to it: STACK=… names another stack")
 
 
-def _watching(watched: Watched) -> dict[str, str]:
-    hooked = {"HookedConfigName": twin_name(watched.config.endpoint_config_name)}
-    # what was given by hand and is not seen here, such as the key of a bucket, stays
-    return {name: value for name, value in (watched.parameters | hooked).items() if value}
+def _check_storage(name: str, template: dict[str, Any], there: dict[str, Any]) -> None:
+    """Raise DeployError for a stack whose tables and objects this version cannot read."""
+    found, wanted = (
+        stack.outputs_of(there).get(stack.STORAGE_VERSION, "none"),
+        stack.storage_version(template),
+    )
+    if found != wanted:
+        raise DeployError(
+            f"Stack {name}: expected storage version {wanted}, got {found}. Run make remove STACK={name}, which keeps "
+            "and names the bucket and the tables, then make deploy."
+        )
+
+
+def _check_no_incident(name: str, outputs: Mapping[str, str], session: boto3.Session) -> None:
+    """Raise DeployError while an incident changes the endpoint: an update would undo its swap, or fail on it."""
+    incident = IncidentsTable(session.client("dynamodb"), outputs["IncidentsTable"]).current(
+        outputs["EndpointName"]
+    )
+    if incident and incident.is_open:
+        raise DeployError(
+            f"Stack {name}: incident {incident.id} of endpoint {incident.endpoint} is {incident.state}. Wait until "
+            "the incident is over, or abort it (README, Operate), then try again."
+        )
+
+
+def _check_alone(name: str, endpoint: str, cloudformation: Any) -> list[str]:
+    """Raise DeployError where another stack watches the endpoint; return what could not be read, in words.
+
+    Two stacks would take one another's hooked config for a deployment of the endpoint's owner.
+    """
+    try:
+        others = [other for other in stack.watchers(endpoint, cloudformation) if other != name]
+    except ClientError as error:
+        if not is_refused(error):
+            raise
+        return [
+            "Other stacks could not be read (cloudformation:DescribeStacks): only one may watch an endpoint."
+        ]
+    if others:
+        raise DeployError(
+            f"Endpoint {endpoint} is watched by stack {others[0]}, and only one stack may watch an endpoint: "
+            f"STACK={others[0]} updates that one, make remove STACK={others[0]} removes it"
+        )
+    return []
+
+
+def _watching(watched: Watched, before: dict[str, str], *, twin: bool) -> dict[str, str]:
+    found = watched.parameters | {"HookedConfigName": twin_name(watched.config_name)}
+    if not twin:  # nothing writes tensors, so no role is let into the stack's bucket
+        found |= {"HookedConfigName": "", "EndpointRoleArns": ""}
+    # the ARN of a key may have been given by hand: it stays where the endpoint does not tell another
+    kept = {"CaptureKeyArn"} | ({"EndpointKeyArn"} if watched.volume_key else set())
+    return {name: value for name, value in found.items() if value or (before.get(name) and name not in kept)}
 
 
 def _owning(options: argparse.Namespace, before: dict[str, str], session: boto3.Session) -> dict[str, str]:
@@ -133,20 +207,35 @@ def _owning(options: argparse.Namespace, before: dict[str, str], session: boto3.
         raise DeployError(
             f"The serving image is not in {images.registry(session)}: make images, make push; or IMAGE=… names another"
         )
-    # a new stack's model is uploaded later; one that is there keeps its model, unless it is given another
+    # a new stack's model is uploaded later; an existing one keeps its model, unless another is given
     uploaded = {} if before and not options.model else {"ModelDataUrl": "s3://to-be/uploaded"}
-    return {"ServingImage": serving} | uploaded
+    return {"ServingImage": serving} | uploaded | ({} if before else _own_name(options, session))
+
+
+def _own_name(options: argparse.Namespace, session: boto3.Session) -> dict[str, str]:
+    """Return the name of a new stack's own endpoint: the stack's, unless one is given. An existing one is refused."""
+    name = options.set.get("EndpointName") or options.stack[:ENDPOINT_NAME].strip("-")
+    try:
+        session.client("sagemaker").describe_endpoint(EndpointName=name)
+    except ClientError as error:
+        if "could not find" in str(error).lower():
+            return {"EndpointName": name}
+        raise
+    raise DeployError(
+        f"Endpoint {name} already exists in {session.region_name} and does not belong to stack {options.stack}: "
+        f"SET=EndpointName=… names the stack's own otherwise, ENDPOINT={name} watches that one"
+    )
 
 
 def _image(repository: str, before: str, session: boto3.Session) -> str:
-    """What was pushed last, unless the stack has an image from elsewhere."""
+    """Return the image that was pushed last, unless the stack has one from elsewhere."""
     ours = f"{images.registry(session)}/{repository}:"
     theirs = before and not before.startswith(ours)
     return before if theirs else images.pushed(repository, session) or before
 
 
 def _given(options: argparse.Namespace) -> dict[str, str]:
-    """Image and model data of the twin, where they are given."""
+    """Return image and model data of the twin, where they are given."""
     given = {IMAGE: options.image, MODEL_DATA: options.model_data}
     return {member: value for member, value in given.items() if value}
 
@@ -172,43 +261,84 @@ def _changes(before: dict[str, str], parameters: dict[str, str]) -> list[str]:
 
 
 def _words_for(
-    watched: Watched, instead: dict[str, str], options: argparse.Namespace, session: boto3.Session
+    watched: Watched,
+    instead: dict[str, str],
+    options: argparse.Namespace,
+    session: boto3.Session,
+    *,
+    twin: bool,
 ) -> list[str]:
     on, others = events_are_on(watched.bucket, session.client("s3"))
-    name, plain = watched.endpoint.endpoint_name, watched.config.endpoint_config_name
     words = ["It would watch:", *(f"  {line}" for line in watched.lines()), ""]
-    words += ["Besides, would be made:"]
-    changed = [f"{SETTINGS[member].lower().replace('_', ' ')} {value}" for member, value in instead.items()]
-    words += [
-        f"  model {twin_name(model)}: {model} with {', '.join([*changed, 'the hook on'])}"
-        for model in watched.models
-    ]
-    words += [f"  endpoint config {twin_name(plain)}: {plain} with the models above", ""]
+    if twin:
+        words += _words_for_twin(watched, instead)
     if on:
-        words += [f"Bucket {watched.bucket} tells EventBridge already.", ""]
+        words += [f"Bucket {watched.bucket} already notifies EventBridge of its objects.", ""]
     else:
         kept = f"; its {others} other notification{'s stay' if others > 1 else ' stays'}" if others else ""
-        words += [f"Bucket {watched.bucket} would tell EventBridge of its objects{kept}.", ""]
-    words += [
-        f"Endpoint {name} is left alone until a violation. Then it goes to {twin_name(plain)}, and back to {plain}.",
-        *(f"Note: {note}" for note in [*_kept(instead, options), *watched.notes()]),
-    ]
-    if IMAGE not in instead:
+        words += [f"Bucket {watched.bucket} would notify EventBridge of its objects{kept}.", ""]
+    name, plain = watched.name, watched.config_name
+    if not twin:
         words.append(
-            "Note: the twin runs the endpoint's own image and code, which have to hold the hook (docs/your-model.md)."
+            f"Endpoint {name} is never changed (React=false): violations are counted and notified only."
+        )
+    else:
+        words.append(
+            f"Endpoint {name} is left alone until a violation. Then it goes to {twin_name(plain)}, and back to {plain}."
+        )
+        words += _key_policy(watched.volume_key, options.stack, session)
+    words += [f"Note: {note}" for note in [*_kept(instead, options), *watched.notes()]]
+    if twin and IMAGE not in instead:
+        words.append(
+            "Note: the twin runs the endpoint's own image and code, which must contain the hook (docs/your-model.md)."
         )
     return words
+
+
+def _words_for_twin(watched: Watched, instead: dict[str, str]) -> list[str]:
+    changed = [f"{SETTINGS[member].lower().replace('_', ' ')} {value}" for member, value in instead.items()]
+    plain = watched.config_name
+    return [
+        "Its hooked twin would be created:",
+        *(
+            f"  model {twin_name(model)}: {model} with {', '.join([*changed, 'the hook on'])}"
+            for model in watched.models
+        ),
+        f"  endpoint config {twin_name(plain)}: {plain} with the models above",
+        "",
+    ]
+
+
+def _key_policy(key: str, name: str, session: boto3.Session) -> list[str]:
+    """Return what the policy of a volume key must allow, where a key encrypts the instances' volumes."""
+    if not is_key_arn(key):
+        return []
+    partition, account = key.split(":")[1], session.client("sts").get_caller_identity()["Account"]
+    # CloudFormation shortens the stack's name in a role's: its first 24 characters are always there
+    roles = f"arn:{partition}:iam::{account}:role/{name[:24]}*"
+    who = {
+        "Effect": "Allow",
+        "Principal": {"AWS": f"arn:{partition}:iam::{account}:root"},
+        "Resource": "*",
+    }
+    only = {"ArnLike": {"aws:PrincipalArn": roles}}
+    for_aws = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+    return [
+        f"Key {key} encrypts the instances' volumes: its policy must let the stack's functions update the endpoint. "
+        "The default key policy does. Otherwise add:",
+        f"  {json.dumps(who | {'Action': 'kms:DescribeKey', 'Condition': only})}",
+        f"  {json.dumps(who | {'Action': 'kms:CreateGrant', 'Condition': only | for_aws})}",
+    ]
 
 
 def _words_for_own(
     options: argparse.Namespace, parameters: dict[str, str], session: boto3.Session
 ) -> list[str]:
-    endpoint, image = parameters.get("EndpointName", "traffic-signs"), parameters["ServingImage"]
-    words = [f"Among them an endpoint of its own, {endpoint}, with {image}."]
+    words = [f"Among them its own endpoint {parameters['EndpointName']}, with {parameters['ServingImage']}."]
     if "uploaded" in parameters.get("ModelDataUrl", ""):
         model = options.model or WEIGHTS.relative_to(stack.ROOT)
         words.append(
-            f"Besides, {model} would be uploaded to s3://{_models_bucket(session)}/, made if need be."
+            f"{model} would be uploaded to s3://{_models_bucket(session)}/, which is created where it is missing."
         )
     return words
 
@@ -219,7 +349,7 @@ def plan(options: argparse.Namespace, session: boto3.Session) -> None:
 
 
 def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
-    """The stack, for the endpoint or with one of its own, and the endpoint's hooked twin."""
+    """Create or update the stack, for the endpoint or with one of its own, and the endpoint's hooked twin."""
     found = make_plan(options, session)
     print("\n".join(found.words), flush=True)
     _ask(options)
@@ -229,21 +359,25 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     if there and there["StackStatus"] in stack.NEVER_MADE:
         stack.delete(options.stack, cloudformation)
         there = None
+    if there:  # one may have begun since the plan was read
+        _check_no_incident(options.stack, stack.outputs_of(there), session)
     if watched:
         turn_events_on(watched.bucket, session.client("s3"))
-        if there:  # at no time does the stack name a twin that is not there
+        if found.twin and there:  # before the update: the stack never names a config that does not exist
             make_twin(watched, options.stack, stack.outputs_of(there)["Bucket"], session, found.instead)
     elif "ModelDataUrl" in parameters:
         parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
     stack.sam_deploy(options.stack, parameters, session.region_name)
     _, outputs = stack.existing(options.stack, cloudformation)
     if watched:
-        if not there:
+        if found.twin and not there:
             _make_first_twin(watched, options.stack, outputs["Bucket"], session, found.instead)
-        _delete_others(parameters["HookedConfigName"], options.stack, session)
+        _delete_others(parameters.get("HookedConfigName", ""), options.stack, session)
     print("\nDone.")
     if options.email:
-        print(f"{options.email} has got a mail to confirm the subscription: nothing is told before.")
+        print(
+            f"Confirm the subscription e-mail sent to {options.email}; no notifications are sent until then."
+        )
     print(_check_alarm(options.stack, session))
     print("Try it, on the endpoint's own traffic of the last hour:")
     detail = json.dumps(json.dumps({"endpoint": outputs["EndpointName"], "action": "open"}))
@@ -263,12 +397,12 @@ def _check_alarm(name: str, session: boto3.Session) -> str:
 def _make_first_twin(
     watched: Watched, name: str, bucket: str, session: boto3.Session, instead: dict[str, str]
 ) -> None:
-    """Raises DeployError, saying that there is a stack without a twin."""
+    """Create a new stack's twin; where that fails, raise DeployError and say that the stack has none."""
     try:
         make_twin(watched, name, bucket, session, instead)
     except (DeployError, ClientError, BotoCoreError) as error:
         raise DeployError(
-            f"{error}\nStack {name} is there, but cannot swap until make twin succeeds (IMAGE and MODEL_DATA as here)"
+            f"{error}\nStack {name} exists, but cannot swap until make twin succeeds (IMAGE and MODEL_DATA as here)"
         ) from error
 
 
@@ -285,7 +419,7 @@ def _ask(options: argparse.Namespace) -> None:
 
 
 def twin(options: argparse.Namespace, session: boto3.Session) -> None:
-    """The twin of what the stack's endpoint runs now, and the stack told of both; the old twin is deleted."""
+    """Create the twin of what the endpoint runs now, update the stack to both, and delete the old twin."""
     cloudformation = session.client("cloudformation")
     parameters, outputs = stack.existing(options.stack, cloudformation)
     if parameters.get("ModelDataUrl"):
@@ -293,27 +427,37 @@ def twin(options: argparse.Namespace, session: boto3.Session) -> None:
             f"Stack {options.stack} has an endpoint of its own: its model is changed by the parameter ModelDataUrl, "
             "and its twin with it"
         )
+    _check_reacts(options.stack, parameters)
+    _check_no_incident(options.stack, outputs, session)
     watched = read_endpoint(parameters["EndpointName"], session)
     instead = with_kept(_given(options), parameters["HookedConfigName"], watched, session)
     hooked = make_twin(watched, options.stack, outputs["Bucket"], session, instead)
     turn_events_on(watched.bucket, session.client("s3"))
-    changed = {k: v for k, v in watched.parameters.items() if v or k == "ShadowVariants"}
-    stack.change_parameters(options.stack, changed | {"HookedConfigName": hooked}, cloudformation)
-    plain = watched.config.endpoint_config_name
-    print(f"{outputs['EndpointName']} runs {plain}; its hooked twin is {hooked}.")
+    stack.change_parameters(options.stack, _watching(watched, parameters, twin=True), cloudformation)
+    print(f"{watched.name} runs {watched.config_name}; its hooked twin is {hooked}.")
     print("".join(f"{line}\n" for line in _kept(instead, options)), end="")
     _delete_others(hooked, options.stack, session)
 
 
+def _check_reacts(name: str, parameters: Mapping[str, str]) -> None:
+    """Raise DeployError for a stack that only notifies."""
+    if parameters.get("React") == "false":
+        raise DeployError(
+            f"Stack {name}: expected React=true, got false. It has no hooked twin; "
+            'make deploy … SET="React=true" gives it one.'
+        )
+
+
 def _delete_others(hooked: str, name: str, session: boto3.Session) -> None:
-    """What the stack had before the twin `hooked`."""
+    """Delete the stack's twins except `hooked`."""
     for deleted in delete_twins(name, session, but=hooked):
         print(f"deleted: {deleted}")
 
 
 def explain_image(options: argparse.Namespace, session: boto3.Session) -> None:
     """Explain one image now: the endpoint is swapped for it, and put back."""
-    _, outputs = stack.existing(options.stack, session.client("cloudformation"))
+    parameters, outputs = stack.existing(options.stack, session.client("cloudformation"))
+    _check_reacts(options.stack, parameters)
     if options.endpoint and options.endpoint != outputs["EndpointName"]:
         raise DeployError(
             f"Stack {options.stack} watches {outputs['EndpointName']}: STACK=… names that of {options.endpoint}"

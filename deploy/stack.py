@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import os
 import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,10 @@ def _made(path: Path) -> Path:
 NEVER_MADE = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "REVIEW_IN_PROGRESS")
 
 
+_OURS = {"EndpointName", "PlainConfigName", "HookedConfigName"}  # the parameters that tell a Glassbox stack
+STORAGE_VERSION = "StorageVersion"  # the output
+
+
 def describe(name: str, cloudformation: Any) -> dict[str, Any] | None:
     """A stack, or None."""
     try:
@@ -134,6 +139,29 @@ def outputs_of(stack: Mapping[str, Any]) -> dict[str, str]:
     return {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
 
 
+def watchers(endpoint: str, cloudformation: Any) -> list[str]:
+    """Return the names of the Glassbox stacks that watch an endpoint or own it."""
+    pages = cloudformation.get_paginator("describe_stacks").paginate()
+    return [
+        found["StackName"]
+        for page in pages
+        for found in page["Stacks"]
+        if found["StackStatus"] not in (*NEVER_MADE, "DELETE_COMPLETE")
+        and (parameters := parameters_of(found)).keys() >= _OURS
+        and parameters["EndpointName"] == endpoint
+    ]
+
+
+def storage_version(template: Mapping[str, Any]) -> str:
+    """Return the version of the form in which a template's stack stores counts and incidents."""
+    return str(template["Outputs"][STORAGE_VERSION]["Value"])
+
+
+def value_of(name: str, template: Mapping[str, Any], parameters: Mapping[str, str]) -> str:
+    """Return a parameter's value: as given, or its default."""
+    return parameters.get(name, str(template["Parameters"].get(name, {}).get("Default", "")))
+
+
 def problems(template: Mapping[str, Any], given: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
     """Why CloudFormation would refuse these parameters, on top of those that the stack has."""
     declared = template["Parameters"]
@@ -144,28 +172,35 @@ def problems(template: Mapping[str, Any], given: Mapping[str, str], before: Mapp
     ]
     for name, value in given.items():
         if name not in declared:
-            near = difflib.get_close_matches(name, declared, 1)
-            found.append(f"{name} is no parameter of the stack" + "".join(f", {n} is" for n in near))
-        elif why := _refused(declared[name], value):
-            found.append(f"{name}={value!r} {why}")
+            found.append(f"{name}: expected a parameter of the stack{_nearest(name, declared)}")
+        elif wanted := _expected(declared[name], value):
+            found.append(f"{name}: expected {wanted}, got {value!r}")
     return found
 
 
-def _refused(parameter: Mapping[str, Any], value: str) -> str:
+def _nearest(name: str, declared: Iterable[str]) -> str:
+    folded = {candidate.lower(): candidate for candidate in declared}
+    near = difflib.get_close_matches(name.lower(), folded, 1)
+    return f". Did you mean {folded[near[0]]}?" if near else " (README lists them)"
+
+
+def _expected(parameter: Mapping[str, Any], value: str) -> str:
+    """Return what a parameter takes; empty where it takes this value."""
     if allowed := parameter.get("AllowedValues"):
-        return "" if value in map(str, allowed) else f"is none of {', '.join(map(str, allowed))}"
+        return "" if value in map(str, allowed) else " or ".join(map(str, allowed))
     if parameter["Type"] == "Number":
-        low, high = (
-            float(parameter.get(bound, sign)) for bound, sign in (("MinValue", "-inf"), ("MaxValue", "inf"))
-        )
+        low, high = parameter.get("MinValue"), parameter.get("MaxValue")
+        bounds = [f"{word} {bound:g}" for word, bound in (("from", low), ("to", high)) if bound is not None]
         try:
-            return "" if low <= float(value) <= high else f"is not between {low:g} and {high:g}"
+            number = float(value)
         except ValueError:
-            return "is not a number"
+            number = math.nan
+        fits = (low is None or number >= low) and (high is None or number <= high)
+        return "" if fits and math.isfinite(number) else " ".join(["a number", *bounds])
     parts = value.split(",") if parameter["Type"] == "CommaDelimitedList" else [value]
-    if all(re.fullmatch(parameter.get("AllowedPattern", ".*"), part) for part in parts):
+    if all(re.fullmatch(parameter.get("AllowedPattern", "(?s:.*)"), part) for part in parts):
         return ""
-    return f"is not {parameter.get('ConstraintDescription', parameter['Description'])}"
+    return str(parameter.get("ConstraintDescription", parameter["Description"]))
 
 
 def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,41 +1,31 @@
-"""The hooked twin of what an endpoint runs: the same models with `tensors_output`, the same variants and capture."""
+"""The hooked twin of an endpoint's config: the same models with `tensors_output`, the same variants and capture."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
-from pydantic import BaseModel
-from sagemaker.core.resources import EndpointConfig, Model
-from sagemaker.core.shapes import Tag
-from sagemaker.core.utils.utils import Unassigned
 
 from deploy import DeployError
-from deploy.watched import HOOK, Watched, given
+from deploy.watched import HOOK, Watched, container_of
 
 SUFFIX = "-hooked"
 NAME = 63  # characters
-TAG = "glassbox"  # its value is the stack: what is ours, and may be deleted
-GIVEN = "glassbox-given"  # which members of its container are not the plain model's
-IMAGE, MODEL_DATA = "image", "model_data_url"
+TAG = "glassbox"  # its value is the stack's name: delete_twins deletes by it
+GIVEN = "glassbox-given"  # the members of the twin's container that IMAGE and MODEL_DATA replaced
+IMAGE, MODEL_DATA = "Image", "ModelDataUrl"
+NOTIFY_ONLY = 'SET="React=false" watches and notifies without a twin.'
 
-_MODEL = ("execution_role_arn", "vpc_config", "inference_execution_config")
-_CONFIG = (
-    "data_capture_config",
-    "kms_key_id",
-    "execution_role_arn",
-    "vpc_config",
-    "explainer_config",
-    "shadow_production_variants",
-    "metrics_config",
-)
+# kind of resource: its word in the operations' names
+_KINDS = {"model": "Model", "endpoint_config": "EndpointConfig"}
 
 
 def twin_name(plain: str) -> str:
-    """How the twin of a model or endpoint config is called: in lower case, as ARNs are; one name for each."""
+    """Return the name of the twin of a model or endpoint config: lower case as in ARNs, one name for each."""
     name = plain.lower()
     if len(name) + len(SUFFIX) > NAME:
         digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
@@ -43,68 +33,109 @@ def twin_name(plain: str) -> str:
     return name + SUFFIX
 
 
+def check_twin(watched: Watched, stack: str, instead: Mapping[str, str], session: boto3.Session) -> None:
+    """Raise DeployError, naming every reason why the endpoint can have no twin.
+
+    Args:
+        instead: as for `make_twin`.
+    """
+    problems = [
+        f"variant {variant['VariantName']} has inference components and no model of its own"
+        for variant in watched.config["ProductionVariants"]
+        if "ModelName" not in variant
+    ]
+    if watched.config.get("EnableNetworkIsolation"):
+        problems.append("its endpoint config has network isolation, and cannot write tensors to S3")
+    for name, model in watched.models.items():
+        container = container_of(model)
+        if model.get("EnableNetworkIsolation"):
+            problems.append(f"model {name} has network isolation, and cannot write tensors to S3")
+        if container is None:
+            problems.append(f"model {name} has several containers, of which one alone could carry the hook")
+        elif "ModelPackageName" in container and not {IMAGE, MODEL_DATA} <= instead.keys():
+            problems.append(
+                f"model {name} is made of model package {container['ModelPackageName']}, which takes no environment: "
+                "IMAGE=… and MODEL_DATA=s3://… name the image and model data of its twin"
+            )
+    if problems:
+        raise DeployError(
+            "\n".join([f"Endpoint {watched.name} cannot have a hooked twin:", *problems, NOTIFY_ONLY])
+        )
+    needed = [("model", twin_name(name)) for name in watched.models]
+    needed += [("endpoint_config", twin_name(watched.config_name))]
+    for kind, name in needed:
+        there = _find(kind, name, session)
+        if there and _tags(_arn(there), session).get(TAG) != stack:
+            raise DeployError(
+                f"{name}, the twin's name, already exists and does not belong to stack {stack}: delete it, or, where "
+                "it is the twin of another endpoint, give this one a model and a config of its own"
+            )
+
+
 def make_twin(
     watched: Watched, stack: str, bucket: str, session: boto3.Session, instead: Mapping[str, str]
 ) -> str:
-    """Create the hooked models and their endpoint config; the endpoint, which does not run them, is left alone.
+    """Create the hooked models and their endpoint config, or nothing; the endpoint is left alone.
 
     Args:
-        bucket: the stack's, which the tensors are written to.
-        instead: IMAGE and MODEL_DATA of the twin, where they are not to be the endpoint's own.
+        bucket: the stack's, for the tensors.
+        instead: IMAGE and MODEL_DATA of the twin, where they differ from the endpoint's own.
 
     Returns:
         The name of the hooked endpoint config.
 
     Raises:
-        DeployError: something else than this stack's has a twin's name.
+        DeployError: see `check_twin`; or SageMaker refused one of the creations, and the others were undone.
     """
-    check_names(watched, stack, session)
-    tensors = f"s3://{bucket}/tensors/{watched.endpoint.endpoint_name}"
-    for name, model in watched.models.items():
-        container = model.primary_container
-        given_here = {
-            member: value for member, value in instead.items() if value != getattr(container, member)
-        }
-        changed: dict[str, Any] = {"environment": (given(container.environment) or {}) | {HOOK: tensors}}
-        changed |= given_here
-        if MODEL_DATA in instead or given(container.model_data_url):
-            changed["model_data_source"] = Unassigned()  # the same said twice is refused
-        _make(
-            Model,
-            twin_name(name),
-            {TAG: stack} | ({GIVEN: " ".join(given_here)} if given_here else {}),
-            session,
-            primary_container=container.model_copy(update=changed),
-            **_kept(model, _MODEL),
-        )
-    variants = [
-        variant.model_copy(update={"model_name": twin_name(variant.model_name)})
-        for variant in watched.config.production_variants
-    ]
-    hooked = twin_name(watched.config.endpoint_config_name)
-    _make(
-        EndpointConfig,
-        hooked,
-        {TAG: stack},
-        session,
-        production_variants=variants,
-        **_kept(watched.config, _CONFIG),
-    )
+    check_twin(watched, stack, instead, session)
+    tensors = f"s3://{bucket}/tensors/{watched.name}"
+    with contextlib.ExitStack() as undo:
+        for name, model in watched.models.items():
+            container, given = _hooked(container_of(model) or {}, tensors, instead)
+            member = "PrimaryContainer" if "PrimaryContainer" in model else "Containers"
+            wanted = {**model, member: container if member == "PrimaryContainer" else [container]}
+            tags = {TAG: stack} | ({GIVEN: " ".join(given)} if given else {})
+            _make("model", twin_name(name), wanted, tags, session, undo)
+        variants = [
+            {**variant, "ModelName": twin_name(variant["ModelName"])}
+            for variant in watched.config["ProductionVariants"]
+        ]
+        wanted = {**watched.config, "ProductionVariants": variants}
+        hooked = twin_name(watched.config_name)
+        _make("endpoint_config", hooked, wanted, {TAG: stack}, session, undo)
+        undo.pop_all()
     return hooked
+
+
+def _hooked(
+    container: Mapping[str, Any], tensors: str, instead: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the twin's container, and which of its members `instead` replaced."""
+    given = {member: value for member, value in instead.items() if value != container.get(member)}
+    twin = {**container, **given, "Environment": container.get("Environment", {}) | {HOOK: tensors}}
+    if {IMAGE, MODEL_DATA} <= instead.keys():
+        # a container is made of a package or of an image, and SageMaker refuses both together
+        for member in ("ModelPackageName", "InferenceSpecificationName"):
+            twin.pop(member, None)
+    if MODEL_DATA in instead:
+        twin.pop("ModelDataSource", None)
+    elif "ModelDataSource" in twin:  # it holds what ModelDataUrl does, and SageMaker refuses both together
+        twin.pop(MODEL_DATA, None)
+    return twin, sorted(given)
 
 
 def with_kept(
     asked: Mapping[str, str], before: str, watched: Watched, session: boto3.Session
 ) -> dict[str, str]:
-    """What is asked of IMAGE and MODEL_DATA; where nothing is, what was given for the twin `before`.
+    """Return IMAGE and MODEL_DATA as asked; where they are not, those given for the twin `before`.
 
     Raises:
-        DeployError: model data was given for the twin of another model than the endpoint runs now, or what was given
-            is not to be had any more.
+        DeployError: model data was given for the twin of another model than the endpoint runs now, or the model that
+            records what was given is gone.
     """
     instead = dict(asked)
     for name in _models_of(before, session):
-        if (model := _find(Model, name, session)) is None:
+        if (model := _find("model", name, session)) is None:
             if IMAGE in asked:
                 continue
             raise DeployError(
@@ -112,97 +143,119 @@ def with_kept(
                 "that, or the endpoint's if it holds the hook"
             )
         for member in set(_tags(_arn(model), session).get(GIVEN, "").split()) - set(asked):
-            instead[member] = getattr(model.primary_container, member)
+            instead[member] = (container_of(model) or {})[member]
             if member == MODEL_DATA and name not in map(twin_name, watched.models):
                 raise DeployError(
                     f"MODEL_DATA={instead[member]} was given for the twin of another model than "
-                    f"{', '.join(watched.models)}, which runs now: MODEL_DATA=s3://… names what its twin is to run"
+                    f"{', '.join(watched.models)}, which runs now: MODEL_DATA=s3://… names the model data of its twin"
                 )
     return instead
 
 
-def check_names(watched: Watched, stack: str, session: boto3.Session) -> None:
-    """Raises DeployError when something that is not this stack's has a name that the twin needs."""
-    needed = [(Model, twin_name(name)) for name in watched.models]
-    needed += [(EndpointConfig, twin_name(watched.config.endpoint_config_name))]
-    for kind, name in needed:
-        there = _find(kind, name, session)
-        if there and _tags(_arn(there), session).get(TAG) != stack:
-            raise DeployError(
-                f"{name}, as the twin would be called, is there already and not of stack {stack}: delete it, or, where "
-                "it is the twin of another endpoint, give this one a model and a config of its own"
-            )
-
-
 def delete_twins(stack: str, session: boto3.Session, *, but: str = "") -> list[str]:
-    """Delete every hooked model and config that is this stack's, except the config `but` and its models.
+    """Delete every hooked model and config of a stack, except the config `but` and its models.
 
-    It goes by their tags, so that what an interrupted deletion left is found too.
+    It goes by their tags, and so finds what an interrupted deletion left.
 
     Returns:
         The names of what was deleted.
     """
     spared = {but, *_models_of(but, session)}
-    deleted = []
-    for kind in (Model, EndpointConfig):
-        for found in kind.get_all(name_contains=SUFFIX, session=session):
-            name = found.get_name()
+    sagemaker, deleted = session.client("sagemaker"), []
+    for kind, noun in _KINDS.items():
+        pages = sagemaker.get_paginator(f"list_{kind}s").paginate(NameContains=SUFFIX)
+        for found in [found for page in pages for found in page[f"{noun}s"]]:
+            name = found[f"{noun}Name"]
             if name not in spared and _tags(_arn(found), session).get(TAG) == stack:
-                found.delete()
+                _delete(kind, name, session)
                 deleted.append(name)
     return deleted
 
 
 def _make(
-    kind: type[Model] | type[EndpointConfig],
+    kind: str,
     name: str,
+    wanted: Mapping[str, Any],
     tags: Mapping[str, str],
     session: boto3.Session,
-    **wanted: Any,
+    undo: contextlib.ExitStack,
 ) -> None:
-    """Create a model or an endpoint config; one of its name is left if it is the same, and made again if not."""
-    named = {"model_name" if kind is Model else "endpoint_config_name": name}
-    tagged = [Tag(key=key, value=value) for key, value in tags.items()]
-    create = {**named, **wanted, "tags": tagged, "session": session}
+    """Create a model or an endpoint config from the description of its plain one, unless it is there and the same.
+
+    `undo` gets what takes that back.
+    """
+    request = {**_request(kind, wanted, session), f"{_KINDS[kind]}Name": name}
+    tags = _own_tags(_tags(_arn(wanted), session)) | tags
     if there := _find(kind, name, session):
-        if all(_plain(getattr(there, member)) == _plain(value) for member, value in wanted.items()):
+        before = {**_request(kind, there, session), f"{_KINDS[kind]}Name": name}
+        if _normal(before) == _normal(request):
             return
-        there.delete()
-    kind.create(**create)
-
-
-def _find(kind: type[Model] | type[EndpointConfig], name: str, session: boto3.Session) -> Any:
-    """A model or an endpoint config, or None."""
+        tagged = _own_tags(_tags(_arn(there), session))
+        _delete(kind, name, session)
+        undo.callback(_create, kind, before, tagged, session)
     try:
-        return kind.get(name, session=session)
+        _create(kind, request, tags, session)
+    except ClientError as error:
+        raise DeployError(f"{name} could not be created: {error.response['Error']['Message']}") from error
+    undo.callback(_delete, kind, name, session)
+
+
+def _request(kind: str, described: Mapping[str, Any], session: boto3.Session) -> dict[str, Any]:
+    """Return those members of a description that its Create call takes."""
+    service = session.client("sagemaker").meta.service_model
+    members = service.operation_model(f"Create{_KINDS[kind]}").input_shape.members
+    return {name: value for name, value in described.items() if name in members}
+
+
+def _create(kind: str, request: Mapping[str, Any], tags: Mapping[str, str], session: boto3.Session) -> None:
+    listed = [{"Key": key, "Value": value} for key, value in tags.items()]
+    _operation("create", kind, session)(**request, Tags=listed)
+
+
+def _delete(kind: str, name: str, session: boto3.Session) -> None:
+    _operation("delete", kind, session)(**{f"{_KINDS[kind]}Name": name})
+
+
+def _find(kind: str, name: str, session: boto3.Session) -> dict[str, Any] | None:
+    """Return the description of a model or an endpoint config; None where there is none."""
+    try:
+        found: dict[str, Any] = _operation("describe", kind, session)(**{f"{_KINDS[kind]}Name": name})
     except ClientError as error:
         if "could not find" in str(error).lower():
             return None
         raise
+    return found
+
+
+def _operation(verb: str, kind: str, session: boto3.Session) -> Callable[..., Any]:
+    operation: Callable[..., Any] = getattr(session.client("sagemaker"), f"{verb}_{kind}")
+    return operation
 
 
 def _models_of(config: str, session: boto3.Session) -> list[str]:
-    found = _find(EndpointConfig, config, session) if config else None
-    return [variant.model_name for variant in found.production_variants] if found else []
+    found = _find("endpoint_config", config, session) if config else None
+    return [variant["ModelName"] for variant in found["ProductionVariants"]] if found else []
 
 
-def _arn(resource: Any) -> str:
-    return str(resource.model_arn if isinstance(resource, Model) else resource.endpoint_config_arn)
+def _arn(described: Mapping[str, Any]) -> str:
+    return str(described.get("EndpointConfigArn") or described["ModelArn"])
 
 
 def _tags(arn: str, session: boto3.Session) -> dict[str, str]:
-    tags = session.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
-    return {tag["Key"]: tag["Value"] for tag in tags}
+    pages = session.client("sagemaker").get_paginator("list_tags").paginate(ResourceArn=arn)
+    return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
 
 
-def _kept(resource: Any, members: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name in members if (value := given(getattr(resource, name))) is not None}
+def _own_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Without AWS's own tags, which no request may set."""
+    return {key: value for key, value in tags.items() if not key.lower().startswith("aws:")}
 
 
-def _plain(value: Any) -> Any:
-    """Without the members that were not given, so that two descriptions can be compared."""
-    if isinstance(value, BaseModel):
-        value = dict(value)
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items() if given(part) is not None}
-    return [_plain(part) for part in value] if isinstance(value, list) else given(value)
+def _normal(value: Any) -> Any:
+    """Without empty members and defaults, which a description may add or leave out."""
+    if isinstance(value, Mapping):
+        parts = {
+            name: _normal(part) for name, part in value.items() if (name, part) != ("Mode", "SingleModel")
+        }
+        return {name: part for name, part in parts.items() if part not in (None, False, "", [], {})}
+    return [_normal(part) for part in value] if isinstance(value, list) else value

@@ -80,8 +80,9 @@ class RunningAws:
     def control(self, what: str, **request: Any) -> dict[str, Any]:
         """The control API.
 
-        `clock` (now, offset_seconds), `flush`, `status`, `chaos` (the members of gaps.delivery.Chaos), `calls` (what
-        assumed roles were allowed: role, action, resource), `credentials` (of a role, as a service gets them).
+        `clock` (now, offset_seconds), `flush`, `quotas` (instances of a type for endpoints), `status`, `chaos` (the
+        members of gaps.delivery.Chaos), `calls` (what assumed roles were allowed: role, action, resource),
+        `credentials` (of a role, as a service gets them).
         """
         body = json.dumps(request).encode()
         call = urllib.request.Request(f"{self.endpoint_url}/_glassbox/{what}", body, method="POST")  # noqa: S310

@@ -78,6 +78,19 @@ class Gateway:
         except SageMakerError as error:
             return error_response(error)
 
+    async def quotas(
+        self, method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]
+    ) -> Response:
+        """A request to Service Quotas."""
+        try:
+            operation = headers.get("x-amz-target", "").rpartition(".")[2]
+            if operation != "ListServiceQuotas":
+                raise SageMakerError("UnknownOperationException", f"{operation} is not part of the double")
+            self._authorise(headers, [("servicequotas:ListServiceQuotas", "*", {})])
+            return 200, dict(JSON), json.dumps(self.sagemaker.quotas.list(json.loads(body or b"{}"))).encode()
+        except SageMakerError as error:
+            return error_response(error)
+
     async def _invoke(self, endpoint: str, headers: dict[str, str], body: bytes) -> Response:
         arn = self.sagemaker.platform.arn("endpoint", endpoint)
         self._authorise(headers, [("sagemaker:InvokeEndpoint", arn, {})])
@@ -122,17 +135,8 @@ class Gateway:
             return 400, {"error": str(error)}
 
     async def _act(self, method: str, what: str, request: dict[str, Any]) -> dict[str, Any]:
-        clock = self.sagemaker.clock
         if what == "clock":
-            await asyncio.to_thread(self.sagemaker.capture.flush)  # no file holds records of both times
-            if "now" in request:
-                now = datetime.fromisoformat(request["now"])
-                if now.tzinfo is None:
-                    raise ValueError("now needs a zone, such as Z")
-                clock.set(now)
-            elif "offset_seconds" in request:
-                clock.shift(timedelta(seconds=float(request["offset_seconds"])))
-            return {"now": clock.now().isoformat(), "offset_seconds": clock.offset.total_seconds()}
+            return await self._set_clock(request)
         if what == "flush":
             await asyncio.to_thread(self.sagemaker.capture.flush)
             return {}
@@ -141,12 +145,26 @@ class Gateway:
             return asdict(delivery.chaos)
         if what == "calls":
             return {"allowed": sorted(calls.allowed)}
+        if what == "quotas":
+            return self.sagemaker.quotas.set(request)
         if what == "credentials":
             platform = self.sagemaker.platform
             return roles.assume(platform.account, platform.region, request["role"], request["service"])
         if what == "status":
             return {"ministack": gaps.MINISTACK, "region": self.sagemaker.platform.region}
         raise ValueError(f"nothing is known of {what}")
+
+    async def _set_clock(self, request: dict[str, Any]) -> dict[str, Any]:
+        clock = self.sagemaker.clock
+        await asyncio.to_thread(self.sagemaker.capture.flush)  # no file holds records of both times
+        if "now" in request:
+            now = datetime.fromisoformat(request["now"])
+            if now.tzinfo is None:
+                raise ValueError("now needs a zone, such as Z")
+            clock.set(now)
+        elif "offset_seconds" in request:
+            clock.shift(timedelta(seconds=float(request["offset_seconds"])))
+        return {"now": clock.now().isoformat(), "offset_seconds": clock.offset.total_seconds()}
 
 
 def error_response(error: SageMakerError) -> Response:
@@ -188,6 +206,12 @@ def build(options: argparse.Namespace) -> Gateway:
         "credential_scope": "sagemaker",
     }
     ministack.SERVICE_HANDLERS["sagemaker"] = gateway.handle
+    router.SERVICE_PATTERNS["servicequotas"] = {
+        "target_prefixes": ["ServiceQuotasV20190624."],
+        "host_patterns": [r"servicequotas\."],
+        "credential_scope": "servicequotas",
+    }
+    ministack.SERVICE_HANDLERS["servicequotas"] = gateway.quotas
     return gateway
 
 

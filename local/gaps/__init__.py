@@ -18,7 +18,7 @@ from ministack.core import iam_evaluator
 from ministack.services import dynamodb, scheduler, sns
 from ministack.services.cloudformation import provisioners
 
-from local.gaps import calls, delivery, functions, monitoring, queues, topics
+from local.gaps import buckets, calls, delivery, functions, monitoring, queues, topics
 
 MINISTACK = "1.5.33"
 
@@ -84,6 +84,9 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
     ),
     ("ministack.services.sns", "_topics", None),
     ("ministack.services.sns", "_error", ["code", "message", "status"]),
+    ("ministack.services.s3", "_parse_bucket_key", ["path", "headers"]),
+    ("ministack.services.s3", "_bucket_owner_account", ["name"]),
+    ("ministack.services.s3", "_error", ["code", "message", "status", "resource", "extra", "headers"]),
     ("ministack.services.scheduler", "_SCHEDULE_TICK_INTERVAL", None),
     ("ministack.services.kms", "_resolve_key", ["key_id_or_arn"]),
     (
@@ -146,6 +149,7 @@ def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     archives = functions.Archives(unpacked)
     archives.install()
     _after_provisioning("AWS::Lambda::LayerVersion", archives.expect_layer)
+    buckets.install()
     calls.install()
     delivery.install(account, region)
     queues.install()

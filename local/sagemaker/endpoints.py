@@ -6,11 +6,13 @@ import copy
 import re
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 from local.sagemaker.errors import SageMakerError, StartFailedError, invalid
 from local.sagemaker.hosting import Fleet, Hosting, Variant
 from local.sagemaker.platform import Platform
+from local.sagemaker.quotas import Quotas
 from local.sagemaker.records import Record, Records
 
 FAILURE_REASON_LENGTH = 1024
@@ -26,14 +28,21 @@ class Endpoints:
     """
 
     def __init__(
-        self, platform: Platform, records: Records, hosting: Hosting, update_seconds: float = 0.0
+        self,
+        platform: Platform,
+        records: Records,
+        hosting: Hosting,
+        quotas: Quotas,
+        update_seconds: float = 0.0,
     ) -> None:
         self._platform = platform
         self._records = records
         self._hosting = hosting
+        self._quotas = quotas
         self._update_seconds = update_seconds
         self._changed = threading.Condition(records.lock)
         self._live: dict[str, Fleet] = {}
+        self._starting: dict[str, Counter[str]] = {}  # instances of the fleets that are not live yet
         self._closed = threading.Event()
 
     # -- operations
@@ -45,6 +54,11 @@ class Endpoints:
             record = self._records.add(
                 "endpoint", request, EndpointStatus="Creating", LastModifiedTime=time.time()
             )
+            try:
+                self._reserve(request, {})
+            except SageMakerError:
+                self._records.delete("endpoint", request)
+                raise
         self._roll_out(record, request["EndpointConfigName"])
         return {"EndpointArn": record["EndpointArn"]}
 
@@ -58,7 +72,7 @@ class Endpoints:
                 v.name: {_LIVE_PROPERTIES[p]: _summary(v)[p] for p in retained}
                 for v in (fleet.production if fleet else ())
             }
-            record = self._begin_update(request, request["EndpointConfigName"])
+            record = self._begin_update(request, request["EndpointConfigName"], kept)
         self._roll_out(record, request["EndpointConfigName"], kept)
         return {"EndpointArn": record["EndpointArn"]}
 
@@ -67,7 +81,7 @@ class Endpoints:
         with self._records.lock:
             record = self._records.get("endpoint", request["EndpointName"])
             config = record["EndpointConfigName"]
-            record = self._begin_update(request, config)
+            record = self._begin_update(request, config, None)
         wanted = {
             v["VariantName"]: {_LIVE_PROPERTIES[p]: v[p] for p in _LIVE_PROPERTIES if p in v}
             for v in request["DesiredWeightsAndCapacities"]
@@ -75,11 +89,14 @@ class Endpoints:
         self._roll_out(record, config, wanted)
         return {"EndpointArn": record["EndpointArn"]}
 
-    def _begin_update(self, request: Record, config: str) -> Record:
+    def _begin_update(self, request: Record, config: str, kept: dict[str, dict[str, Any]] | None) -> Record:
+        """`kept` as for `_roll_out`; None for an update that starts no second fleet on AWS."""
         record = self._records.get("endpoint", request["EndpointName"])
         self._records.get("endpoint-config", config)
         if record["EndpointStatus"] != "InService":
             raise _in_progress(record)
+        if kept is not None:
+            self._reserve(request, kept)
         record.pop("FailureReason", None)
         now = time.time()
         pending = {"EndpointConfigName": config, "StartTime": now}
@@ -144,6 +161,20 @@ class Endpoints:
 
     # -- roll-out
 
+    def _reserve(self, request: Record, kept: dict[str, dict[str, Any]]) -> None:
+        """Raise ResourceLimitExceeded where the quotas leave no room for another fleet; the lock is held."""
+        config = self._records.get("endpoint-config", request["EndpointConfigName"])
+        wanted = Counter[str]()
+        for variant in (*config["ProductionVariants"], *config.get("ShadowProductionVariants", ())):
+            count = (variant | kept.get(variant["VariantName"], {})).get("InitialInstanceCount", 1)
+            wanted[variant.get("InstanceType", "")] += count
+        used = sum(self._starting.values(), Counter[str]())
+        for fleet in self._live.values():
+            for live in fleet.variants:
+                used[live.specification.get("InstanceType", "")] += len(live.instances)
+        self._quotas.require(used, wanted)
+        self._starting[request["EndpointName"]] = wanted
+
     def _roll_out(
         self, record: Record, config_name: str, overridden: dict[str, dict[str, Any]] | None = None
     ) -> None:
@@ -178,6 +209,7 @@ class Endpoints:
 
     def _settle(self, record: Record, failure: str | None = None) -> None:
         with self._changed:
+            self._starting.pop(record["EndpointName"], None)
             serving = record["EndpointName"] in self._live
             record.pop("PendingDeploymentSummary", None)
             record.update(EndpointStatus="InService" if serving else "Failed", LastModifiedTime=time.time())

@@ -293,13 +293,17 @@ class Hosting:
         )
 
     def _instance(self, endpoint: str, variant: Variant) -> ModelServer:
-        container = variant.model["PrimaryContainer"]
-        command = self._platform.command(container["Image"])
+        containers = variant.model.get("Containers") or [variant.model["PrimaryContainer"]]
+        if len(containers) > 1:
+            raise StartFailedError("The SageMaker double runs one container per model.")
+        [container] = containers
+        image = container.get("Image", "")
+        command = self._platform.command(image)
         if command is None:
             raise StartFailedError(
                 f"Please make sure all images included in the model for the production variant {variant.name} "
                 "exist, and that the execution role used to create the model has permissions to access them. "
-                f"(No local command stands for {container['Image']}.)"
+                f"(No local command stands for {image or container['ModelPackageName']}.)"
             )
         with self._lock:
             if self._closed:
@@ -316,7 +320,7 @@ class Hosting:
         try:
             return ModelServer(command, directory, environment, log)
         except OSError as error:
-            raise StartFailedError(f"{container['Image']} could not be run: {error}") from error
+            raise StartFailedError(f"{image} could not be run: {error}") from error
 
     def _await_health(self, variant: Variant, instance: ModelServer, deadline: float) -> None:
         while not instance.healthy():

@@ -18,6 +18,7 @@ from local.sagemaker.errors import SageMakerError, StartFailedError, invalid
 from local.sagemaker.hosting import Hosting
 from local.sagemaker.platform import Platform, split_s3_uri
 from local.sagemaker.processing import ProcessingJobs
+from local.sagemaker.quotas import Quotas
 from local.sagemaker.records import KINDS, Record, Records
 from local.sagemaker.runtime import Runtime
 from local.sagemaker.shapes import check, input_shape
@@ -57,7 +58,8 @@ class SageMaker:
         self.capture = Capture(platform, **capture)
         self.records = Records(platform)
         self._hosting = Hosting(platform)
-        self.endpoints = Endpoints(platform, self.records, self._hosting, update_seconds)
+        self.quotas = Quotas()
+        self.endpoints = Endpoints(platform, self.records, self._hosting, self.quotas, update_seconds)
         self.runtime = Runtime(platform, self.endpoints, self.capture, self.clock)
         self._jobs = ProcessingJobs(platform)
         self._closed = threading.Event()
@@ -142,19 +144,35 @@ class SageMaker:
     # -- models, endpoint configs, schedules
 
     def _create_model(self, request: Record) -> Record:
-        if "ExecutionRoleArn" not in request or "PrimaryContainer" not in request:
-            raise invalid(
-                "The SageMaker double hosts models with ExecutionRoleArn and PrimaryContainer only."
-            )
-        container = request["PrimaryContainer"]
+        if "ExecutionRoleArn" not in request:
+            raise invalid("The SageMaker double hosts models with ExecutionRoleArn only.")
+        if ("PrimaryContainer" in request) == bool(request.get("Containers")):
+            raise invalid("Expected either PrimaryContainer or Containers, and not both.")
+        for container in request.get("Containers") or [request["PrimaryContainer"]]:
+            self._check_container(container, request["ExecutionRoleArn"])
+        return {"ModelArn": self.records.add("model", request)["ModelArn"]}
+
+    def _check_container(self, container: Record, role: str) -> None:
+        if package := container.get("ModelPackageName"):
+            if "Image" in container or "ModelDataUrl" in container:
+                raise invalid("Image and ModelDataUrl cannot be specified together with ModelPackageName.")
+            if environment := container.get("Environment"):
+                given = ", ".join(f"{key}={value}" for key, value in environment.items())
+                raise invalid(
+                    f"Environment variable map cannot be specified both at Model Package {{}} and Model {{{given}}}."
+                )
+            if not package.startswith("arn:"):
+                raise invalid("The SageMaker double takes a ModelPackageName by its ARN only.")
+            return
         image = container.get("Image", "")
         if not ECR_IMAGE.fullmatch(image):
             raise invalid(
                 f'Using non-ECR image "{image}" without Vpc repository access mode is not supported.'
             )
+        if "ModelDataUrl" in container and "ModelDataSource" in container:
+            raise invalid("Expected either ModelDataUrl or ModelDataSource, and not both.")
         if url := container.get("ModelDataUrl"):
-            self._check_model_data(url, request["ExecutionRoleArn"])
-        return {"ModelArn": self.records.add("model", request)["ModelArn"]}
+            self._check_model_data(url, role)
 
     def _check_model_data(self, url: str, role: str) -> None:
         bucket, key = split_s3_uri(url)

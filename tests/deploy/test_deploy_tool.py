@@ -107,7 +107,6 @@ def customer(aws):
             ModelName=f"signs-{version}",
             ExecutionRoleArn=role,
             PrimaryContainer=container,
-            EnableNetworkIsolation=True,
         )
         variant = {
             "VariantName": "Blue",
@@ -193,7 +192,7 @@ def given(aws):
 def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer):
     notifications = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
     said = tool("plan", *WANTED, *given(aws))
-    assert f"Account {ACCOUNT}, region {REGION}: stack glassbox would be made, with" in said
+    assert f"Account {ACCOUNT}, region {REGION}: stack glassbox would be created, with" in said
     assert "5 Lambda functions" in said
     assert f"endpoint {ENDPOINT} is InService on config Shop-v1" in said
     assert f"variant Blue: 1 x ml.m5.xlarge, model signs-v1 ({SERVING})" in said
@@ -201,8 +200,9 @@ def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer)
         f"captures 100 % of the requests, inputs and outputs, to s3://{CAPTURES}/sagemaker/captured/" in said
     )
     assert "endpoint config shop-v1-hooked: Shop-v1 with the models above" in said
-    assert f"Bucket {CAPTURES} would tell EventBridge of its objects; its 1 other notification stays" in said
-    assert "isolated from the network; the twin is not" in said
+    assert (
+        f"Bucket {CAPTURES} would notify EventBridge of its objects; its 1 other notification stays" in said
+    )
     assert "hourly job is left out" in said
     assert names(aws, "endpoint_config") == CONFIGS
     again = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
@@ -239,14 +239,15 @@ def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
     assert said.splitlines() == [
         "Threshold is missing (THRESHOLD=…): Largest share of one class in a window before it is a violation, 0 to 1. "
         "There is no default, it depends on your traffic.",
-        "NotificationEmail='ops' is not an address, such as ops@example.com",
-        "Flaged is no parameter of the stack, Flagged is",
-        "Compared='many' is not a number",
-        "Pictures='0' is not between 1 and 1000",
-        "Stage='test' is none of dev, prod",
-        "ServingImage='glassbox-serving:latest' is not an image in ECR, account.dkr.ecr.region.amazonaws.com/name:tag",
+        "NotificationEmail: expected an address, such as ops@example.com, got 'ops'",
+        "Flaged: expected a parameter of the stack. Did you mean Flagged?",
+        "Compared: expected a number from 0 to 100, got 'many'",
+        "Pictures: expected a number from 1 to 1000, got '0'",
+        "Stage: expected dev or prod, got 'test'",
+        "ServingImage: expected an image in ECR, account.dkr.ecr.region.amazonaws.com/name:tag, got "
+        "'glassbox-serving:latest'",
         "MODEL is for an endpoint of the stack's own: MODEL_DATA=s3://… gives the twin another model",
-        "MODEL=none.pt is no file",
+        "MODEL: expected a file, got none.pt",
     ]
 
 
@@ -260,7 +261,7 @@ def test_without_a_yes_nothing_is_done(aws, tool, customer):
 def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, customer):
     before = customer.describe_endpoint(EndpointName=ENDPOINT)["LastModifiedTime"]
     said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
-    assert "ops@example.com has got a mail to confirm" in said
+    assert "Confirm the subscription e-mail sent to ops@example.com" in said
     assert "was set off for a test, and the topic took its notification" in said
     parameters, outputs = stack(aws)
     assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("Shop-v1", "shop-v1-hooked")
@@ -275,7 +276,6 @@ def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, cu
     tensors = f"s3://{outputs['Bucket']}/tensors/{ENDPOINT}"
     environment = {"TEAM": "acme", "tensors_output": tensors}
     assert twin["PrimaryContainer"] == {**model["PrimaryContainer"], "Environment": environment}
-    assert not twin.get("EnableNetworkIsolation")
     notifications = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
     assert "EventBridgeConfiguration" in notifications
     assert [q["Id"] for q in notifications["QueueConfigurations"]] == ["theirs"]
@@ -288,14 +288,14 @@ def test_deploying_again_changes_nothing(aws, tool):
     said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
     assert "stack glassbox would be updated" in said
     assert "Parameters that are not given stay as they are" in said
-    assert f"Bucket {CAPTURES} tells EventBridge already" in said
+    assert f"Bucket {CAPTURES} already notifies EventBridge" in said
     assert (names(aws, "endpoint_config"), names(aws, "model")) == twins
 
 
 def test_a_twin_of_another_stack_is_in_the_way_of_a_second_one(aws, tool, customer):
     """Two endpoints that share a config: the second one's stack would take the first one's twin for its own."""
     said = tool("plan", "--stack", "door", "--endpoint", "Shop-Door", "--threshold", "0.5", fails=True)
-    assert "signs-v1-hooked, as the twin would be called, is there already and not of stack door" in said
+    assert "signs-v1-hooked, the twin's name, already exists and does not belong to stack door" in said
     assert said.count("\n") == 1
 
 
@@ -384,7 +384,7 @@ def test_a_twin_that_is_no_longer_as_wanted_is_made_again(aws, tool, customer):
     arn = customer.describe_model(ModelName="signs-v2-hooked")["ModelArn"]
     customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "somebody-elses"}])
     said = tool("twin", "--image", SERVING, fails=True)
-    assert "signs-v2-hooked, as the twin would be called, is there already and not of stack glassbox" in said
+    assert "signs-v2-hooked, the twin's name, already exists and does not belong to stack glassbox" in said
     assert container(customer, "signs-v2-hooked")["Image"] == HOOKED_IMAGE
     customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "glassbox"}])
 
@@ -454,7 +454,7 @@ def test_a_remove_that_is_interrupted_leaves_a_stack_that_still_acts(aws, tool, 
         pause(aws, mapping)  # so that the incident does not end
     command(aws, "open")
     wait_for(lambda: live(aws) == ("InService", "shop-v2-hooked"))
-    assert "hooked already: wait until the incident is over" in tool("plan", *WANTED, fails=True)
+    assert "Wait until the incident is over" in tool("plan", *WANTED, fails=True)
     removing = subprocess.Popen(
         **command_line(aws, "remove", "--yes"),
         stdout=subprocess.PIPE,
@@ -490,7 +490,7 @@ def test_a_stack_whose_twin_could_not_be_made_says_so_and_gets_it_by_make_twin(a
     missing = f"s3://{MODELS}/missing.tar.gz"
     said = tool("deploy", *WANTED, *given(aws), "--model-data", missing, "--yes", fails=True)
     assert f"Could not find model data at {missing}" in said
-    assert "Stack glassbox is there, but cannot swap until make twin succeeds" in said
+    assert "Stack glassbox exists, but cannot swap until make twin succeeds" in said
     assert names(aws, "endpoint_config") == CONFIGS
     tool("twin")
     assert names(aws, "endpoint_config") == CONFIGS | {"shop-v2-hooked"}
@@ -522,7 +522,7 @@ def test_without_an_image_there_is_nothing_to_serve_with(tool):
 def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     wanted = ("--threshold", "0.5", "--image", SERVING, "--stack", "own")
     said = tool("plan", *wanted)
-    assert "Among them an endpoint of its own, traffic-signs" in said
+    assert "Among them its own endpoint own, with" in said
     tool("deploy", *wanted, *given(aws), "--yes")
     _, outputs = stack(aws, "own")
     image, _ = signs.dataset(1, seed=14, size=48)

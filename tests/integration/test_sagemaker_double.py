@@ -292,6 +292,65 @@ def as_user(embedded_aws):
     return client
 
 
+def test_a_container_is_refused_as_aws_refuses_it(sagemaker, role, stub_images, model_data):
+    container = {"Image": stub_images["serving"], "ModelDataUrl": model_data}
+    package = f"{ARN}:model-package/signs/3"
+    source = {"S3DataSource": {"S3Uri": model_data, "S3DataType": "S3Object", "CompressionType": "Gzip"}}
+    for members, message in (
+        (
+            {"PrimaryContainer": {"ModelPackageName": package, "Environment": {"A": "1"}}},
+            "Environment variable map cannot be specified both at Model Package {} and Model {A=1}.",
+        ),
+        ({"PrimaryContainer": {"ModelPackageName": package, **container}}, "together with ModelPackageName"),
+        (
+            {"PrimaryContainer": {**container, "ModelDataSource": source}},
+            "either ModelDataUrl or ModelDataSource",
+        ),
+        ({"PrimaryContainer": container, "Containers": [container]}, "either PrimaryContainer or Containers"),
+        ({}, "either PrimaryContainer or Containers"),
+    ):
+        with pytest.raises(ClientError) as caught:
+            sagemaker.create_model(ModelName="refused", ExecutionRoleArn=role, **members)
+        assert caught.value.response["Error"]["Code"] == "ValidationException"
+        assert message in caught.value.response["Error"]["Message"]
+
+
+def test_endpoints_keep_to_the_instance_quota_and_an_update_needs_the_fleet_twice(
+    embedded_aws, sagemaker, make_config, make_endpoint
+):
+    name = "ml.c5.9xlarge"
+    variant = {"VariantName": "AllTraffic", "InitialInstanceCount": 2, "InstanceType": name}
+    config = make_config("quota", ProductionVariants=[{**variant, "ModelName": "quota"}])
+    embedded_aws.control("quotas", **{name: 1})
+    try:
+        with pytest.raises(ClientError) as caught:
+            sagemaker.create_endpoint(EndpointName="quota", EndpointConfigName=config)
+        assert caught.value.response["Error"]["Code"] == "ResourceLimitExceeded"
+        assert (
+            f"'{name} for endpoint usage' is 1 Instances, with current utilization of 0 Instances and a request delta "
+            "of 2 Instances"
+        ) in str(caught.value)
+        embedded_aws.control("quotas", **{name: 3})
+        make_endpoint("quota", config)
+        with pytest.raises(ClientError, match="current utilization of 2 Instances and a request delta of 2"):
+            sagemaker.update_endpoint(EndpointName="quota", EndpointConfigName=config)
+        assert sagemaker.describe_endpoint(EndpointName="quota")["EndpointStatus"] == "InService"
+        pages = embedded_aws.client("service-quotas").get_paginator("list_service_quotas")
+        listed = [quota for page in pages.paginate(ServiceCode="sagemaker") for quota in page["Quotas"]]
+        assert len({quota["QuotaName"] for quota in listed}) == len(listed) > 100
+        assert {q["Value"] for q in listed if q["QuotaName"] == f"{name} for endpoint usage"} == {3.0}
+    finally:
+        embedded_aws.control("quotas")
+
+
+def test_a_bucket_of_another_owner_than_expected_is_refused(embedded_aws, bucket):
+    s3 = embedded_aws.client("s3")
+    s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=ACCOUNT)
+    with pytest.raises(ClientError) as caught:
+        s3.head_bucket(Bucket=bucket, ExpectedBucketOwner="999999999999")
+    assert caught.value.response["Error"]["Code"] == "403"
+
+
 def test_update_endpoint_needs_the_endpoint_and_the_config(as_user, make_endpoint, make_config):
     name, config = make_endpoint("iam-update"), make_config("iam-update-b")
     endpoint_only = as_user("sagemaker", allow("sagemaker:UpdateEndpoint", f"{ARN}:endpoint/{name}"))

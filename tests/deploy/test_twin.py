@@ -1,0 +1,512 @@
+"""What the deploy tool reads of an endpoint and makes its twin of, member by member of SageMaker's API."""
+
+import copy
+from types import SimpleNamespace
+
+import boto3
+import botocore.session
+import pytest
+from botocore.exceptions import ClientError, ParamValidationError
+from botocore.validate import ParamValidator
+from moto import mock_aws
+
+from deploy import DeployError
+from deploy.quotas import swap_lines
+from deploy.twin import check_twin, delete_twins, make_twin
+from deploy.watched import read_endpoint
+
+REGION, ACCOUNT = "eu-west-1", "123456789012"
+ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
+SERVICE = botocore.session.get_session().get_service_model("sagemaker")
+NOUNS = {"model": "Model", "endpoint_config": "EndpointConfig", "endpoint": "Endpoint"}
+BUCKET = "acme-captures"
+
+
+def refused(code, message, operation="Call"):
+    return ClientError({"Error": {"Code": code, "Message": message}}, operation)
+
+
+class SageMaker:
+    """Models, endpoint configs and endpoints in memory; botocore's own model checks every request."""
+
+    def __init__(self):
+        self.meta = SimpleNamespace(service_model=SERVICE)
+        self.kept = {kind: {} for kind in NOUNS}
+        self.tags = {}
+        self.refuse = {}  # name -> message
+
+    def create(self, kind, request):
+        shape = SERVICE.operation_model(f"Create{NOUNS[kind]}").input_shape
+        report = ParamValidator().validate(request, shape)
+        if report.has_errors():
+            raise ParamValidationError(report=report.generate_report())
+        name = request[f"{NOUNS[kind]}Name"]
+        if name in self.refuse:
+            raise refused("ValidationException", self.refuse[name])
+        assert name not in self.kept[kind]
+        record = {member: copy.deepcopy(value) for member, value in request.items() if member != "Tags"}
+        record[f"{NOUNS[kind]}Arn"] = arn = f"{ARN}:{kind.replace('_', '-')}/{name.lower()}"
+        self.kept[kind][name] = record | {"CreationTime": 0}
+        self.tags[arn] = {tag["Key"]: tag["Value"] for tag in request.get("Tags", ())}
+
+    def __getattr__(self, operation):
+        verb, _, kind = operation.partition("_")
+        member = f"{NOUNS[kind]}Name"
+
+        def call(**request):
+            if verb == "create":
+                return self.create(kind, request)
+            name = request[member]
+            if name not in self.kept[kind]:
+                raise refused("ValidationException", f'Could not find {kind} "{name}".')
+            if verb == "delete":
+                return self.kept[kind].pop(name)
+            assert verb == "describe"
+            return {**copy.deepcopy(self.kept[kind][name]), "ResponseMetadata": {}}
+
+        return call
+
+    def get_paginator(self, operation):
+        pages = {
+            "list_tags": lambda ResourceArn: [
+                {"Tags": [{"Key": k, "Value": v}]} for k, v in self.tags.get(ResourceArn, {}).items()
+            ],
+            "list_models": lambda NameContains: [
+                {"Models": [model]} for name, model in self.kept["model"].items() if NameContains in name
+            ],
+            "list_endpoint_configs": lambda NameContains: [
+                {"EndpointConfigs": [config]}
+                for name, config in self.kept["endpoint_config"].items()
+                if NameContains in name
+            ],
+            "list_endpoints": lambda: [{"Endpoints": [e]} for e in self.kept["endpoint"].values()],
+        }
+        return SimpleNamespace(paginate=pages[operation])
+
+
+def everything(shape, path=()):
+    """A value with every member that the shape has, one item a list."""
+    match shape.type_name:
+        case "structure":
+            return {name: everything(member, (*path, name)) for name, member in shape.members.items()}
+        case "list":
+            return [everything(shape.member, path)]
+        case "map":
+            return {"TEAM": everything(shape.value, path)}
+        case "boolean":
+            return True
+        case "integer" | "long" | "float":
+            return shape.metadata.get("min", 1) or 1
+    return shape.enum[0] if shape.enum else "-".join(path)[-shape.metadata.get("max", 99) :].ljust(20, "x")
+
+
+CAPTURE = {
+    "EnableCapture": True,
+    "InitialSamplingPercentage": 100,
+    "DestinationS3Uri": f"s3://{BUCKET}/captured",
+    "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+}
+CONTAINER = {
+    "Image": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/acme:7",
+    "ModelDataUrl": "s3://models/one.tar.gz",
+}
+VARIANT = {
+    "VariantName": "Blue",
+    "ModelName": "Signs",
+    "InitialInstanceCount": 2,
+    "InstanceType": "ml.m5.xlarge",
+}
+BOTH = {
+    "Image": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/hooked:1",
+    "ModelDataUrl": "s3://models/hooked.tar.gz",
+}
+
+
+@pytest.fixture
+def sagemaker():
+    return SageMaker()
+
+
+@pytest.fixture
+def session(sagemaker, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    with mock_aws():
+        found = boto3.Session(region_name=REGION)
+        found.client("s3").create_bucket(
+            Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION}
+        )
+        clients = {"sagemaker": sagemaker}
+        yield SimpleNamespace(
+            client=lambda name: clients.get(name) or found.client(name), region_name=REGION, clients=clients
+        )
+
+
+@pytest.fixture
+def watch(sagemaker, session):
+    """Reads an endpoint whose model, config and description are changed by these members."""
+
+    def read(*, model=None, config=None, endpoint=None, tags=()):
+        role = f"arn:aws:iam::{ACCOUNT}:role/acme"
+        model = {"ModelName": "Signs", "ExecutionRoleArn": role, "PrimaryContainer": CONTAINER} | (
+            model or {}
+        )
+        config = {
+            "EndpointConfigName": "Shop-v1",
+            "ProductionVariants": [VARIANT],
+            "DataCaptureConfig": CAPTURE,
+        } | (config or {})
+        tags = [{"Key": key, "Value": value} for key, value in dict(tags).items()]
+        sagemaker.create("model", {k: v for k, v in model.items() if v is not None} | {"Tags": tags})
+        sagemaker.create(
+            "endpoint_config", {k: v for k, v in config.items() if v is not None} | {"Tags": tags}
+        )
+        sagemaker.kept["endpoint"]["Shop"] = {
+            "EndpointName": "Shop",
+            "EndpointArn": f"{ARN}:endpoint/shop",
+            "EndpointConfigName": "Shop-v1",
+            "EndpointStatus": "InService",
+        } | (endpoint or {})
+        return read_endpoint("Shop", session)
+
+    return read
+
+
+def twin_of(sagemaker):
+    return sagemaker.kept["model"]["signs-hooked"], sagemaker.kept["endpoint_config"]["shop-v1-hooked"]
+
+
+def names(sagemaker):
+    return set(sagemaker.kept["model"]) | set(sagemaker.kept["endpoint_config"])
+
+
+# ---------------------------------------------------------------- every member
+
+
+@pytest.mark.parametrize("member", ["PrimaryContainer", "Containers"])
+def test_a_twin_keeps_every_member_of_a_model_but_the_environment(sagemaker, session, watch, member):
+    model = everything(SERVICE.operation_model("CreateModel").input_shape)
+    [container] = model.pop("Containers")
+    model |= {"ModelName": "Signs", "EnableNetworkIsolation": False}
+    # members that exclude one another: the package and the source have tests of their own
+    left_out = {"ModelPackageName", "InferenceSpecificationName", "ModelDataUrl"}
+    container = {k: v for k, v in container.items() if k not in left_out} | {"Mode": "SingleModel"}
+    model = {k: v for k, v in model.items() if k not in ("PrimaryContainer", "Tags")}
+    model[member] = container if member == "PrimaryContainer" else [container]
+    make_twin(
+        watch(model=model | ({"PrimaryContainer": None} if member == "Containers" else {})),
+        "s",
+        "b",
+        session,
+        {},
+    )
+    twin, _ = twin_of(sagemaker)
+    hooked = container | {"Environment": container["Environment"] | {"tensors_output": "s3://b/tensors/Shop"}}
+    expected = model | {
+        "ModelName": "signs-hooked",
+        member: hooked if member == "PrimaryContainer" else [hooked],
+    }
+    assert {k: v for k, v in twin.items() if k not in ("ModelArn", "CreationTime")} == expected
+
+
+def test_a_twin_keeps_every_member_of_an_endpoint_config_but_the_models(sagemaker, session, watch):
+    config = everything(SERVICE.operation_model("CreateEndpointConfig").input_shape)
+    del config["Tags"], config["AsyncInferenceConfig"]
+    del config["ProductionVariants"][0]["ServerlessConfig"]
+    config |= {"EndpointConfigName": "Shop-v1", "EnableNetworkIsolation": False}
+    config["ProductionVariants"][0]["ModelName"] = "Signs"
+    config["DataCaptureConfig"] |= CAPTURE
+    make_twin(watch(config=config), "s", "b", session, {})
+    _, twin = twin_of(sagemaker)
+    variant = config["ProductionVariants"][0] | {"ModelName": "signs-hooked"}
+    expected = config | {"EndpointConfigName": "shop-v1-hooked", "ProductionVariants": [variant]}
+    assert {k: v for k, v in twin.items() if k not in ("EndpointConfigArn", "CreationTime")} == expected
+    assert twin["ProductionVariants"][0]["EnableSSMAccess"] is True
+    assert twin["ExplainerConfig"]["ClarifyExplainerConfig"]["InferenceConfig"]["MaxPayloadInMB"] == 1
+
+
+def test_a_description_has_every_member_that_a_creation_takes():
+    """The twin is made of descriptions: a member that they lack would be lost."""
+    for noun in ("Model", "EndpointConfig"):
+        taken = SERVICE.operation_model(f"Create{noun}").input_shape.members
+        described = SERVICE.operation_model(f"Describe{noun}").output_shape.members
+        assert set(taken) - set(described) == {"Tags"}
+        for name in set(taken) & set(described):
+            assert taken[name].name == described[name].name or taken[name].type_name == "boolean", name
+
+
+def test_a_twin_has_the_tags_of_its_plain_one_without_those_of_aws(sagemaker, session, watch):
+    make_twin(watch(tags={"cost": "shop", "aws:cloudformation:stack-name": "acme"}), "s", "b", session, {})
+    for described, kind in zip(twin_of(sagemaker), ("Model", "EndpointConfig"), strict=True):
+        assert sagemaker.tags[described[f"{kind}Arn"]] == {"cost": "shop", "glassbox": "s"}
+
+
+def test_shadow_variants_stay_on_their_own_models(sagemaker, session, watch):
+    shadow = VARIANT | {"VariantName": "Next", "ModelName": "Next-model"}
+    watched = watch(config={"ShadowProductionVariants": [shadow]})
+    make_twin(watched, "s", "b", session, {})
+    assert twin_of(sagemaker)[1]["ShadowProductionVariants"] == [shadow]
+    assert watched.parameters["ShadowVariants"] == "Next"
+    assert watched.instances == {"ml.m5.xlarge": 4}
+
+
+def test_model_data_that_is_described_twice_is_said_once(sagemaker, session, watch):
+    source = {
+        "S3DataSource": {"S3Uri": "s3://m/one.tar.gz", "S3DataType": "S3Object", "CompressionType": "Gzip"}
+    }
+    watched = watch(model={"PrimaryContainer": CONTAINER | {"ModelDataSource": source}})
+    make_twin(watched, "s", "b", session, {})
+    container = twin_of(sagemaker)[0]["PrimaryContainer"]
+    assert (container["ModelDataSource"], container.get("ModelDataUrl")) == (source, None)
+    make_twin(watched, "s", "b", session, BOTH)
+    container = twin_of(sagemaker)[0]["PrimaryContainer"]
+    assert (container.get("ModelDataSource"), container["ModelDataUrl"]) == (None, BOTH["ModelDataUrl"])
+
+
+def test_a_twin_that_is_the_same_is_left_alone_and_another_is_made_again(sagemaker, session, watch):
+    watched = watch()
+    make_twin(watched, "s", "b", session, {})
+    for described in twin_of(sagemaker):
+        described |= {
+            "CreationTime": 7,
+            "EnableNetworkIsolation": False,
+        }  # as AWS describes what was not given
+    twin_of(sagemaker)[0]["PrimaryContainer"]["Mode"] = "SingleModel"
+    make_twin(watched, "s", "b", session, {})
+    assert [described["CreationTime"] for described in twin_of(sagemaker)] == [7, 7]
+    make_twin(watched, "s", "b", session, {"Image": BOTH["Image"]})
+    assert [described["CreationTime"] for described in twin_of(sagemaker)] == [0, 7]
+
+
+def test_a_creation_that_fails_midway_leaves_nothing_and_puts_back_what_was_there(sagemaker, session, watch):
+    watched = watch()
+    before = names(sagemaker)
+    sagemaker.refuse["shop-v1-hooked"] = "no such instance type"
+    with pytest.raises(DeployError, match="shop-v1-hooked could not be created: no such instance type"):
+        make_twin(watched, "s", "b", session, {})
+    assert names(sagemaker) == before
+    sagemaker.refuse.clear()
+    make_twin(watched, "s", "b", session, {})
+    made = {name: dict(model) for name, model in sagemaker.kept["model"].items()}
+    sagemaker.kept["endpoint_config"].pop("shop-v1-hooked")
+    sagemaker.refuse["shop-v1-hooked"] = "no such instance type"
+    with pytest.raises(DeployError):
+        make_twin(watched, "s", "b", session, {"Image": BOTH["Image"]})
+    assert sagemaker.kept["model"] == made
+    assert delete_twins("s", session) == ["signs-hooked"]  # the tag was put back too
+
+
+# ---------------------------------------------------------------- what can have no twin
+
+
+def test_a_model_package_needs_image_and_model_data_and_is_dropped_for_them(sagemaker, session, watch):
+    package = f"{ARN}:model-package/signs/3"
+    watched = watch(
+        model={"PrimaryContainer": {"ModelPackageName": package, "InferenceSpecificationName": "one"}}
+    )
+    for some in ({}, {"Image": BOTH["Image"]}, {"ModelDataUrl": BOTH["ModelDataUrl"]}):
+        with pytest.raises(DeployError, match=f"made of model package {package}.*IMAGE=… and MODEL_DATA="):
+            make_twin(watched, "s", "b", session, some)
+    make_twin(watched, "s", "b", session, BOTH)
+    container = twin_of(sagemaker)[0]["PrimaryContainer"]
+    assert container == BOTH | {"Environment": {"tensors_output": "s3://b/tensors/Shop"}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"model": {"EnableNetworkIsolation": True}}, "model Signs has network isolation"),
+        ({"config": {"EnableNetworkIsolation": True}}, "its endpoint config has network isolation"),
+        (
+            {"model": {"PrimaryContainer": None, "Containers": [CONTAINER] * 2}},
+            "model Signs has several containers",
+        ),
+        (
+            {"config": {"ProductionVariants": [{"VariantName": "Blue", "InstanceType": "ml.m5.xlarge"}]}},
+            "variant Blue has inference components",
+        ),
+    ],
+)
+def test_what_can_have_no_twin_is_told_and_offered_to_be_watched_without(session, watch, changed, reason):
+    watched = watch(**changed)
+    with pytest.raises(DeployError, match=reason) as caught:
+        check_twin(watched, "s", {}, session)
+    assert 'SET="React=false" watches and notifies without a twin.' in str(caught.value)
+    assert watched.lines()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"endpoint": {"EndpointStatus": "Updating"}}, "it is Updating: wait until it is InService"),
+        (
+            {"config": {"AsyncInferenceConfig": {"OutputConfig": {"S3OutputPath": "s3://b/out"}}}},
+            r"it is asynchronous \(AsyncInferenceConfig\)",
+        ),
+        (
+            {"model": {"PrimaryContainer": CONTAINER | {"Mode": "MultiModel"}}},
+            "model Signs has Mode MultiModel",
+        ),
+        (
+            {
+                "model": {
+                    "PrimaryContainer": None,
+                    "Containers": [CONTAINER, CONTAINER | {"Mode": "MultiModel"}],
+                }
+            },
+            "model Signs has Mode MultiModel",
+        ),
+        (
+            {
+                "config": {
+                    "ProductionVariants": [
+                        VARIANT | {"ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 1}}
+                    ]
+                }
+            },
+            "variant Blue is serverless",
+        ),
+        ({"config": {"DataCaptureConfig": None}}, "its config Shop-v1 has no data capture"),
+        ({"config": {"DataCaptureConfig": CAPTURE | {"EnableCapture": False}}}, "has no data capture"),
+        ({"endpoint": {"DataCaptureConfig": {"CaptureStatus": "Stopped"}}}, "has no data capture"),
+        ({"config": {"DataCaptureConfig": CAPTURE | {"InitialSamplingPercentage": 0}}}, "samples 0 %"),
+        (
+            {"config": {"DataCaptureConfig": CAPTURE | {"CaptureOptions": [{"CaptureMode": "Input"}]}}},
+            "leaves out the outputs",
+        ),
+        (
+            {
+                "config": {
+                    "DataCaptureConfig": CAPTURE
+                    | {"DestinationS3Uri": f"https://{BUCKET}.s3.amazonaws.com/c"}
+                }
+            },
+            f"expected s3://bucket/prefix, got https://{BUCKET}.s3.amazonaws.com/c",
+        ),
+        (
+            {"config": {"DataCaptureConfig": CAPTURE | {"DestinationS3Uri": f"s3://{BUCKET}"}}},
+            "expected a prefix",
+        ),
+        (
+            {"config": {"DataCaptureConfig": CAPTURE | {"DestinationS3Uri": f"s3://{BUCKET}/a b"}}},
+            "expected a prefix",
+        ),
+        (
+            {"config": {"DataCaptureConfig": CAPTURE | {"DestinationS3Uri": "s3://no-such-bucket/c"}}},
+            "does not exist",
+        ),
+        (
+            {"model": {"PrimaryContainer": CONTAINER | {"Environment": {"tensors_output": "s3://b/t"}}}},
+            "model Signs is hooked already",
+        ),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_in_words(watch, changed, reason):
+    with pytest.raises(DeployError, match=reason) as caught:
+        watch(**changed)
+    assert str(caught.value).count("\n") == 1  # the endpoint, and this reason alone
+
+
+def test_one_option_may_name_both_sides(watch):
+    capture = CAPTURE | {"CaptureOptions": [{"CaptureMode": "InputAndOutput"}]}
+    watched = watch(config={"DataCaptureConfig": capture})
+    assert "100 % of the requests, inputs and outputs, to" in watched.lines()[-1]
+    assert watched.notes() == []
+
+
+def test_a_bucket_of_another_region_is_refused(session, watch):
+    boto3.client("s3", region_name="us-west-2").create_bucket(
+        Bucket="acme-far-away", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
+    )
+    capture = CAPTURE | {"DestinationS3Uri": "s3://acme-far-away/captured"}
+    with pytest.raises(DeployError, match=f"acme-far-away is in region us-west-2, the endpoint in {REGION}"):
+        watch(config={"DataCaptureConfig": capture})
+
+
+def test_a_managed_number_of_instances_is_told(watch):
+    scaling = {"Status": "ENABLED", "MinInstanceCount": 1, "MaxInstanceCount": 4}
+    variant = {k: v for k, v in VARIANT.items() if k != "InitialInstanceCount"} | {
+        "ManagedInstanceScaling": scaling
+    }
+    assert (
+        "variant Blue: a managed number of x ml.m5.xlarge"
+        in watch(config={"ProductionVariants": [variant]}).lines()[1]
+    )
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_keys_are_passed_by_their_arn_however_they_are_named(session, watch):
+    kms = session.client("kms")
+    arn = kms.create_key()["KeyMetadata"]["Arn"]
+    kms.create_alias(AliasName="alias/acme", TargetKeyId=arn)
+    capture = CAPTURE | {"KmsKeyId": arn.rpartition("/")[2]}
+    watched = watch(config={"KmsKeyId": "alias/acme", "DataCaptureConfig": capture})
+    assert watched.parameters["EndpointKeyArn"] == arn
+    assert watched.parameters["CaptureKeyArn"] == arn
+    assert watched.notes() == []
+
+
+def test_a_key_that_cannot_be_looked_up_is_asked_for(session, watch):
+    def describe_key(KeyId):
+        raise refused("AccessDeniedException", "no")
+
+    session.clients["kms"] = SimpleNamespace(describe_key=describe_key)
+    watched = watch(config={"KmsKeyId": "alias/acme"})
+    assert watched.parameters["EndpointKeyArn"] == ""
+    assert ["SET=EndpointKeyArn=… gives it" in note for note in watched.notes()] == [True]
+
+
+# ---------------------------------------------------------------- quotas
+
+
+class Quotas:
+    def __init__(self, error=None, **values):
+        self.values, self.error = values, error
+
+    def get_paginator(self, operation):
+        def paginate(ServiceCode):
+            assert (operation, ServiceCode) == ("list_service_quotas", "sagemaker")
+            if self.error:
+                raise self.error
+            return [
+                {"Quotas": [{"QuotaName": f"{name} for endpoint usage", "Value": value}]}
+                for name, value in self.values.items()
+            ]
+
+        return SimpleNamespace(paginate=paginate)
+
+
+@pytest.mark.parametrize(
+    ("quota", "new", "expected"),
+    [
+        (4.0, False, "A swap starts 2 more ml.m5.xlarge: 2 of 4 are in use, it fits."),
+        (3.0, False, "Note: A swap starts 2 more ml.m5.xlarge: 2 of 3 are in use, IT DOES NOT FIT"),
+        (5.0, True, "Note: A swap starts 2 more ml.m5.xlarge: 2 of 5 are in use, IT DOES NOT FIT"),
+        (6.0, True, "A swap starts 2 more ml.m5.xlarge: 2 of 6 are in use, it fits."),
+    ],
+)
+def test_a_swap_needs_the_fleet_twice(session, watch, quota, new, expected):
+    session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": quota})
+    [line] = swap_lines(watch().instances, session, new=new)
+    assert line.startswith(expected)
+
+
+def test_instances_that_autoscaling_started_count(session, watch):
+    session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": 9})
+    live = {"ProductionVariants": [{"VariantName": "Blue", "CurrentInstanceCount": 5}]}
+    [line] = swap_lines(watch(endpoint=live).instances, session)
+    assert "starts 5 more ml.m5.xlarge: 5 of 9 are in use, IT DOES NOT FIT" in line
+
+
+def test_quotas_that_may_not_be_read_are_no_obstacle(session, watch):
+    session.clients["service-quotas"] = Quotas(refused("AccessDeniedException", "no", "ListServiceQuotas"))
+    [line] = swap_lines(watch().instances, session)
+    assert line == (
+        "Note: a swap starts 2 more ml.m5.xlarge. Whether the quotas allow it could not be read "
+        "(ListServiceQuotas: AccessDeniedException)."
+    )
+    session.clients["service-quotas"] = Quotas(refused("ThrottlingException", "slowly", "ListServiceQuotas"))
+    with pytest.raises(ClientError, match="slowly"):
+        swap_lines({"ml.m5.xlarge": 2}, session)

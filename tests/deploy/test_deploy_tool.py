@@ -217,7 +217,7 @@ def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer)
     ("endpoint", "reason"),
     [
         ("nobodys", "Could not find endpoint"),
-        ("blind", "has no data capture: make one that has a DataCaptureConfig"),
+        ("blind", "has no data capture: create a config with a DataCaptureConfig"),
     ],
 )
 def test_an_endpoint_that_cannot_be_watched_is_refused_with_the_reason(tool, customer, endpoint, reason):

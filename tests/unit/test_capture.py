@@ -86,6 +86,9 @@ def test_a_replay_that_failed_is_no_unreadable_traffic():
     assert record == Record("2026-11-23T10:00:01Z", (), True)
 
 
+TIME = "2026-11-23T10:00:01Z"
+
+
 def spoilt(**changes):
     record = captures.record("[[14]]")
     for path, value in changes.items():
@@ -94,7 +97,7 @@ def spoilt(**changes):
         for name in parents:
             node = node[name]
         if value is None:
-            del node[last]
+            node.pop(last, None)
         else:
             node[last] = value
     return json.dumps(record).encode()
@@ -107,20 +110,28 @@ def spoilt(**changes):
         (b"{}", "not a capture record.*captureData", None),
         (b"[1]", "not a capture record", None),
         (captures.line("[[14]]")[:-20], "not a capture record.*truncated", None),
-        (captures.line("[[14]]").replace(b"[[14]]", b"[[1\xff4]]"), "not a capture record.*utf-8", None),
+        (captures.line("[[14]]").replace(b"[[14]]", b"[[1\xff4]]"), "not a capture record.*utf-8", TIME),
         (b"[" * 200_000, "not a capture record", None),
         (b'{"captureData":' * 100_000, "not a capture record", None),
+        (b'{"x":' + b"[" * 200_000 + captures.line("[[14]]")[1:], "not a capture record", None),
         (spoilt(eventMetadata__inferenceTime=None), "inferenceTime", None),
         (spoilt(eventMetadata__inferenceTime="soon"), "'soon' is no time", None),
         (spoilt(eventMetadata__inferenceTime="0001-01-01T00:00:00Z"), "centuries away", None),
         (spoilt(eventMetadata__inferenceTime="9999-12-31T23:59:59-14:00"), "is no time|centuries", None),
         (spoilt(eventMetadata__inferenceTime="2" * 50), "not a capture record", None),
-        (spoilt(captureData__endpointOutput=None), "no output", "2026-11-23T10:00:01Z"),
-        (spoilt(captureData__endpointOutput__data=None), "data", None),
-        (spoilt(captureData__endpointOutput__data=14), "Expected `str`", None),
-        (spoilt(captureData__endpointOutput__data="oops"), "not JSON", "2026-11-23T10:00:01Z"),
-        (spoilt(captureData__endpointOutput__encoding="BASE64"), "not base64", "2026-11-23T10:00:01Z"),
-        (captures.line(f"[1.5, {10**309}]"), "not all finite", "2026-11-23T10:00:01Z"),
+        (spoilt(captureData__endpointOutput=None), "no output", TIME),
+        (spoilt(captureData__endpointOutput__data=None), "data: expected text", TIME),
+        (spoilt(captureData__endpointOutput__data=14), "Expected `str", TIME),
+        (spoilt(captureData__endpointOutput__encoding=None), "encoding: expected text", TIME),
+        (captures.line("[[14]]").replace(b'"[[14]]"', b"null"), "data: expected text", TIME),
+        (spoilt(captureData__endpointOutput__observedContentType=[]), "observedContentType", TIME),
+        (spoilt(eventMetadata__customAttributes={"a": "b"}), "customAttributes", TIME),
+        (spoilt(eventMetadata__customAttributes=[1]), "customAttributes", TIME),
+        (spoilt(captureData=[]), "captureData", TIME),
+        (spoilt(captureData__endpointOutput__encoding={"deep": {}}), "encoding", TIME),
+        (spoilt(captureData__endpointOutput__data="oops"), "not JSON", TIME),
+        (spoilt(captureData__endpointOutput__encoding="BASE64"), "not base64", TIME),
+        (captures.line(f"[1.5, {10**309}]"), "not all finite", TIME),
     ],
 )
 def test_a_line_that_cannot_be_read_says_where_and_why_and_the_others_count(line, reason, time):
@@ -239,3 +250,79 @@ def test_a_key_is_read_from_the_right(prefix):
 def test_another_key_is_bad_input(key):
     with pytest.raises(BadInputError, match="not the key of a capture file"):
         read_key(key)
+
+
+def test_a_replay_without_an_output_is_no_unreadable_traffic():
+    line = spoilt(
+        captureData__endpointOutput__data=None, eventMetadata__customAttributes=["glassbox-replay=1"]
+    )
+    (record,) = read_all(line)
+    assert record.replayed
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb", "a\x1b[31mb", "a\u2028b", "a\u202eb"], ids=["newline", "escape", "separator", "bidi"]
+)
+def test_what_is_told_about_a_line_is_one_line_of_printable_text(name):
+    (bad,) = read([b"oops"], f"s3://bucket/{name}.jsonl")
+    assert str(bad).isprintable()
+    with pytest.raises(BadInputError) as error:
+        read_key(f"capture/{name}.txt")
+    assert str(error.value).isprintable()
+
+
+FOLDER = "capture/signs"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "capture/signs/x/other-endpoint/AllTraffic/2026/11/23/10/a.jsonl",
+        "capture/other-endpoint/AllTraffic/2026/11/23/10/a.jsonl",
+        "signs/AllTraffic/2026/11/23/10/a.jsonl",
+        "capture/signs-2/AllTraffic/2026/11/23/10/a.jsonl",
+        "elsewhere/capture/signs/AllTraffic/2026/11/23/10/a.jsonl",
+        "capture/signs/signs/AllTraffic/2026/11/23/10/a.jsonl",
+    ],
+)
+def test_a_key_of_another_endpoint_is_refused(key):
+    with pytest.raises(BadInputError, match="below capture/signs/"):
+        read_key(key, FOLDER)
+
+
+def test_a_key_of_the_watched_endpoint_is_read():
+    assert read_key("capture/signs/AllTraffic/2026/11/23/10/a.jsonl", FOLDER).endpoint == "signs"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda x: (
+        st.lists(x, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["data", "encoding", "observedContentType", "endpointOutput", "inferenceTime"]), x
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.sampled_from(
+        [
+            "captureData",
+            "captureData__endpointOutput",
+            "captureData__endpointOutput__data",
+            "captureData__endpointOutput__encoding",
+            "captureData__endpointOutput__observedContentType",
+            "eventMetadata",
+            "eventMetadata__inferenceTime",
+            "eventMetadata__customAttributes",
+        ]
+    ),
+    json_values,
+)
+def test_any_member_of_any_type_is_a_record_or_a_reason(path, value):
+    (record,) = read_all(spoilt(**{path: value}))
+    assert isinstance(record, Record | Unreadable)
+    if not path.startswith("eventMetadata"):
+        assert record.time == TIME

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from glassbox.capture import Record, Unreadable
 from glassbox.response import Prediction
 from glassbox.tally import (
+    CLASSES,
     EXAMPLES,
     UNKNOWN,
     Confidences,
@@ -209,3 +210,12 @@ def test_a_total_changes_no_summand():
     assert one == Counts(Counter({1: 1}), records=1)
     assert total([]) == Counts()
     assert total([one, other]).n == 4
+
+
+def test_names_without_end_are_counted_as_unknown_beyond_the_bound():
+    names = [f"name-{i}" for i in range(5 * CLASSES)]
+    records = [record(HOUR, (name,)) for name in ["Stop", *names, "Stop"]]
+    counted = tally(records, HOUR).counts
+    assert counted.n == len(records)
+    assert counted.classes["Stop"] == 2
+    assert CLASSES <= len(counted.classes) <= CLASSES + 1

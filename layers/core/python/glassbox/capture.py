@@ -13,7 +13,7 @@ from typing import IO, Annotated, NamedTuple
 
 import msgspec
 
-from glassbox.errors import BadInputError
+from glassbox.errors import BadInputError, printable
 from glassbox.response import Prediction, ResponseForm, UnreadableError
 from glassbox.tensor_names import REPLAY_ATTRIBUTE, attribute
 
@@ -43,7 +43,7 @@ class Unreadable(NamedTuple):
     time: str | None
 
     def __str__(self) -> str:
-        return f"{self.source}, line {self.line}: {self.reason}"
+        return printable(f"{self.source}, line {self.line}: {self.reason}")
 
 
 def read(
@@ -94,8 +94,8 @@ def lines(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
 
 
 class _Output(msgspec.Struct, gc=False, rename="camel"):
-    encoding: str
-    data: str
+    encoding: str | None = None
+    data: str | None = None
     observed_content_type: str | None = None
 
 
@@ -113,7 +113,16 @@ class _Captured(msgspec.Struct, gc=False, rename="camel"):
     event_metadata: _EventMetadata
 
 
-_LINE = msgspec.json.Decoder(_Captured)
+# Of a line that is no capture record, its time at least: a record without one is counted under its neighbour's slot.
+class _Moment(msgspec.Struct, gc=False, rename="camel"):
+    inference_time: Annotated[str, msgspec.Meta(max_length=40)]
+
+
+class _Timed(msgspec.Struct, gc=False, rename="camel"):
+    event_metadata: _Moment
+
+
+_LINE, _TIMED = msgspec.json.Decoder(_Captured), msgspec.json.Decoder(_Timed)
 
 
 def read_line(line: bytes | None, form: ResponseForm) -> Record:
@@ -127,7 +136,7 @@ def read_line(line: bytes | None, form: ResponseForm) -> Record:
     try:
         captured = _LINE.decode(line)
     except (ValueError, RecursionError) as error:
-        raise UnreadableError(f"not a capture record: {error}") from error
+        raise UnreadableError(f"not a capture record: {error}", _time_of(line)) from error
     output, metadata = captured.capture_data.endpoint_output, captured.event_metadata
     time = metadata.inference_time
     moment(time)
@@ -135,11 +144,24 @@ def read_line(line: bytes | None, form: ResponseForm) -> Record:
         return Record(time, (), True)
     if output is None:
         raise UnreadableError("the record has no output", time)
+    if output.data is None or output.encoding is None:
+        missing = "data" if output.data is None else "encoding"
+        raise UnreadableError(f"endpointOutput.{missing}: expected text, got none", time)
     try:
         return Record(time, form.read(output.data, output.encoding, output.observed_content_type))
     except UnreadableError as error:
         error.time = time
         raise
+
+
+def _time_of(line: bytes) -> str | None:
+    """The time of a line that is no capture record, where it can be read."""
+    try:
+        time = _TIMED.decode(line).event_metadata.inference_time
+        moment(time)
+    except (ValueError, RecursionError):  # UnreadableError is one
+        return None
+    return time
 
 
 @functools.lru_cache(maxsize=4096)
@@ -174,13 +196,20 @@ _KEY = re.compile(
 )
 
 
-def read_key(key: str) -> CaptureFile:
+def read_key(key: str, folder: str | None = None) -> CaptureFile:
     """Read ``<prefix>/<endpoint>/<variant>/yyyy/mm/dd/hh/<file>.jsonl``; the prefix may be empty or hold slashes.
 
+    Args:
+        folder: ``<prefix>/<endpoint>`` of the watched endpoint; None takes the files of every endpoint.
+
     Raises:
-        BadInputError: the key is of another form.
+        BadInputError: the key is of another form, or outside ``folder``.
     """
-    if match := _KEY.fullmatch(key):
+    if match := _KEY.fullmatch(key) if isinstance(key, str) else None:
+        if folder is not None and key[: match.end("endpoint")] != folder:
+            raise BadInputError(
+                f"{key}: expected a capture file below {folder}/<variant>/, got one of another endpoint"
+            )
         try:
             hour = datetime.strptime(match["hour"], "%Y/%m/%d/%H").replace(tzinfo=UTC)
         except ValueError:

@@ -86,21 +86,27 @@ def count_file(
     captures: Captures,
     counts: CountsStore,
     now: datetime,
+    folder: str | None = None,
 ) -> Counted:
     """Count the file of an S3 ``Object Created`` event.
 
     Args:
         created: the ``detail`` of the event: ``bucket.name``, ``object.key``, ``object.etag``.
+        folder: ``<prefix>/<endpoint>`` of the watched endpoint; None takes every endpoint's files.
 
     Raises:
-        BadInputError: the key or the object is no capture file, or the file is gone.
+        BadInputError: the key or the object is no capture file of this endpoint, or the file is gone.
         RetryableError: AWS does not answer.
     """
     try:
         bucket, key, etag = created["bucket"]["name"], created["object"]["key"], created["object"]["etag"]
     except (KeyError, TypeError) as error:
         raise BadInputError(f"not the event of an object: {error!r}") from error
-    file = read_key(key)
+    if not all(isinstance(text, str) for text in (bucket, key, etag)):
+        raise BadInputError(
+            f"not the event of an object: bucket {bucket!r}, key {key!r}, etag {etag!r} are not text"
+        )
+    file = read_key(key, folder)
     counted = tally(
         read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", form),
         file.hour,

@@ -196,7 +196,10 @@ def tally(
         for at, neighbours in _groups(some, slots, slot):
             slot = at
             if slot:
-                result.confidences.add(result.slots[slot].add(neighbours, low_confidence))
+                counts = result.slots[slot]
+                result.confidences.add(counts.add(neighbours, low_confidence))
+                if len(counts.classes) > 2 * CLASSES:  # names without end: folded before they fill the memory
+                    counts.classes = _known(counts.classes, classes)
                 bad = [record for record in neighbours if isinstance(record, Unreadable)]
                 result.examples += bad[: EXAMPLES - len(result.examples)]
     for counts in result.slots.values():
@@ -227,9 +230,11 @@ def _slot(time: str) -> datetime:
 
 
 def _known(counted: Mapping[Label, int], classes: int | None) -> Counter[Label]:
+    """The counts of the known classes, at most CLASSES of them in the order they came, and of all others together."""
     known: Counter[Label] = Counter()
     for label, count in counted.items():
-        known[label if is_known(label, classes) else UNKNOWN] += count
+        room = len(known) < CLASSES or label in known
+        known[label if room and is_known(label, classes) else UNKNOWN] += count
     return known
 
 

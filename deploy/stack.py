@@ -48,7 +48,6 @@ WORDS = {
     "AWS::SageMaker::Model": "SageMaker model",
     "AWS::SageMaker::EndpointConfig": "endpoint config",
     "AWS::SageMaker::Endpoint": "endpoint",
-    "AWS::SageMaker::MonitoringSchedule": "monitoring schedule",
 }
 
 

@@ -105,9 +105,9 @@ def _install_endpoint(sagemaker: SageMaker) -> None:
         name = sagemaker.records.name_of("endpoint", physical_id)
         if name is None:
             raise ValueError(f"Resource of type '{ENDPOINT}' with identifier '{physical_id}' was not found.")
-        sagemaker.call(
-            "UpdateEndpoint", {"EndpointName": name, "EndpointConfigName": new["EndpointConfigName"]}
-        )
+        shape = input_shape("UpdateEndpoint")
+        known = {k: v for k, v in new.items() if k in shape.members}
+        sagemaker.call("UpdateEndpoint", from_template(known | {"EndpointName": name}, shape))
         return settled(name, new["EndpointConfigName"])
 
     provisioners._RESOURCE_HANDLERS[ENDPOINT] = {

@@ -108,7 +108,7 @@ class Gateway:
         key = router.extract_access_key_id(headers)
         for action, arn, context in grants:
             region = self.sagemaker.platform.region
-            denied = iam_evaluator.enforce(key, action, "sagemaker", region, arn, context)
+            denied = iam_evaluator.enforce(key, action, action.partition(":")[0], region, arn, context)
             if isinstance(denied, iam_evaluator.AuthError):
                 raise SageMakerError(denied.code, denied.message, status=403)
             if denied is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import ministack.app as ministack
 from ministack.core import iam_evaluator
 from ministack.services import dynamodb, scheduler, sns
-from ministack.services.cloudformation import provisioners
+from ministack.services.cloudformation import changesets, engine, handlers, provisioners, stacks
 
 from local.gaps import buckets, calls, delivery, functions, monitoring, queues, topics
 
@@ -120,6 +120,10 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
         ["create_fn", "logical_id", "props", "stack_name"],
     ),
     ("ministack.services.cloudformation.stacks", "_runs_on_worker_thread", ["resource_type"]),
+    ("ministack.services.cloudformation.engine", "_evaluate_conditions", ["template", "params"]),
+    ("ministack.services.cloudformation.changesets", "_evaluate_conditions", ["template", "params"]),
+    ("ministack.services.cloudformation.handlers", "_evaluate_conditions", ["template", "params"]),
+    ("ministack.services.cloudformation.stacks", "_evaluate_conditions", ["template", "params"]),
 ]
 
 
@@ -144,6 +148,7 @@ def check_hooks() -> None:
 def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     """Fill the gaps. `runtime` will hold what Lambda brings along, `unpacked` the functions' code and layers."""
     _keep_template_properties()
+    _join_in_conditions()
     _count_loopback_as_tls()
     functions.isolate(runtime)
     archives = functions.Archives(unpacked)
@@ -172,6 +177,30 @@ def _keep_template_properties() -> None:
 
     _after_provisioning("AWS::DynamoDB::Table", time_to_live)
     _after_provisioning("AWS::SNS::Topic", key)
+
+
+def _join_in_conditions() -> None:
+    """CloudFormation's conditions know no Fn::Join, and so no empty list."""
+    evaluate = engine._evaluate_conditions
+
+    def joined(part: Any, parameters: dict[str, Any]) -> Any:
+        if isinstance(part, list):
+            return [joined(item, parameters) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if "Fn::Join" in part:
+            separator, items = part["Fn::Join"]
+            if isinstance(items, dict):  # a list parameter, which is one string here
+                items = parameters[items["Ref"]]["Value"].split(",")
+            return separator.join(items)
+        return {key: joined(value, parameters) for key, value in part.items()}
+
+    def evaluate_joined(template: dict[str, Any], params: dict[str, Any]) -> Any:
+        conditions = joined(template.get("Conditions", {}), params)
+        return evaluate({**template, "Conditions": conditions}, params)
+
+    for module in (engine, changesets, handlers, stacks):
+        module._evaluate_conditions = evaluate_joined
 
 
 def _after_provisioning(resource_type: str, also: Callable[[str, dict[str, Any]], None]) -> None:

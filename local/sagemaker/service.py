@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import threading
@@ -25,6 +26,7 @@ from local.sagemaker.shapes import check, input_shape
 
 ECR_IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/.+")
 REVIVAL_SECONDS = 2.0
+GRANT_FOR_SERVICE = {"kms:GrantIsForAWSResource": "true"}
 
 # The kinds of resource an action is checked against (service authorization reference); List* has none.
 RESOURCES = {
@@ -90,7 +92,27 @@ class SageMaker:
             needed.append(("iam:PassRole", role, {"iam:PassedToService": "sagemaker.amazonaws.com"}))
         if request.get("Tags") and operation.startswith("Create"):
             needed.append(("sagemaker:AddTags", arns[0], {}))
+        if key := self._volume_key(operation, request):
+            needed.append(("kms:DescribeKey", key, {}))
+            needed.append(("kms:CreateGrant", key, GRANT_FOR_SERVICE))
         return needed
+
+    def _volume_key(self, operation: str, request: Record) -> str:
+        """The ARN of the key that encrypts the volumes which the call makes; empty without one.
+
+        SageMaker makes a grant on it with the rights of its caller (CreateEndpointConfig, KmsKeyId).
+        """
+        key = ""
+        if operation in ("CreateEndpoint", "UpdateEndpoint"):
+            with contextlib.suppress(SageMakerError):  # the call itself refuses a config that is not there
+                config = self.records.get("endpoint-config", request.get("EndpointConfigName", ""))
+                key = config.get("KmsKeyId", "")
+        elif operation == "CreateProcessingJob":
+            key = request.get("ProcessingResources", {}).get("ClusterConfig", {}).get("VolumeKmsKeyId", "")
+        if not key or key.startswith("arn:"):
+            return key
+        name = key if key.startswith("alias/") else f"key/{key}"
+        return f"arn:aws:kms:{self.platform.region}:{self.platform.account}:{name}"
 
     def close(self) -> None:
         """Write the last captures, stop servers and jobs."""

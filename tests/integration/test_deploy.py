@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from local.deploy import DeployError, deploy
-from local.emulator import ACCOUNT, REGION
+from local.emulator import ACCOUNT, REGION, ROOT
 
 EMBEDDED = Path(__file__).parent / "embedded"
 ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
@@ -78,6 +78,44 @@ def test_a_changed_model_is_replaced_and_the_endpoint_updated(embedded_aws, depl
     ]
     assert configs == [second["Config"]]
     assert len(sagemaker.list_models(NameContains="replace-")["Models"]) == 1
+
+
+def test_an_update_of_the_stack_keeps_the_instance_count_that_scaling_set(
+    embedded_aws, deploy_small, eventually
+):
+    sagemaker = embedded_aws.client("sagemaker")
+
+    def count():
+        (variant,) = sagemaker.describe_endpoint(EndpointName="scales")["ProductionVariants"]
+        return variant["CurrentInstanceCount"]
+
+    deploy_small("scales", Greeting="one")
+    sagemaker.update_endpoint_weights_and_capacities(
+        EndpointName="scales",
+        DesiredWeightsAndCapacities=[{"VariantName": "AllTraffic", "DesiredInstanceCount": 2}],
+    )
+    eventually(lambda: count() == 2)
+    deploy_small("scales", Greeting="two")
+    assert count() == 2
+
+
+def test_the_model_monitor_schedule_is_a_stack_of_its_own(embedded_aws, stub_images, tmp_path):
+    parameters = {
+        "MonitoringScheduleName": "hourly-0f6f4a0e",
+        "MonitorRoleArn": f"arn:aws:iam::{ACCOUNT}:role/monitor",
+        "Bucket": "amzn-s3-demo-bucket",
+        "EndpointName": "small",
+        "MonitorImage": stub_images["monitor"],
+        "Threshold": "0.5",
+        "ClassPath": "predictions[0]",
+    }
+    deploy(ROOT / "model-monitor.yaml", "monitors", parameters, embedded_aws.session, build=tmp_path)
+    sagemaker = embedded_aws.client("sagemaker")
+    described = sagemaker.describe_monitoring_schedule(MonitoringScheduleName="hourly-0f6f4a0e")
+    job = described["MonitoringScheduleConfig"]["MonitoringJobDefinition"]
+    assert job["NetworkConfig"] == {"EnableNetworkIsolation": False}  # and no VpcConfig of an empty list
+    assert job["Environment"]["CLASS_PATH"] == "predictions[0]"
+    assert "LOW_CONFIDENCE" not in job["Environment"]
 
 
 def test_parameters_left_out_keep_the_stacks_values(embedded_aws, deploy_small, answers, tmp_path):

@@ -366,6 +366,28 @@ def test_update_endpoint_needs_the_endpoint_and_the_config(as_user, make_endpoin
     assert both.update_endpoint(EndpointName=name, EndpointConfigName=config)["EndpointArn"].endswith(name)
 
 
+def test_update_endpoint_to_encrypted_volumes_needs_a_grant_on_the_key(as_user, make_endpoint, make_config):
+    """CreateEndpointConfig, KmsKeyId: the key must let the role that updates the endpoint in."""
+    key = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/0f6f4a0e-5f39-4a3e-8a53-2f2f6d1a9c11"
+    name, config = make_endpoint("iam-key"), make_config("iam-key-b", KmsKeyId=key)
+    update = allow("sagemaker:UpdateEndpoint")
+    request = {"EndpointName": name, "EndpointConfigName": config}
+    describe, grant = allow("kms:DescribeKey", key), allow("kms:CreateGrant", key)
+    users_only = grant | {"Condition": {"Bool": {"kms:GrantIsForAWSResource": "false"}}}
+    for statements, refused in (
+        ([update], "kms:DescribeKey"),
+        ([update, describe], "kms:CreateGrant"),
+        ([update, describe, users_only], "kms:CreateGrant"),
+        ([update, describe, grant | {"Resource": f"{key}0"}], "kms:CreateGrant"),
+    ):
+        code, message = error_of(as_user("sagemaker", *statements).update_endpoint, **request)
+        assert code == "AccessDeniedException"
+        assert f"is not authorized to perform: {refused} on resource: {key}" in message
+    for_service = grant | {"Condition": {"Bool": {"kms:GrantIsForAWSResource": "true"}}}
+    allowed = as_user("sagemaker", update, describe, for_service)
+    assert allowed.update_endpoint(**request)["EndpointArn"].endswith(name)
+
+
 def test_invoke_endpoint_is_granted_per_endpoint(as_user, make_endpoint):
     make_endpoint("iam-a")
     make_endpoint("iam-b")

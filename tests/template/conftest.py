@@ -18,7 +18,12 @@ NAMES = {
     "Bucket": "amzn-s3-demo-bucket",
     "MonitorRole.Arn": "arn:aws:iam::111122223333:role/monitor",
 }
-OWN = {"ModelDataUrl": "s3://amzn-s3-demo-bucket/model.tar.gz", "MonitorImage": "class-monitor:1"}
+REGISTRY = "111122223333.dkr.ecr.eu-west-1.amazonaws.com"
+OWN = {
+    "ModelDataUrl": "s3://amzn-s3-demo-bucket/model.tar.gz",
+    "ServingImage": f"{REGISTRY}/glassbox-serving:1",
+    "MonitorImage": f"{REGISTRY}/glassbox-monitor:1",
+}
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +54,7 @@ def resolve(template):
             "Fn::Sub": lambda given: substituted(*given) if isinstance(given, list) else substituted(given),
             "Fn::Select": lambda given: walk(given[1])[given[0]],
             "Fn::Split": lambda given: walk(given[1]).split(given[0]),
+            "Fn::Join": lambda given: given[0].join(walk(given[1])),
         }
 
         def walk(part):
@@ -58,7 +64,8 @@ def resolve(template):
                 return part
             for kind in functions.keys() & part:
                 return functions[kind](part[kind])
-            return {key: walk(value) for key, value in part.items()}
+            walked = {key: walk(value) for key, value in part.items()}
+            return {key: value for key, value in walked.items() if value != "AWS::NoValue"}
 
         return walk(part)
 

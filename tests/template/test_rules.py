@@ -147,7 +147,7 @@ def test_a_model_monitor_schedule_of_the_stacks_own_starts_the_reaction_too(
     template, resolve, rules_for, load_event
 ):
     schedule = "detail/Environment/sagemaker_monitoring_schedule_name"
-    ours = resolve(template["Resources"]["MonitoringSchedule"]["Properties"]["MonitoringScheduleName"])
+    ours = resolve(template["Outputs"]["MonitoringScheduleName"]["Value"])
     assert re.fullmatch(r"hourly-[a-zA-Z0-9](-*[a-zA-Z0-9]){0,55}", ours)
     event = load_event("monitor-job-violations")
     assert rules_for(edited(event, schedule, ours)) == {"MonitorJobRule"}

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import boto3
+import pytest
 
 from deploy.stack import WORDS, contents
 
@@ -112,6 +113,11 @@ def test_no_policy_allows_whole_services_or_all_resources(template):
         "xray:PutTelemetryRecords",
         "ecr:GetAuthorizationToken",
         "cloudwatch:PutMetricData",
+        "ec2:DescribeDhcpOptions",
+        "ec2:DescribeNetworkInterfaces",
+        "ec2:DescribeSecurityGroups",
+        "ec2:DescribeSubnets",
+        "ec2:DescribeVpcs",
     }
     seen = 0
     for name, statement in statements(template):
@@ -249,8 +255,114 @@ def test_every_parameter_is_described_grouped_and_bounded(template):
         assert parameter["Description"], name
         bounds = {"AllowedPattern", "AllowedValues", "MinValue"} & set(parameter)
         assert bool(bounds) != (name in free_text), name
-        if "AllowedPattern" in parameter:
+        if "AllowedPattern" in parameter and "Default" in parameter:
             assert re.fullmatch(parameter["AllowedPattern"], parameter["Default"]), name
+
+
+KEY = "arn:aws:kms:eu-west-1:111122223333:key/volumes"
+FOR_SERVICE = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+
+
+def allowed(template, resolve, role, action, **parameters):
+    """The resolved statements of a role that allow an action, with these parameters."""
+    policies = resolve(template["Resources"][role]["Properties"]["Policies"], **parameters)
+    statements = [s for policy in policies for s in policy["PolicyDocument"]["Statement"]]
+    return [s for s in statements if action in listed(s["Action"])]
+
+
+def test_whoever_updates_the_endpoint_may_use_the_key_of_its_volumes(template, resolve):
+    updates = {
+        name
+        for name in resources(template, "AWS::IAM::Role")
+        if allowed(template, resolve, name, "sagemaker:UpdateEndpoint")
+    }
+    assert updates == {"SwapEndpointRole", "ConfirmEndpointRole", "RestoreEndpointRole"}
+    for role in updates:
+        (describe,) = allowed(template, resolve, role, "kms:DescribeKey", EndpointKeyArn=KEY)
+        (grant,) = allowed(template, resolve, role, "kms:CreateGrant", EndpointKeyArn=KEY)
+        assert (describe["Resource"], describe.get("Condition")) == (KEY, None)
+        assert (grant["Resource"], grant["Condition"]) == (KEY, FOR_SERVICE)
+        assert not allowed(template, resolve, role, "kms:CreateGrant")
+
+
+def test_the_monitor_jobs_volume_key_is_granted_to_the_job_and_to_its_starter(template, resolve):
+    for role in ("MonitorRole", "StartMonitorRole"):
+        (grant,) = allowed(template, resolve, role, "kms:CreateGrant", MonitorKeyArn=KEY)
+        assert (grant["Resource"], grant["Condition"]) == (KEY, FOR_SERVICE)
+        assert not allowed(template, resolve, role, "kms:CreateGrant")
+
+
+def test_models_and_configs_take_the_network_and_the_key_that_are_given(template, resolve):
+    given = {
+        "SubnetIds": ["subnet-1", "subnet-2"],
+        "SecurityGroupIds": ["sg-1"],
+        "EndpointKeyArn": KEY,
+    }
+    vpc = {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
+    for name in ("PlainModel", "HookedModel"):
+        properties = template["Resources"][name]["Properties"]
+        assert resolve(properties, **given)["VpcConfig"] == vpc
+        assert "VpcConfig" not in resolve(properties)
+    for name in ("PlainConfig", "HookedConfig"):
+        properties = template["Resources"][name]["Properties"]
+        assert resolve(properties, **given)["KmsKeyId"] == KEY
+        assert "KmsKeyId" not in resolve(properties)
+    for role in ("EndpointRole", "MonitorRole"):
+        (statement,) = allowed(template, resolve, role, "ec2:CreateNetworkInterface", **given)
+        assert "*" not in statement["Resource"]
+        assert not allowed(template, resolve, role, "ec2:CreateNetworkInterface")
+
+
+def test_an_update_of_the_stack_keeps_the_instance_counts(template):
+    assert template["Resources"]["Endpoint"]["Properties"]["RetainAllVariantProperties"] is True
+
+
+@pytest.mark.parametrize(
+    ("region", "suffix"),
+    [
+        ("eu-west-1", "amazonaws.com"),
+        ("cn-north-1", "amazonaws.com.cn"),
+        ("us-iso-east-1", "c2s.ic.gov"),
+        ("eusc-de-east-1", "amazonaws.eu"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "repositories"),
+    [
+        ("glassbox-serving:1a2b", ["glassbox-serving", "glassbox-serving/*"]),
+        (f"glassbox-serving@sha256:{'0' * 64}", ["glassbox-serving", "glassbox-serving/*"]),
+        ("acme/signs/serving:7", ["acme", "acme/*"]),
+        ("glassbox-serving", ["glassbox-serving", "glassbox-serving/*"]),
+    ],
+)
+def test_images_of_every_partition_are_taken_and_may_be_pulled(
+    template, resolve, region, suffix, name, repositories
+):
+    image = f"111122223333.dkr.ecr.{region}.{suffix}/{name}"
+    for parameter, role in (("ServingImage", "EndpointRole"), ("MonitorImage", "MonitorRole")):
+        assert re.fullmatch(template["Parameters"][parameter]["AllowedPattern"], image)
+        (statement,) = allowed(template, resolve, role, "ecr:BatchGetImage", **{parameter: image})
+        assert statement["Resource"] == [
+            f"arn:aws:ecr:{region}:111122223333:repository/{repository}" for repository in repositories
+        ]
+
+
+def test_no_resource_names_a_host_of_one_partition(template):
+    """Service principals end in amazonaws.com in every partition; hosts do not."""
+
+    def texts(part):
+        if isinstance(part, dict):
+            for key, value in part.items():
+                if key not in ("Service", "iam:PassedToService"):
+                    yield from texts(value)
+        elif isinstance(part, list):
+            for item in part:
+                yield from texts(item)
+        else:
+            yield str(part)
+
+    assert not [text for text in texts(template["Resources"]) if "amazonaws" in text]
+    assert not [text for text in texts(template["Resources"]) if "arn:aws:" in text]
 
 
 def test_functions_wait_for_whom_they_protect(template):

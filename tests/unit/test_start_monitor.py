@@ -89,6 +89,36 @@ def test_the_request_is_one_that_sagemaker_takes():
     validate_parameters(jobs.requests[0], model.operation_model("CreateProcessingJob").input_shape)
 
 
+def test_network_and_volume_key_are_the_ones_that_are_given():
+    jobs = FakeJobs()
+    start(FakeFolders(capture(10)), jobs)
+    key = "arn:aws:kms:eu-west-1:111122223333:key/volume"
+    given = {
+        "SUBNET_IDS": "subnet-2, subnet-1",
+        "SECURITY_GROUP_IDS": "sg-1",
+        "MONITOR_KEY_ARN": key,
+        "MONITOR_NETWORK_ISOLATION": "true",
+    }
+    guarded = FakeJobs()
+    start(FakeFolders(capture(10)), guarded, from_env(MonitorSettings, ENVIRONMENT | given))
+    (request,), (guarded_request,) = jobs.requests, guarded.requests
+    assert request["NetworkConfig"] == {"EnableNetworkIsolation": False}
+    assert "VolumeKmsKeyId" not in request["ProcessingResources"]["ClusterConfig"]
+    assert guarded_request["NetworkConfig"] == {
+        "EnableNetworkIsolation": True,
+        "VpcConfig": {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]},
+    }
+    assert guarded_request["ProcessingResources"]["ClusterConfig"]["VolumeKmsKeyId"] == key
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    validate_parameters(guarded_request, model.operation_model("CreateProcessingJob").input_shape)
+
+
+@pytest.mark.parametrize("given", [{"SUBNET_IDS": "subnet-1"}, {"SECURITY_GROUP_IDS": "sg-1"}])
+def test_subnets_and_security_groups_need_each_other(given):
+    with pytest.raises(SettingsError, match="SUBNET_IDS and SECURITY_GROUP_IDS need each other"):
+        from_env(MonitorSettings, ENVIRONMENT | given)
+
+
 def test_the_container_understands_the_environment_it_is_given(tmp_path):
     everything = replace(
         SETTINGS,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from glassbox.capture import moment
 from glassbox.count import CountingSettings
 from glassbox.errors import BadInputError, ConflictError
+from glassbox.settings import names
 from glassbox.tally import WINDOW, Window
 from glassbox.violation import SCHEDULE
 
@@ -29,6 +30,16 @@ class MonitorSettings(CountingSettings):
     monitor_image: str
     monitor_role_arn: str
     monitor_instance_type: str = "ml.m5.large"
+    monitor_key_arn: str | None = None
+    monitor_network_isolation: bool = False
+    subnet_ids: str = ""
+    security_group_ids: str = ""
+
+    def problems(self) -> Iterator[str]:
+        """See :class:`glassbox.settings.Checked`."""
+        yield from super().problems()
+        if bool(names(self.subnet_ids)) != bool(names(self.security_group_ids)):
+            yield "SUBNET_IDS and SECURITY_GROUP_IDS need each other"
 
 
 class Folders(Protocol):
@@ -175,10 +186,23 @@ def _request(
                 "InstanceCount": 1,
                 "InstanceType": settings.monitor_instance_type,
                 "VolumeSizeInGB": 20,
+                **({"VolumeKmsKeyId": settings.monitor_key_arn} if settings.monitor_key_arn else {}),
             }
         },
+        "NetworkConfig": _network(settings),
         "StoppingCondition": {"MaxRuntimeInSeconds": 1800},
     }
+
+
+def _network(settings: MonitorSettings) -> dict[str, Any]:
+    """The job's network: SageMaker's own unless subnets are given."""
+    network: dict[str, Any] = {"EnableNetworkIsolation": settings.monitor_network_isolation}
+    if subnets := sorted(names(settings.subnet_ids)):
+        network["VpcConfig"] = {
+            "Subnets": subnets,
+            "SecurityGroupIds": sorted(names(settings.security_group_ids)),
+        }
+    return network
 
 
 def _environment(window: Window, settings: MonitorSettings) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """A capture file has arrived -> its predictions counted, its windows judged."""
 
 import functools
-import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.events import Events
 from glassbox.aws.objects import Objects
 from glassbox.count import CountingSettings, count_file, judge_file
+from glassbox.event import read_event
 from glassbox.report import SHARES, fetch_baseline, file_metrics
 from glassbox.response import ResponseForm
 from glassbox.settings import from_env
@@ -26,6 +26,8 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 @dataclass(frozen=True, kw_only=True)
 class Settings(CountingSettings):
     counts_table: str
+    endpoint_name: str
+    capture_prefix: str
 
 
 @functools.cache
@@ -39,6 +41,7 @@ def build():
         form=ResponseForm(settings.class_path, settings.confidence_path),
         captures=objects,
         counts=counts,
+        folder=f"{settings.capture_prefix}/{settings.endpoint_name}",
     )
     judge = functools.partial(
         judge_file,
@@ -53,7 +56,7 @@ def build():
 @tracer.capture_method(capture_response=False)
 def count_and_judge(record):
     count, judge = build()
-    counted = count(json.loads(record.body)["detail"], now=datetime.now(UTC))
+    counted = count(read_event(record.body).get("detail"), now=datetime.now(UTC))
     if counted.new:  # at once: should judging fail, the retry finds nothing new
         emit(counted.file, file_metrics(counted.tally.counts), {})
     judged = judge(counted)

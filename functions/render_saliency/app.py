@@ -1,7 +1,6 @@
 """A traced step has arrived -> its saliency pictures."""
 
 import functools
-import json
 import os
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.objects import Objects
+from glassbox.event import object_key, read_event
 from glassbox.saliency import render_step
 from glassbox.settings import from_env, setting
 
@@ -42,7 +42,7 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def render(record):
-    pictures = build()(index_key=json.loads(record.body)["detail"]["object"]["key"])
+    pictures = build()(index_key=object_key(read_event(record.body)))
     metrics.add_metric("Pictures", MetricUnit.Count, len(pictures))
     metrics.add_metric("UnfaithfulPictures", MetricUnit.Count, sum(not p.faithful for p in pictures))
     logger.info("rendered", pictures=[p.key for p in pictures])

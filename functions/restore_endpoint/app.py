@@ -1,7 +1,6 @@
 """A picture was made, an operator spoke, or the sweep came round -> the endpoint back on its plain config when due."""
 
 import functools
-import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
 from glassbox.aws.desk import desk
+from glassbox.event import read_event
 from glassbox.incident import Limits, obey, read_command, restore
 from glassbox.settings import from_env
 from glassbox.violation import COMMAND_DETAIL_TYPE
@@ -40,7 +40,7 @@ def build():
 @tracer.capture_method(capture_response=False)
 def restore_for(record):
     endpoint, at_desk = build()
-    event, now = json.loads(record.body), datetime.now(UTC)
+    event, now = read_event(record.body), datetime.now(UTC)
     if event.get("detail-type") == COMMAND_DETAIL_TYPE:
         logger.info("command", outcome=obey(read_command(event), at_desk, now))
     outcome = restore(endpoint, at_desk, now)

@@ -1,7 +1,6 @@
 """Ten past the hour -> the monitor container over the hour before."""
 
 import functools
-import json
 import os
 
 import boto3
@@ -11,6 +10,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 
 from glassbox.aws.objects import Objects
 from glassbox.aws.processing import ProcessingJobs
+from glassbox.event import read_event
 from glassbox.monitor import MonitorSettings, read_time, start_monitor
 from glassbox.settings import from_env
 
@@ -30,7 +30,7 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def start(record):
-    started = build()(read_time(json.loads(record.body)))
+    started = build()(read_time(read_event(record.body)))
     metrics.add_metric("MonitorJobs", MetricUnit.Count, started.outcome == "started")
     logger.info(started.outcome, job=started.job, left_out=started.left_out)
 

@@ -1,7 +1,6 @@
 """A violation -> an incident, and the endpoint on its hooked config."""
 
 import functools
-import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 
 from glassbox.aws.desk import desk
 from glassbox.aws.objects import Objects
+from glassbox.event import read_event
 from glassbox.incident import Limits, swap
 from glassbox.settings import from_env
 from glassbox.violation import read_violation
@@ -40,7 +40,7 @@ def build():
 @tracer.capture_method(capture_response=False)
 def swap_for(record):
     reports, at_desk = build()
-    violation = read_violation(json.loads(record.body), reports)
+    violation = read_violation(read_event(record.body), reports)
     if violation is None:
         logger.info("the monitor's report holds no violations")
         return

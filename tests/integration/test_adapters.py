@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -186,6 +187,19 @@ def test_a_notice_arrives_with_its_attributes(aws):
     said = json.loads(body["Message"])  # a queue is a machine
     assert said == {"subject": "subject", "text": "first line\nsecond", "event": "swapping"}
     assert body["MessageAttributes"]["event"]["Value"] == "swapping"
+
+
+def test_a_notice_is_sent_without_control_characters_and_within_what_sns_takes(aws):
+    requests = []
+    client = SimpleNamespace(publish=lambda **request: requests.append(request))
+    text = "Class a\x1b[31m\r\nfacts\x00\n" + "\u00e9" * 400_000
+    Topic(client, "arn").publish(Notice("Glassbox\nBcc: x\x1b " + "é" * 200, text, {"event": "swapping"}))
+    (request,) = requests
+    assert len(request["Subject"]) <= 100
+    assert request["Subject"].startswith(r"Glassbox\nBcc: x\x1b ")
+    assert request["Subject"].isascii()
+    assert len(json.dumps(request).encode()) < 262_144
+    assert json.loads(request["Message"])["email"].startswith("Class a\\x1b[31m\\r\nfacts\\x00\né")
 
 
 def test_a_topic_that_is_away_is_tried_again(aws):

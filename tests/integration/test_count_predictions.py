@@ -10,7 +10,7 @@ from botocore.exceptions import EndpointConnectionError
 from moto import mock_aws
 
 from captures import ARTICLE, KEY, STREAM, file, line
-from glassbox.errors import SettingsError
+from glassbox.errors import BadInputError, SettingsError
 from glassbox.report import statistics
 from glassbox.tally import Confidences, Counts
 
@@ -26,7 +26,12 @@ CONTEXT = SimpleNamespace(
 
 @pytest.fixture
 def aws(monkeypatch):
-    for name, value in {"COUNTS_TABLE": "counts", "THRESHOLD": "0.5"}.items():
+    for name, value in {
+        "COUNTS_TABLE": "counts",
+        "THRESHOLD": "0.5",
+        "ENDPOINT_NAME": "traffic-signs",
+        "CAPTURE_PREFIX": "capture",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # one of its own, forgotten afterwards
     with mock_aws():
@@ -96,15 +101,25 @@ def test_a_poison_message_fails_alone_and_says_why(aws, load_app, caplog):
         message(KEY, 3, bucket="gone"),
         message(KEY, 4, detail={}),
         message(KEY, 5) | {"body": "no JSON"},
+        message(KEY, 6) | {"body": "[" * 100_000},
+        message(KEY, 7) | {"body": "[]"},
+        message(5, 8),
+        message(
+            KEY.replace("capture/", "capture/traffic-signs/x/").replace("traffic-signs/AllT", "other/AllT"), 9
+        ),
     ]
     event = {"Records": [poison[0], message(KEY), *poison[1:]]}
     answer = load_app("count_predictions").handler(event, CONTEXT)
-    assert [f["itemIdentifier"] for f in answer["batchItemFailures"]] == [f"message-{n}" for n in range(1, 6)]
+    assert [f["itemIdentifier"] for f in answer["batchItemFailures"]] == [
+        f"message-{n}" for n in range(1, 10)
+    ]
     assert [item["c3"] for item in counted(aws)] == [{"N": "1"}]
     errors = [entry for entry in caplog.records if entry.name == "glassbox" and entry.exc_info]
-    assert len(errors) == 5
+    assert len(errors) == 9
+    assert all(isinstance(entry.exc_info[1], BadInputError) for entry in errors)
     assert "not the key of a capture file" in str(errors[0].exc_info[1])
     assert f"s3://{BUCKET}/" in str(errors[1].exc_info[1])
+    assert "one of another endpoint" in str(errors[8].exc_info[1])
 
 
 def test_a_throttled_table_fails_the_message_and_counts_nothing(aws, load_app, monkeypatch):

@@ -451,6 +451,45 @@ def test_a_baseline_without_counts_says_so(buckets):
         read_baseline(json.dumps(statistics(Counts(Counter(buckets)), Confidences())).encode(), "x")
 
 
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        pytest.param({"value": None, "count": 5}, id="null-class"),
+        pytest.param({"value": [], "count": 5}, id="list-class"),
+        pytest.param({"value": True, "count": 5}, id="bool-class"),
+        pytest.param({"value": 1.5, "count": 5}, id="fraction-class"),
+        pytest.param({"value": "1" * 5000, "count": 5}, id="class-of-5000-digits"),
+        pytest.param({"value": "1", "count": 10**400}, id="count-of-400-digits"),
+        pytest.param({"value": "1", "count": 1e300}, id="count-beyond-exact-floats"),
+        pytest.param({"value": "1", "count": 0.5}, id="fraction-count"),
+        pytest.param({"value": "1", "count": True}, id="bool-count"),
+        pytest.param({"value": "1", "count": "5"}, id="text-count"),
+        pytest.param({"value": "1"}, id="no-count"),
+        pytest.param([], id="list"),
+        pytest.param(None, id="null"),
+    ],
+)
+def test_a_bucket_of_another_form_is_no_baseline(bucket):
+    document = statistics(Counts(Counter({1: 5})), Confidences())
+    feature = document["features"][0]["string_statistics"]["distribution"]["categorical"]
+    feature["buckets"] = [bucket]
+    with pytest.raises(BadInputError, match="x: no counts of PredictedClass"):
+        read_baseline(json.dumps(document).encode(), "x")
+
+
+def test_a_baseline_of_class_numbers_as_numbers_is_read():
+    document = statistics(Counts(Counter({5: 7})), Confidences())
+    buckets = document["features"][0]["string_statistics"]["distribution"]["categorical"]["buckets"]
+    buckets[0]["value"] = 5
+    assert read_baseline(json.dumps(document).encode(), "x") == {5: 7}
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_a_baseline_of_deep_lists_says_so(depth):
+    with pytest.raises(BadInputError, match="no counts"):
+        read_baseline(b'{"features":' + b"[" * depth + b"]" * depth + b"}", "x")
+
+
 def test_a_baseline_is_fetched_from_s3():
     class Objects:
         def get(self, bucket, key):

@@ -1,7 +1,11 @@
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from glassbox.count import CountingSettings
 from glassbox.errors import SettingsError
 from glassbox.settings import from_env, setting
 
@@ -74,3 +78,36 @@ def test_settings_without_a_problem_are_read():
 
 def test_an_empty_optional_is_none():
     assert from_env(Example, {"TABLE": "t", "THRESHOLD": "0", "DRIFT": ""}).drift is None
+
+
+@pytest.mark.parametrize(
+    "value", ["9" * 400, "9" * 5000, "-" + "9" * 400, "1e400", "x" * 5000, "1\n2\x1b[31m"]
+)
+@pytest.mark.parametrize("name", ["N", "THRESHOLD"])
+def test_a_value_of_any_length_is_a_problem_of_one_short_line(name, value):
+    with pytest.raises(SettingsError, match=f"{name}='") as error:
+        from_env(Example, {"TABLE": "t", "THRESHOLD": "1", "N": "7x", name: value})
+    assert len(str(error.value)) < 500
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("path", ["[" * 2000, "[" * 900, "a." * 400, "\x00", "'", "a[?" * 300])
+@pytest.mark.parametrize("name", ["CLASS_PATH", "CONFIDENCE_PATH"])
+def test_a_path_that_cannot_be_compiled_is_a_problem(name, path):
+    with pytest.raises(SettingsError, match=name):
+        from_env(CountingSettings, {"THRESHOLD": "0.5", name: path})
+
+
+numbers = st.text(max_size=6) | st.sampled_from(["9" * 400, "1e400", "nan", "0.5", "1", "٣", "0x1", "on"])
+
+
+@given(
+    st.fixed_dictionaries(
+        {}, optional={field.name.upper(): numbers for field in dataclasses.fields(CountingSettings)}
+    )
+)
+def test_any_environment_gives_settings_or_a_settings_error(env):
+    try:
+        assert 0 <= from_env(CountingSettings, env).threshold <= 1
+    except SettingsError as error:
+        assert str(error).startswith("CountingSettings: ")

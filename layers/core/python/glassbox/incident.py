@@ -469,13 +469,15 @@ def read_command(event: Mapping[str, Any]) -> Command:
 
     ``minutes`` are counted from the time of the event, so that it may come twice.
     """
+    if not isinstance(event, Mapping):
+        raise BadInputError(f"not a command: expected a JSON object, got {type(event).__name__}")
     try:
         detail, minutes = event["detail"], float(event["detail"].get("minutes", 15))
         if detail["action"] not in ("extend", "abort") or not 0 < minutes <= 24 * 60:
             raise ValueError(f"action {detail['action']!r}, minutes {minutes:g}")
         until = read_time(event["time"]) + timedelta(minutes=minutes)
         return Command(str(detail["endpoint"]), detail["action"], until)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BadInputError(f"event {event.get('id')}: not a command, {error!r}") from error
 
 

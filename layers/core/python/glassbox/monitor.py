@@ -59,7 +59,7 @@ def read_time(scheduled: Mapping[str, Any]) -> datetime:
     """The ``time`` of the schedule's message (``<aws.scheduler.scheduled-time>``); BadInputError without one."""
     try:
         return moment(scheduled["time"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise BadInputError(f"not a message of the schedule: {error!r}") from error
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from glassbox.errors import BadInputError, SettingsError
+from glassbox.errors import BadInputError, SettingsError, printable
 from glassbox.response import Label
 from glassbox.tally import BUCKETS, Confidences, Counts
 from glassbox.verdict import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
@@ -199,6 +199,8 @@ def file_metrics(counts: Counts) -> dict[str, int]:
 
 # ---------------------------------------------------------------- the baseline
 
+_COUNT = 1 << 53  # of a class: beyond, a float is no longer exact
+
 
 class Objects(Protocol):
     """See :class:`glassbox.aws.objects.Objects`."""
@@ -227,19 +229,32 @@ def read_baseline(text: bytes, source: str) -> dict[Label, int]:
     Raises:
         BadInputError: it holds no counts of the predicted class.
     """
+    counts: Counter[Label] = Counter()
     try:
         (feature,) = (f for f in msgspec.json.decode(text)["features"] if f["name"] == CLASS_FEATURE)
-        buckets = feature["string_statistics"]["distribution"]["categorical"]["buckets"]
-        counts = {_label(bucket["value"]): int(bucket["count"]) for bucket in buckets}
-    except (ValueError, KeyError, TypeError) as error:
+        for bucket in feature["string_statistics"]["distribution"]["categorical"]["buckets"]:
+            counts[_baseline_label(bucket["value"])] += _baseline_count(bucket["count"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadInputError(f"{source}: no counts of {CLASS_FEATURE} in it, {error!r}") from error
-    if not counts or min(counts.values()) < 0 or not any(counts.values()):
+    if not any(counts.values()) or min(counts.values()) < 0:
         raise BadInputError(f"{source}: the counts of {CLASS_FEATURE} are empty")
-    return counts
+    return dict(counts)
 
 
-def _label(text: str) -> Label:
-    return int(text) if text.isdecimal() else text
+def _baseline_label(value: Any) -> Label:
+    if type(value) is int:
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"value: expected a class as text, got {type(value).__name__}")
+    return int(value) if value.isascii() and value.isdecimal() else value
+
+
+def _baseline_count(count: Any) -> int:
+    if type(count) not in (int, float) or not abs(count) <= _COUNT or count != int(count):
+        raise ValueError(
+            f"count: expected a whole number of at most {_COUNT}, got {printable(repr(count), 40)}"
+        )
+    return int(count)
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:

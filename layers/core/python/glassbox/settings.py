@@ -23,9 +23,12 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
-from glassbox.errors import SettingsError
+from glassbox.errors import SettingsError, printable
 
 T = TypeVar("T")
+
+_LARGEST = 1 << 53  # an int beyond is no float that it is compared with, or written as
+_SHOWN = 80  # characters of a value in an error
 
 
 @runtime_checkable
@@ -76,7 +79,7 @@ def from_env(cls: type[T], env: Mapping[str, str]) -> T:
             values[field.name] = _parse(hints[field.name], raw, field.metadata.get("within", (None, None)))
         except ValueError as error:
             values[field.name] = raw
-            problems.append(f"{name}={raw!r} {error}")
+            problems.append(f"{name}={printable(raw, _SHOWN)!r} {error}")
     settings = cls(**values)
     if isinstance(settings, Checked):
         problems += settings.problems()
@@ -97,8 +100,10 @@ def _parse(hint: Any, raw: str, within: tuple[float | None, float | None]) -> An
         number = kind(raw)
     except ValueError:
         raise ValueError("is not a whole number" if kind is int else "is not a number") from None
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):
         raise ValueError("is not a finite number")
+    if abs(number) > _LARGEST:
+        raise ValueError(f"must be at most {_LARGEST}")
     low, high = within
     if (low is not None and number < low) or (high is not None and number > high):
         bounds = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]

@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from glassbox import tensor_names
-from glassbox.errors import BadInputError
+from glassbox.errors import BadInputError, printable
 
 Array = npt.NDArray[Any]
 
 MAX_INDEX_BYTES = 4 << 20
 MAX_META_BYTES = 1 << 20
+_LABEL_CHARACTERS = 200
 MAX_TENSORS = 4096
 MAX_DIMENSIONS = 8
 
@@ -201,6 +202,11 @@ def _text_or_none(value: Any, what: str) -> str | None:
     return None if value is None else _text(value, what)
 
 
+def _read_label(value: Any) -> str | None:
+    label = _text_or_none(value, "labels")
+    return None if label is None else printable(label, _LABEL_CHARACTERS)  # it enters e-mails
+
+
 def _short(value: Any) -> str:
     said = repr(value)
     return said if len(said) <= 60 else said[:57] + "…"
@@ -323,9 +329,7 @@ def _read_meta(tensor: Array | None) -> Meta:
         model=_text(meta.get("model"), "model"),
         modules=modules,
         inexact=tuple(_text(part, "inexact") for part in _list(meta.get("inexact"), "inexact")),
-        labels=None
-        if labels is None
-        else tuple(_text_or_none(la, "labels") for la in _list(labels, "labels")),
+        labels=None if labels is None else tuple(_read_label(label) for label in _list(labels, "labels")),
         request={name: _text_or_none(v, name) for name, v in _object(meta.get("request")).items()},
     )
 

@@ -10,10 +10,12 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from glassbox.errors import BadInputError
+from glassbox.capture import moment
+from glassbox.errors import BadInputError, is_printable, printable
+from glassbox.response import LABEL_CHARACTERS, Label
 
 VIOLATION_SOURCE = "glassbox"
 VIOLATION_DETAIL_TYPE = "Glassbox Violation"
@@ -23,6 +25,12 @@ MONITOR_CHECK = "monitor"
 OPERATOR_CHECK = "operator"
 SCHEDULE = "hourly"  # the name that start_monitor's jobs file their reports under
 
+REASON_CHARACTERS = 2000
+_DESCRIPTIONS, _DESCRIPTION_CHARACTERS = 10, 180  # of a monitor's report that enter the reason
+_WINDOW = timedelta(days=1)  # the longest: replaying lists the captures of every hour in it
+_CLASSES = 1 << 31
+
+_NAME = re.compile(r"[A-Za-z0-9-]{1,63}")
 _COMPLETED_WITH_VIOLATIONS = "CompletedWithViolations"
 _REPORT_KEY = re.compile(
     r"monitoring/(?P<endpoint>[A-Za-z0-9-]{1,63})/(?P<schedule>[A-Za-z0-9-]{1,63})"
@@ -45,7 +53,7 @@ class Violation:
     window_end: datetime
     reason: str
     variant: str | None = None
-    label: int | str | None = None
+    label: Label | None = None
 
     def same_matter(self, other: "Violation") -> bool:
         """The same check (the monitor does not name its own) in windows that overlap."""
@@ -68,6 +76,8 @@ def read_violation(event: Mapping[str, Any], reports: Reports) -> Violation | No
         BadInputError: the event is of another kind, or a field is missing or malformed.
         RetryableError: the report cannot be read now.
     """
+    if not isinstance(event, Mapping):
+        raise BadInputError(f"not a violation: expected a JSON object, got {type(event).__name__}")
     readers: Mapping[str, Callable[[Mapping[str, Any]], Violation | None]] = {
         VIOLATION_DETAIL_TYPE: _read_ours,
         MONITOR_DETAIL_TYPE: _read_job,
@@ -76,20 +86,51 @@ def read_violation(event: Mapping[str, Any], reports: Reports) -> Violation | No
     }
     try:
         return readers[event["detail-type"]](event["detail"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise BadInputError(f"event {event.get('id')}: not a violation, {error!r}") from error
 
 
 def _read_ours(detail: Mapping[str, Any]) -> Violation:
-    return Violation(
-        endpoint=str(detail["endpoint"]),
-        check=_check_name(detail["check"]),
-        window_start=read_time(detail["window"]["start"]),
-        window_end=read_time(detail["window"]["end"]),
-        reason=str(detail["reason"]),
-        variant=detail.get("variant"),
-        label=detail.get("class"),
+    return _violation(
+        _name(detail["endpoint"]),
+        _check_name(detail["check"]),
+        read_time(detail["window"]["start"]),
+        read_time(detail["window"]["end"]),
+        str(detail["reason"]),
+        variant=None if detail.get("variant") is None else _name(detail["variant"]),
+        label=_read_label(detail.get("class")),
     )
+
+
+def _violation(
+    endpoint: str,
+    check: str,
+    start: datetime,
+    end: datetime,
+    reason: str,
+    variant: str | None = None,
+    label: Label | None = None,
+) -> Violation:
+    if not start < end <= start + _WINDOW:
+        raise ValueError(f"window {start} to {end}: expected at most {_WINDOW}, the end after the start")
+    return Violation(endpoint, check, start, end, printable(reason, REASON_CHARACTERS), variant, label)
+
+
+def _name(raw: Any) -> str:
+    """The name of an endpoint or a variant."""
+    if not isinstance(raw, str) or not _NAME.fullmatch(raw):
+        raise ValueError(
+            f"{printable(repr(raw), 80)}: expected a name of 1 to 63 letters, digits and hyphens"
+        )
+    return raw
+
+
+def _read_label(raw: Any) -> Label | None:
+    if raw is None or (type(raw) is int and abs(raw) < _CLASSES):
+        return raw
+    if isinstance(raw, str) and 0 < len(raw) <= LABEL_CHARACTERS and is_printable(raw):
+        return raw
+    raise ValueError(f"class {printable(repr(raw), 80)}: expected a number, a name or null")
 
 
 def _read_command(detail: Mapping[str, Any], time: Any) -> Violation:
@@ -98,7 +139,7 @@ def _read_command(detail: Mapping[str, Any], time: Any) -> Violation:
         raise ValueError(f"action {detail['action']!r}")
     now = read_time(time)
     reason = str(detail.get("reason") or "opened by an operator")
-    return Violation(str(detail["endpoint"]), OPERATOR_CHECK, now - timedelta(hours=1), now, reason)
+    return _violation(_name(detail["endpoint"]), OPERATOR_CHECK, now - timedelta(hours=1), now, reason)
 
 
 def _read_job(detail: Mapping[str, Any]) -> Violation:
@@ -106,12 +147,12 @@ def _read_job(detail: Mapping[str, Any]) -> Violation:
     status, _, reason = message.partition(":")
     if status != _COMPLETED_WITH_VIOLATIONS:
         raise ValueError(f"exit message {message!r}")
-    return Violation(
-        endpoint=str(environment["sagemaker_endpoint_name"]),
-        check=MONITOR_CHECK,
-        window_start=read_time(environment["start_time"]),
-        window_end=read_time(environment["end_time"]),
-        reason=reason.strip() or "the monitor container found violations",
+    return _violation(
+        _name(environment["sagemaker_endpoint_name"]),
+        MONITOR_CHECK,
+        read_time(environment["start_time"]),
+        read_time(environment["end_time"]),
+        reason.strip() or "the monitor container found violations",
     )
 
 
@@ -123,16 +164,13 @@ def _read_report(detail: Mapping[str, Any], reports: Reports) -> Violation | Non
     found = json.loads(reports.get(bucket, key))["violations"]
     if not found:
         return None
-    start = datetime.strptime(match["hour"], "%Y/%m/%d/%H").replace(tzinfo=UTC)
+    start = moment(match["hour"].replace("/", "-", 2).replace("/", "T"))
     if match["schedule"] != SCHEDULE:
         start -= timedelta(hours=1)  # Model Monitor files a report under the hour it ran in
-    return Violation(
-        endpoint=match["endpoint"],
-        check=MONITOR_CHECK,
-        window_start=start,
-        window_end=start + timedelta(hours=1),
-        reason="; ".join(str(violation["description"]) for violation in found),
-    )
+    descriptions = [printable(violation["description"], _DESCRIPTION_CHARACTERS) for violation in found]
+    more = len(descriptions) - _DESCRIPTIONS
+    reason = "; ".join(descriptions[:_DESCRIPTIONS]) + (f"; and {more:,} more" if more > 0 else "")
+    return _violation(match["endpoint"], MONITOR_CHECK, start, start + timedelta(hours=1), reason)
 
 
 def _check_name(raw: Any) -> str:
@@ -142,6 +180,11 @@ def _check_name(raw: Any) -> str:
 
 
 def read_time(raw: Any) -> datetime:
-    """An ISO 8601 time in UTC; AWS's own sample prints blanks inside (``T16: 20: 00Z``)."""
-    parsed = datetime.fromisoformat(str(raw).replace(" ", ""))
-    return parsed.replace(tzinfo=parsed.tzinfo or UTC).astimezone(UTC)
+    """Return an ISO 8601 time in UTC; AWS's own sample prints blanks inside (``T16: 20: 00Z``).
+
+    Raises:
+        ValueError: it is none, or outside the years 2000 to 2199.
+    """
+    if not isinstance(raw, str):
+        raise ValueError(f"time: expected ISO 8601 text, got {printable(repr(raw), 80)}")
+    return moment(raw.replace(" ", ""))

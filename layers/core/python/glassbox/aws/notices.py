@@ -5,8 +5,12 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from glassbox.errors import RetryableError
+from glassbox.errors import RetryableError, printable
 from glassbox.message import Notice
+
+# SNS takes 262,144 bytes: the text is sent three times, and JSON may write a character in six
+_TEXT_CHARACTERS = 12_000
+_SUBJECT_CHARACTERS = 100
 
 
 class Topic:
@@ -16,7 +20,12 @@ class Topic:
         self._client, self._topic_arn = client, topic_arn
 
     def publish(self, notice: Notice) -> None:
-        """Raises RetryableError when SNS does not take it."""
+        """Publish; control characters are escaped, and a text beyond _TEXT_CHARACTERS is cut.
+
+        Raises:
+            RetryableError: SNS does not take it.
+        """
+        notice = _as_sns_takes_it(notice)
         try:
             self._client.publish(
                 TopicArn=self._topic_arn,
@@ -32,3 +41,11 @@ class Topic:
             )
         except (ClientError, BotoCoreError) as error:
             raise RetryableError(f"SNS did not take {notice.subject!r}: {error}") from error
+
+
+def _as_sns_takes_it(notice: Notice) -> Notice:
+    subject = printable(notice.subject).encode("ascii", "replace").decode()[:_SUBJECT_CHARACTERS]
+    text = "\n".join(printable(line) for line in notice.text.split("\n"))
+    if len(text) > _TEXT_CHARACTERS:
+        text = f"{text[:_TEXT_CHARACTERS]}\n… {len(text) - _TEXT_CHARACTERS:,} more characters"
+    return Notice(subject, text, notice.attributes)

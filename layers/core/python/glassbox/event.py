@@ -1,0 +1,37 @@
+"""The messages that a function's queue delivers: EventBridge events as JSON text."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from glassbox.errors import BadInputError
+
+
+def read_event(body: str) -> dict[str, Any]:
+    """Return the JSON object of a message.
+
+    Raises:
+        BadInputError: the body is no JSON object.
+    """
+    try:
+        event = json.loads(body)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInputError(f"message: expected a JSON object, {error}") from error
+    if not isinstance(event, dict):
+        raise BadInputError(f"message: expected a JSON object, got {type(event).__name__}")
+    return event
+
+
+def object_key(event: Mapping[str, Any]) -> str:
+    """Return the key of an S3 ``Object Created`` event.
+
+    Raises:
+        BadInputError: the event names no object.
+    """
+    try:
+        key = event["detail"]["object"]["key"]
+    except (KeyError, TypeError) as error:
+        raise BadInputError(f"event {event.get('id')}: not the event of an object, {error!r}") from error
+    if not isinstance(key, str):
+        raise BadInputError(f"event {event.get('id')}: object.key: expected text, got {key!r}")
+    return key

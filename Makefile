@@ -44,9 +44,9 @@ check: $(READY) ## format, lint, types, template
 bench: $(READY) ## the measured claims, as ratios against a peer
 	@$(RUN) -m benchmarks
 
-baseline: $(READY) ## capture files of a good time -> the baseline of the drift check (CAPTURES=folder)
+baseline: $(READY) ## capture files of a good time -> the baseline of the drift check (CAPTURES=folder REPLAY_KEY=public.pem)
 	$(call need,CAPTURES)
-	@$(RUN) monitor_container/baseline.py '$(CAPTURES)' --out baseline
+	@$(RUN) monitor_container/baseline.py '$(CAPTURES)' --out baseline $(if $(REPLAY_KEY),--replay-key '$(REPLAY_KEY)')
 
 train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" tells more)
 	@$(RUN) -m model_code.train $(ARGS)

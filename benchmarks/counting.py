@@ -244,6 +244,7 @@ def request_units(minutes: int = 180, predictions: int = 100) -> Iterator[dict[s
                 {"bucket": {"name": "bucket"}, "object": {"key": file.key, "etag": f"{number:032x}"}},
                 settings=settings,
                 form=ResponseForm(),
+                replay_key=None,
                 captures=file,
                 counts=counts,
                 now=HOUR,

@@ -1,6 +1,6 @@
 """Capture files of a time when all was well -> the baseline that drift is measured from.
 
-    python monitor_container/baseline.py CAPTURES --out baseline
+    python monitor_container/baseline.py CAPTURES --out baseline [--replay-key public.pem]
 
 writes ``statistics.json`` (the predictions per class) and ``constraints.json``. Laid in S3, the first is what
 BASELINE_STATISTICS names. CAPTURES is a folder of capture files, for instance of ``aws s3 sync``.
@@ -15,7 +15,7 @@ from pathlib import Path
 import evaluation
 from glassbox import report
 from glassbox.count import CountingSettings
-from glassbox.errors import SettingsError
+from glassbox.errors import GlassboxError, SettingsError
 from glassbox.settings import from_env
 
 log = logging.getLogger("baseline")
@@ -30,6 +30,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("baseline"), help="where to write (default: %(default)s)"
     )
     parser.add_argument("--endpoint", help="of this endpoint only")
+    parser.add_argument(
+        "--replay-key",
+        type=Path,
+        help="PEM file of the stack's public replay key, where there were incidents",
+    )
     chosen = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     if not chosen.captures.is_dir():
@@ -42,7 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     files = evaluation.capture_files(chosen.captures, chosen.endpoint)
-    counts, confidences = evaluation.merged(evaluation.measure(files, settings))
+    try:
+        key = evaluation.read_pem(chosen.replay_key) if chosen.replay_key else None
+        counts, confidences = evaluation.merged(evaluation.measure(files, settings, replay_key=key))
+    except GlassboxError as error:
+        log.error("%s", error)
+        return 1
     if not counts.n:
         log.error("%s: no prediction in %d unreadable records", chosen.captures, counts.unreadable)
         return 1

@@ -26,7 +26,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "p
 from glassbox import report
 from glassbox.capture import CaptureFile, chunks, moment, read, read_key
 from glassbox.count import CountingSettings
-from glassbox.errors import BadInputError, GlassboxError
+from glassbox.errors import BadInputError, GlassboxError, SettingsError
+from glassbox.replay_marker import PublicKey
 from glassbox.response import Label, ResponseForm, UnreadableError
 from glassbox.settings import from_env, setting
 from glassbox.tally import SLOT, Confidences, Counts, Tally, Window, tally, total
@@ -48,6 +49,8 @@ class Settings(CountingSettings):
     start_time: str | None = None
     end_time: str | None = None
     publish_cloudwatch_metrics: bool = False
+    replay_key: str | None = None
+    replay_key_arn: str | None = None
     processes: int | None = setting(None, within=(1, 256))
 
     def problems(self) -> Iterator[str]:
@@ -98,15 +101,53 @@ def _placed(path: Path) -> CaptureFile:
         return CaptureFile("", "", datetime(2000, 1, 1, tzinfo=UTC))
 
 
+def read_replay_key(settings: Settings, opt_ml: Path) -> PublicKey | None:
+    """Return the public key of the replays: of the PEM file REPLAY_KEY, or else of the KMS key REPLAY_KEY_ARN.
+
+    Raises:
+        BadInputError, RetryableError: the key cannot be read.
+    """
+    if settings.replay_key:
+        return read_pem(_moved(settings.replay_key, opt_ml))
+    if settings.replay_key_arn:
+        import boto3  # only as a Model Monitor schedule, which mounts no further inputs
+
+        from glassbox.aws.replay_key import ReplayKey
+
+        return ReplayKey(boto3.client("kms"), settings.replay_key_arn).public()
+    return None
+
+
+def read_pem(path: Path) -> PublicKey:
+    """Read the PEM file of a public key; raises BadInputError."""
+    try:
+        return PublicKey.from_pem(path.read_bytes())
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot read the replay key: {error.strerror}") from error
+
+
+def _required(key: PublicKey | None, path: Path) -> PublicKey:
+    if key is None:
+        raise SettingsError(
+            f"{path}: a request carries a replay marker, and there is no key to verify it with. Set REPLAY_KEY to the "
+            "PEM file of the stack's public replay key (`make baseline REPLAY_KEY=public.pem`)."
+        )
+    return key
+
+
 def count(
-    file: tuple[Path, CaptureFile], settings: CountingSettings, window: Window | None
+    file: tuple[Path, CaptureFile],
+    settings: CountingSettings,
+    window: Window | None,
+    replay_key: PublicKey | None = None,
 ) -> tuple[str, Tally]:
     """The variant of a file, and what is counted inside ``window``."""
     path, place = file
+    key_for_file = functools.partial(_required, replay_key, path)
     form = ResponseForm(settings.class_path, settings.confidence_path)
     with path.open("rb", buffering=0) as stream:
         counted = tally(
-            read(chunks(stream), str(path), form),
+            read(chunks(stream), str(path), form, key_for_file),
             place.hour,
             low_confidence=settings.low_confidence,
             classes=settings.classes,
@@ -121,14 +162,18 @@ def measure(
     *,
     window: Window | None = None,
     processes: int | None = None,
+    replay_key: PublicKey | None = None,
 ) -> dict[str, Tally]:
     """Count files per variant, shadows left out, in several processes.
 
     Memory does not grow with their number or size.
+
+    Raises:
+        SettingsError: there is no replay key, and a marker needs it.
     """
     files = [(path, place) for path, place in files if place.variant not in settings.shadows]
     processes = min(processes or os.cpu_count() or 1, len(files))
-    count_one = functools.partial(count, settings=settings, window=window)
+    count_one = functools.partial(count, settings=settings, window=window, replay_key=replay_key)
     tallies: dict[str, Tally] = defaultdict(Tally)
     with contextlib.ExitStack() as stack:
         results = map(count_one, files)
@@ -158,7 +203,8 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
         path = _moved(settings.baseline_statistics, opt_ml)
         baseline = report.read_baseline(path.read_bytes(), str(path))
     files = capture_files(_moved(settings.dataset_source, opt_ml), settings.sagemaker_endpoint_name)
-    tallies = measure(files, settings, window=window, processes=settings.processes)
+    replay_key = read_replay_key(settings, opt_ml)
+    tallies = measure(files, settings, window=window, processes=settings.processes, replay_key=replay_key)
     for example in (example for counted in tallies.values() for example in counted.examples):
         log.warning("unreadable: %s", example)
     counts, confidences = merged(tallies)

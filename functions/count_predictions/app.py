@@ -13,6 +13,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.events import Events
 from glassbox.aws.objects import Objects
+from glassbox.aws.replay_key import ReplayKey
 from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.event import read_event
 from glassbox.report import SHARES, fetch_baseline, file_metrics
@@ -28,6 +29,7 @@ class Settings(CountingSettings):
     counts_table: str
     endpoint_name: str
     capture_prefix: str
+    replay_key_arn: str
 
 
 @functools.cache
@@ -39,6 +41,7 @@ def build():
         count_file,
         settings=settings,
         form=ResponseForm(settings.class_path, settings.confidence_path),
+        replay_key=ReplayKey(boto3.client("kms"), settings.replay_key_arn).public,
         captures=objects,
         counts=counts,
         folder=f"{settings.capture_prefix}/{settings.endpoint_name}",
@@ -68,6 +71,7 @@ def count_and_judge(record):
         variant=counted.file.variant,
         new=counted.new,
         predictions=counted.tally.counts.n,
+        forged_markers=counted.tally.counts.forged,
         unreadable=[str(example) for example in counted.tally.examples],
         verdicts=[v.reason for v in judged.verdicts],
         violations=[v.reason for v in judged.violations],

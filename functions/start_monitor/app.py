@@ -10,6 +10,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 
 from glassbox.aws.objects import Objects
 from glassbox.aws.processing import ProcessingJobs
+from glassbox.aws.replay_key import ReplayKey
 from glassbox.event import read_event
 from glassbox.monitor import MonitorSettings, read_time, start_monitor
 from glassbox.settings import from_env
@@ -20,9 +21,11 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 
 @functools.cache
 def build():
+    settings = from_env(MonitorSettings, os.environ)
     return functools.partial(
         start_monitor,
-        settings=from_env(MonitorSettings, os.environ),
+        settings=settings,
+        replay_key=ReplayKey(boto3.client("kms"), settings.replay_key_arn).public,
         captures=Objects(boto3.client("s3")),
         jobs=ProcessingJobs(boto3.client("sagemaker")),
     )

@@ -52,7 +52,7 @@ def record(exchange: Exchange, config: dict[str, Any]) -> dict[str, Any]:
     if exchange.inference_id:
         metadata["inferenceId"] = exchange.inference_id
     if exchange.custom_attributes:
-        metadata["customAttributes"] = [part.strip() for part in exchange.custom_attributes.split(",")]
+        metadata["customAttributes"] = [exchange.custom_attributes]  # verbatim, as one element
     metadata["inferenceTime"] = exchange.time.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"captureData": data, "eventMetadata": metadata, "eventVersion": "0"}
 

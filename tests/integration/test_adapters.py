@@ -16,10 +16,12 @@ from glassbox.aws.endpoint import Runtime, SageMakerEndpoint
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.notices import Topic
 from glassbox.aws.objects import Objects
+from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.incident import Incident, Live, State
 from glassbox.message import Notice
 from glassbox.replay import Request
+from glassbox.replay_marker import PublicKey
 from glassbox.violation import Violation
 
 AT = datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
@@ -336,3 +338,44 @@ def test_a_table_that_is_gone_is_tried_again(aws):
         with pytest.raises(RetryableError) as error:
             call()
         assert isinstance(error.value.__cause__, ClientError)
+
+
+@pytest.fixture
+def kms(aws):
+    return boto3.client("kms")
+
+
+def test_a_replay_is_signed_by_kms_and_verified_with_the_public_key_alone(kms):
+    arn = kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+    key = ReplayKey(kms, arn)
+    assert key.public().verifies(b"1.trace.x", key.sign(b"1.trace.x"))
+    assert not key.public().verifies(b"1.trace.y", key.sign(b"1.trace.x"))
+
+
+def test_the_public_key_is_read_once_and_a_failure_is_not_kept(kms):
+    der = kms.get_public_key(
+        KeyId=kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["KeyId"]
+    )["PublicKey"]
+    client = boto3.client("kms")
+    with Stubber(client) as stub:
+        stub.add_client_error("get_public_key", "AccessDeniedException", "not allowed")
+        stub.add_response("get_public_key", {"PublicKey": der}, {"KeyId": "arn"})
+        key = ReplayKey(client, "arn")
+        with pytest.raises(RetryableError, match=r"arn: kms get_public_key failed: .*not allowed"):
+            key.public()
+        assert key.public() == key.public() == PublicKey.from_der(der)
+
+
+@pytest.mark.parametrize("code", ["AccessDeniedException", "ThrottlingException", "DisabledException"])
+def test_a_refused_signature_is_tried_again(kms, code):
+    client = boto3.client("kms")
+    with Stubber(client) as stub:
+        stub.add_client_error("sign", code)
+        with pytest.raises(RetryableError, match="arn: kms sign failed"):
+            ReplayKey(client, "arn").sign(b"message")
+
+
+def test_a_key_of_another_kind_is_bad_input(kms):
+    arn = kms.create_key(KeySpec="RSA_4096", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+    with pytest.raises(BadInputError, match="expected the SubjectPublicKeyInfo of an RSA_2048 key"):
+        ReplayKey(kms, arn).public()

@@ -9,8 +9,11 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from moto import mock_aws
 
+import replays
 from captures import ARTICLE, KEY, STREAM, file, line
+from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import BadInputError, SettingsError
+from glassbox.replay_marker import TRACE, ReplayMarker, write_marker
 from glassbox.report import statistics
 from glassbox.tally import Confidences, Counts
 
@@ -35,6 +38,9 @@ def aws(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # one of its own, forgotten afterwards
     with mock_aws():
+        kms = boto3.client("kms")
+        key = kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+        monkeypatch.setenv("REPLAY_KEY_ARN", key)
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
         boto3.client("dynamodb").create_table(
             TableName="counts",
@@ -50,7 +56,9 @@ def aws(monkeypatch):
         boto3.DEFAULT_SESSION.events.register(
             "before-parameter-build.events.PutEvents", lambda params, **_: sent.extend(params["Entries"])
         )
-        yield SimpleNamespace(s3=boto3.client("s3"), table=boto3.client("dynamodb"), sent=sent)
+        yield SimpleNamespace(
+            s3=boto3.client("s3"), table=boto3.client("dynamodb"), sent=sent, replay_key=ReplayKey(kms, key)
+        )
 
 
 def message(key, number=0, bucket=BUCKET, **changes):
@@ -176,11 +184,17 @@ def metrics(capsys):
         yield {metric["Name"]: emf[metric["Name"]] for metric in described["Metrics"]}
 
 
-FILE = file([3] * 40 + [90] * 59) + b"oops\n" + line("[[1]]", customAttributes=["glassbox-replay=1"])
+def replay(aws):
+    marker = ReplayMarker(TRACE, replays.INCIDENT, "event-1")
+    return line("[[1]]", customAttributes=[write_marker(marker, replays.BODY, aws.replay_key.sign)])
+
+
+FILE = file([3] * 40 + [90] * 58) + line("[[90]]", customAttributes=[replays.marker()]) + b"\noops\n"
 FILE_METRICS = {
     "Predictions": [99],
     "UnreadableRecords": [1],
     "ReplayedRecords": [1],
+    "ForgedMarkers": [1],
     "LowConfidencePredictions": [0],
     "Class3": [40],
     "ClassOther": [59],
@@ -189,7 +203,7 @@ HOUR_METRICS = {"LargestClassShare": [59 / 99], "UnreadableShare": [0.01]}
 
 
 def test_metrics_are_of_the_file_the_first_time_and_of_the_hour_every_time(aws, load_app, capsys):
-    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=FILE)
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=FILE + replay(aws))
     app = load_app("count_predictions")
     for _ in range(2):
         app.handler({"Records": [message(KEY)]}, CONTEXT)
@@ -202,7 +216,7 @@ def test_metrics_are_of_the_file_the_first_time_and_of_the_hour_every_time(aws, 
 
 @pytest.mark.parametrize("call", ["dynamodb.Query", "events.PutEvents"])
 def test_metrics_of_the_file_are_told_once_also_when_judging_fails(aws, load_app, capsys, call):
-    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=FILE)
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=FILE + replay(aws))
     app, away = load_app("count_predictions"), [EndpointConnectionError(endpoint_url="https://away")]
 
     def answer(**_):
@@ -225,3 +239,19 @@ def test_the_log_names_bad_lines_and_the_verdicts(aws, load_app, caplog):
     ]
     assert entry.violations[0].startswith("Class 3 predicted 100.00%")
     assert entry.new is True
+
+
+def test_a_replay_key_that_cannot_be_read_fails_the_message_and_counts_nothing(aws, load_app, monkeypatch):
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3]) + replay(aws))
+    away = [EndpointConnectionError(endpoint_url="https://away")]
+
+    def answer(**_):
+        if away:
+            raise away.pop()
+
+    boto3.DEFAULT_SESSION.events.register("before-parameter-build.kms.GetPublicKey", answer)
+    app = load_app("count_predictions")
+    assert app.handler({"Records": [message(KEY)]}, CONTEXT)["batchItemFailures"]
+    assert counted(aws) == []
+    assert app.handler({"Records": [message(KEY)]}, CONTEXT) == {"batchItemFailures": []}
+    assert [(item["c3"], item["replayed"]) for item in counted(aws)] == [({"N": "1"}, {"N": "1"})]

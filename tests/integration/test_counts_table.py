@@ -57,7 +57,13 @@ def count_and_judge(event, files, counts, events):
     settings = CountingSettings(threshold=0.5)
     captures = FakeCaptures(files)
     counted = count_file(
-        event, settings=settings, form=ResponseForm(), captures=captures, counts=counts, now=NOW
+        event,
+        settings=settings,
+        form=ResponseForm(),
+        replay_key=None,
+        captures=captures,
+        counts=counts,
+        now=NOW,
     )
     judge_file(counted, settings=settings, baseline=None, counts=counts, events=events)
 

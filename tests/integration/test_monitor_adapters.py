@@ -13,6 +13,7 @@ from glassbox.aws.events import Events
 from glassbox.aws.objects import Objects
 from glassbox.aws.processing import ProcessingJobs
 from glassbox.errors import BadInputError, ConflictError, RetryableError
+from glassbox.replay_marker import PublicKey
 
 BUCKET = "amzn-s3-demo-bucket"
 FOLDER = "capture/traffic-signs/AllTraffic/2026/11/23"
@@ -35,7 +36,9 @@ def s3(monkeypatch):
 
 
 @pytest.fixture
-def environment(monkeypatch):
+def environment(s3, monkeypatch):
+    key = boto3.client("kms").create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+    monkeypatch.setenv("REPLAY_KEY_ARN", key)
     for name, value in {
         "ENDPOINT_NAME": "traffic-signs",
         "CAPTURE_BUCKET": BUCKET,
@@ -58,6 +61,8 @@ def test_the_schedules_message_starts_one_job_for_the_hour_before(
         ProcessingJobName="class-monitor-traffic-signs-20261123t1000"
     )
     assert [entry.job for entry in caplog.records if entry.message == "started"] == [job["ProcessingJobName"]]
+    pem = s3.get_object(Bucket=BUCKET, Key="monitoring/traffic-signs/replay-key/public.pem")["Body"].read()
+    assert PublicKey.from_pem(pem).text
 
 
 def test_an_empty_hour_starts_nothing(s3, environment, load_app, load_event, caplog):

@@ -743,7 +743,7 @@ def test_a_record_and_its_key_have_the_documented_form(embedded_aws, make_endpoi
         },
         "eventMetadata": {
             "inferenceId": "i-1",
-            "customAttributes": ["k=v", "flag"],
+            "customAttributes": ["k=v, flag"],
             "inferenceTime": "2026-11-23T10:59:59Z",
         },
         "eventVersion": "0",

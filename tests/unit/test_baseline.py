@@ -5,6 +5,7 @@ import pytest
 
 import baseline
 import evaluation
+import replays
 from captures import file, line
 from glassbox.report import read_baseline
 
@@ -31,6 +32,17 @@ def test_responses_are_read_by_the_same_settings(captures, tmp_path, monkeypatch
     monkeypatch.setenv("CLASS_PATH", "best")
     assert baseline.main([str(captures), "--out", str(tmp_path)]) == 0
     assert read_baseline((tmp_path / "statistics.json").read_bytes(), "x") == {5: 2}
+
+
+def test_replays_are_left_out_with_the_key_and_refused_without(captures, tmp_path, caplog):
+    marked = b"".join(line([[14]], customAttributes=[replays.marker()]) + b"\n" for _ in range(9))
+    (captures / "traffic-signs" / "AllTraffic" / "b.jsonl").write_bytes(marked)
+    arguments = [str(captures), "--out", str(tmp_path), "--endpoint", "traffic-signs"]
+    assert baseline.main(arguments) == 1
+    assert "make baseline REPLAY_KEY=public.pem" in caplog.text
+    (tmp_path / "public.pem").write_text(replays.KEY.pem)
+    assert baseline.main([*arguments, "--replay-key", str(tmp_path / "public.pem")]) == 0
+    assert read_baseline((tmp_path / "statistics.json").read_bytes(), "x") == {3: 2, 14: 1}
 
 
 def test_nothing_to_read_or_a_wrong_setting_is_a_failure(captures, tmp_path, monkeypatch):

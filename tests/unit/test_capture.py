@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import captures
+import replays
 from glassbox.capture import LINE_BYTES, Record, Unreadable, chunks, lines, moment, read, read_key
 from glassbox.errors import BadInputError
 from glassbox.response import ResponseForm, UnreadableError
 
 
 def read_all(*texts, form=None):
-    return list(read([b"\n".join(texts)], "file.jsonl", form))
+    return list(read([b"\n".join(texts)], "file.jsonl", form, replays.key))
 
 
 def labels(records):
@@ -60,30 +61,85 @@ def test_unknown_members_and_null_types_do_not_matter():
     assert labels(read_all(json.dumps(record, indent=None).encode())) == [14]
 
 
+MARKER = replays.marker()
+
+
 @pytest.mark.parametrize(
-    ("attributes", "replayed"),
+    ("attributes", "replayed", "forged"),
     [
-        (["glassbox-replay=17"], True),
-        (["trace=1", " glassbox-replay=17"], True),
-        (["trace=1,glassbox-replay=17"], True),
-        ("trace=1, glassbox-replay=17", True),
-        ("\tglassbox-replay=17 ,trace=1", True),
-        (["glassbox-replayed=17"], False),
-        (["glassbox-replay"], False),
-        ("glassbox-replay =17", True),
-        (["note=glassbox-replay"], False),
-        ([], False),
+        ([MARKER], True, False),
+        (MARKER, True, False),
+        (["trace=1", f" {MARKER}"], True, False),
+        ([f"trace=1,{MARKER}"], True, False),
+        ([f"{MARKER},{MARKER}"], False, True),
+        ([MARKER, MARKER], False, True),
+        ([MARKER[:-1]], False, True),
+        (["glassbox=1"], False, True),
+        (replays.FORGED, False, True),
+        (replays.marker(b"another body"), False, True),
+        (replays.marker(incident="20261122t095500-class-share"), False, True),
+        (["glassbox-replay=17"], False, False),
+        (["glassbox"], False, False),
+        ([f"note={MARKER}"], False, False),
+        ([], False, False),
     ],
 )
-def test_a_replayed_request_is_no_traffic(attributes, replayed):
+def test_a_replay_is_no_traffic_and_a_forged_one_is(attributes, replayed, forged):
     (record,) = read_all(captures.line("[[14]]", customAttributes=attributes))
-    assert record.replayed is replayed
+    assert (record.replayed, record.forged) == (replayed, forged)
     assert labels([record]) == ([] if replayed else [14])
 
 
-def test_a_replay_that_failed_is_no_unreadable_traffic():
-    (record,) = read_all(captures.line("oops", customAttributes=["glassbox-replay=1"]))
+def test_a_replay_for_a_repair_is_no_traffic_either():
+    (record,) = read_all(captures.line("[[14]]", customAttributes=[replays.marker(purpose="repair")]))
+    assert record.replayed
+
+
+@pytest.mark.parametrize(
+    ("side", "body"),
+    [
+        (captures.side('{"x": "ä\u2028"}', "JSON"), '{"x": "ä\u2028"}'.encode()),
+        (captures.side("1,2\n3", "CSV"), b"1,2\n3"),
+        (captures.side("", "CSV"), b""),
+        (captures.side("AAH/", "BASE64"), b"\0\1\xff"),
+    ],
+)
+def test_a_marker_is_bound_to_the_captured_input(side, body):
+    for marked, replayed in ((body, True), (body + b"\n", False)):
+        record = captures.record("[[14]]", customAttributes=[replays.marker(marked)])
+        record["captureData"]["endpointInput"] = side
+        (read,) = read_all(json.dumps(record).encode())
+        assert (read.replayed, read.forged) == (replayed, not replayed)
+
+
+@pytest.mark.parametrize("data", ["AAH", "AA H/", "A\u00e4H/", 7])
+def test_an_input_that_cannot_be_read_bears_no_marker(data):
+    record = captures.record("[[14]]", customAttributes=[MARKER])
+    record["captureData"]["endpointInput"]["data"] = data
+    (read,) = read_all(json.dumps(record).encode())
+    assert (read.replayed, read.forged) == (False, True)
+
+
+@pytest.mark.parametrize("missing", [{}, {"endpointInput": None}, {"endpointInput": {"encoding": "JSON"}}])
+def test_without_a_captured_input_signature_and_age_decide(missing):
+    for marker, replayed in ((replays.marker(b"any body"), True), (replays.FORGED, False)):
+        record = captures.record("[[14]]", customAttributes=[marker])
+        output = record["captureData"]["endpointOutput"]
+        record["captureData"] = {"endpointOutput": output} | missing
+        (read,) = read_all(json.dumps(record).encode())
+        assert read.replayed is replayed
+
+
+def test_a_replay_that_failed_is_no_unreadable_traffic_and_a_forged_one_is():
+    (record,) = read_all(captures.line("oops", customAttributes=[MARKER]))
     assert record == Record("2026-11-23T10:00:01Z", (), True)
+    (unreadable,) = read_all(captures.line("oops", customAttributes=[replays.FORGED]))
+    assert (unreadable.forged, unreadable.time) == (True, "2026-11-23T10:00:01Z")
+
+
+def test_no_marker_verifies_without_a_key():
+    (record,) = read([captures.line("[[14]]", customAttributes=[MARKER])], "file.jsonl")
+    assert (record.replayed, record.forged, labels([record])) == (False, True, [14])
 
 
 TIME = "2026-11-23T10:00:01Z"

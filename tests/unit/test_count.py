@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import replays
 from captures import ARTICLE, KEY, STREAM, FakeCaptures, FakeCounts, FakeEvents, created, file, line
 from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import BadInputError, RetryableError, SettingsError
@@ -27,6 +28,7 @@ class World:
         self.counts, self.events = FakeCounts(**fakes), FakeEvents()
         self.settings = settings
         self.baseline = None
+        self.replay_key = replays.key
 
     def deliver(self, key=KEY, **changes):
         """What was counted, and what was judged."""
@@ -34,6 +36,7 @@ class World:
             created(key, **changes),
             settings=self.settings,
             form=ResponseForm(),
+            replay_key=self.replay_key,
             captures=self.captures,
             counts=self.counts,
             now=NOW,
@@ -200,11 +203,33 @@ def test_another_endpoint_is_kept_apart():
 
 
 def test_replayed_requests_are_no_traffic():
-    replays = b"".join(line([[14]], customAttributes=["glassbox-replay=1"]) + b"\n" for _ in range(100))
-    world = World({KEY: replays + file([3])})
+    marked = b"".join(line([[14]], customAttributes=[replays.marker()]) + b"\n" for _ in range(100))
+    world = World({KEY: marked + file([3])})
     world.deliver()
     assert world.violations == []
     assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, replayed=100)
+
+
+def test_a_client_cannot_hide_an_attack_behind_forged_markers():
+    marked = b"".join(line([[14]], customAttributes=[replays.FORGED]) + b"\n" for _ in range(100))
+    world = World({KEY: marked})
+    world.deliver()
+    assert [d["class"] for d in world.violations] == [14]
+    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({14: 100}), records=100, forged=100)
+
+
+def test_a_key_that_cannot_be_read_is_a_retry_and_never_a_count():
+    def unreadable():
+        raise RetryableError("KMS is away")
+
+    world = World({KEY: file([3]) + line([[14]], customAttributes=[replays.marker()])})
+    world.replay_key = unreadable
+    with pytest.raises(RetryableError, match="KMS is away"):
+        world.deliver()
+    assert world.counts.files == set()
+    world.replay_key = replays.key
+    world.deliver()
+    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, replayed=1)
 
 
 def test_bad_lines_are_told_and_the_others_count():
@@ -256,7 +281,9 @@ def test_what_is_no_capture_file_is_bad_input(name):
 
 def test_an_event_without_an_object_is_bad_input():
     with pytest.raises(BadInputError, match="not the event of an object"):
-        count_file({"bucket": {}}, settings=HALF, form=None, captures=None, counts=None, now=NOW)
+        count_file(
+            {"bucket": {}}, settings=HALF, form=None, replay_key=None, captures=None, counts=None, now=NOW
+        )
 
 
 def test_drift_needs_a_baseline():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import evaluation
+import replays
 from captures import ARTICLE, FakeCaptures, FakeCounts, FakeEvents, created, file, line
 from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import BadInputError
@@ -126,6 +127,7 @@ def test_both_judges_give_the_same_verdict(job):
         created(key),
         settings=settings,
         form=ResponseForm(),
+        replay_key=None,
         captures=FakeCaptures({key: file(ARTICLE)}),
         counts=counts,
         now=datetime(2026, 11, 23, 10, 21, tzinfo=UTC),
@@ -249,11 +251,35 @@ def test_each_variant_is_judged_for_itself_and_named(job):
     assert violation["description"].endswith(", variant Blue")
 
 
-def test_replayed_requests_are_no_traffic(job):
-    replays = b"".join(line([[14]], customAttributes=["glassbox-replay=1"]) + b"\n" for _ in range(100))
-    job.capture(replays)
-    assert job.run() == 0
+REPLAYS = b"".join(line([[14]], customAttributes=[replays.marker()]) + b"\n" for _ in range(100))
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_replayed_requests_are_no_traffic(job, processes):
+    job.capture(REPLAYS)
+    job.capture(REPLAYS, "Green")
+    key = job.root / "processing" / "replay-key" / "public.pem"
+    key.parent.mkdir(parents=True)
+    key.write_text(replays.KEY.pem)
+    assert job.run(REPLAY_KEY="/opt/ml/processing/replay-key/public.pem", PROCESSES=processes) == 0
     assert job.message.startswith("Completed: no data")
+
+
+def test_forged_markers_are_traffic(job):
+    key = job.root / "public.pem"
+    key.write_text(replays.KEY.pem)
+    job.capture(b"".join(line([[14]], customAttributes=[replays.FORGED]) + b"\n" for _ in range(100)))
+    assert job.run(REPLAY_KEY=str(key)) == 0
+    assert job.message.startswith("CompletedWithViolations: Class 14 predicted 100.00%")
+
+
+def test_a_marker_without_a_key_to_verify_it_fails_the_job(job):
+    job.capture(REPLAYS)
+    job.capture(REPLAYS, "Green")
+    assert job.run() == 1
+    assert "Set REPLAY_KEY to the PEM file" in job.message
+    assert job.run(REPLAY_KEY=str(job.root / "gone.pem")) == 1
+    assert "gone.pem: cannot read the replay key: No such file" in job.message
 
 
 def test_a_file_that_lies_elsewhere_counts_too(job):

@@ -8,8 +8,10 @@ import pytest
 from botocore.validate import validate_parameters
 
 import evaluation
+import replays
 from glassbox.errors import BadInputError, ConflictError, RetryableError, SettingsError
 from glassbox.monitor import MonitorSettings, job_name, read_time, start_monitor
+from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env
 
 TEN_PAST = datetime(2026, 11, 23, 11, 10, tzinfo=UTC)
@@ -21,6 +23,7 @@ ENVIRONMENT = {
     "BUCKET": "amzn-s3-demo-bucket",
     "MONITOR_IMAGE": "111122223333.dkr.ecr.eu-west-1.amazonaws.com/class-monitor:1",
     "MONITOR_ROLE_ARN": ROLE,
+    "REPLAY_KEY_ARN": "arn:aws:kms:eu-west-1:111122223333:key/0f6f4a0e",
     "THRESHOLD": "0.5",
 }
 SETTINGS = from_env(MonitorSettings, ENVIRONMENT)
@@ -28,7 +31,10 @@ SETTINGS = from_env(MonitorSettings, ENVIRONMENT)
 
 class FakeFolders:
     def __init__(self, *keys):
-        self.keys = keys
+        self.keys, self.written = keys, {}
+
+    def put(self, bucket, key, body, content_type):
+        self.written[bucket, key] = body
 
     def folders(self, bucket, prefix):
         assert bucket == "amzn-s3-demo-bucket"
@@ -57,7 +63,7 @@ def capture(hour, variant="AllTraffic", endpoint="traffic-signs"):
 
 
 def start(captures, jobs, settings=SETTINGS, scheduled=TEN_PAST):
-    return start_monitor(scheduled, settings=settings, captures=captures, jobs=jobs)
+    return start_monitor(scheduled, settings=settings, replay_key=replays.key, captures=captures, jobs=jobs)
 
 
 def test_the_hour_before_is_judged_from_its_directory_and_the_one_before():
@@ -71,6 +77,11 @@ def test_the_hour_before_is_judged_from_its_directory_and_the_one_before():
             f"/opt/ml/processing/input/endpoint/traffic-signs/AllTraffic/2026/11/23/{hour}",
         )
         for hour in ("09", "10")
+    ] + [
+        (
+            "s3://amzn-s3-demo-bucket/monitoring/traffic-signs/replay-key",
+            "/opt/ml/processing/replay-key",
+        )
     ]
     environment = request["Environment"]
     assert (environment["start_time"], environment["end_time"]) == (
@@ -80,6 +91,31 @@ def test_the_hour_before_is_judged_from_its_directory_and_the_one_before():
     assert request["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"] == (
         "s3://amzn-s3-demo-bucket/monitoring/traffic-signs/hourly/2026/11/23/10"
     )
+
+
+def test_the_job_gets_the_replay_key_as_a_file():
+    jobs, captures = FakeJobs(), FakeFolders(capture(10))
+    start(captures, jobs)
+    ((place, pem),) = captures.written.items()
+    assert place == ("amzn-s3-demo-bucket", "monitoring/traffic-signs/replay-key/public.pem")
+    assert PublicKey.from_pem(pem) == replays.KEY
+    assert jobs.requests[0]["Environment"]["replay_key"] == "/opt/ml/processing/replay-key/public.pem"
+
+
+def test_without_the_replay_key_no_job_is_started():
+    def unreadable():
+        raise RetryableError("KMS is away")
+
+    jobs = FakeJobs()
+    with pytest.raises(RetryableError, match="KMS is away"):
+        start_monitor(
+            TEN_PAST,
+            settings=SETTINGS,
+            replay_key=unreadable,
+            captures=FakeFolders(capture(10)),
+            jobs=jobs,
+        )
+    assert jobs.requests == []
 
 
 def test_the_request_is_one_that_sagemaker_takes():
@@ -177,11 +213,12 @@ def test_variants_are_inputs_and_shadows_are_not():
         replace(SETTINGS, shadow_variants="Canary"),
     )
     uris = [i["S3Input"]["S3Uri"] for i in jobs.requests[0]["ProcessingInputs"]]
-    assert [uri.split("/")[5:] for uri in uris] == [
+    assert [uri.split("/")[5:] for uri in uris[:2]] == [
         ["Blue", "2026", "11", "23", "09"],
         ["Green", "2026", "11", "23", "10"],
     ]
-    assert [i["InputName"] for i in jobs.requests[0]["ProcessingInputs"]] == ["capture-1", "capture-2"]
+    names = [i["InputName"] for i in jobs.requests[0]["ProcessingInputs"]]
+    assert names == ["capture-1", "capture-2", "replay-key"]
 
 
 BASELINE = replace(
@@ -192,11 +229,12 @@ BASELINE = replace(
 @pytest.mark.parametrize(
     ("settings", "variants", "left_out"),
     [
-        (SETTINGS, 5, []),
-        (BASELINE, 5, ["v4"]),
-        (SETTINGS, 6, ["v4", "v5"]),
-        (BASELINE, 9, [f"v{n}" for n in range(9)]),
-        (SETTINGS, 10, [f"v{n}" for n in range(10)]),
+        (SETTINGS, 4, []),
+        (SETTINGS, 5, ["v4"]),
+        (BASELINE, 5, ["v3", "v4"]),
+        (SETTINGS, 6, ["v3", "v4", "v5"]),
+        (BASELINE, 8, [f"v{n}" for n in range(8)]),
+        (SETTINGS, 9, [f"v{n}" for n in range(9)]),
     ],
 )
 def test_what_a_job_cannot_take_is_left_out_of_the_hour_before_and_told(settings, variants, left_out):
@@ -206,7 +244,7 @@ def test_what_a_job_cannot_take_is_left_out_of_the_hour_before_and_told(settings
     uris = [i["S3Input"]["S3Uri"] for i in jobs.requests[0]["ProcessingInputs"]]
     assert len(uris) <= 10
     root = "s3://amzn-s3-demo-bucket/capture/traffic-signs/"
-    taken = {uri.removeprefix(root) for uri in uris} - {settings.baseline_statistics}
+    taken = {uri.removeprefix(root) for uri in uris if uri.startswith(root)}
     assert taken == {
         f"v{n}/2026/11/23/{hour}"
         for n in range(variants)
@@ -216,7 +254,7 @@ def test_what_a_job_cannot_take_is_left_out_of_the_hour_before_and_told(settings
     assert (settings.baseline_statistics in uris) is (settings is BASELINE)
 
 
-@pytest.mark.parametrize(("settings", "variants"), [(SETTINGS, 11), (BASELINE, 10)])
+@pytest.mark.parametrize(("settings", "variants"), [(SETTINGS, 10), (BASELINE, 9)])
 def test_more_variants_than_a_job_takes_are_refused(settings, variants):
     captures = FakeFolders(*(capture(10, f"v{n}") for n in range(variants)))
     with pytest.raises(BadInputError, match=f"{variants} variants"):

@@ -2,9 +2,11 @@
 
 The record is that of the SageMaker developer guide, "Capture data from real-time endpoint": a JSON object a line,
 each side encoded for itself. Only what counting needs is decoded: the output, the time of the inference and the
-custom attributes. The rest, the input above all, is passed over without being held.
+custom attributes. The input is decoded only where the request carries a replay marker, which is bound to the body.
 """
 
+import base64
+import binascii
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,8 +16,8 @@ from typing import IO, Annotated, NamedTuple
 import msgspec
 
 from glassbox.errors import BadInputError, printable
+from glassbox.replay_marker import KeySource, is_marked, verified_marker
 from glassbox.response import Prediction, ResponseForm, UnreadableError
-from glassbox.tensor_names import REPLAY_ATTRIBUTE, attribute
 
 CHUNK_BYTES = 1 << 16  # larger pieces come from fresh pages, which costs more than the calls it saves
 LINE_BYTES = 32 << 20  # two bodies of 6 MiB (InvokeEndpoint's limit), escaped or in base64, fit
@@ -26,12 +28,14 @@ _YEARS = range(2000, 2200)
 class Record(msgspec.Struct, frozen=True, gc=False):
     """A captured inference: its time (ISO 8601, as captured) and one prediction per sample of the batch.
 
-    A replayed request is marked and has no predictions: it is not traffic.
+    A replay, whose marker verifies, has no predictions: it is not traffic. ``forged``: it carries a marker that does
+    not verify, and is ordinary traffic.
     """
 
     time: str
     predictions: Sequence[Prediction]
     replayed: bool = False
+    forged: bool = False
 
 
 class Unreadable(NamedTuple):
@@ -41,13 +45,17 @@ class Unreadable(NamedTuple):
     line: int
     reason: str
     time: str | None
+    forged: bool = False
 
     def __str__(self) -> str:
         return printable(f"{self.source}, line {self.line}: {self.reason}")
 
 
 def read(
-    chunks: Iterable[bytes], source: str, form: ResponseForm | None = None
+    chunks: Iterable[bytes],
+    source: str,
+    form: ResponseForm | None = None,
+    replay_key: KeySource | None = None,
 ) -> Iterator[Record | Unreadable]:
     """Read a capture file from its bytes, in pieces of any size; memory does not grow with the file.
 
@@ -55,14 +63,18 @@ def read(
         chunks: the bytes, for instance of :func:`chunks`.
         source: the file's name, for what is said about unreadable lines.
         form: how responses are read; None understands the usual forms.
+        replay_key: gives the public key that replay markers verify with; None takes every request as traffic.
+
+    Raises:
+        RetryableError: the key cannot be read now. Nothing must be counted then.
     """
     form = form or ResponseForm()
     for number, line in enumerate(lines(chunks), 1):
         try:
-            yield read_line(line, form)
+            yield read_line(line, form, replay_key)
         except UnreadableError as error:
             if line is None or line.strip():
-                yield Unreadable(source, number, str(error), error.time)
+                yield Unreadable(source, number, str(error), error.time, error.forged)
 
 
 def chunks(file: IO[bytes]) -> Iterator[bytes]:
@@ -122,14 +134,29 @@ class _Timed(msgspec.Struct, gc=False, rename="camel"):
     event_metadata: _Moment
 
 
+class _Input(msgspec.Struct, gc=False):
+    data: str | None = None
+    encoding: str | None = None
+
+
+class _Inputs(msgspec.Struct, gc=False, rename="camel"):
+    endpoint_input: _Input | None = None
+
+
+class _CapturedInput(msgspec.Struct, gc=False, rename="camel"):
+    capture_data: _Inputs
+
+
 _LINE, _TIMED = msgspec.json.Decoder(_Captured), msgspec.json.Decoder(_Timed)
+_INPUT = msgspec.json.Decoder(_CapturedInput)
 
 
-def read_line(line: bytes | None, form: ResponseForm) -> Record:
-    """One line of a capture file, None for one that was too long.
+def read_line(line: bytes | None, form: ResponseForm, replay_key: KeySource | None = None) -> Record:
+    """Read one line of a capture file, None for one that was too long.
 
     Raises:
         UnreadableError: why it cannot be counted.
+        RetryableError: the replay key cannot be read now.
     """
     if line is None:
         raise UnreadableError(f"longer than {LINE_BYTES >> 20} MiB")
@@ -140,17 +167,19 @@ def read_line(line: bytes | None, form: ResponseForm) -> Record:
     output, metadata = captured.capture_data.endpoint_output, captured.event_metadata
     time = metadata.inference_time
     moment(time)
-    if metadata.custom_attributes and attribute(REPLAY_ATTRIBUTE, metadata.custom_attributes) is not None:
+    forged = bool(metadata.custom_attributes) and is_marked(metadata.custom_attributes)
+    if forged and _is_replay(line, metadata, replay_key):
         return Record(time, (), True)
-    if output is None:
-        raise UnreadableError("the record has no output", time)
-    if output.data is None or output.encoding is None:
-        missing = "data" if output.data is None else "encoding"
-        raise UnreadableError(f"endpointOutput.{missing}: expected text, got none", time)
     try:
-        return Record(time, form.read(output.data, output.encoding, output.observed_content_type))
+        if output is None:
+            raise UnreadableError("the record has no output")
+        if output.data is None or output.encoding is None:
+            missing = "data" if output.data is None else "encoding"
+            raise UnreadableError(f"endpointOutput.{missing}: expected text, got none")
+        predictions = form.read(output.data, output.encoding, output.observed_content_type)
+        return Record(time, predictions, forged=forged)
     except UnreadableError as error:
-        error.time = time
+        error.time, error.forged = time, forged
         raise
 
 
@@ -162,6 +191,38 @@ def _time_of(line: bytes) -> str | None:
     except (ValueError, RecursionError):  # UnreadableError is one
         return None
     return time
+
+
+def _is_replay(line: bytes, metadata: _EventMetadata, replay_key: KeySource | None) -> bool:
+    """Whether the marker of a record verifies. An input that was not captured leaves signature and age."""
+    try:
+        captured = _INPUT.decode(line).capture_data.endpoint_input
+        body = (
+            None
+            if captured is None or captured.data is None
+            else input_body(captured.data, captured.encoding)
+        )
+    except (ValueError, RecursionError):
+        return False
+    time = moment(metadata.inference_time)
+    attributes = metadata.custom_attributes
+    return bool(replay_key and verified_marker(attributes, body=body, now=time, key=replay_key))
+
+
+def input_body(data: str, encoding: str | None) -> bytes:
+    """Return a captured body: decoded from BASE64, otherwise its text as UTF-8.
+
+    Whether AWS captures text byte for byte is not documented; ``make smoke`` checks it.
+
+    Raises:
+        ValueError: it is not base64, or holds half of a surrogate pair.
+    """
+    if encoding != "BASE64":
+        return data.encode()
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"captured input: expected base64, got {error}") from error
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from glassbox.capture import CaptureFile, read, read_key
 from glassbox.errors import BadInputError, SettingsError
+from glassbox.replay_marker import KeySource
 from glassbox.response import Label, ResponseForm
 from glassbox.settings import names, setting
 from glassbox.tally import CLASSES, SLOT, WINDOW, Counts, Tally, Window, tally, total, windows
@@ -83,6 +84,7 @@ def count_file(
     *,
     settings: CountingSettings,
     form: ResponseForm,
+    replay_key: KeySource,
     captures: Captures,
     counts: CountsStore,
     now: datetime,
@@ -93,6 +95,7 @@ def count_file(
     Args:
         created: the ``detail`` of the event: ``bucket.name``, ``object.key``, ``object.etag``.
         folder: ``<prefix>/<endpoint>`` of the watched endpoint; None takes every endpoint's files.
+        replay_key: gives the public key of the replays; asked for only where a marker needs it.
 
     Raises:
         BadInputError: the key or the object is no capture file of this endpoint, or the file is gone.
@@ -108,7 +111,7 @@ def count_file(
         )
     file = read_key(key, folder)
     counted = tally(
-        read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", form),
+        read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", form, replay_key),
         file.hour,
         low_confidence=settings.low_confidence,
         classes=settings.classes,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from glassbox.capture import moment
 from glassbox.count import CountingSettings
 from glassbox.errors import BadInputError, ConflictError
+from glassbox.replay_marker import PublicKey
 from glassbox.settings import names
 from glassbox.tally import WINDOW, Window
 from glassbox.violation import SCHEDULE
@@ -17,6 +18,7 @@ from glassbox.violation import SCHEDULE
 _ROOT = "/opt/ml/processing"
 _JOB_NAME_CHARACTERS = 63
 _INPUTS = 10  # that a processing job may have
+_KEY_FILE = "public.pem"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class MonitorSettings(CountingSettings):
     bucket: str
     monitor_image: str
     monitor_role_arn: str
+    replay_key_arn: str
     monitor_instance_type: str = "ml.m5.large"
     monitor_key_arn: str | None = None
     monitor_network_isolation: bool = False
@@ -47,6 +50,7 @@ class Folders(Protocol):
 
     def folders(self, bucket: str, prefix: str) -> list[str]: ...
     def any(self, bucket: str, prefix: str) -> bool: ...
+    def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None: ...
 
 
 class ProcessingJobs(Protocol):
@@ -75,7 +79,12 @@ class Started(NamedTuple):
 
 
 def start_monitor(
-    scheduled: datetime, *, settings: MonitorSettings, captures: Folders, jobs: ProcessingJobs
+    scheduled: datetime,
+    *,
+    settings: MonitorSettings,
+    replay_key: Callable[[], PublicKey],
+    captures: Folders,
+    jobs: ProcessingJobs,
 ) -> Started:
     """Start the job that judges the last full hour before ``scheduled``.
 
@@ -83,7 +92,12 @@ def start_monitor(
     first record. Where a job cannot take them all, some of the hour before are left out: then the first records of
     the hour, in files begun before it, are missing from the report.
 
+    The public key of the replays is one more input, since an isolated job cannot ask KMS for it.
+
     The name of the job is made from the window, so that SageMaker itself refuses it a second time.
+
+    Args:
+        replay_key: gives that key.
 
     Raises:
         BadInputError: the hour's own directories are more than a job may have, or SageMaker refuses the request.
@@ -95,6 +109,12 @@ def start_monitor(
     if not folders:
         return Started("no data")
     name = job_name(settings.endpoint_name, window.start)
+    captures.put(
+        settings.bucket,
+        f"{_key_folder(settings)}/{_KEY_FILE}",
+        replay_key().pem.encode(),
+        "application/x-pem-file",
+    )
     try:
         jobs.create(_request(name, window, _inputs(folders, settings), settings))
     except ConflictError:
@@ -124,14 +144,14 @@ def _folders(window: Window, settings: MonitorSettings, captures: Folders) -> tu
         return [f for f in folders if captures.any(settings.capture_bucket, f"{root}{f}/")]
 
     hour, before = filled(window.start), filled(window.start - timedelta(hours=1))
-    room = _INPUTS - len(hour) - (settings.baseline_statistics is not None)
+    room = _INPUTS - 1 - len(hour) - (settings.baseline_statistics is not None)
     if room < 0:
         raise BadInputError(f"{len(hour)} variants from {window}: a processing job takes {_INPUTS} inputs")
     return sorted(hour + before[:room]), before[room:]
 
 
 def _inputs(folders: Sequence[str], settings: MonitorSettings) -> list[dict[str, Any]]:
-    """One input per directory, and the baseline if there is one."""
+    """One input per directory, the replay key, and the baseline if there is one."""
     endpoint = settings.endpoint_name
     inputs = [
         _input(
@@ -141,9 +161,16 @@ def _inputs(folders: Sequence[str], settings: MonitorSettings) -> list[dict[str,
         )
         for number, folder in enumerate(folders, 1)
     ]
+    inputs.append(
+        _input("replay-key", f"s3://{settings.bucket}/{_key_folder(settings)}", f"{_ROOT}/replay-key")
+    )
     if settings.baseline_statistics:
         inputs.append(_input("baseline", settings.baseline_statistics, f"{_ROOT}/baseline"))
     return inputs
+
+
+def _key_folder(settings: MonitorSettings) -> str:
+    return f"monitoring/{settings.endpoint_name}/replay-key"
 
 
 def _input(name: str, uri: str, path: str) -> dict[str, Any]:
@@ -219,6 +246,7 @@ def _environment(window: Window, settings: MonitorSettings) -> dict[str, str]:
         "dataset_format": '{"sagemakerCaptureJson": {"captureIndexNames": ["endpointInput","endpointOutput"]}}',
         "dataset_source": f"{_ROOT}/input/endpoint",
         "output_path": f"{_ROOT}/output",
+        "replay_key": f"{_ROOT}/replay-key/{_KEY_FILE}",
         "publish_cloudwatch_metrics": "Disabled",
         "sagemaker_endpoint_name": settings.endpoint_name,
         "sagemaker_monitoring_schedule_name": SCHEDULE,

@@ -28,6 +28,8 @@ from typing import NamedTuple, Self
 
 from glassbox.errors import BadInputError
 
+KeySource = Callable[[], "PublicKey | None"]
+
 ATTRIBUTE = "glassbox"
 ATTRIBUTES_CHARACTERS = 1024  # of all custom attributes of a request (InvokeEndpoint)
 TRACE, REPAIR = "trace", "repair"
@@ -185,7 +187,7 @@ def verified_marker(
     *,
     body: bytes | None,
     now: datetime,
-    key: Callable[[], PublicKey | None],
+    key: KeySource,
 ) -> ReplayMarker | None:
     """Return the marker of a request if it proves that the stack sent it, otherwise None.
 

@@ -188,6 +188,7 @@ def file_metrics(counts: Counts) -> dict[str, int]:
             "Predictions": counts.n,
             "UnreadableRecords": counts.unreadable,
             "ReplayedRecords": counts.replayed,
+            "ForgedMarkers": counts.forged,
             "LowConfidencePredictions": counts.low,
         }
     )

@@ -63,11 +63,15 @@ class Prediction(msgspec.Struct, frozen=True, gc=False):
 
 
 class UnreadableError(ValueError):
-    """Why a record, or the response in it, cannot be read; the record's time where that can be read."""
+    """Why a record, or the response in it, cannot be read; the record's time where that can be read.
+
+    ``forged``: the record carries a replay marker that does not verify.
+    """
 
     def __init__(self, reason: str, time: str | None = None) -> None:
         super().__init__(printable(reason, _REASON_CHARACTERS))
         self.time = time
+        self.forged = False
 
 
 class ResponseForm:

@@ -64,6 +64,7 @@ class Counts:
         rated: predictions whose confidence is known; ``low`` of them were under LOW_CONFIDENCE.
         records: readable records of live traffic (a batch is one record); ``unreadable`` ones come on top.
         replayed: records of replayed requests, part of none of the other numbers.
+        forged: records with a replay marker that does not verify. They are ordinary traffic, counted above too.
     """
 
     classes: Counter[Label] = field(default_factory=Counter)
@@ -72,6 +73,7 @@ class Counts:
     records: int = 0
     unreadable: int = 0
     replayed: int = 0
+    forged: int = 0
 
     @property
     def n(self) -> int:
@@ -90,6 +92,7 @@ class Counts:
         rated = [p.confidence for p in predictions if p.confidence is not None]
         self.unreadable += len(records) - len(readable)
         self.replayed += len(readable) - len(live)
+        self.forged += sum([record.forged for record in records])
         self.records += len(live)
         self.rated += len(rated)
         if low_confidence is not None:
@@ -104,6 +107,7 @@ class Counts:
         self.records += other.records
         self.unreadable += other.unreadable
         self.replayed += other.replayed
+        self.forged += other.forged
         return self
 
 

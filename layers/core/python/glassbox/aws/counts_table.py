@@ -31,7 +31,7 @@ COUNTS_KEPT = timedelta(days=90)
 # longer than EventBridge (1 day), a queue and its dead-letter queue (14 days each) can hold a message back together
 MARKERS_KEPT = timedelta(days=45)
 
-_SCALARS = ("rated", "low", "records", "unreadable", "replayed")
+_SCALARS = ("rated", "low", "records", "unreadable", "replayed", "forged")
 
 
 class CountsTable:

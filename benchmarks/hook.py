@@ -176,7 +176,7 @@ def other_requests(client: Any, phases: int) -> dict[str, Any]:
 
     def request(endpoint: str) -> None:
         began = time.perf_counter()
-        if endpoint == "hooked" and ours.wants(None):
+        if endpoint == "hooked" and ours.wants(b""):
             traces.append(ours.predict(image, picture, REQUEST, None))
         else:
             plain()

@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from botocore.exceptions import ClientError
 
 from deploy import DeployError
 from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.aws.replay_key import ReplayKey
+from glassbox.errors import RetryableError
 from glassbox.incident import Incident, State
-from glassbox.tensor_names import REPLAY_ATTRIBUTE
+from glassbox.replay_marker import LIFETIME, TRACE, ReplayMarker, write_marker
 from glassbox.violation import COMMAND_DETAIL_TYPE
 
 OPERATOR = "glassbox.operator"
@@ -87,12 +90,25 @@ def _picture(
     image: Path, kind: str, incident: Incident, outputs: dict[str, str], folder: Path, session: boto3.Session
 ) -> Path:
     name, one = incident.endpoint, f"by-hand-{uuid.uuid4().hex[:12]}"
+    if datetime.now(UTC) - incident.opened >= LIFETIME:
+        raise DeployError(
+            f"Incident {incident.id} was opened more than {LIFETIME.total_seconds() / 3600:g} hours ago: its replays "
+            "are no longer valid. Abort it (README, Operate), then try again."
+        )
+    body = image.read_bytes()
+    key = ReplayKey(session.client("kms"), outputs["ReplayKeyArn"])
+    try:
+        marker = write_marker(ReplayMarker(TRACE, incident.id, one), body, key.sign)
+    except RetryableError as error:
+        raise DeployError(
+            f"{error}\n`make explain` needs kms:Sign with {outputs['ReplayKeyArn']}."
+        ) from error
     try:
         session.client("sagemaker-runtime").invoke_endpoint(
             EndpointName=name,
             ContentType=kind,
-            Body=image.read_bytes(),
-            CustomAttributes=f"{REPLAY_ATTRIBUTE}={one}",
+            Body=body,
+            CustomAttributes=marker,
         )
     except ClientError as error:
         raise DeployError(f"{name} refuses {image}: {error.response['Error']['Message']}") from error

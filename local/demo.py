@@ -25,8 +25,12 @@ from PIL import Image
 from rich.console import Console
 
 from glassbox.aws.counts_table import CountsTable
+from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
+from glassbox.replay_marker import TRACE, ReplayMarker, write_marker
 from glassbox.tally import WINDOW, Window, total
+from glassbox.tensor_names import REPLAY_EVENT_ID
 from local import demo_page, signs
 from local.attack import EPSILON, STEPS, predict, targeted_pgd
 from local.stack import running_stack
@@ -217,22 +221,37 @@ def plan_attack(scene, story):
 # ---------------------------------------------------------------------------- the client of the endpoint
 
 
+def npy(image):
+    body = io.BytesIO()
+    np.save(body, image, allow_pickle=False)
+    return body.getvalue()
+
+
 class Client:
     """Invokes the endpoint as its users do: one .npy image a request."""
 
     def __init__(self, stack):
         self._runtime = stack.client("sagemaker-runtime")
         self._endpoint = stack.outputs["EndpointName"]
+        self._incidents = IncidentsTable(stack.client("dynamodb"), stack.outputs["IncidentsTable"])
+        self._key = ReplayKey(stack.client("kms"), stack.outputs["ReplayKeyArn"])
         self.failed = 0
 
-    def predict(self, image, **headers):
-        body = io.BytesIO()
-        np.save(body, image, allow_pickle=False)
+    def predict(self, image):
+        return self._invoke(npy(image))
+
+    def replay(self, image, event_id):
+        """As confirm_endpoint sends one: signed, for the open incident."""
+        body, incident = npy(image), self._incidents.current(self._endpoint)
+        marker = write_marker(ReplayMarker(TRACE, incident.id, event_id), body, self._key.sign)
+        return self._invoke(body, CustomAttributes=marker)
+
+    def _invoke(self, body, **headers):
         answer = self._runtime.invoke_endpoint(
             EndpointName=self._endpoint,
             ContentType="application/x-npy",
             Accept="application/json",
-            Body=body.getvalue(),
+            Body=body,
             **headers,
         )
         (prediction,) = json.loads(answer["Body"].read())["predictions"]
@@ -381,13 +400,13 @@ class Curve:
 
 
 def ask_for_pairs(client, scene, attack, watch, hooked):
-    """As soon as the hooked model serves: each pair, marked as a replay (always traced, never counted)."""
+    """As soon as the hooked model serves: each pair, signed as a replay (always traced, never counted)."""
     wait_for("the hooked model in service", lambda: watch.in_service(hooked) or watch.failure())
     requests = {}
     for number, (index, image) in enumerate(attack.pairs):
         for kind, picture in (("clean", scene.images[index]), ("adversarial", image)):
             requests[f"{kind}-{number}"] = datetime.now(UTC)
-            client.predict(picture, CustomAttributes=f"glassbox-replay={kind}-{number}")
+            client.replay(picture, f"{kind}-{number}")
             time.sleep(0.25)
     return requests
 
@@ -518,7 +537,7 @@ def rendered(stack, requests):
     pictures = []
     for name, key in sorted(facts.items()):
         said = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-        replayed = "glassbox-replay=" in (said["request"]["custom_attributes"] or "")
+        replayed = said["request"].get(REPLAY_EVENT_ID)
         kind = re.sub(r"-\d+$", "", name) if name in requests else "flagged" if replayed else "live"
         picture = {
             "id": name,

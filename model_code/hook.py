@@ -9,6 +9,7 @@ Of smdebug, its writers are used and not its ``Hook``: that one stays on the mod
 the next request comes, and uploads it while that request waits.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 from exactness import inexact
 from glassbox import tensor_names as names
 from glassbox.errors import SettingsError
+from glassbox.replay_marker import REPAIR, PublicKey, verified_marker
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class Tracer:
         destination: ``s3://bucket/prefix``; every Tracer writes into a folder of its own below it.
         client: a boto3 ``s3`` client.
         traces_per_minute: the bound on live requests; replayed ones are always traced.
+        replay_key: what replay markers are verified with; without it every request is live traffic.
         form: ``reduced`` or ``full``.
         clock: seconds, monotonic.
         utcnow: the time of day.
@@ -107,6 +110,7 @@ class Tracer:
         form: str,
         clock: Callable[[], float],
         utcnow: Callable[[], datetime],
+        replay_key: PublicKey | None = None,
     ) -> None:
         if form not in (names.REDUCED, names.FULL):
             raise SettingsError(f"TRACE_FORM={form!r} is neither {names.REDUCED} nor {names.FULL}")
@@ -120,12 +124,32 @@ class Tracer:
         self._inexact: list[str] | None = None
         self._lock = threading.Lock()
         self._rate = RateLimit(traces_per_minute, clock)
+        self._replay_key = replay_key
         self._uploader = Uploader(client, destination, f"{utcnow():%Y%m%dT%H%M%SZ}")
 
-    def wants(self, custom_attributes: str | None) -> bool:
-        """Whether to trace the request with these attributes: a replay always, live traffic within its bound."""
-        replayed = names.attribute(names.REPLAY_ATTRIBUTE, custom_attributes) is not None
-        return replayed or self._rate.take()
+    def wants(
+        self, body: bytes, custom_attributes: str | None = None, inference_id: str | None = None
+    ) -> dict[str, str | None] | None:
+        """Return what a trace records of the request; None where it is not to be traced.
+
+        A replay is always traced, a repaired input never, live traffic within its bound. Only a marker that verifies
+        makes a request one of the first two.
+        """
+        marker = verified_marker(
+            custom_attributes, body=body, now=self._utcnow(), key=lambda: self._replay_key
+        )
+        if marker and marker.purpose == REPAIR:
+            return None
+        if marker is None and not self._rate.take():
+            return None
+        request = {
+            "inference_id": inference_id,
+            "custom_attributes": custom_attributes,
+            "sha256": hashlib.sha256(body).hexdigest(),
+        }
+        if marker:
+            request |= {names.REPLAY_INCIDENT: marker.incident, names.REPLAY_EVENT_ID: marker.event_id}
+        return request
 
     def predict(
         self,
@@ -141,7 +165,7 @@ class Tracer:
         Args:
             image: (N, C, H, W) float32, normalised.
             picture: (N, H, W, C) uint8, the same before normalisation.
-            request: ``inference_id``, ``custom_attributes`` and ``sha256`` of the request.
+            request: what :meth:`wants` gave.
             labels: the classes' names.
         """
         try:

@@ -3,10 +3,10 @@
 ``tensors_output`` (an S3 URI) in the environment turns the hook on; without it, this is the plain model.
 """
 
-import hashlib
 import importlib
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -27,8 +27,11 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor, nn
 
 from glassbox.errors import BadInputError
+from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env, setting
 from resnet import from_state_dict
+
+logger = logging.getLogger(__name__)
 
 PIXELS = 1 << 24  # of one image; 48 MB decoded
 BATCH = 64
@@ -77,6 +80,8 @@ class Settings:
     tensors_output: str | None = None
     traces_per_minute: int = setting(10, within=(0, None))
     trace_form: str = "reduced"
+    replay_key: str | None = None
+    replay_key_arn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,24 @@ def _tracer(network: nn.Module, destination: str, settings: Settings) -> Any:
         form=settings.trace_form,
         clock=time.monotonic,
         utcnow=lambda: datetime.now(UTC),
+        replay_key=_replay_key(settings),
     )
+
+
+def _replay_key(settings: Settings) -> PublicKey | None:
+    """The public key of the replays: REPLAY_KEY, or read once of the KMS key REPLAY_KEY_ARN.
+
+    A twin that cannot read it does not start: it would answer every replay untraced.
+    """
+    if settings.replay_key:
+        return PublicKey.from_text(settings.replay_key)
+    if settings.replay_key_arn:
+        import boto3
+
+        kms = boto3.client("kms", region_name=os.environ.get("AWS_REGION"))
+        return PublicKey.from_der(kms.get_public_key(KeyId=settings.replay_key_arn)["PublicKey"])
+    logger.warning("REPLAY_KEY and REPLAY_KEY_ARN are not set: replays are answered like live traffic.")
+    return None
 
 
 def transform_fn(
@@ -274,14 +296,15 @@ def transform_fn(
     picture = np.stack([_resized(image, model.image_size) for image in images])
     x = (torch.from_numpy(picture).permute(0, 3, 1, 2) / 255 - model.mean) / model.std
     headers = _headers(context)
-    attributes = headers.get("x-amzn-sagemaker-custom-attributes")
-    if model.tracer is not None and model.tracer.wants(attributes):
-        request = {
-            "inference_id": headers.get("x-amzn-sagemaker-inference-id"),
-            "custom_attributes": attributes,
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        logits = model.tracer.predict(x, picture, request, model.labels)
+    traced = None
+    if model.tracer is not None:
+        traced = model.tracer.wants(
+            data,
+            headers.get("x-amzn-sagemaker-custom-attributes"),
+            headers.get("x-amzn-sagemaker-inference-id"),
+        )
+    if traced:
+        logits = model.tracer.predict(x, picture, traced, model.labels)
     else:
         with torch.inference_mode():
             logits = model.network(x)

@@ -14,6 +14,7 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.desk import desk
 from glassbox.aws.endpoint import Runtime
 from glassbox.aws.objects import Objects
+from glassbox.aws.replay_key import ReplayKey
 from glassbox.incident import Limits, confirm
 from glassbox.page import write_page
 from glassbox.replay import replay, variants_of
@@ -38,6 +39,7 @@ class Settings(Limits):
     bucket: str
     capture_bucket: str
     capture_prefix: str
+    replay_key_arn: str
     flagged: int = setting(12, within=(1, 100))
     compared: int = setting(4, within=(0, 100))
     shadow_variants: str = ""
@@ -70,6 +72,7 @@ def build():
             low_confidence=settings.low_confidence,
             classes=settings.classes,
             runtime=Runtime(boto3.client("sagemaker-runtime")),
+            key=ReplayKey(boto3.client("kms"), settings.replay_key_arn),
         ),
         report=functools.partial(
             write_page,

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 import package
+import replays
 from glassbox.fullgrad import explain
 from glassbox.trace import read_index, read_trace
 from resnet import ResNet18
@@ -141,6 +143,10 @@ def plain(start):
     return server
 
 
+def marker(body):
+    return replays.marker(body, f"{datetime.now(UTC):%Y%m%dt%H%M%S}-operator")
+
+
 def npy(array):
     stream = io.BytesIO()
     np.save(stream, array)
@@ -174,7 +180,7 @@ class TestPlain:
         assert plain.invoke(body)[0] == 200
 
     def test_gives_the_custom_attributes_back(self, plain):
-        attributes = "user=7,glassbox-replay=3f"
+        attributes = "user=7,lane=3"
         status, headers, _ = plain.request(
             "POST", "/invocations", npy(picture()), NPY | {ATTRIBUTES: attributes}
         )
@@ -238,13 +244,21 @@ class TestPlain:
 class TestHooked:
     def test_sigterm_uploads_the_last_trace(self, start, s3, writer):
         """With the right to put tensors, and no other: neither to list the bucket nor to read from it."""
-        server = start("hooked", tensors_output="s3://traced/tensors/signs", TRACES_PER_MINUTE="1", **writer)
+        server = start(
+            "hooked",
+            tensors_output="s3://traced/tensors/signs",
+            TRACES_PER_MINUTE="1",
+            REPLAY_KEY=replays.KEY.text,
+            **writer,
+        )
         server.ready()
         answers = [server.invoke(npy(picture(i)))[1]["predictions"][0] for i in range(3)]
         batch = npy(picture(3, 2, 40, 50, 3))
+        attributes = f"user=7, {marker(batch)}"
         status, replayed = server.invoke(
-            batch, **{ATTRIBUTES: "user=7, glassbox-replay=3f", "X-Amzn-SageMaker-Inference-Id": "id-9"}
+            batch, **{ATTRIBUTES: attributes, "X-Amzn-SageMaker-Inference-Id": "id-9"}
         )
+        assert server.invoke(npy(picture(5)), **{ATTRIBUTES: attributes})[0] == 200  # copied to another body
         assert status == 200
         server.stop()
 
@@ -272,7 +286,8 @@ class TestHooked:
         for explanation in (*live, *replay):
             assert explanation.faithful
             assert explanation.inexact == ()
-        assert replay[0].request["custom_attributes"] == "user=7, glassbox-replay=3f"
+        assert replay[0].request["custom_attributes"] == attributes
+        assert replay[0].request["replay_event_id"] == replays.EVENT_ID
         assert replay[0].request["inference_id"] == "id-9"
         assert replay[0].request["sha256"] == hashlib.sha256(batch).hexdigest()
 
@@ -289,14 +304,17 @@ class TestHooked:
         with socket.create_server(("127.0.0.1", 0)) as free:
             nobody = free.getsockname()[1]
         server = start(
-            "away", tensors_output="s3://bucket/tensors/signs", AWS_ENDPOINT_URL=f"http://127.0.0.1:{nobody}"
+            "away",
+            tensors_output="s3://bucket/tensors/signs",
+            REPLAY_KEY=replays.KEY.text,
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{nobody}",
         )
         server.ready()
-        replay = {ATTRIBUTES: "glassbox-replay=3f"}
         times = []
         for i in range(20):
             began = time.monotonic()
-            assert server.invoke(npy(picture(i)), **replay)[0] == 200
+            body = npy(picture(i))
+            assert server.invoke(body, **{ATTRIBUTES: marker(body)})[0] == 200
             times.append(time.monotonic() - began)
         assert max(times) < 5
         deadline = time.monotonic() + 30

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hook
+import replays
 import zoo
 from glassbox import tensor_names as names
 from glassbox.aws.objects import Objects
@@ -30,6 +31,7 @@ from resnet import ResNet18
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:smdebug")
 
 NOW = datetime(2026, 11, 23, 10, 0, 1, 123456, tzinfo=UTC)
+OPEN = f"{NOW - timedelta(minutes=9):%Y%m%dt%H%M%S}-class-share"  # an incident
 REQUEST = {"inference_id": "id-1", "custom_attributes": "trace=9", "sha256": "ab" * 32}
 
 
@@ -78,7 +80,15 @@ def trace_to():
     """Makes tracers, and closes them in the end."""
     made = []
 
-    def make(client, model=None, *, per_minute=1000, form=names.REDUCED, clock=lambda: 0.0):
+    def make(
+        client,
+        model=None,
+        *,
+        per_minute=1000,
+        form=names.REDUCED,
+        clock=lambda: 0.0,
+        replay_key=replays.KEY,
+    ):
         model = ResNet18(num_classes=5, width=4).eval() if model is None else model
         made.append(
             hook.Tracer(
@@ -89,6 +99,7 @@ def trace_to():
                 form=form,
                 clock=clock,
                 utcnow=lambda: NOW,
+                replay_key=replay_key,
             )
         )
         return made[-1]
@@ -349,29 +360,6 @@ class TestRecord:
         assert all(p.grad is None and not p.requires_grad for p in model.parameters())
 
 
-class TestReplayId:
-    @pytest.mark.parametrize(
-        ("attributes", "replay"),
-        [
-            ("glassbox-replay=3f", "3f"),
-            (" glassbox-replay=3f ,user=7", "3f"),
-            ("user=7,\tglassbox-replay = 3f=g", "3f=g"),
-            ("glassbox-replay=", ""),
-            (["user=7", "trace=9,glassbox-replay=3f"], "3f"),
-            ("glassbox-replay=1,glassbox-replay=2", "1"),
-            (None, None),
-            ([], None),
-            ("", None),
-            ("glassbox-replay", None),
-            ("glassbox-replays=1", None),
-            ("x=glassbox-replay=1", None),
-            (["glassbox-replay", "=1"], None),
-        ],
-    )
-    def test_is_read_the_same_way_everywhere(self, attributes, replay):
-        assert names.attribute(names.REPLAY_ATTRIBUTE, attributes) == replay
-
-
 class TestStep:
     @pytest.mark.parametrize("step", [0, 7, 999, 1000, 123_456_789])
     def test_lies_where_smdebug_puts_it(self, tmp_path, step):
@@ -606,8 +594,8 @@ class TestTracer:
         thread.start()
         assert inside.wait(30)
         # Neither the question nor the answer waits for the trace, and the trace does not see it.
-        assert tracer.wants("glassbox-replay=1")
-        assert tracer.wants(None)
+        assert tracer.wants(replays.BODY, replays.marker(incident=OPEN))
+        assert tracer.wants(b"")
         with torch.inference_mode():
             model(images(seed=1))
         go_on.set()
@@ -649,13 +637,56 @@ class TestTracer:
     def test_replays_are_always_traced_and_live_requests_within_the_limit(self, trace_to):
         now = 0.0
         tracer = trace_to(Bucket(), per_minute=2, clock=lambda: now)
-        replay = "user=7, glassbox-replay=3f"
-        assert [tracer.wants(replay) for _ in range(5)] == [True] * 5
-        others = [None, "", "user=7", "glassbox-replays=1", "x=glassbox-replay=1", "glassbox-replay"]
-        assert [tracer.wants(attributes) for attributes in others] == [True, True, *[False] * 4]
-        assert tracer.wants(replay)
+        replay = f"user=7, {replays.marker(incident=OPEN)}"
+        assert all(tracer.wants(replays.BODY, replay) for _ in range(5))
+        others = [None, "", "user=7", "glassboxes=1", f"x={replay}", "glassbox"]
+        assert [bool(tracer.wants(replays.BODY, other)) for other in others] == [True, True, *[False] * 4]
+        assert tracer.wants(replays.BODY, replay)
         now = 60.0
-        assert [tracer.wants(None) for _ in range(3)] == [True, True, False]
+        assert [bool(tracer.wants(b"")) for _ in range(3)] == [True, True, False]
+
+    def test_a_trace_records_what_the_verified_marker_states(self, trace_to):
+        tracer = trace_to(Bucket())
+        attributes = f"user=7,{replays.marker(incident=OPEN)}"
+        assert tracer.wants(replays.BODY, attributes, "id-9") == {
+            "inference_id": "id-9",
+            "custom_attributes": attributes,
+            "sha256": hashlib.sha256(replays.BODY).hexdigest(),
+            "replay_incident": OPEN,
+            "replay_event_id": replays.EVENT_ID,
+        }
+
+    @pytest.mark.parametrize(
+        "attributes",
+        [
+            replays.marker(b"another body", incident=OPEN),
+            replays.marker(incident=f"{NOW - timedelta(hours=25):%Y%m%dt%H%M%S}-operator"),
+            f"{replays.marker(incident=OPEN)},{replays.marker(incident=OPEN)}",
+            replays.marker(incident=OPEN)[:-1],
+            replays.marker(incident=OPEN).replace(".trace.", ".repair."),
+            f"glassbox-replay=1,glassbox-incident={OPEN}",
+        ],
+    )
+    def test_a_marker_that_does_not_verify_is_live_traffic(self, trace_to, attributes):
+        tracer = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0)
+        assert tracer.wants(replays.BODY, attributes).keys() == {
+            "inference_id",
+            "custom_attributes",
+            "sha256",
+        }
+        assert tracer.wants(replays.BODY, attributes) is None
+
+    def test_a_repaired_input_is_never_traced_and_takes_none_of_the_limit(self, trace_to):
+        tracer = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0)
+        repaired = replays.marker(incident=OPEN, purpose="repair")
+        assert [tracer.wants(replays.BODY, repaired) for _ in range(3)] == [None] * 3
+        assert tracer.wants(replays.BODY, repaired.replace(".repair.", ".trace."))
+        assert tracer.wants(replays.BODY) is None
+
+    def test_without_a_key_every_request_is_live_traffic(self, trace_to):
+        tracer = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0, replay_key=None)
+        marker = replays.marker(incident=OPEN)
+        assert [bool(tracer.wants(replays.BODY, marker)) for _ in range(2)] == [True, False]
 
     @pytest.mark.parametrize(
         ("form", "destination", "reason"),

@@ -1,6 +1,5 @@
 """The model's own code: what it answers, and what it refuses with which words."""
 
-import hashlib
 import importlib
 import io
 import json
@@ -9,17 +8,24 @@ import re
 import struct
 import sys
 import zlib
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import boto3
 import numpy as np
 import pytest
 import torch
+from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from moto import mock_aws
 from PIL import Image
 
 import inference
+import replays
+from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import BadInputError, SettingsError
+from glassbox.replay_marker import TRACE, ReplayMarker, write_marker
 from resnet import ResNet18
 
 CONFIG = {
@@ -319,9 +325,9 @@ class Recorder:
     def __init__(self, network, wanted=True):
         self.network, self.wanted, self.asked, self.traced, self.closed = network, wanted, [], [], 0
 
-    def wants(self, attributes):
-        self.asked.append(attributes)
-        return self.wanted
+    def wants(self, *request):
+        self.asked.append(request)
+        return {"wanted": "as it is"} if self.wanted else None
 
     def predict(self, image, picture, request, labels):
         self.traced.append((image, picture, request, labels))
@@ -339,7 +345,7 @@ def toolkit(headers):
 
 HEADERS = {
     "X-Amzn-SageMaker-Inference-Id": "id-7",
-    "X-Amzn-SageMaker-Custom-Attributes": "a=1,glassbox-replay=9",
+    "X-Amzn-SageMaker-Custom-Attributes": "a=1,glassbox=9",
 }
 
 
@@ -349,14 +355,14 @@ class TestTracing:
         [
             (None, None, None),
             (SimpleNamespace(headers={}), None, None),
-            (SimpleNamespace(headers=HEADERS), "id-7", "a=1,glassbox-replay=9"),
+            (SimpleNamespace(headers=HEADERS), "id-7", "a=1,glassbox=9"),
             (
                 SimpleNamespace(headers={k.lower(): v for k, v in HEADERS.items()}),
                 "id-7",
-                "a=1,glassbox-replay=9",
+                "a=1,glassbox=9",
             ),
-            (toolkit(HEADERS), "id-7", "a=1,glassbox-replay=9"),
-            (toolkit({k.upper(): v for k, v in HEADERS.items()}), "id-7", "a=1,glassbox-replay=9"),
+            (toolkit(HEADERS), "id-7", "a=1,glassbox=9"),
+            (toolkit({k.upper(): v for k, v in HEADERS.items()}), "id-7", "a=1,glassbox=9"),
         ],
     )
     def test_the_tracer_gets_the_picture_and_the_request(self, tmp_path, context, inference_id, attributes):
@@ -366,18 +372,14 @@ class TestTracing:
         body = encoded(picture(50, 60, 3), "PNG")
         assert answer(hooked, body, PNG, context=context) == answer(plain, body, PNG, context=context)
 
-        assert tracer.asked == [attributes]
+        assert tracer.asked == [(body, attributes, inference_id)]
         ((image, seen, request, labels),) = tracer.traced
         assert (image.shape, image.dtype) == ((1, 3, 24, 32), torch.float32)
         assert (seen.shape, seen.dtype) == ((1, 24, 32, 3), np.uint8)
         mean, std = np.array(CONFIG["mean"]), np.array(CONFIG["std"])
         np.testing.assert_allclose(image[0].permute(1, 2, 0), (seen[0] / 255 - mean) / std, atol=1e-6)
         assert labels == CONFIG["labels"]
-        assert request == {
-            "inference_id": inference_id,
-            "custom_attributes": attributes,
-            "sha256": hashlib.sha256(body).hexdigest(),
-        }
+        assert request == {"wanted": "as it is"}
         hooked.close()
         plain.close()
         assert tracer.closed == 1
@@ -387,9 +389,9 @@ class TestTracing:
         tracer = Recorder(plain.network, wanted=False)
         hooked = inference.Classifier(**{**vars(plain), "tracer": tracer})
         assert answer(hooked, npy(ARRAY)) == answer(plain, npy(ARRAY))
-        assert (tracer.asked, tracer.traced) == ([None], [])
+        assert (tracer.asked, tracer.traced) == ([(npy(ARRAY), None, None)], [])
         refusal(hooked, b"")
-        assert tracer.asked == [None], "a refused request is not counted as traffic"
+        assert len(tracer.asked) == 1, "a refused request is not counted as traffic"
 
 
 class TestModel:
@@ -501,6 +503,38 @@ class TestModel:
         hooked = inference.model_fn(str(tmp_path))
         hooked.close()
         assert type(hooked.tracer).__name__ == "Tracer"
+
+    def test_replays_are_verified_with_the_key_of_the_environment(self, tmp_path, monkeypatch, caplog):
+        unpacked(tmp_path)
+        incident = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-operator"
+        marker = replays.marker(incident=incident)
+        monkeypatch.setenv("tensors_output", "s3://bucket/tensors/signs")
+        monkeypatch.setenv("TRACES_PER_MINUTE", "0")
+        for key, verified in ((replays.KEY.text, True), ("", False)):
+            monkeypatch.setenv("REPLAY_KEY", key)
+            hooked = inference.model_fn(str(tmp_path))
+            hooked.close()
+            assert bool(hooked.tracer.wants(replays.BODY, marker)) is verified
+        assert "REPLAY_KEY and REPLAY_KEY_ARN are not set" in caplog.text
+        monkeypatch.setenv("REPLAY_KEY", "x")
+        with pytest.raises(BadInputError, match="replay key"):
+            inference.model_fn(str(tmp_path))
+
+    def test_the_key_may_be_read_of_kms_at_start(self, tmp_path, monkeypatch):
+        unpacked(tmp_path)
+        with mock_aws():
+            kms = boto3.client("kms")
+            arn = kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+            monkeypatch.setenv("tensors_output", "s3://bucket/tensors/signs")
+            monkeypatch.setenv("REPLAY_KEY_ARN", arn)
+            marker = ReplayMarker(TRACE, f"{datetime.now(UTC):%Y%m%dt%H%M%S}-operator", "event-1")
+            marked = write_marker(marker, b"body", ReplayKey(kms, arn).sign)
+            hooked = inference.model_fn(str(tmp_path))
+            hooked.close()
+            assert hooked.tracer.wants(b"body", marked)["replay_event_id"] == "event-1"
+            monkeypatch.setenv("REPLAY_KEY_ARN", arn[:-1])
+            with pytest.raises(ClientError, match="NotFound"):
+                inference.model_fn(str(tmp_path))
 
     @pytest.mark.parametrize(
         ("name", "value"),

@@ -5,15 +5,23 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import captures
+import replays
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incident import Incident, State
 from glassbox.replay import replay
+from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
 from glassbox.response import ResponseForm
 from glassbox.violation import read_violation
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
 FOLDER = "capture/traffic-signs/AllTraffic/2026/11/23/10/"
+
+
+class Key:
+    """Stands where KMS stands."""
+
+    sign, public = staticmethod(replays.sign), staticmethod(replays.key)
 
 
 class FakeRuntime:
@@ -31,7 +39,7 @@ class FakeRuntime:
 @pytest.fixture
 def incident(load_event):
     cause = read_violation(load_event("violation"), FakeObjects())
-    return Incident("traffic-signs", "id", START, State.HOOKED, START, "plain", "hooked", cause)
+    return Incident("traffic-signs", replays.INCIDENT, START, State.HOOKED, START, "plain", "hooked", cause)
 
 
 def line(n, response, minute=0, **metadata):
@@ -45,7 +53,7 @@ def line(n, response, minute=0, **metadata):
 def run(incident, files, runtime=None, **options):
     runtime = runtime or FakeRuntime()
     objects = FakeObjects({("bucket", key): body for key, body in files.items()})
-    options = {"flagged": 3, "compared": 2, "form": ResponseForm()} | options
+    options = {"flagged": 3, "compared": 2, "form": ResponseForm(), "key": Key} | options
     return replay(
         incident, bucket="bucket", prefix="capture", captures=objects, runtime=runtime, **options
     ), runtime
@@ -53,36 +61,87 @@ def run(incident, files, runtime=None, **options):
 
 def test_the_dominating_class_and_some_others_are_sent_as_they_were_captured(incident):
     lines = [line(n, 14 if n % 2 else n % 7) for n in range(20)]
-    replays, runtime = run(
+    done, runtime = run(
         incident, {FOLDER + "a.jsonl": b"".join(lines[:9]), FOLDER + "b.jsonl": b"".join(lines[9:])}
     )
     sent = {request.event_id: request for request in runtime.requests}
-    assert replays.names == sent.keys()
+    assert done.names == sent.keys()
     assert [int(name.removeprefix("event-")) % 2 for name in sent].count(1) == 3
     assert len(sent) == 5
     request = next(iter(sent.values()))
     assert request.body.startswith(b"\x93NUMPY")
     assert request.content_type == "application/x-npy"
-    assert request.custom_attributes == f"glassbox-replay={request.event_id},glassbox-incident=id"
-    assert replays.flagged == {name for name in sent if int(name.removeprefix("event-")) % 2}
+    assert verified(request) == ReplayMarker(TRACE, replays.INCIDENT, request.event_id)
+    assert done.flagged == {name for name in sent if int(name.removeprefix("event-")) % 2}
 
 
-def test_the_callers_own_attributes_are_kept(incident):
-    body = line(1, 14, customAttributes=["camera=7", "lane=2"])
-    _, runtime = run(incident, {FOLDER + "a.jsonl": body})
-    assert (
-        runtime.requests[0].custom_attributes
-        == "camera=7,lane=2,glassbox-replay=event-1,glassbox-incident=id"
-    )
-    _, runtime = run(incident, {FOLDER + "a.jsonl": line(1, 14, customAttributes=["x" * 1020])})
-    assert runtime.requests[0].custom_attributes == "glassbox-replay=event-1,glassbox-incident=id"
+def verified(request):
+    return verified_marker(request.custom_attributes, body=request.body, now=START, key=replays.key)
+
+
+def own(request):
+    return request.custom_attributes.split(",")[:-1]
+
+
+def test_the_callers_own_attributes_go_along_and_nothing_that_looks_like_ours(incident):
+    given = ["camera=7,glassbox-incident=x,glassbox=1,lane=2", "Glassbox=x,x=glassbox=1"]
+    done, runtime = run(incident, {FOLDER + "a.jsonl": line(1, 14, customAttributes=given)})
+    (request,) = runtime.requests
+    assert own(request) == ["camera=7", "lane=2", "x=glassbox=1"]
+    assert verified(request).event_id == "event-1"
+    assert done.note == ""
+
+
+@pytest.mark.parametrize("attributes", ["x" * 900, "a=\u00e4", "a=\r\nb", "a=\x1b[31m"])
+def test_attributes_that_do_not_fit_are_left_out_and_the_request_is_sent(incident, attributes):
+    done, runtime = run(incident, {FOLDER + "a.jsonl": line(1, 14, customAttributes=[attributes])})
+    (request,) = runtime.requests
+    assert own(request) == []
+    assert verified(request).event_id == "event-1"
+    assert "1 were sent without the caller's custom attributes" in done.note
+    assert done.names == {"event-1"}
+
+
+def test_attributes_go_along_up_to_the_last_character(incident):
+    room = 1024 - len(replays.marker(event_id="event-1")) - 1
+    for size, fits in ((room, True), (room + 1, False)):
+        body = line(1, 14, customAttributes=["x" * size])
+        _, runtime = run(incident, {FOLDER + "a.jsonl": body})
+        assert (own(runtime.requests[0]) == ["x" * size]) is fits
+        assert len(runtime.requests[0].custom_attributes) <= 1024
+
+
+def test_an_event_id_of_another_form_is_hashed(incident):
+    record = captures.record([[14]], "2026-11-23T10:00:01Z", eventId="../../x")
+    done, runtime = run(incident, {FOLDER + "a.jsonl": json.dumps(record).encode()})
+    (request,) = runtime.requests
+    assert request.event_id == marker_event_id("../../x") == verified(request).event_id
+    assert done.names == done.flagged == {request.event_id}
+
+
+def test_a_client_cannot_keep_its_requests_out_by_a_marker(incident):
+    body = b"".join(line(n, 14, customAttributes=[replays.FORGED]) for n in range(9))
+    done, _ = run(incident, {FOLDER + "a.jsonl": body}, flagged=9)
+    assert len(done.flagged) == 9
+
+
+def test_a_key_that_does_not_sign_is_tried_again_and_nothing_is_sent(incident):
+    class Away(Key):
+        @staticmethod
+        def sign(message):
+            raise RetryableError("KMS is away")
+
+    runtime = FakeRuntime()
+    with pytest.raises(RetryableError, match="KMS is away"):
+        run(incident, {FOLDER + "a.jsonl": line(1, 14)}, runtime, key=Away)
+    assert runtime.requests == []
 
 
 @pytest.mark.parametrize(("flagged", "lines"), [(4, {0, 19, 39, 59}), (1, {0}), (100, set(range(60)))])
 def test_the_chosen_are_spread_over_the_window(incident, flagged, lines):
     body = b"".join(line(n, 14, minute=n) for n in range(60))
-    replays, _ = run(incident, {FOLDER + "a.jsonl": body}, flagged=flagged)
-    assert replays.names == replays.flagged == {f"event-{n}" for n in lines}
+    done, _ = run(incident, {FOLDER + "a.jsonl": body}, flagged=flagged)
+    assert done.names == done.flagged == {f"event-{n}" for n in lines}
 
 
 def caused_by(incident, check, label=None):
@@ -92,9 +151,9 @@ def caused_by(incident, check, label=None):
 @pytest.mark.parametrize("check", ["operator", "monitor"])
 def test_without_a_class_to_blame_the_most_frequent_one_is_explained(incident, check):
     body = b"".join(line(n, 3 if n % 3 else 8) for n in range(9))
-    replays, _ = run(caused_by(incident, check), {FOLDER + "a.jsonl": body}, flagged=9)
-    assert replays.flagged == {f"event-{n}" for n in range(9) if n % 3}
-    assert replays.names - replays.flagged == {"event-0", "event-6"}
+    done, _ = run(caused_by(incident, check), {FOLDER + "a.jsonl": body}, flagged=9)
+    assert done.flagged == {f"event-{n}" for n in range(9) if n % 3}
+    assert done.names - done.flagged == {"event-0", "event-6"}
 
 
 def test_of_low_confidence_the_improbable_ones_are_explained(incident):
@@ -103,48 +162,48 @@ def test_of_low_confidence_the_improbable_ones_are_explained(incident):
 
     body = b"".join(line(n, response(0.2 if n in (2, 5) else 0.9)) for n in range(9))
     options = {"flagged": 9, "compared": 1, "low_confidence": 0.5}
-    replays, _ = run(caused_by(incident, "low_confidence_share"), {FOLDER + "a.jsonl": body}, **options)
-    assert replays.flagged == {"event-2", "event-5"}
-    assert len(replays.names) == 3
+    done, _ = run(caused_by(incident, "low_confidence_share"), {FOLDER + "a.jsonl": body}, **options)
+    assert done.flagged == {"event-2", "event-5"}
+    assert len(done.names) == 3
 
 
 def test_of_unknown_classes_those_are_explained(incident):
     body = b"".join(line(n, 50 if n in (1, 7) else 3) for n in range(9))
     cause = caused_by(incident, "class_share", "unknown")
-    replays, _ = run(cause, {FOLDER + "a.jsonl": body}, flagged=9, compared=0, classes=43)
-    assert replays.names == {"event-1", "event-7"}
+    done, _ = run(cause, {FOLDER + "a.jsonl": body}, flagged=9, compared=0, classes=43)
+    assert done.names == {"event-1", "event-7"}
 
 
 def test_of_unreadable_responses_those_are_explained(incident):
     body = b"".join(line(n, {"code": 500, "message": "out of memory"} if n < 2 else 3) for n in range(9))
-    replays, _ = run(caused_by(incident, "unreadable_share"), {FOLDER + "a.jsonl": body})
-    assert replays.flagged == {"event-0", "event-1"}
-    assert len(replays.names) == 4
+    done, _ = run(caused_by(incident, "unreadable_share"), {FOLDER + "a.jsonl": body})
+    assert done.flagged == {"event-0", "event-1"}
+    assert len(done.names) == 4
 
 
 def test_only_the_window_and_no_replays_and_nothing_unreadable(incident):
     body = b"".join(
         (
             line(1, 14),
-            line(2, 14, customAttributes=["glassbox-replay=event-1"]),
+            line(2, 14, customAttributes=[replays.marker()]),
             b"{broken\n",
             json.dumps(captures.record([[14]], "2026-11-23T09:59:59Z", eventId="before")).encode() + b"\n",
             json.dumps(captures.record([[14]], "2026-11-23T11:00:00Z", eventId="after")).encode() + b"\n",
         )
     )
-    replays, _ = run(incident, {FOLDER + "a.jsonl": body})
-    assert replays.names == {"event-1"}
+    done, _ = run(incident, {FOLDER + "a.jsonl": body})
+    assert done.names == {"event-1"}
 
 
 def test_a_file_of_the_hour_before_may_hold_the_windows_first_records(incident):
-    replays, _ = run(incident, {FOLDER.replace("/10/", "/09/") + "a.jsonl": line(1, 14)})
-    assert replays.names == {"event-1"}
+    done, _ = run(incident, {FOLDER.replace("/10/", "/09/") + "a.jsonl": line(1, 14)})
+    assert done.names == {"event-1"}
 
 
 def test_no_capture_files_left_is_said(incident):
-    replays, _ = run(incident, {})
-    assert replays.names == frozenset()
-    assert "no capture file" in replays.note
+    done, _ = run(incident, {})
+    assert done.names == frozenset()
+    assert "no capture file" in done.note
 
 
 def test_files_deleted_between_listing_and_reading_are_passed_over(incident):
@@ -154,7 +213,7 @@ def test_files_deleted_between_listing_and_reading_are_passed_over(incident):
             yield
 
     objects = Vanishing({("bucket", FOLDER + "a.jsonl"): line(1, 14)})
-    options = {"flagged": 3, "compared": 2, "form": ResponseForm(), "runtime": FakeRuntime()}
+    options = {"flagged": 3, "compared": 2, "form": ResponseForm(), "runtime": FakeRuntime(), "key": Key}
     assert (
         "no capture file"
         in replay(incident, bucket="bucket", prefix="capture", captures=objects, **options).note
@@ -164,16 +223,16 @@ def test_files_deleted_between_listing_and_reading_are_passed_over(incident):
 def test_a_capture_of_outputs_only_is_said(incident):
     record = captures.record([[14]], "2026-11-23T10:00:01Z", eventId="event-1")
     del record["captureData"]["endpointInput"]
-    replays, runtime = run(incident, {FOLDER + "a.jsonl": json.dumps(record).encode()})
+    done, runtime = run(incident, {FOLDER + "a.jsonl": json.dumps(record).encode()})
     assert runtime.requests == []
-    assert "holds no inputs" in replays.note
+    assert "holds no inputs" in done.note
 
 
 def test_a_request_that_the_model_refuses_is_counted_and_the_others_are_sent(incident):
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(3))}
-    replays, _ = run(incident, files, FakeRuntime(bad={"event-1"}))
-    assert replays.names == {"event-0", "event-2"}
-    assert replays.note == "1 were refused, the first: ModelError: not an image"
+    done, _ = run(incident, files, FakeRuntime(bad={"event-1"}))
+    assert done.names == {"event-0", "event-2"}
+    assert done.note == "1 were refused, the first: ModelError: not an image"
 
 
 def test_an_endpoint_that_does_not_answer_is_tried_again(incident):
@@ -187,8 +246,8 @@ def test_an_endpoint_that_does_not_answer_is_tried_again(incident):
 
 def test_another_variant_is_read_where_it_lies(incident):
     blue = replace(incident, cause=replace(incident.cause, variant="Blue"))
-    replays, _ = run(blue, {FOLDER.replace("AllTraffic", "Blue") + "a.jsonl": line(1, 14)})
-    assert replays.names == {"event-1"}
+    done, _ = run(blue, {FOLDER.replace("AllTraffic", "Blue") + "a.jsonl": line(1, 14)})
+    assert done.names == {"event-1"}
 
 
 @pytest.mark.parametrize("event", ["command-open", "monitor-job-violations"])
@@ -203,6 +262,6 @@ def test_a_violation_that_names_no_variant_is_about_all_but_the_shadows(incident
         for n, variant in enumerate(("Blue", "Green", "Shadow"))
     }
     options = {"shadows": frozenset({"Shadow"})}
-    replays, runtime = run(replace(incident, cause=cause), files, **options)
-    assert replays.names == {"event-0", "event-1"}
+    done, runtime = run(replace(incident, cause=cause), files, **options)
+    assert done.names == {"event-0", "event-1"}
     assert {r.event_id: r.variant for r in runtime.requests} == {"event-0": "Blue", "event-1": "Green"}

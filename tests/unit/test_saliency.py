@@ -28,16 +28,18 @@ def network():
 
 @pytest.fixture
 def step(network, tmp_path):
-    """Lays a step of two samples into a fake bucket; ``attributes`` are the request's."""
+    """Lays a step of two samples into a fake bucket; the ids are those of a verified marker."""
 
-    def write(attributes=None):
+    def write(event_id=None, incident=None):
         model, terms = network
         request = {
             "inference_id": "../../etc/passwd",
-            "custom_attributes": attributes,
+            "custom_attributes": "glassbox=1.trace.20261123t100000-x.unverified..x.x",
             "sha256": "0" * 64,
             "time": "2026-11-23T10:00:01.123Z",
         }
+        request |= {"replay_event_id": event_id} if event_id is not None else {}
+        request |= {"replay_incident": incident} if incident is not None else {}
         traces.write_step(tmp_path, traces.reduced(terms, model, request=request))
         files = {
             p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()
@@ -90,7 +92,7 @@ def test_a_step_that_comes_twice_writes_the_same_again(step):
 
 
 def test_a_replay_is_named_by_the_captured_event_and_belongs_to_the_incident(step, incident):
-    objects, incidents = step("camera=7, glassbox-replay=0f6f4a0e-5f39"), FakeIncidents()
+    objects, incidents = step("0f6f4a0e-5f39", incident.id), FakeIncidents()
     incidents.open(incident)
     render(objects, incidents)
     assert f"saliency/traffic-signs/{incident.id}/0f6f4a0e-5f39.png" in names(objects)
@@ -98,22 +100,23 @@ def test_a_replay_is_named_by_the_captured_event_and_belongs_to_the_incident(ste
 
 
 def test_a_replay_belongs_to_the_incident_that_sent_it_whichever_is_open(step, incident):
-    incidents, late = FakeIncidents(), step("glassbox-replay=event-1,glassbox-incident=an-earlier-one")
+    incidents, late = FakeIncidents(), step("event-1", "an-earlier-one")
     incidents.open(incident)
     render(late, incidents)
     assert "saliency/traffic-signs/an-earlier-one/event-1.png" in names(late)
     assert incidents.current("traffic-signs").pictures == frozenset()
-    own = step(f"glassbox-replay=event-1,glassbox-incident={incident.id}")
+    own = step("event-1", incident.id)
     render(own, incidents)
     assert f"saliency/traffic-signs/{incident.id}/event-1.png" in names(own)
     assert incidents.current("traffic-signs").pictures == {"event-1", "event-1-1"}
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 65, "ä"])
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 65, "ä", None])
 def test_an_id_that_may_not_stand_in_a_key_is_not_used(step, name):
-    objects = step(f"glassbox-replay={name}")
-    render(objects, FakeIncidents())
-    assert all(key.startswith(f"saliency/traffic-signs/live/{RUN}-000000") for key in names(objects))
+    for ids in ((name, "an-incident"), ("event-1", name)):
+        objects = step(*ids)
+        render(objects, FakeIncidents())
+        assert all(key.startswith(f"saliency/traffic-signs/live/{RUN}-000000") for key in names(objects))
 
 
 def test_live_traffic_beyond_the_incidents_quota_is_not_drawn_but_replays_are(step, incident):
@@ -123,7 +126,7 @@ def test_live_traffic_beyond_the_incidents_quota_is_not_drawn_but_replays_are(st
     assert render(objects, incidents, pictures=2) == []
     assert names(objects) == set()
     assert len(render(step(), incidents, pictures=3)) == 1  # of the two in the step
-    assert len(render(step("glassbox-replay=c"), incidents, pictures=2)) == 2
+    assert len(render(step("c", incident.id), incidents, pictures=2)) == 2
 
 
 def test_a_picture_after_the_incident_is_live_traffic_again(step, incident):

@@ -281,7 +281,7 @@ class TestBrokenEvents:
 class TestMeta:
     def trace(self, **meta):
         described = {
-            "version": 2,
+            "version": 3,
             "form": "reduced",
             "model": "M",
             "modules": [],
@@ -298,9 +298,9 @@ class TestMeta:
     def test_fields_of_later_hooks_are_ignored(self):
         assert self.trace(gpu=True).meta == self.trace().meta
 
-    @pytest.mark.parametrize("version", [0, 1, 3, "2", None, 1.5, [2]])
+    @pytest.mark.parametrize("version", [0, 1, 2, "3", None, 1.5, [2]])
     def test_another_version_is_refused(self, version):
-        with pytest.raises(BadInputError, match=r"written by version .* of the hook, version 2 is read"):
+        with pytest.raises(BadInputError, match=r"written by version .* of the hook, version 3 is read"):
             self.trace(version=version)
 
     @pytest.mark.parametrize(

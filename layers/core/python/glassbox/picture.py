@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from glassbox.fullgrad import Explanation
+from glassbox.tensor_names import REPLAY_EVENT_ID
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -248,7 +249,7 @@ def _chunks(explanation: Explanation) -> PngImagePlugin.PngInfo:
         "completeness residual": e.residual,
         "sum of absolute terms": e.sum_abs,
         "faithful": "yes" if e.faithful else "no",
-        "request": e.request.get("inference_id") or e.request.get("sha256") or "",
+        "request": e.request.get(REPLAY_EVENT_ID) or e.request.get("sha256") or "",
     }.items():
         chunks.add_text(name, _printable(str(value)))
     return chunks

@@ -1,7 +1,5 @@
 """The flagged inputs, found in the window's capture files and sent to the hooked model again."""
 
-import base64
-import binascii
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -9,18 +7,25 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from glassbox.capture import lines, moment, read_key, read_line
+from glassbox.capture import input_body, lines, moment, read_key, read_line
 from glassbox.errors import BadInputError
 from glassbox.incident import Incident, Replays
+from glassbox.replay_marker import (
+    ATTRIBUTES_CHARACTERS,
+    TRACE,
+    PublicKey,
+    ReplayMarker,
+    marker_event_id,
+    own_attributes,
+    write_marker,
+)
 from glassbox.response import Label, ResponseForm, UnreadableError
 from glassbox.tally import UNKNOWN, is_known
-from glassbox.tensor_names import INCIDENT_ATTRIBUTE, REPLAY_ATTRIBUTE
 from glassbox.verdict import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.violation import Violation
 
 # of a window's capture files, spread over it, so that a busy hour is explained as quickly as a quiet one
 BYTES_READ = 128 << 20
-ATTRIBUTES = 1024  # characters that InvokeEndpoint takes
 
 
 class Captured(NamedTuple):
@@ -35,13 +40,17 @@ class Captured(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A captured request as the endpoint takes it; ``variant`` is the one that answered it."""
+    """A captured request as the endpoint takes it; ``variant`` is the one that answered it.
+
+    ``complete``: the caller's own attributes are all in ``custom_attributes``, beside the marker.
+    """
 
     event_id: str
     variant: str
     body: bytes
     content_type: str
     custom_attributes: str
+    complete: bool = True
 
 
 class Captures(Protocol):
@@ -58,6 +67,13 @@ class Runtime(Protocol):
     def invoke(self, endpoint: str, request: Request) -> None: ...
 
 
+class SigningKey(Protocol):
+    """See :class:`glassbox.aws.replay_key.ReplayKey`."""
+
+    def sign(self, message: bytes) -> bytes: ...
+    def public(self) -> PublicKey: ...
+
+
 def replay(
     incident: Incident,
     *,
@@ -71,10 +87,12 @@ def replay(
     classes: int | None = None,
     captures: Captures,
     runtime: Runtime,
+    key: SigningKey,
 ) -> Replays:
     """Send up to ``flagged`` inputs behind the violation again, spread over the window, and ``compared`` others.
 
-    Sending one twice is harmless: the picture of a request is named by its event id.
+    Sending one twice is harmless: the picture of a request is named by its event id. Each carries a signed marker; the
+    caller's own attributes go with it where they fit.
 
     Args:
         low_confidence, classes: as the judge has them.
@@ -83,20 +101,22 @@ def replay(
 
     Returns:
         The event ids that were sent. The note says what is missing and why: no capture files, no captured inputs,
-        or requests that the hooked model refused.
+        requests that the hooked model refused, or attributes that did not fit.
 
     Raises:
-        RetryableError: the endpoint or S3 does not answer.
+        RetryableError: the endpoint, S3 or KMS does not answer.
     """
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    records = sorted(_records(keys, incident.cause, bucket, form, captures), key=lambda record: record[:3])
+    records = sorted(
+        _records(keys, incident.cause, bucket, form, captures, key), key=lambda record: record[:3]
+    )
     if not records:
         note = "no capture file of the window is left, so live traffic is explained instead"
         return Replays(frozenset(), note=note)
     behind = _behind(records, incident.cause, low_confidence, classes)
     chosen = _spread([record for record in records if record in behind], flagged)
     others = _spread([record for record in records if record not in behind], compared)
-    requests = list(_requests([*chosen, *others], incident.id, bucket, captures))
+    requests = list(_requests([*chosen, *others], incident.id, bucket, captures, key))
     if not requests:
         note = "the capture holds no inputs, so live traffic is explained instead"
         return Replays(frozenset(), note=note)
@@ -107,8 +127,14 @@ def replay(
             sent.add(request.event_id)
         except BadInputError as error:
             refused.append(str(error))
-    note = f"{len(refused)} were refused, the first: {refused[0]}" if refused else ""
-    return Replays(frozenset(sent), frozenset(sent & {record.event_id for record in chosen}), note)
+    notes = [f"{len(refused)} were refused, the first: {refused[0]}"] if refused else []
+    if cut := sum(not request.complete for request in requests):
+        notes.append(
+            f"{cut} were sent without the caller's custom attributes, which did not fit beside the marker"
+        )
+    return Replays(
+        frozenset(sent), frozenset(sent & {record.event_id for record in chosen}), "; ".join(notes)
+    )
 
 
 def variants_of(
@@ -190,14 +216,19 @@ _NAMED, _WHOLE = msgspec.json.Decoder(_Named), msgspec.json.Decoder(_Whole)
 
 
 def _records(
-    keys: Iterable[str], violation: Violation, bucket: str, form: ResponseForm, captures: Captures
+    keys: Iterable[str],
+    violation: Violation,
+    bucket: str,
+    form: ResponseForm,
+    captures: Captures,
+    replay_key: SigningKey,
 ) -> Iterator[Captured]:
     for key in keys:
         for number, line in enumerate(_lines(bucket, key, captures)):
             time, prediction = None, None
             try:
-                event_id = _NAMED.decode(line).event_metadata.event_id
-                record = read_line(line, form)
+                event_id = marker_event_id(_NAMED.decode(line).event_metadata.event_id)
+                record = read_line(line, form, replay_key.public)
                 if record.predictions:  # neither a replay nor an empty batch
                     time, prediction = record.time, record.predictions[0]
             except UnreadableError as error:
@@ -211,13 +242,13 @@ def _records(
 
 
 def _requests(
-    chosen: Sequence[Captured], incident: str, bucket: str, captures: Captures
+    chosen: Sequence[Captured], incident: str, bucket: str, captures: Captures, signing_key: SigningKey
 ) -> Iterator[Request]:
     for key in sorted({record.key for record in chosen}):
         wanted = {record.line for record in chosen if record.key == key}
         for number, line in enumerate(_lines(bucket, key, captures)):
             if number in wanted:
-                request = _request(_WHOLE.decode(line), read_key(key).variant, incident)
+                request = _request(_WHOLE.decode(line), read_key(key).variant, incident, signing_key)
                 if request:
                     yield request
 
@@ -229,23 +260,24 @@ def _lines(bucket: str, key: str, captures: Captures) -> Iterator[bytes]:
         return  # deleted meanwhile: what is left is explained
 
 
-def _request(captured: _Whole, variant: str, incident: str) -> Request | None:
+def _request(captured: _Whole, variant: str, incident: str, key: SigningKey) -> Request | None:
     side, metadata = captured.capture_data.endpoint_input, captured.event_metadata
     if side is None or not side.data:
         return None
     try:
-        body = base64.b64decode(side.data, validate=True) if side.encoding == "BASE64" else side.data.encode()
-    except (binascii.Error, ValueError):
+        body = input_body(side.data, side.encoding)
+    except ValueError:
         return None
-    own = metadata.custom_attributes or []
-    replayed = f"{REPLAY_ATTRIBUTE}={metadata.event_id},{INCIDENT_ATTRIBUTE}={incident}"
-    attributes = ",".join([*([own] if isinstance(own, str) else own), replayed])
-    if len(attributes) > ATTRIBUTES:
-        attributes = replayed
+    event_id = marker_event_id(metadata.event_id)
+    marker = write_marker(ReplayMarker(TRACE, incident, event_id), body, key.sign)
+    attributes = ",".join([*own_attributes(metadata.custom_attributes), marker])
+    # without them rather than not at all: a client must not hide from an explanation by long attributes
+    complete = len(attributes) <= ATTRIBUTES_CHARACTERS and attributes.isascii() and attributes.isprintable()
     return Request(
-        metadata.event_id,
+        event_id,
         variant,
         body,
         side.observed_content_type or "application/octet-stream",
-        attributes,
+        attributes if complete else marker,
+        complete,
     )

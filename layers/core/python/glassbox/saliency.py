@@ -2,16 +2,17 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from glassbox import fullgrad, picture, trace
 from glassbox.errors import BadInputError
 from glassbox.incident import Incidents
-from glassbox.tensor_names import INCIDENT_ATTRIBUTE, REPLAY_ATTRIBUTE, attribute
+from glassbox.tensor_names import REPLAY_EVENT_ID, REPLAY_INCIDENT
 
 _RUN = r"[A-Za-z0-9._=-]{1,128}"
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,63}")
+_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 class Objects(Protocol):
@@ -34,9 +35,9 @@ def render_step(
 ) -> list[Picture]:
     """Render every sample of the step that ``index_key`` announces.
 
-    Rendering a step again writes the same objects again. A picture is named by the id of the captured request
-    it replays or, for live traffic, by run and step; it lies under the incident that sent the request again, the open
-    one, or ``live``.
+    Rendering a step again writes the same objects again. A picture of a replay is named by the event id and lies under
+    the incident of the marker that the hook has verified; nothing else of the request decides about either. A picture
+    of live traffic is named by run and step, and lies under the open incident or ``live``.
 
     Args:
         pictures: an incident that has so many gets no further ones of live traffic; replays are always drawn.
@@ -50,8 +51,7 @@ def render_step(
         raise BadInputError(f"{index_key}: not the index of a step of endpoint {endpoint}")
     index = trace.read_index(index_key, objects.get(bucket, index_key))
     step = trace.read_trace(index, objects.get(bucket, index.events_key))
-    attributes = step.meta.request.get("custom_attributes")
-    replayed, sender = _id(attributes, REPLAY_ATTRIBUTE), _id(attributes, INCIDENT_ATTRIBUTE)
+    replayed, sender = _replay(step.meta.request)
     incident = incidents.current(endpoint)
     if incident and (incident.id != sender if sender else not incident.is_open):
         incident = None
@@ -74,7 +74,10 @@ def render_step(
     return drawn
 
 
-def _id(custom_attributes: str | None, name: str) -> str | None:
-    """The value of a custom attribute, if it is one that may stand in a key."""
-    value = attribute(name, custom_attributes)
-    return value if value and _ID.fullmatch(value) else None
+def _replay(request: Mapping[str, str | None]) -> tuple[str | None, str | None]:
+    """Event id and incident of a verified replay marker; both are None for live traffic."""
+    event_id, incident = request.get(REPLAY_EVENT_ID), request.get(REPLAY_INCIDENT)
+    # both stand in a key
+    if event_id and incident and _ID.fullmatch(event_id) and _ID.fullmatch(incident):
+        return event_id, incident
+    return None, None

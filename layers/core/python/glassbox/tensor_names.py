@@ -32,28 +32,28 @@ has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of
 
 ``glassbox/meta``::
 
-    {"version": 2, "form": "reduced" | "full", "model": "ResNet",
+    {"version": 3, "form": "reduced" | "full", "model": "ResNet",
      "modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": 1e-05,          in the order of the forward pass
                   "map": true}, …],                            its output has pixels: it enters the map
      "inexact": ["act: SiLU is not piecewise linear", …],      parts for which FullGrad is not exact; [] is exact
      "labels": ["Stop", …] | null,                             the name of each sample's target class
      "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the raw body,
                  "time": "2026-11-23T10:00:01.123Z",
+                 "replay_incident": …, "replay_event_id": …,       of a verified replay marker only
                  "samples": "20"}}                 pictures of the request: the first N are traced, as many as may be
 
 A module called more than once in a forward pass is ``name#0``, ``name#1``, …; its parameters keep the plain name.
 """
 
-VERSION = 2
+VERSION = 3
 
 # What a step may hold to be rendered: pixels of all its pictures, and bytes of its tensors. An object of 64 MiB is
 # read: the rest is for what lies around the tensors.
 STEP_PIXELS = 1 << 22
 STEP_BYTES = 60 << 20
 
-# `glassbox-replay=<id>` among a request's custom attributes: always traced, named by its id, never counted as traffic
-REPLAY_ATTRIBUTE = "glassbox-replay"
-INCIDENT_ATTRIBUTE = "glassbox-incident"  # beside it: the incident that sends the request again
+# of `request`, where its replay marker verified: the incident that sent it, the event id that names its pictures
+REPLAY_INCIDENT, REPLAY_EVENT_ID = "replay_incident", "replay_event_id"
 
 REDUCED, FULL = "reduced", "full"
 
@@ -66,20 +66,6 @@ STATS = ("channels", "min_abs", "max_abs", "sum", "sum_abs")
 INPUT = "input"
 
 IMAGE_GRADIENT = "gradient/image"
-
-
-def attribute(name: str, custom_attributes: str | list[str] | None) -> str | None:
-    """The value of a custom attribute ``name=<value>``, which may be empty; None where a request has none.
-
-    Args:
-        custom_attributes: of a request, comma-separated, or several such texts, as a capture may hold them.
-    """
-    given = [custom_attributes] if isinstance(custom_attributes, str) else custom_attributes or []
-    for one in ",".join(given).split(","):
-        key, equals, value = one.partition("=")
-        if equals and key.strip() == name:
-            return value.strip()
-    return None
 
 
 def abs_map(module: str) -> str:

@@ -28,7 +28,10 @@ from deploy.quotas import swap_lines
 from deploy.twin import IMAGE, MODEL_DATA, check_twin, delete_twins, make_twin, twin_name, with_kept
 from deploy.watched import Watched, events_are_on, is_key_arn, is_refused, read_endpoint, turn_events_on
 from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.aws.replay_key import ReplayKey
+from glassbox.errors import GlassboxError
 from glassbox.incident import State
+from glassbox.replay_marker import PublicKey
 from glassbox.violation import COMMAND_DETAIL_TYPE
 
 WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
@@ -364,14 +367,14 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     if watched:
         turn_events_on(watched.bucket, session.client("s3"))
         if found.twin and there:  # before the update: the stack never names a config that does not exist
-            make_twin(watched, options.stack, stack.outputs_of(there)["Bucket"], session, found.instead)
+            _make_twin(watched, options.stack, stack.outputs_of(there), session, found.instead)
     elif "ModelDataUrl" in parameters:
         parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
     stack.sam_deploy(options.stack, parameters, session.region_name)
     _, outputs = stack.existing(options.stack, cloudformation)
     if watched:
         if found.twin and not there:
-            _make_first_twin(watched, options.stack, outputs["Bucket"], session, found.instead)
+            _make_first_twin(watched, options.stack, outputs, session, found.instead)
         _delete_others(parameters.get("HookedConfigName", ""), options.stack, session)
     print("\nDone.")
     if options.email:
@@ -394,12 +397,29 @@ def _check_alarm(name: str, session: boto3.Session) -> str:
         return f"Alarms: whether they notify was not tested: {error}"
 
 
+def _make_twin(
+    watched: Watched, name: str, outputs: dict[str, str], session: boto3.Session, instead: dict[str, str]
+) -> str:
+    """Create the twin with the stack's bucket and public replay key: its network may have no way to KMS."""
+    key = _public_key(outputs, session).text
+    return make_twin(watched, name, outputs["Bucket"], key, session, instead)
+
+
+def _public_key(outputs: dict[str, str], session: boto3.Session) -> PublicKey:
+    try:
+        return ReplayKey(session.client("kms"), outputs["ReplayKeyArn"]).public()
+    except GlassboxError as error:
+        raise DeployError(
+            f"{error}\nThe public replay key is needed: kms:GetPublicKey must be allowed."
+        ) from error
+
+
 def _make_first_twin(
-    watched: Watched, name: str, bucket: str, session: boto3.Session, instead: dict[str, str]
+    watched: Watched, name: str, outputs: dict[str, str], session: boto3.Session, instead: dict[str, str]
 ) -> None:
     """Create a new stack's twin; where that fails, raise DeployError and say that the stack has none."""
     try:
-        make_twin(watched, name, bucket, session, instead)
+        _make_twin(watched, name, outputs, session, instead)
     except (DeployError, ClientError, BotoCoreError) as error:
         raise DeployError(
             f"{error}\nStack {name} exists, but cannot swap until make twin succeeds (IMAGE and MODEL_DATA as here)"
@@ -431,7 +451,7 @@ def twin(options: argparse.Namespace, session: boto3.Session) -> None:
     _check_no_incident(options.stack, outputs, session)
     watched = read_endpoint(parameters["EndpointName"], session)
     instead = with_kept(_given(options), parameters["HookedConfigName"], watched, session)
-    hooked = make_twin(watched, options.stack, outputs["Bucket"], session, instead)
+    hooked = _make_twin(watched, options.stack, outputs, session, instead)
     turn_events_on(watched.bucket, session.client("s3"))
     stack.change_parameters(options.stack, _watching(watched, parameters, twin=True), cloudformation)
     print(f"{watched.name} runs {watched.config_name}; its hooked twin is {hooked}.")
@@ -480,6 +500,7 @@ def remove(options: argparse.Namespace, session: boto3.Session) -> None:
     kept = "its endpoint, WHICH IT SERVES," if own else f"the hooked twin of {outputs['EndpointName']}"
     print(f"Stack {options.stack} and {kept} would be deleted. Bucket and tables stay.", flush=True)
     _ask(options)
+    _save_replay_key(outputs, session)
     if not own:
         with stack.deaf(options.stack, session):
             _restore(outputs, session)
@@ -492,6 +513,20 @@ def remove(options: argparse.Namespace, session: boto3.Session) -> None:
         print(f"Bucket {parameters['CaptureBucket']} still tells EventBridge of its objects.")
     print("What was recorded is still there:")
     print(f"  s3://{outputs['Bucket']}, tables {outputs['CountsTable']} and {outputs['IncidentsTable']}")
+
+
+def _save_replay_key(outputs: dict[str, str], session: boto3.Session) -> None:
+    """Keep the public replay key: without it, no later baseline can tell replays from traffic."""
+    s3, key = session.client("s3"), f"monitoring/{outputs['EndpointName']}/replay-key/public.pem"
+    place = {"Bucket": outputs["Bucket"], "Key": key}
+    try:
+        pem = _public_key(outputs, session).pem.encode()
+        s3.put_object(**place, Body=pem, ContentType="application/x-pem-file")
+    except DeployError:
+        # a removal that was interrupted has saved it, and may have deleted the key
+        if not s3.list_objects_v2(Bucket=outputs["Bucket"], Prefix=key).get("KeyCount"):
+            raise
+    print(f"The public replay key is saved: s3://{outputs['Bucket']}/{key} (make baseline REPLAY_KEY=…)")
 
 
 def _restore(outputs: dict[str, str], session: boto3.Session) -> None:

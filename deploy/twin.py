@@ -11,7 +11,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from deploy import DeployError
-from deploy.watched import HOOK, Watched, container_of
+from deploy.watched import HOOK, REPLAY_KEY, Watched, container_of
 
 SUFFIX = "-hooked"
 NAME = 63  # characters
@@ -73,12 +73,18 @@ def check_twin(watched: Watched, stack: str, instead: Mapping[str, str], session
 
 
 def make_twin(
-    watched: Watched, stack: str, bucket: str, session: boto3.Session, instead: Mapping[str, str]
+    watched: Watched,
+    stack: str,
+    bucket: str,
+    replay_key: str,
+    session: boto3.Session,
+    instead: Mapping[str, str],
 ) -> str:
     """Create the hooked models and their endpoint config, or nothing; the endpoint is left alone.
 
     Args:
         bucket: the stack's, for the tensors.
+        replay_key: the public key that the twin verifies replays with, as `PublicKey.text`.
         instead: IMAGE and MODEL_DATA of the twin, where they differ from the endpoint's own.
 
     Returns:
@@ -88,10 +94,13 @@ def make_twin(
         DeployError: see `check_twin`; or SageMaker refused one of the creations, and the others were undone.
     """
     check_twin(watched, stack, instead, session)
-    tensors = f"s3://{bucket}/tensors/{watched.name}"
+    environment = {
+        HOOK: f"s3://{bucket}/tensors/{watched.name}",
+        REPLAY_KEY: replay_key,
+    }
     with contextlib.ExitStack() as undo:
         for name, model in watched.models.items():
-            container, given = _hooked(container_of(model) or {}, tensors, instead)
+            container, given = _hooked(container_of(model) or {}, environment, instead)
             member = "PrimaryContainer" if "PrimaryContainer" in model else "Containers"
             wanted = {**model, member: container if member == "PrimaryContainer" else [container]}
             tags = {TAG: stack} | ({GIVEN: " ".join(given)} if given else {})
@@ -108,11 +117,11 @@ def make_twin(
 
 
 def _hooked(
-    container: Mapping[str, Any], tensors: str, instead: Mapping[str, str]
+    container: Mapping[str, Any], environment: Mapping[str, str], instead: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the twin's container, and which of its members `instead` replaced."""
     given = {member: value for member, value in instead.items() if value != container.get(member)}
-    twin = {**container, **given, "Environment": container.get("Environment", {}) | {HOOK: tensors}}
+    twin = {**container, **given, "Environment": {**container.get("Environment", {}), **environment}}
     if {IMAGE, MODEL_DATA} <= instead.keys():
         # a container is made of a package or of an image, and SageMaker refuses both together
         for member in ("ModelPackageName", "InferenceSpecificationName"):

@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from deploy import DeployError
 
 HOOK = "tensors_output"  # the environment variable that turns the hook on
+REPLAY_KEY = "REPLAY_KEY"  # the one that holds the public key of the replays
 _PREFIX = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 _S3_URI = re.compile(r"s3://([^/]+)/?(.*)")
 _REFUSED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")

@@ -19,6 +19,8 @@ from PIL import Image
 from deploy.images import tag
 from deploy.stack import change_parameters
 from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.aws.replay_key import ReplayKey
+from glassbox.replay_marker import PublicKey
 from local import signs
 from local.deploy import deploy as redeploy
 from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
@@ -274,7 +276,8 @@ def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, cu
     assert hooked["ProductionVariants"] == [{**variant, "ModelName": "signs-v1-hooked"}]
     model, twin = (customer.describe_model(ModelName=name) for name in ("signs-v1", "signs-v1-hooked"))
     tensors = f"s3://{outputs['Bucket']}/tensors/{ENDPOINT}"
-    environment = {"TEAM": "acme", "tensors_output": tensors}
+    key = ReplayKey(aws.client("kms"), outputs["ReplayKeyArn"]).public()
+    environment = {"TEAM": "acme", "tensors_output": tensors, "REPLAY_KEY": key.text}
     assert twin["PrimaryContainer"] == {**model["PrimaryContainer"], "Environment": environment}
     notifications = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
     assert "EventBridgeConfiguration" in notifications
@@ -473,7 +476,8 @@ def test_a_remove_that_is_interrupted_leaves_a_stack_that_still_acts(aws, tool, 
 
 
 def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, tool, customer):
-    bucket, under_way = stack(aws)[1]["Bucket"], incident(aws).id
+    outputs, under_way = stack(aws)[1], incident(aws).id
+    bucket, key = outputs["Bucket"], ReplayKey(aws.client("kms"), outputs["ReplayKeyArn"]).public()
     pause(aws, "RestoreEndpointFunctionQueue", on=True)
     tool("remove", "--yes")
     assert live(aws) == ("InService", "Shop-v2")
@@ -481,6 +485,8 @@ def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, to
     assert names(aws, "model") == {"signs-v1", "signs-v2"}
     with pytest.raises(Exception, match="does not exist"):
         stack(aws)
+    saved = aws.client("s3").get_object(Bucket=bucket, Key=f"monitoring/{ENDPOINT}/replay-key/public.pem")
+    assert PublicKey.from_pem(saved["Body"].read()) == key
     page = f"incidents/{ENDPOINT}/{under_way}/index.html"
     assert b"abort" in aws.client("s3").get_object(Bucket=bucket, Key=page)["Body"].read()
     assert "There is no stack glassbox" in tool("remove", "--yes", fails=True)

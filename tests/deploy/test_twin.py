@@ -197,11 +197,15 @@ def test_a_twin_keeps_every_member_of_a_model_but_the_environment(sagemaker, ses
         watch(model=model | ({"PrimaryContainer": None} if member == "Containers" else {})),
         "s",
         "b",
+        "key",
         session,
         {},
     )
     twin, _ = twin_of(sagemaker)
-    hooked = container | {"Environment": container["Environment"] | {"tensors_output": "s3://b/tensors/Shop"}}
+    hooked = container | {
+        "Environment": container["Environment"]
+        | {"tensors_output": "s3://b/tensors/Shop", "REPLAY_KEY": "key"}
+    }
     expected = model | {
         "ModelName": "signs-hooked",
         member: hooked if member == "PrimaryContainer" else [hooked],
@@ -216,7 +220,7 @@ def test_a_twin_keeps_every_member_of_an_endpoint_config_but_the_models(sagemake
     config |= {"EndpointConfigName": "Shop-v1", "EnableNetworkIsolation": False}
     config["ProductionVariants"][0]["ModelName"] = "Signs"
     config["DataCaptureConfig"] |= CAPTURE
-    make_twin(watch(config=config), "s", "b", session, {})
+    make_twin(watch(config=config), "s", "b", "key", session, {})
     _, twin = twin_of(sagemaker)
     variant = config["ProductionVariants"][0] | {"ModelName": "signs-hooked"}
     expected = config | {"EndpointConfigName": "shop-v1-hooked", "ProductionVariants": [variant]}
@@ -236,7 +240,9 @@ def test_a_description_has_every_member_that_a_creation_takes():
 
 
 def test_a_twin_has_the_tags_of_its_plain_one_without_those_of_aws(sagemaker, session, watch):
-    make_twin(watch(tags={"cost": "shop", "aws:cloudformation:stack-name": "acme"}), "s", "b", session, {})
+    make_twin(
+        watch(tags={"cost": "shop", "aws:cloudformation:stack-name": "acme"}), "s", "b", "key", session, {}
+    )
     for described, kind in zip(twin_of(sagemaker), ("Model", "EndpointConfig"), strict=True):
         assert sagemaker.tags[described[f"{kind}Arn"]] == {"cost": "shop", "glassbox": "s"}
 
@@ -244,7 +250,7 @@ def test_a_twin_has_the_tags_of_its_plain_one_without_those_of_aws(sagemaker, se
 def test_shadow_variants_stay_on_their_own_models(sagemaker, session, watch):
     shadow = VARIANT | {"VariantName": "Next", "ModelName": "Next-model"}
     watched = watch(config={"ShadowProductionVariants": [shadow]})
-    make_twin(watched, "s", "b", session, {})
+    make_twin(watched, "s", "b", "key", session, {})
     assert twin_of(sagemaker)[1]["ShadowProductionVariants"] == [shadow]
     assert watched.parameters["ShadowVariants"] == "Next"
     assert watched.instances == {"ml.m5.xlarge": 4}
@@ -255,26 +261,26 @@ def test_model_data_that_is_described_twice_is_said_once(sagemaker, session, wat
         "S3DataSource": {"S3Uri": "s3://m/one.tar.gz", "S3DataType": "S3Object", "CompressionType": "Gzip"}
     }
     watched = watch(model={"PrimaryContainer": CONTAINER | {"ModelDataSource": source}})
-    make_twin(watched, "s", "b", session, {})
+    make_twin(watched, "s", "b", "key", session, {})
     container = twin_of(sagemaker)[0]["PrimaryContainer"]
     assert (container["ModelDataSource"], container.get("ModelDataUrl")) == (source, None)
-    make_twin(watched, "s", "b", session, BOTH)
+    make_twin(watched, "s", "b", "key", session, BOTH)
     container = twin_of(sagemaker)[0]["PrimaryContainer"]
     assert (container.get("ModelDataSource"), container["ModelDataUrl"]) == (None, BOTH["ModelDataUrl"])
 
 
 def test_a_twin_that_is_the_same_is_left_alone_and_another_is_made_again(sagemaker, session, watch):
     watched = watch()
-    make_twin(watched, "s", "b", session, {})
+    make_twin(watched, "s", "b", "key", session, {})
     for described in twin_of(sagemaker):
         described |= {
             "CreationTime": 7,
             "EnableNetworkIsolation": False,
         }  # as AWS describes what was not given
     twin_of(sagemaker)[0]["PrimaryContainer"]["Mode"] = "SingleModel"
-    make_twin(watched, "s", "b", session, {})
+    make_twin(watched, "s", "b", "key", session, {})
     assert [described["CreationTime"] for described in twin_of(sagemaker)] == [7, 7]
-    make_twin(watched, "s", "b", session, {"Image": BOTH["Image"]})
+    make_twin(watched, "s", "b", "key", session, {"Image": BOTH["Image"]})
     assert [described["CreationTime"] for described in twin_of(sagemaker)] == [0, 7]
 
 
@@ -283,15 +289,15 @@ def test_a_creation_that_fails_midway_leaves_nothing_and_puts_back_what_was_ther
     before = names(sagemaker)
     sagemaker.refuse["shop-v1-hooked"] = "no such instance type"
     with pytest.raises(DeployError, match="shop-v1-hooked could not be created: no such instance type"):
-        make_twin(watched, "s", "b", session, {})
+        make_twin(watched, "s", "b", "key", session, {})
     assert names(sagemaker) == before
     sagemaker.refuse.clear()
-    make_twin(watched, "s", "b", session, {})
+    make_twin(watched, "s", "b", "key", session, {})
     made = {name: dict(model) for name, model in sagemaker.kept["model"].items()}
     sagemaker.kept["endpoint_config"].pop("shop-v1-hooked")
     sagemaker.refuse["shop-v1-hooked"] = "no such instance type"
     with pytest.raises(DeployError):
-        make_twin(watched, "s", "b", session, {"Image": BOTH["Image"]})
+        make_twin(watched, "s", "b", "key", session, {"Image": BOTH["Image"]})
     assert sagemaker.kept["model"] == made
     assert delete_twins("s", session) == ["signs-hooked"]  # the tag was put back too
 
@@ -306,10 +312,10 @@ def test_a_model_package_needs_image_and_model_data_and_is_dropped_for_them(sage
     )
     for some in ({}, {"Image": BOTH["Image"]}, {"ModelDataUrl": BOTH["ModelDataUrl"]}):
         with pytest.raises(DeployError, match=f"made of model package {package}.*IMAGE=… and MODEL_DATA="):
-            make_twin(watched, "s", "b", session, some)
-    make_twin(watched, "s", "b", session, BOTH)
+            make_twin(watched, "s", "b", "key", session, some)
+    make_twin(watched, "s", "b", "key", session, BOTH)
     container = twin_of(sagemaker)[0]["PrimaryContainer"]
-    assert container == BOTH | {"Environment": {"tensors_output": "s3://b/tensors/Shop"}}
+    assert container == BOTH | {"Environment": {"tensors_output": "s3://b/tensors/Shop", "REPLAY_KEY": "key"}}
 
 
 @pytest.mark.parametrize(

@@ -444,5 +444,6 @@ def test_the_plan_has_a_word_for_everything_that_the_template_makes(template):
     assert (every["endpoint"], every["SageMaker model"], every["subscription"]) == (1, 2, 1)
     watching = contents(template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k"})
     assert watching["Lambda function"] == 5
-    assert not {"endpoint", "SageMaker model", "schedule", "KMS key", "subscription"} & set(watching)
+    assert not {"endpoint", "SageMaker model", "schedule", "subscription"} & set(watching)
+    assert (every["KMS key"], watching["KMS key"]) == (2, 1)  # the topic's own, and the replay key
     assert {r["Type"] for r in template["Resources"].values()} == set(WORDS)

@@ -458,7 +458,7 @@ class TestTracer:
         meta = json.loads(tensors[names.META].tobytes())
         assert meta["labels"] == [labels[i] for i in logits.argmax(1)]
         assert meta["request"] == REQUEST | {"time": "2026-11-23T10:00:01.123Z", "samples": "3"}
-        assert (meta["version"], meta["form"], meta["model"]) == (2, "reduced", "ResNet18")
+        assert (meta["version"], meta["form"], meta["model"]) == (3, "reduced", "ResNet18")
         assert meta["inexact"] == []
         assert meta["modules"][0] == {"name": "bn1", "type": "BatchNorm2d", "eps": 1e-5, "map": True}
         assert meta["modules"][-1] == {"name": "fc", "type": "Linear", "eps": None, "map": False}
@@ -639,7 +639,7 @@ class TestTracer:
         tracer = trace_to(Bucket(), per_minute=2, clock=lambda: now)
         replay = f"user=7, {replays.marker(incident=OPEN)}"
         assert all(tracer.wants(replays.BODY, replay) for _ in range(5))
-        others = [None, "", "user=7", "glassboxes=1", f"x={replay}", "glassbox"]
+        others = [None, "", "user=7", "glassboxes=1", f"x={replays.marker(incident=OPEN)}", "glassbox"]
         assert [bool(tracer.wants(replays.BODY, other)) for other in others] == [True, True, *[False] * 4]
         assert tracer.wants(replays.BODY, replay)
         now = 60.0

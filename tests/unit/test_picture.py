@@ -185,7 +185,7 @@ class TestWhatItSays:
         assert float(text["completeness residual"]) == pytest.approx(1e-6)
         assert float(text["sum of absolute terms"]) == 100.0
         assert text["faithful"] == "yes"
-        assert text["request"] == "id-1"
+        assert text["request"] == "ab" * 32  # not the InferenceId, which a client chooses
 
     def test_why_unfaithful(self):
         parts = (
@@ -200,9 +200,9 @@ class TestWhatItSays:
         )
         assert text["faithful"] == "no"
 
-    def test_live_traffic_is_known_by_its_hash(self):
-        changed = explanation(request={"inference_id": None, "sha256": "cd" * 32})
-        assert opened(changed).text["request"] == "cd" * 32
+    def test_a_replay_is_known_by_its_event_id(self):
+        changed = explanation(request={"replay_event_id": "event-1", "sha256": "cd" * 32})
+        assert opened(changed).text["request"] == "event-1"
 
     @pytest.mark.parametrize(
         ("probability", "said"),

@@ -265,7 +265,7 @@ def _replay_key(settings: Settings) -> PublicKey | None:
     if settings.replay_key_arn:
         import boto3
 
-        kms = boto3.client("kms", region_name=os.environ.get("AWS_REGION"))
+        kms = boto3.client("kms", region_name=settings.replay_key_arn.split(":")[3])
         return PublicKey.from_der(kms.get_public_key(KeyId=settings.replay_key_arn)["PublicKey"])
     logger.warning("REPLAY_KEY and REPLAY_KEY_ARN are not set: replays are answered like live traffic.")
     return None

@@ -114,7 +114,9 @@ def read_replay_key(settings: Settings, opt_ml: Path) -> PublicKey | None:
 
         from glassbox.aws.replay_key import ReplayKey
 
-        return ReplayKey(boto3.client("kms"), settings.replay_key_arn).public()
+        # botocore does not read AWS_REGION, the variable that SageMaker sets
+        kms = boto3.client("kms", region_name=settings.replay_key_arn.split(":")[3])
+        return ReplayKey(kms, settings.replay_key_arn).public()
     return None
 
 

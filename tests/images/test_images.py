@@ -8,12 +8,14 @@ import os
 import subprocess
 import tarfile
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 import captures
 import package
+import replays
 from local import signs
 from local.emulator import ACCOUNT, EmbeddedAws, docker_bridge
 from local.stack import WEIGHTS
@@ -157,6 +159,7 @@ def test_the_hooked_model_writes_its_traces_also_when_it_is_stopped_at_once(mode
         s3.create_bucket(Bucket="traces", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
         environment = {
             "tensors_output": "s3://traces/tensors/traffic-signs",
+            "REPLAY_KEY": replays.KEY.text,
             "AWS_ENDPOINT_URL": f"http://{docker_bridge()}:{aws.port}",
             "AWS_REGION": "eu-west-1",
             "AWS_ACCESS_KEY_ID": ACCOUNT,
@@ -165,7 +168,10 @@ def test_the_hooked_model_writes_its_traces_also_when_it_is_stopped_at_once(mode
         given = [part for item in environment.items() for part in ("--env", "=".join(item))]
         with serving(model, *given) as server:
             for number in range(3):
-                replay = {"X-Amzn-SageMaker-Custom-Attributes": f"glassbox-replay=sign-{number}"}
+                marker = replays.marker(
+                    npy(sign), f"{datetime.now(UTC):%Y%m%dt%H%M%S}-operator", f"sign-{number}"
+                )
+                replay = {"X-Amzn-SageMaker-Custom-Attributes": marker}
                 assert server.predict(sign, **replay)[0] == 200
             docker("stop", "--time", "30", server.name)
         keys = [item["Key"] for item in s3.list_objects_v2(Bucket="traces").get("Contents", ())]

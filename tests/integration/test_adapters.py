@@ -300,11 +300,11 @@ def test_a_request_is_sent_again_to_the_variant_that_answered_it():
             "Body": b"image",
             "ContentType": "image/png",
             "InferenceId": "event-1",
-            "CustomAttributes": "glassbox-replay=event-1",
+            "CustomAttributes": "glassbox=1.trace",
             "TargetVariant": "Blue",
         }
         stub.add_response("invoke_endpoint", {"Body": b"{}"}, wanted)
-        request = Request("event-1", "Blue", b"image", "image/png", "glassbox-replay=event-1")
+        request = Request("event-1", "Blue", b"image", "image/png", "glassbox=1.trace")
         Runtime(client).invoke("traffic-signs", request)
         stub.assert_no_pending_responses()
 

@@ -8,13 +8,16 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+import boto3
 import pytest
+from moto import mock_aws
 
 import evaluation
 import replays
 from captures import ARTICLE, FakeCaptures, FakeCounts, FakeEvents, created, file, line
+from glassbox.aws.replay_key import ReplayKey
 from glassbox.count import CountingSettings, count_file, judge_file
-from glassbox.errors import BadInputError
+from glassbox.errors import BadInputError, RetryableError
 from glassbox.report import constraints, fetch_baseline, file_metrics, read_baseline, statistics
 from glassbox.response import ResponseForm
 from glassbox.tally import Confidences, Counts
@@ -271,6 +274,18 @@ def test_forged_markers_are_traffic(job):
     job.capture(b"".join(line([[14]], customAttributes=[replays.FORGED]) + b"\n" for _ in range(100)))
     assert job.run(REPLAY_KEY=str(key)) == 0
     assert job.message.startswith("CompletedWithViolations: Class 14 predicted 100.00%")
+
+
+def test_a_model_monitor_schedule_reads_the_key_of_kms(tmp_path):
+    with mock_aws():
+        kms = boto3.client("kms")
+        arn = kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
+        settings = evaluation.Settings(threshold=0.5, replay_key_arn=arn)
+        key = evaluation.read_replay_key(settings, tmp_path)
+        assert key.verifies(b"message", ReplayKey(kms, arn).sign(b"message"))
+        gone = evaluation.Settings(threshold=0.5, replay_key_arn=arn[:-1])
+        with pytest.raises(RetryableError, match="kms get_public_key failed"):
+            evaluation.read_replay_key(gone, tmp_path)
 
 
 def test_a_marker_without_a_key_to_verify_it_fails_the_job(job):

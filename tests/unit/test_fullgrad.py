@@ -513,7 +513,7 @@ class TestChain:
             clock=lambda: 0.0,
             utcnow=lambda: datetime(2026, 11, 23, 10, tzinfo=UTC),
         )
-        request = {"inference_id": "id-1", "custom_attributes": "glassbox-replay=id-1", "sha256": "0" * 64}
+        request = {"inference_id": "id-1", "custom_attributes": "glassbox=1", "sha256": "0" * 64}
         tracer.predict(image, picture, request, [f"class {i}" for i in range(10)])
         tracer.close()
 
@@ -525,7 +525,7 @@ class TestChain:
         for i, explanation in enumerate(found):
             assert explanation.target == expected.target[i]
             assert explanation.label == f"class {explanation.target}"
-            assert explanation.request["custom_attributes"] == "glassbox-replay=id-1"
+            assert explanation.request["custom_attributes"] == "glassbox=1"
             np.testing.assert_array_equal(explanation.picture, picture[i])
             assert explanation.faithful is zoo.ZOO[name].exact
             assert (explanation.inexact == ()) is zoo.ZOO[name].exact

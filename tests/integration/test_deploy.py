@@ -103,6 +103,7 @@ def test_the_model_monitor_schedule_is_a_stack_of_its_own(embedded_aws, stub_ima
     parameters = {
         "MonitoringScheduleName": "hourly-0f6f4a0e",
         "MonitorRoleArn": f"arn:aws:iam::{ACCOUNT}:role/monitor",
+        "ReplayKeyArn": f"arn:aws:kms:eu-west-1:{ACCOUNT}:key/0f6f4a0e",
         "Bucket": "amzn-s3-demo-bucket",
         "EndpointName": "small",
         "MonitorImage": stub_images["monitor"],

@@ -9,7 +9,15 @@ from conftest import ROOT
 from glassbox.count import CountingSettings
 
 # The parameters that come from the outputs of the Glassbox stack, and what has to be given here.
-REQUIRED = {"MonitoringScheduleName", "MonitorRoleArn", "Bucket", "EndpointName", "MonitorImage", "Threshold"}
+REQUIRED = {
+    "MonitoringScheduleName",
+    "MonitorRoleArn",
+    "ReplayKeyArn",
+    "Bucket",
+    "EndpointName",
+    "MonitorImage",
+    "Threshold",
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,7 @@ def definition(schedule):
 
 
 def test_its_parameters_are_bounded_as_the_stacks(schedule, template):
-    own = {"MonitoringScheduleName", "MonitorRoleArn", "Bucket"}
+    own = {"MonitoringScheduleName", "MonitorRoleArn", "ReplayKeyArn", "Bucket"}
     assert {n for n, p in schedule["Parameters"].items() if "Default" not in p} == REQUIRED
     assert own < set(schedule["Parameters"])
     for name in set(schedule["Parameters"]) - own:
@@ -41,7 +49,7 @@ def test_its_parameters_are_bounded_as_the_stacks(schedule, template):
 def test_the_job_gets_every_bound_and_no_empty_value(definition):
     environment = definition["Environment"]
     bounds = {f.name.upper() for f in dataclasses.fields(CountingSettings)} - {"BASELINE_STATISTICS"}
-    assert set(environment) == bounds | {"publish_cloudwatch_metrics"}
+    assert set(environment) == bounds | {"publish_cloudwatch_metrics", "REPLAY_KEY_ARN"}
     for name, value in environment.items():
         may_be_empty = name not in (
             "publish_cloudwatch_metrics",

@@ -309,9 +309,7 @@ def test_another_key_is_bad_input(key):
 
 
 def test_a_replay_without_an_output_is_no_unreadable_traffic():
-    line = spoilt(
-        captureData__endpointOutput__data=None, eventMetadata__customAttributes=["glassbox-replay=1"]
-    )
+    line = spoilt(captureData__endpointOutput__data=None, eventMetadata__customAttributes=[MARKER])
     (record,) = read_all(line)
     assert record.replayed
 

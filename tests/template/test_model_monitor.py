@@ -56,6 +56,7 @@ def test_the_job_gets_every_bound_and_no_empty_value(definition):
             "THRESHOLD",
             "MIN_PREDICTIONS",
             "UNREADABLE_THRESHOLD",
+            "REPLAY_KEY_ARN",
         )
         assert ("Fn::If" in value) == may_be_empty, name
 

@@ -26,7 +26,7 @@ from deploy.alarms import check_alarm
 from deploy.explain import OPERATOR, command, explain
 from deploy.quotas import swap_lines
 from deploy.twin import IMAGE, MODEL_DATA, check_twin, delete_twins, make_twin, twin_name, with_kept
-from deploy.watched import Watched, events_are_on, is_key_arn, is_refused, read_endpoint, turn_events_on
+from deploy.watched import Watched, events_are_on, is_refused, read_endpoint, turn_events_on
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
@@ -37,6 +37,7 @@ from glassbox.violation import COMMAND_DETAIL_TYPE
 WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
 RESTORE_SECONDS = 3600.0
 ENDPOINT_NAME = 63  # characters
+CHANGING = (State.SWAPPING, State.HOOKED, State.RESTORING)  # an incident has, or may have, the endpoint
 SETTINGS = {IMAGE: "IMAGE", MODEL_DATA: "MODEL_DATA"}  # as make calls them
 
 
@@ -68,7 +69,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     _check_options(options, template, before)
     if there and before:
         _check_same(options, before)
-        _check_storage(options.stack, template, there)
+        stack.check_storage(options.stack, template, there)
         _check_no_incident(options.stack, stack.outputs_of(there), session)
     reacts = stack.value_of("React", template, before | options.set) != "false"
     watched = read_endpoint(options.endpoint, session) if options.endpoint else None
@@ -103,6 +104,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
         instance = stack.value_of("InstanceType", template, before | parameters)
         fleet = watched.instances if watched else {instance: 1}
         words += swap_lines(fleet, session, new=not (watched or before))
+        words += _key_policy((before | parameters).get("EndpointKeyArn", ""), options.stack, account)
     words += [f"Note: {note}" for note in notes]
     if not (before | parameters).get("MonitorImage"):
         words.append(
@@ -149,25 +151,12 @@ def _check_same(options: argparse.Namespace, before: dict[str, str]) -> None:
         raise DeployError(f"Stack {options.stack} {what}, and keeps to it: STACK=… names another stack")
 
 
-def _check_storage(name: str, template: dict[str, Any], there: dict[str, Any]) -> None:
-    """Raise DeployError for a stack whose tables and objects this version cannot read."""
-    found, wanted = (
-        stack.outputs_of(there).get(stack.STORAGE_VERSION, "none"),
-        stack.storage_version(template),
-    )
-    if found != wanted:
-        raise DeployError(
-            f"Stack {name}: expected storage version {wanted}, got {found}. Run make remove STACK={name}, which keeps "
-            "and names the bucket and the tables, then make deploy."
-        )
-
-
 def _check_no_incident(name: str, outputs: Mapping[str, str], session: boto3.Session) -> None:
     """Raise DeployError while an incident changes the endpoint: an update would undo its swap, or fail on it."""
     incident = IncidentsTable(session.client("dynamodb"), outputs["IncidentsTable"]).current(
         outputs["EndpointName"]
     )
-    if incident and incident.is_open:
+    if incident and incident.state in CHANGING:
         raise DeployError(
             f"Stack {name}: incident {incident.id} of endpoint {incident.endpoint} is {incident.state}. Wait until "
             "the incident is over, or abort it (README, Operate), then try again."
@@ -289,7 +278,6 @@ def _words_for(
         words.append(
             f"Endpoint {name} is left alone until a violation. Then it goes to {twin_name(plain)}, and back to {plain}."
         )
-        words += _key_policy(watched.volume_key, options.stack, session)
     words += [f"Note: {note}" for note in [*_kept(instead, options), *watched.notes()]]
     if twin and IMAGE not in instead:
         words.append(
@@ -312,25 +300,22 @@ def _words_for_twin(watched: Watched, instead: dict[str, str]) -> list[str]:
     ]
 
 
-def _key_policy(key: str, name: str, session: boto3.Session) -> list[str]:
-    """Return what the policy of a volume key must allow, where a key encrypts the instances' volumes."""
-    if not is_key_arn(key):
+def _key_policy(key: str, name: str, account: str) -> list[str]:
+    """Return what the policy of the instance volumes' key must allow; nothing without such a key."""
+    if not key:
         return []
-    partition, account = key.split(":")[1], session.client("sts").get_caller_identity()["Account"]
+    partition = key.split(":")[1]
     # CloudFormation shortens the stack's name in a role's: its first 24 characters are always there
     roles = f"arn:{partition}:iam::{account}:role/{name[:24]}*"
-    who = {
-        "Effect": "Allow",
-        "Principal": {"AWS": f"arn:{partition}:iam::{account}:root"},
-        "Resource": "*",
-    }
+    root = {"AWS": f"arn:{partition}:iam::{account}:root"}
     only = {"ArnLike": {"aws:PrincipalArn": roles}}
     for_aws = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+    allow = {"Effect": "Allow", "Principal": root, "Resource": "*"}
     return [
         f"Key {key} encrypts the instances' volumes: its policy must let the stack's functions update the endpoint. "
         "The default key policy does. Otherwise add:",
-        f"  {json.dumps(who | {'Action': 'kms:DescribeKey', 'Condition': only})}",
-        f"  {json.dumps(who | {'Action': 'kms:CreateGrant', 'Condition': only | for_aws})}",
+        f"  {json.dumps(allow | {'Action': 'kms:DescribeKey', 'Condition': only})}",
+        f"  {json.dumps(allow | {'Action': 'kms:CreateGrant', 'Condition': only | for_aws})}",
     ]
 
 
@@ -492,26 +477,26 @@ def explain_image(options: argparse.Namespace, session: boto3.Session) -> None:
 
 
 def remove(options: argparse.Namespace, session: boto3.Session) -> None:
-    """End what is under way, delete the twin and the stack; the endpoint serves on as it was."""
+    """End an open incident, delete twin and stack; a watched endpoint serves on with its own config."""
     cloudformation = session.client("cloudformation")
     parameters, outputs = stack.existing(options.stack, cloudformation)
     deleted = []
-    own = bool(parameters.get("ModelDataUrl"))
-    kept = "its endpoint, WHICH IT SERVES," if own else f"the hooked twin of {outputs['EndpointName']}"
-    print(f"Stack {options.stack} and {kept} would be deleted. Bucket and tables stay.", flush=True)
+    own, name = bool(parameters.get("ModelDataUrl")), outputs["EndpointName"]
+    also = f"its endpoint {name}, WHICH SERVES REQUESTS," if own else f"the hooked twin of {name}"
+    print(f"Stack {options.stack} and {also} would be deleted. Bucket and tables stay.", flush=True)
     _ask(options)
     _save_replay_key(outputs, session)
     if not own:
         with stack.deaf(options.stack, session):
             _restore(outputs, session)
-            # before the stack: whatever fails from here on, another `make remove` finds the rest
+            # before the stack: after any failure from here on, make remove finds the rest
             deleted = delete_twins(options.stack, session)
     stack.delete(options.stack, cloudformation)
     print(f"Stack {options.stack} is deleted" + "".join(f", {name}" for name in deleted) + ".")
     if not own:
-        print(f"Endpoint {outputs['EndpointName']} is left as it was.")
-        print(f"Bucket {parameters['CaptureBucket']} still tells EventBridge of its objects.")
-    print("What was recorded is still there:")
+        print(f"Endpoint {name} serves its own config.")
+        print(f"Bucket {parameters['CaptureBucket']} still notifies EventBridge of its objects.")
+    print("These keep what was recorded:")
     print(f"  s3://{outputs['Bucket']}, tables {outputs['CountsTable']} and {outputs['IncidentsTable']}")
 
 
@@ -530,11 +515,11 @@ def _save_replay_key(outputs: dict[str, str], session: boto3.Session) -> None:
 
 
 def _restore(outputs: dict[str, str], session: boto3.Session) -> None:
-    """Abort the incident that is open, as an operator would, and wait until the stack itself has ended it."""
-    name, plain, hooked = (outputs[key] for key in ("EndpointName", "PlainConfig", "HookedConfig"))
+    """Abort an open incident, as an operator would, and wait until the stack has restored the endpoint."""
+    name, plain, hooked = outputs["EndpointName"], outputs["PlainConfig"], outputs.get("HookedConfig", "")
     incidents = IncidentsTable(session.client("dynamodb"), outputs["IncidentsTable"])
     by_hand = (
-        f"Put it back, then try again:\naws sagemaker update-endpoint --endpoint-name {name} "
+        f"Restore it, then try again:\naws sagemaker update-endpoint --endpoint-name {name} "
         f"--endpoint-config-name {plain} --retain-all-variant-properties"
     )
     deadline, told = time.monotonic() + RESTORE_SECONDS, False
@@ -543,19 +528,17 @@ def _restore(outputs: dict[str, str], session: boto3.Session) -> None:
             endpoint = Endpoint.get(name, session=session)
         except ClientError as error:
             if "could not find" in str(error).lower():
-                return  # its owner has deleted it
+                return  # its owner deleted it
             raise
         on_hooked = endpoint.endpoint_config_name == hooked
         incident = incidents.current(name)
-        over = incident is None or incident.state in (State.NORMAL, State.FAILED)
+        over = incident is None or incident.state not in CHANGING
         if over and endpoint.endpoint_status == "InService":
             if on_hooked:
-                raise DeployError(
-                    f"{name} is on {hooked}, and no incident is open that would end it. {by_hand}"
-                )
+                raise DeployError(f"{name} is on {hooked}, and no open incident would restore it. {by_hand}")
             return
         if incident and incident.state in (State.SWAPPING, State.HOOKED) and not told:
-            print(f"{name} is in the middle of an incident: it is aborted, and {plain} put back", flush=True)
+            print(f"{name} has an open incident: aborting it and restoring {plain}", flush=True)
             command(name, "abort", session)
             told = True
         time.sleep(2)

@@ -105,7 +105,7 @@ def built_for() -> str:
 
 def _made(path: Path) -> Path:
     if not path.exists():
-        raise DeployError(f"{path.relative_to(ROOT)} is not there: make build")
+        raise DeployError(f"{path.relative_to(ROOT)} does not exist: make build creates it")
     return path
 
 
@@ -154,6 +154,16 @@ def watchers(endpoint: str, cloudformation: Any) -> list[str]:
 def storage_version(template: Mapping[str, Any]) -> str:
     """Return the version of the form in which a template's stack stores counts and incidents."""
     return str(template["Outputs"][STORAGE_VERSION]["Value"])
+
+
+def check_storage(name: str, template: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Raise DeployError for a stack whose stored data this version of Glassbox cannot read."""
+    found, wanted = outputs_of(there).get(STORAGE_VERSION, "none"), storage_version(template)
+    if found != wanted:
+        raise DeployError(
+            f"Stack {name}: expected storage version {wanted}, got {found}. Run make remove STACK={name}, which keeps "
+            "and names the bucket and the tables, then make deploy."
+        )
 
 
 def value_of(name: str, template: Mapping[str, Any], parameters: Mapping[str, str]) -> str:
@@ -206,7 +216,7 @@ def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, 
     """The parameters and outputs of a stack; DeployError where there is none."""
     stack = describe(name, cloudformation)
     if stack is None:
-        raise DeployError(f"There is no stack {name} here: STACK=… names another")
+        raise DeployError(f"There is no stack {name} in this region: STACK=… names another")
     return parameters_of(stack), outputs_of(stack)
 
 
@@ -222,7 +232,7 @@ def sam_deploy(name: str, parameters: Mapping[str, str], region: str) -> None:
     command += ["--parameter-overrides", *(f"{key}={_quoted(value)}" for key, value in parameters.items())]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SAM_CLI_TELEMETRY": "0"}, check=False)
     if done.returncode:
-        raise DeployError(f"sam deploy of {name} failed, see above; what it had begun is rolled back")
+        raise DeployError(f"sam deploy of {name} failed, see above; CloudFormation rolls it back")
 
 
 def _quoted(value: str) -> str:
@@ -251,21 +261,21 @@ def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any
 
 @contextlib.contextmanager
 def deaf(name: str, session: Any) -> Iterator[None]:
-    """Within, no violation opens an incident; one that is open goes on to its end. What goes wrong ends it."""
+    """Within, no violation opens an incident; an open one goes on to its end. An exception ends it."""
     try:
         _listen(name, False, session)
         yield
     except BaseException:
-        print(f"Stack {name} is not removed, and is to act on violations again …", flush=True)
+        print(f"Stack {name} was not removed. Re-enabling its rules …", flush=True)
         _listen(name, True, session)
         print(
-            "It does. make remove goes on from here; make twin makes what is missing of its twin.", flush=True
+            "It acts on violations again. make remove is resumable; make twin completes its twin.", flush=True
         )
         raise
 
 
 def _listen(name: str, on: bool, session: Any) -> None:
-    """Let the stack's rules and its queue open incidents, or not; of a stack half deleted, what is left of them."""
+    """Enable or disable the rules and the queue that open incidents, those that are left of them."""
     cloudformation, events, functions = (session.client(s) for s in ("cloudformation", "events", "lambda"))
     for rule in OPENING:
         with _if_there():
@@ -282,7 +292,9 @@ def _settle(mapping: str, functions: Any) -> None:
     deadline = time.monotonic() + SETTLE_SECONDS
     while (state := functions.get_event_source_mapping(UUID=mapping)["State"]).endswith("ing"):
         if time.monotonic() > deadline:
-            raise DeployError(f"The event source mapping {mapping} is {state} for too long: try again later")
+            raise DeployError(
+                f"Event source mapping {mapping} is {state} after {SETTLE_SECONDS / 60:g} minutes: try again later"
+            )
         time.sleep(PAUSE)
 
 

@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from samtranslator.yaml_helper import yaml_parse
 
 from deploy.images import tag
 from deploy.stack import change_parameters
@@ -167,6 +168,10 @@ def names(aws, what):
     return {item[f"{key[:-1]}Name"] for item in listed[key]}
 
 
+def buckets(aws):
+    return {bucket["Name"] for bucket in aws.client("s3").list_buckets()["Buckets"]}
+
+
 def command(aws, action):
     entry = {"Source": "glassbox.operator", "DetailType": "Glassbox Command"}
     detail = json.dumps({"endpoint": ENDPOINT, "action": action})
@@ -224,6 +229,60 @@ def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer)
 )
 def test_an_endpoint_that_cannot_be_watched_is_refused_with_the_reason(tool, customer, endpoint, reason):
     assert reason in tool("plan", "--endpoint", endpoint, "--threshold", "0.5", fails=True)
+
+
+@pytest.fixture
+def blind_on(aws, customer):
+    """Moves the endpoint `blind` to a config with these members beside its variant, and back after the test."""
+    made = []
+
+    def move(name, **members):
+        [variant] = customer.describe_endpoint_config(EndpointConfigName="no-capture")["ProductionVariants"]
+        customer.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], **members)
+        made.append(name)
+        customer.update_endpoint(EndpointName="blind", EndpointConfigName=name)
+        in_service(customer, "blind")
+
+    yield move
+    customer.update_endpoint(EndpointName="blind", EndpointConfigName="no-capture")
+    in_service(customer, "blind")
+    for name in made:
+        customer.delete_endpoint_config(EndpointConfigName=name)
+
+
+def test_a_capture_bucket_elsewhere_is_refused(aws, tool, blind_on):
+    """Here the rule would be deployed, and never see an event."""
+    far = aws.session.client("s3", region_name="us-west-2")
+    far.create_bucket(Bucket="acme-far", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
+    blind_on("far", DataCaptureConfig=CAPTURE | {"DestinationS3Uri": "s3://acme-far/captured"})
+    wanted = ("plan", "--endpoint", "blind", "--threshold", "0.5")
+    assert "bucket acme-far is in region us-west-2, the endpoint in eu-west-1" in tool(*wanted, fails=True)
+    theirs = aws.session.client("s3", aws_access_key_id="999999999999", aws_secret_access_key="test")
+    theirs.create_bucket(Bucket="not-acme", CreateBucketConfiguration={"LocationConstraint": REGION})
+    blind_on("foreign", DataCaptureConfig=CAPTURE | {"DestinationS3Uri": "s3://not-acme/captured"})
+    assert f"bucket not-acme belongs to another account than {ACCOUNT}" in tool(*wanted, fails=True)
+
+
+def test_plan_names_what_a_volume_keys_policy_must_allow(aws, tool, blind_on):
+    key = aws.client("kms").create_key()["KeyMetadata"]["Arn"]
+    blind_on("with-key", DataCaptureConfig=CAPTURE, KmsKeyId=key.rpartition("/")[2])
+    said = tool("plan", "--endpoint", "blind", "--threshold", "0.5", "--stack", "keyed")
+    assert f"Key {key} encrypts the instances' volumes" in said
+    statements = [json.loads(line) for line in said.splitlines() if line.startswith('  {"Effect"')]
+    assert [statement["Action"] for statement in statements] == ["kms:DescribeKey", "kms:CreateGrant"]
+    for statement in statements:
+        assert statement["Principal"] == {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}
+        roles = statement["Condition"]["ArnLike"]["aws:PrincipalArn"]
+        assert roles == f"arn:aws:iam::{ACCOUNT}:role/keyed*"
+    assert statements[1]["Condition"]["Bool"] == {"kms:GrantIsForAWSResource": "true"}
+
+
+def test_plan_says_whether_a_swap_fits_the_quota(aws, tool, customer):
+    assert "A swap starts 1 more ml.m5.xlarge: 3 of 100 are in use, it fits." in tool("plan", *WANTED)
+    aws.control("quotas", **{"ml.m5.xlarge": 3})
+    said = tool("plan", *WANTED)
+    aws.control("quotas")
+    assert "A swap starts 1 more ml.m5.xlarge: 3 of 3 are in use, IT DOES NOT FIT" in said
 
 
 def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
@@ -300,6 +359,13 @@ def test_a_twin_of_another_stack_is_in_the_way_of_a_second_one(aws, tool, custom
     said = tool("plan", "--stack", "door", "--endpoint", "Shop-Door", "--threshold", "0.5", fails=True)
     assert "signs-v1-hooked, the twin's name, already exists and does not belong to stack door" in said
     assert said.count("\n") == 1
+
+
+def test_a_second_stack_on_an_endpoint_is_refused_and_the_first_named(aws, tool, customer):
+    said = tool("plan", "--stack", "second", "--endpoint", ENDPOINT, "--threshold", "0.5", fails=True)
+    assert (
+        f"Endpoint {ENDPOINT} is watched by stack glassbox, and only one stack may watch an endpoint" in said
+    )
 
 
 def test_deploying_again_follows_what_the_owner_deployed(aws, tool, customer):
@@ -464,13 +530,13 @@ def test_a_remove_that_is_interrupted_leaves_a_stack_that_still_acts(aws, tool, 
         # what is started in the background may have been told to ignore it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while "it is aborted, and Shop-v2 put back" not in (line := removing.stdout.readline()):
+    while "aborting it and restoring Shop-v2" not in (line := removing.stdout.readline()):
         assert line
     assert opening(aws) == {"Disabled"}
     removing.send_signal(signal.SIGINT)
     said, _ = removing.communicate(timeout=60)
     assert removing.returncode != 0
-    assert "make remove goes on from here" in said
+    assert "make remove is resumable" in said
     assert opening(aws) == {"Enabled"}
     assert "shop-v2-hooked" in names(aws, "endpoint_config")
 
@@ -492,12 +558,20 @@ def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, to
     assert "There is no stack glassbox" in tool("remove", "--yes", fails=True)
 
 
-def test_a_stack_whose_twin_could_not_be_made_says_so_and_gets_it_by_make_twin(aws, tool, customer):
+def test_a_stack_is_deployed_again_beside_what_its_former_one_left(aws, tool, customer):
+    """And one whose twin could not be created says so, and gets it by make twin."""
+    left = buckets(aws), set(aws.client("dynamodb").list_tables()["TableNames"])
     missing = f"s3://{MODELS}/missing.tar.gz"
     said = tool("deploy", *WANTED, *given(aws), "--model-data", missing, "--yes", fails=True)
     assert f"Could not find model data at {missing}" in said
     assert "Stack glassbox exists, but cannot swap until make twin succeeds" in said
     assert names(aws, "endpoint_config") == CONFIGS
+    outputs = stack(aws)[1]
+    assert buckets(aws) - left[0] == {outputs["Bucket"]}
+    tables = set(aws.client("dynamodb").list_tables()["TableNames"])
+    assert tables - left[1] == {outputs["CountsTable"], outputs["IncidentsTable"]}
+    assert tables > left[1]
+    assert len([name for name in buckets(aws) if name.startswith("glassbox-bucket")]) == 2
     tool("twin")
     assert names(aws, "endpoint_config") == CONFIGS | {"shop-v2-hooked"}
 
@@ -529,6 +603,7 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     wanted = ("--threshold", "0.5", "--image", SERVING, "--stack", "own")
     said = tool("plan", *wanted)
     assert "Among them its own endpoint own, with" in said
+    assert "A swap starts 1 more ml.m5.large: 0 of 100 are in use, it fits." in said
     tool("deploy", *wanted, *given(aws), "--yes")
     _, outputs = stack(aws, "own")
     image, _ = signs.dataset(1, seed=14, size=48)
@@ -540,6 +615,20 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     assert "predictions" in json.loads(answer["Body"].read())
     assert "has an endpoint of its own" in tool("twin", "--stack", "own", fails=True)
     assert "keeps to it" in tool("plan", "--stack", "own", "--endpoint", ENDPOINT, fails=True)
+    another = (
+        "plan",
+        "--threshold",
+        "0.5",
+        "--image",
+        SERVING,
+        "--stack",
+        "another",
+        "--set",
+        "EndpointName=own",
+    )
+    assert "Endpoint own already exists in eu-west-1 and does not belong to stack another" in tool(
+        *another, fails=True
+    )
     model = stack(aws, "own")[0]["ModelDataUrl"]
     ecr, repository = aws.client("ecr"), {"repositoryName": "glassbox-serving"}
     ecr.create_repository(**repository)
@@ -553,8 +642,34 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     change_parameters("own", {"Architecture": "arm64"}, aws.client("cloudformation"))
     said = tool("plan", "--stack", "own", fails=True)
     assert "Stack own is for arm64, what was built for x86_64: ARCHITECTURE=arm64 builds for it" in said
+    of_another_version(aws, "own")
+    said = tool("deploy", "--stack", "own", "--yes", fails=True)
+    assert said == (
+        "Stack own: expected storage version 1, got another. Run make remove STACK=own, which keeps and names the "
+        "bucket and the tables, then make deploy.\n"
+    )
     assert "Nothing was done" in tool("remove", "--stack", "own", fails=True)
     assert "Stack own is deleted." in tool("remove", "--stack", "own", "--yes")
+
+
+def of_another_version(aws, name):
+    """Update a stack in nothing but its output StorageVersion."""
+    cloudformation = aws.client("cloudformation")
+    body = cloudformation.get_template(StackName=name)["TemplateBody"]
+    body = body if isinstance(body, dict) else yaml_parse(body)
+    body["Outputs"]["StorageVersion"]["Value"] = "another"
+    kept = [{"ParameterKey": key, "UsePreviousValue": True} for key in stack(aws, name)[0]]
+    # a template of this size does not fit into a request
+    aws.client("s3").put_object(
+        Bucket=MODELS, Key="another.template", Body=json.dumps(body, default=str).encode()
+    )
+    cloudformation.update_stack(
+        StackName=name,
+        TemplateURL=f"{aws.endpoint_url}/{MODELS}/another.template",
+        Parameters=kept,
+        Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
+    )
+    wait_for(lambda: stack(aws, name)[1]["StorageVersion"] == "another", 60)
 
 
 # ---------------------------------------------------------------- the rest

@@ -105,7 +105,7 @@ def test_what_ends_badly_leaves_the_stack_as_it_was(session, capsys, failure):
         raise failure
     assert session.functions.seen[-1] == "Enabled"
     assert session.rules == dict.fromkeys(stack.OPENING, True)
-    assert "make remove goes on from here" in capsys.readouterr().out
+    assert "make remove is resumable" in capsys.readouterr().out
 
 
 def test_what_else_goes_wrong_than_that_it_is_gone_is_told(session):
@@ -133,3 +133,59 @@ def test_a_stacks_processor_changes_only_where_it_is_named(processor):
     (command,) = (line for line in said.splitlines() if "-m deploy deploy" in line)
     wanted = ["--set", *([f"Architecture={processor}"] if processor else []), "Flagged=3"]
     assert command.split()[-len(wanted) :] == wanted
+
+
+# ---------------------------------------------------------------- other stacks, other versions
+
+
+def glassbox(name, endpoint, status="CREATE_COMPLETE"):
+    parameters = {"EndpointName": endpoint, "PlainConfigName": "", "HookedConfigName": ""}
+    return described(status, **parameters)["Stacks"][0] | {"StackName": name}
+
+
+def test_every_stack_on_an_endpoint_is_found(cloudformation):
+    client, stubber = cloudformation
+    theirs = described(EndpointName="shop")["Stacks"][0] | {"StackName": "not-glassbox"}
+    first = [glassbox("one", "shop"), glassbox("other", "door"), theirs]
+    second = [glassbox("never", "shop", "ROLLBACK_COMPLETE"), glassbox("two", "shop", "CREATE_IN_PROGRESS")]
+    stubber.add_response("describe_stacks", {"Stacks": first, "NextToken": "more"}, {})
+    stubber.add_response("describe_stacks", {"Stacks": second}, {"NextToken": "more"})
+    assert stack.watchers("shop", client) == ["one", "two"]
+
+
+@pytest.mark.parametrize("found", [[], [{"OutputKey": "StorageVersion", "OutputValue": "0"}]])
+def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
+    template = {"Outputs": {"StorageVersion": {"Value": "1"}}}
+    with pytest.raises(stack.DeployError) as caught:
+        stack.check_storage("glassbox", template, {"Outputs": found})
+    got = found[0]["OutputValue"] if found else "none"
+    assert str(caught.value) == (
+        f"Stack glassbox: expected storage version 1, got {got}. Run make remove STACK=glassbox, which keeps and names "
+        "the bucket and the tables, then make deploy."
+    )
+    stack.check_storage(
+        "glassbox", template, {"Outputs": [{"OutputKey": "StorageVersion", "OutputValue": "1"}]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("flaged", "20", "flaged: expected a parameter of the stack. Did you mean Flagged?"),
+        ("FLAGGED", "20", "FLAGGED: expected a parameter of the stack. Did you mean Flagged?"),
+        ("Nonsense", "20", "Nonsense: expected a parameter of the stack (README lists them)"),
+        ("Flagged", "200", "Flagged: expected a number from 1 to 100, got '200'"),
+        ("Flagged", "nan", "Flagged: expected a number from 1 to 100, got 'nan'"),
+        ("Path", "a\nb", ""),
+        ("Threshold", "-1", "Threshold: expected a number from 0, got '-1'"),
+    ],
+)
+def test_a_parameter_that_cloudformation_would_refuse_is_named_with_what_it_takes(name, value, said):
+    template = {
+        "Parameters": {
+            "Flagged": {"Type": "Number", "Default": 12, "MinValue": 1, "MaxValue": 100},
+            "Threshold": {"Type": "Number", "Default": 1, "MinValue": 0},
+            "Path": {"Type": "String", "Default": ""},
+        }
+    }
+    assert stack.problems(template, {name: value}, {}) == ([said] if said else [])

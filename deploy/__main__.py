@@ -26,7 +26,7 @@ from deploy.alarms import check_alarm
 from deploy.explain import OPERATOR, command, explain
 from deploy.quotas import swap_lines
 from deploy.twin import IMAGE, MODEL_DATA, check_twin, delete_twins, make_twin, twin_name, with_kept
-from deploy.watched import Watched, events_are_on, is_refused, read_endpoint, turn_events_on
+from deploy.watched import Watched, events_are_on, is_missing, is_refused, read_endpoint, turn_events_on
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
@@ -37,6 +37,18 @@ from glassbox.violation import COMMAND_DETAIL_TYPE
 WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
 RESTORE_SECONDS = 3600.0
 ENDPOINT_NAME = 63  # characters
+TO_BE_UPLOADED = "s3://to-be/uploaded"  # the model of a stack's own endpoint, until it is
+DERIVED = (  # what the watched endpoint decides
+    "EndpointName",
+    "EndpointArn",
+    "PlainConfigName",
+    "PlainConfigArn",
+    "HookedConfigName",
+    "CaptureBucket",
+    "CapturePrefix",
+    "EndpointRoleArns",
+    "ModelDataUrl",
+)
 CHANGING = (State.SWAPPING, State.HOOKED, State.RESTORING)  # an incident has, or may have, the endpoint
 SETTINGS = {IMAGE: "IMAGE", MODEL_DATA: "MODEL_DATA"}  # as make calls them
 
@@ -68,6 +80,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     before = {} if never_made else stack.parameters_of(there)
     _check_options(options, template, before)
     if there and before:
+        stack.check_settled(options.stack, there["StackStatus"])
         _check_same(options, before)
         stack.check_storage(options.stack, template, there)
         _check_no_incident(options.stack, stack.outputs_of(there), session)
@@ -128,10 +141,13 @@ def _check_options(options: argparse.Namespace, template: dict[str, Any], before
         problems.append(
             f"Stack {options.stack} is for {wanted}, what was built for {built}: ARCHITECTURE={wanted} builds for it"
         )
-    if options.endpoint and options.set.get("EndpointName", options.endpoint) != options.endpoint:
-        problems.append(
-            f"EndpointName: expected {options.endpoint} as in ENDPOINT, got {options.set['EndpointName']}"
-        )
+    problems += [
+        f"{name}: it follows from ENDPOINT={options.endpoint}, and cannot be given as {value!r}"
+        for name, value in options.set.items()
+        if options.endpoint and name in DERIVED
+    ]
+    if options.model and "ModelDataUrl" in options.set:
+        problems.append("MODEL and ModelDataUrl: expected one of them, got both")
     if options.model and options.endpoint:
         problems.append(
             "MODEL is for an endpoint of the stack's own: MODEL_DATA=s3://… gives the twin another model"
@@ -200,7 +216,7 @@ def _owning(options: argparse.Namespace, before: dict[str, str], session: boto3.
             f"The serving image is not in {images.registry(session)}: make images, make push; or IMAGE=… names another"
         )
     # a new stack's model is uploaded later; an existing one keeps its model, unless another is given
-    uploaded = {} if before and not options.model else {"ModelDataUrl": "s3://to-be/uploaded"}
+    uploaded = {} if before and not options.model else {"ModelDataUrl": TO_BE_UPLOADED}
     return {"ServingImage": serving} | uploaded | ({} if before else _own_name(options, session))
 
 
@@ -210,7 +226,7 @@ def _own_name(options: argparse.Namespace, session: boto3.Session) -> dict[str, 
     try:
         session.client("sagemaker").describe_endpoint(EndpointName=name)
     except ClientError as error:
-        if "could not find" in str(error).lower():
+        if is_missing(error):
             return {"EndpointName": name}
         raise
     raise DeployError(
@@ -246,7 +262,7 @@ def _changes(before: dict[str, str], parameters: dict[str, str]) -> list[str]:
     changed = [
         f"  {name}: {before.get(name) or 'empty'} -> {value or 'empty'}"
         for name, value in parameters.items()
-        if before.get(name, "") != value and name != "ModelDataUrl"
+        if before.get(name, "") != value and value != TO_BE_UPLOADED
     ]
     kept = 'Parameters that are not given stay as they are (SET="Name=" empties one).'
     return ["", kept] + (["Would change:", *changed] if changed else [])
@@ -323,7 +339,7 @@ def _words_for_own(
     options: argparse.Namespace, parameters: dict[str, str], session: boto3.Session
 ) -> list[str]:
     words = [f"Among them its own endpoint {parameters['EndpointName']}, with {parameters['ServingImage']}."]
-    if "uploaded" in parameters.get("ModelDataUrl", ""):
+    if parameters["ModelDataUrl"] == TO_BE_UPLOADED:
         model = options.model or WEIGHTS.relative_to(stack.ROOT)
         words.append(
             f"{model} would be uploaded to s3://{_models_bucket(session)}/, which is created where it is missing."
@@ -353,7 +369,7 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
         turn_events_on(watched.bucket, session.client("s3"))
         if found.twin and there:  # before the update: the stack never names a config that does not exist
             _make_twin(watched, options.stack, stack.outputs_of(there), session, found.instead)
-    elif "ModelDataUrl" in parameters:
+    elif parameters.get("ModelDataUrl") == TO_BE_UPLOADED:
         parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
     stack.sam_deploy(options.stack, parameters, session.region_name)
     _, outputs = stack.existing(options.stack, cloudformation)
@@ -527,7 +543,7 @@ def _restore(outputs: dict[str, str], session: boto3.Session) -> None:
         try:
             endpoint = Endpoint.get(name, session=session)
         except ClientError as error:
-            if "could not find" in str(error).lower():
+            if is_missing(error):
                 return  # its owner deleted it
             raise
         on_hooked = endpoint.endpoint_config_name == hooked

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import boto3
 from botocore.exceptions import ClientError
 
-from deploy.watched import instances_of, is_refused
+from deploy.watched import instances_of, is_missing, is_refused
 
 
 def swap_lines(fleet: Mapping[str, int], session: boto3.Session, *, new: bool = False) -> list[str]:
@@ -68,7 +68,12 @@ def _in_use(session: boto3.Session) -> Counter[str]:
     sagemaker, used = session.client("sagemaker"), Counter[str]()
     for page in sagemaker.get_paginator("list_endpoints").paginate():
         for listed in page["Endpoints"]:
-            endpoint = sagemaker.describe_endpoint(EndpointName=listed["EndpointName"])
-            config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+            try:
+                endpoint = sagemaker.describe_endpoint(EndpointName=listed["EndpointName"])
+                config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+            except ClientError as error:
+                if is_missing(error):  # an endpoint outlives its config, whose types are then unknown
+                    continue
+                raise
             used.update(instances_of(endpoint, config))
     return used

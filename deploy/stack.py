@@ -156,6 +156,19 @@ def storage_version(template: Mapping[str, Any]) -> str:
     return str(template["Outputs"][STORAGE_VERSION]["Value"])
 
 
+def check_settled(name: str, status: str) -> None:
+    """Raise DeployError for a stack that CloudFormation would not update now."""
+    if status.endswith("_IN_PROGRESS"):
+        raise DeployError(f"Stack {name} is {status}: wait until CloudFormation is done, then try again")
+    if status == "DELETE_FAILED":
+        raise DeployError(f"Stack {name} is {status}: make remove STACK={name} completes the deletion")
+    if status.endswith("_FAILED"):
+        raise DeployError(
+            f"Stack {name} is {status}: aws cloudformation continue-update-rollback --stack-name {name} lets it be "
+            "updated again"
+        )
+
+
 def check_storage(name: str, template: Mapping[str, Any], there: Mapping[str, Any]) -> None:
     """Raise DeployError for a stack whose stored data this version of Glassbox cannot read."""
     found, wanted = outputs_of(there).get(STORAGE_VERSION, "none"), storage_version(template)

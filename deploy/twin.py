@@ -11,7 +11,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from deploy import DeployError
-from deploy.watched import HOOK, REPLAY_KEY, Watched, container_of
+from deploy.watched import HOOK, REPLAY_KEY, Watched, container_of, is_missing
 
 SUFFIX = "-hooked"
 NAME = 63  # characters
@@ -230,7 +230,7 @@ def _find(kind: str, name: str, session: boto3.Session) -> dict[str, Any] | None
     try:
         found: dict[str, Any] = _operation("describe", kind, session)(**{f"{_KINDS[kind]}Name": name})
     except ClientError as error:
-        if "could not find" in str(error).lower():
+        if is_missing(error):
             return None
         raise
     return found

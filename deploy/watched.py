@@ -148,6 +148,11 @@ def is_refused(error: ClientError) -> bool:
     return error.response["Error"]["Code"] in _REFUSED
 
 
+def is_missing(error: ClientError) -> bool:
+    """Whether SageMaker does not know what was asked for."""
+    return "could not find" in str(error).lower()
+
+
 def read_endpoint(name: str, session: boto3.Session) -> Watched:
     """Read what an endpoint runs and captures.
 
@@ -190,7 +195,14 @@ def _models(config: Mapping[str, Any], sagemaker: Any, problems: list[str]) -> d
         if "ServerlessConfig" in variant:
             problems.append(f"variant {variant['VariantName']} is serverless, which has no data capture")
         elif model := variant.get("ModelName"):
-            models[model] = _without_metadata(sagemaker.describe_model(ModelName=model))
+            try:
+                models[model] = _without_metadata(sagemaker.describe_model(ModelName=model))
+            except ClientError as error:
+                if not is_missing(error):
+                    raise
+                problems.append(
+                    f"model {model} of its config was deleted: SageMaker could not update the endpoint back to it"
+                )
     for name, model in models.items():
         for container in (model.get("PrimaryContainer", {}), *model.get("Containers", ())):
             if container.get("Mode") == "MultiModel":

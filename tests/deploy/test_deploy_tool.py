@@ -312,6 +312,15 @@ def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
     ]
 
 
+def test_what_the_endpoint_decides_cannot_be_given_by_hand(tool, customer):
+    """A twin of another name than the stack's would be deleted as one that is left over."""
+    said = tool("plan", *WANTED, "--set", "HookedConfigName=mine", "ModelDataUrl=s3://b/m", fails=True)
+    assert said.splitlines() == [
+        f"HookedConfigName: it follows from ENDPOINT={ENDPOINT}, and cannot be given as 'mine'",
+        f"ModelDataUrl: it follows from ENDPOINT={ENDPOINT}, and cannot be given as 's3://b/m'",
+    ]
+
+
 def test_without_a_yes_nothing_is_done(aws, tool, customer):
     assert "Nothing was done" in tool("deploy", *WANTED, *given(aws), fails=True)
     assert "EventBridgeConfiguration" not in aws.client("s3").get_bucket_notification_configuration(
@@ -639,6 +648,9 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     assert stack(aws, "own")[0]["ServingImage"] == SERVING  # and not what was pushed since
     assert "would be uploaded" not in said
     assert stack(aws, "own")[0]["ModelDataUrl"] == model  # not the sample again
+    said = tool("plan", "--stack", "own", "--set", f"ModelDataUrl={model}-2")
+    assert f"ModelDataUrl: {model} -> {model}-2" in said
+    assert "would be uploaded" not in said
     change_parameters("own", {"Architecture": "arm64"}, aws.client("cloudformation"))
     said = tool("plan", "--stack", "own", fails=True)
     assert "Stack own is for arm64, what was built for x86_64: ARCHITECTURE=arm64 builds for it" in said

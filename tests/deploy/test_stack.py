@@ -189,3 +189,20 @@ def test_a_parameter_that_cloudformation_would_refuse_is_named_with_what_it_take
         }
     }
     assert stack.problems(template, {name: value}, {}) == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [
+        ("UPDATE_IN_PROGRESS", "wait until CloudFormation is done"),
+        ("UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS", "wait until CloudFormation is done"),
+        ("DELETE_FAILED", "make remove STACK=s completes the deletion"),
+        ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback"),
+    ],
+)
+def test_a_stack_that_cloudformation_would_not_update_is_refused_with_the_way_out(status, way_out):
+    """Otherwise its twin is created, and then sam deploy fails."""
+    with pytest.raises(stack.DeployError, match=f"Stack s is {status}: .*{way_out}"):
+        stack.check_settled("s", status)
+    for settled in ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE"):
+        stack.check_settled("s", settled)

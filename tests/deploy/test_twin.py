@@ -405,6 +405,10 @@ def test_what_can_have_no_twin_is_told_and_offered_to_be_watched_without(session
             {"model": {"PrimaryContainer": CONTAINER | {"Environment": {"tensors_output": "s3://b/t"}}}},
             "model Signs is hooked already",
         ),
+        (
+            {"config": {"ProductionVariants": [VARIANT | {"ModelName": "Deleted"}]}},
+            "model Deleted of its config was deleted",
+        ),
     ],
 )
 def test_what_cannot_be_watched_is_refused_in_words(watch, changed, reason):
@@ -504,6 +508,13 @@ def test_instances_that_autoscaling_started_count(session, watch):
     live = {"ProductionVariants": [{"VariantName": "Blue", "CurrentInstanceCount": 5}]}
     [line] = swap_lines(watch(endpoint=live).instances, session)
     assert "starts 5 more ml.m5.xlarge: 5 of 9 are in use, IT DOES NOT FIT" in line
+
+
+def test_an_endpoint_whose_config_was_deleted_does_not_stop_the_count(sagemaker, session, watch):
+    session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": 4})
+    fleet = watch().instances
+    sagemaker.kept["endpoint"]["Old"] = {"EndpointName": "Old", "EndpointConfigName": "deleted"}
+    assert "2 of 4 are in use, it fits" in swap_lines(fleet, session)[0]
 
 
 def test_quotas_that_may_not_be_read_are_no_obstacle(session, watch):

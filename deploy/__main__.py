@@ -97,6 +97,8 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     if monitor := _image(images.MONITOR, before.get("MonitorImage", ""), session):
         parameters["MonitorImage"] = monitor
     parameters |= _asked(options)
+    if problems := stack.problems(template, parameters, before):  # those that follow from the endpoint too
+        raise DeployError("\n".join(problems))
     notes = _check_alone(options.stack, (before | parameters)["EndpointName"], cloudformation)
     account = session.client("sts").get_caller_identity()["Account"]
     becomes = "would be updated" if before else "would be created"

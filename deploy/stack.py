@@ -219,6 +219,8 @@ def _expected(parameter: Mapping[str, Any], value: str) -> str:
             number = math.nan
         fits = (low is None or number >= low) and (high is None or number <= high)
         return "" if fits and math.isfinite(number) else " ".join(["a number", *bounds])
+    if len(value) > (longest := int(parameter.get("MaxLength", len(value)))):
+        return f"at most {longest} characters"
     parts = value.split(",") if parameter["Type"] == "CommaDelimitedList" else [value]
     if all(re.fullmatch(parameter.get("AllowedPattern", "(?s:.*)"), part) for part in parts):
         return ""

@@ -177,6 +177,7 @@ def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
         ("Flagged", "200", "Flagged: expected a number from 1 to 100, got '200'"),
         ("Flagged", "nan", "Flagged: expected a number from 1 to 100, got 'nan'"),
         ("Path", "a\nb", ""),
+        ("Path", "123456789", "Path: expected at most 8 characters, got '123456789'"),
         ("Threshold", "-1", "Threshold: expected a number from 0, got '-1'"),
     ],
 )
@@ -185,7 +186,7 @@ def test_a_parameter_that_cloudformation_would_refuse_is_named_with_what_it_take
         "Parameters": {
             "Flagged": {"Type": "Number", "Default": 12, "MinValue": 1, "MaxValue": 100},
             "Threshold": {"Type": "Number", "Default": 1, "MinValue": 0},
-            "Path": {"Type": "String", "Default": ""},
+            "Path": {"Type": "String", "Default": "", "MaxLength": 8},
         }
     }
     assert stack.problems(template, {name: value}, {}) == ([said] if said else [])

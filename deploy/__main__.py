@@ -520,6 +520,8 @@ def remove(options: argparse.Namespace, session: boto3.Session) -> None:
 
 def _save_replay_key(outputs: dict[str, str], session: boto3.Session) -> None:
     """Keep the public replay key: without it, no later baseline can tell replays from traffic."""
+    if "ReplayKeyArn" not in outputs:  # a stack of an earlier storage version has none
+        return
     s3, key = session.client("s3"), f"monitoring/{outputs['EndpointName']}/replay-key/public.pem"
     place = {"Bucket": outputs["Bucket"], "Key": key}
     try:

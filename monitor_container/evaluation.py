@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "p
 from glassbox import report
 from glassbox.capture import CaptureFile, chunks, moment, read, read_key
 from glassbox.count import CountingSettings
-from glassbox.errors import BadInputError, GlassboxError, SettingsError
+from glassbox.errors import BadInputError, GlassboxError, SettingsError, printable
 from glassbox.replay_marker import PublicKey
 from glassbox.response import Label, ResponseForm, UnreadableError
 from glassbox.settings import from_env, setting
@@ -277,7 +277,7 @@ def main() -> int:
         message, code = str(error), 1
         log.error("%s", message)
     except Exception as error:
-        message, code = f"{type(error).__name__}: {error}", 1
+        message, code = printable(f"{type(error).__name__}: {error}"), 1
         log.exception("the evaluation failed")
     output = opt_ml / "output"
     output.mkdir(parents=True, exist_ok=True)

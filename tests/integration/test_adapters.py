@@ -231,6 +231,9 @@ def test_describe_gives_status_and_config(sagemaker):
     }
     stub.add_response("describe_endpoint", answer, {"EndpointName": "traffic-signs"})
     assert endpoint.describe("traffic-signs") == Live("InService", "plain", "")
+    answer |= {"EndpointStatus": "Failed", "FailureReason": "container\nlog \x1b[31m"}
+    stub.add_response("describe_endpoint", answer, {"EndpointName": "traffic-signs"})
+    assert endpoint.describe("traffic-signs").failure == r"container\nlog \x1b[31m"
 
 
 ARN = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/traffic-signs"

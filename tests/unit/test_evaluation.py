@@ -500,6 +500,8 @@ def test_a_baseline_without_counts_says_so(buckets):
         pytest.param({"value": True, "count": 5}, id="bool-class"),
         pytest.param({"value": 1.5, "count": 5}, id="fraction-class"),
         pytest.param({"value": "1" * 5000, "count": 5}, id="class-of-5000-digits"),
+        pytest.param({"value": "a\n\x1b[31mb", "count": 5}, id="class-with-control-characters"),
+        pytest.param({"value": "x" * 65, "count": 5}, id="class-of-65-characters"),
         pytest.param({"value": "1", "count": 10**400}, id="count-of-400-digits"),
         pytest.param({"value": "1", "count": 1e300}, id="count-beyond-exact-floats"),
         pytest.param({"value": "1", "count": 0.5}, id="fraction-count"),

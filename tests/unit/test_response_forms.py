@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import tracemalloc
 
 import numpy as np
@@ -195,10 +196,13 @@ def test_a_response_is_read_as_what_it_is(text, encoding, content_type, paths, e
         pytest.param("14,1", "CSV", "ClassPath", id="csv-two-classes-or-class-at-1"),
         pytest.param("[[0, 1.0], [0, 0.9999]]", "JSON", "ClassPath", id="a-batch-of-those"),
         pytest.param(
-            "[14.0, 0.93]", "JSON", r"ClassPath to '\[\*\]\[0\]'", id="a-class-as-a-float-with-confidence"
+            "[14.0, 0.93]", "JSON", r"ClassPath to '\[0\]'", id="a-class-as-a-float-with-confidence"
         ),
         pytest.param("[[14.0, 0.93], [0.0, 0.8]]", "JSON", "ClassPath", id="a-batch-of-those-with-class-0"),
-        pytest.param("[0.93, 14]", "JSON", r"ClassPath to '\[\*\]\[1\]'", id="confidence-first"),
+        pytest.param(
+            "[[1.0, 0.9], [0.0, 0.8]]", "JSON", "ClassPath", id="classes-0-and-1-as-floats-with-confidence"
+        ),
+        pytest.param("[0.93, 14]", "JSON", r"ClassPath to '\[1\]'", id="confidence-first"),
         pytest.param("14,0.02,0.9,0.08", "CSV", "ClassPath", id="class-before-its-probabilities"),
         pytest.param("Stop,0.93", "CSV", "ClassPath", id="csv-name-with-confidence"),
         pytest.param('[["Stop", 0.93]]', "JSON", "ClassPath", id="name-with-confidence"),
@@ -232,6 +236,46 @@ def test_a_response_is_read_as_what_it_is(text, encoding, content_type, paths, e
 def test_what_is_no_class_or_several_says_what_to_set(text, encoding, reason):
     with pytest.raises(UnreadableError, match=reason):
         read(text, encoding)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    ["{}", '{{"predictions": {}}}', "[[{}]]", "{0}\n{0}"],
+    ids=["alone", "predictions", "deep", "lines"],
+)
+@pytest.mark.parametrize(
+    ("text", "readings"),
+    [
+        pytest.param("[14.0, 0.93]", [[14], None, [0]], id="float-pair"),
+        pytest.param("[0.93, 14]", [[14], None, [1]], id="confidence-first"),
+        pytest.param("[14, 0.02, 0.98]", [[14], None, [0]], id="class-before-probabilities"),
+    ],
+)
+def test_the_paths_that_a_reason_names_give_its_readings(text, readings, wrap):
+    with pytest.raises(UnreadableError) as error:
+        read(wrap.format(text))
+    paths = re.findall(r"'([^']+)'", str(error.value))
+    times = 2 if "\n" in wrap else 1
+    assert len(paths) == len(readings)
+    for path, labels in zip(paths, readings, strict=True):
+        if labels is not None:  # a fraction is no class
+            assert [label for label, _ in read(wrap.format(text), class_path=path)] == labels * times
+
+
+@pytest.mark.parametrize("wrap", ["{}", '{{"predictions": {}}}'], ids=["alone", "predictions"])
+@pytest.mark.parametrize(
+    ("text", "readings"),
+    [
+        pytest.param("[0, 1]", [[0], [0, 1], [1]], id="two-integers"),
+        pytest.param("[[0, 1.0], [0, 0.9999]]", [[0, 0], None, [1, 1]], id="rows"),
+        pytest.param("[[14, 1], [3, 1]]", [[14, 3], [14, 1, 3, 1], [0, 0]], id="rows-of-integers"),
+        pytest.param(
+            '[{"label": "a", "score": 0.2}, {"label": "b", "score": 0.3}]', [["a", "b"], ["b"]], id="labels"
+        ),
+    ],
+)
+def test_the_paths_named_for_integers_and_labels_give_their_readings(text, readings, wrap):
+    test_the_paths_that_a_reason_names_give_its_readings(text, readings, wrap)
 
 
 # ---------------------------------------------------------------- arrays

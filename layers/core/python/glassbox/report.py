@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from glassbox.errors import BadInputError, SettingsError, printable
-from glassbox.response import Label
+from glassbox.errors import BadInputError, SettingsError, is_printable, printable
+from glassbox.response import LABEL_CHARACTERS, Label
 from glassbox.tally import BUCKETS, Confidences, Counts
 from glassbox.verdict import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
 
@@ -247,6 +247,10 @@ def _baseline_label(value: Any) -> Label:
         return value
     if not isinstance(value, str):
         raise ValueError(f"value: expected a class as text, got {type(value).__name__}")
+    if len(value) > LABEL_CHARACTERS or not is_printable(value):
+        raise ValueError(
+            f"value: expected at most {LABEL_CHARACTERS} printable characters, got {value[:100]!r}"
+        )
     return int(value) if value.isascii() and value.isdecimal() else value
 
 

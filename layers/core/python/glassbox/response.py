@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jmespath
 import msgspec
@@ -47,11 +47,6 @@ _KNOWN_KEYS = {
 }
 
 _PAIR_HINT = "set ClassPath to '[*][0]' and ConfidencePath to '[*][1]' (class, confidence)"
-_READINGS_HINT = (
-    "set ClassPath: '[0]' (class, confidence), '[].[@]' (one class per sample) or '{scores: @}' (scores)"
-)
-_ROWS_HINT = "set ClassPath: '[*][0]' (class, confidence), '[].[@]' (one class per value) or '[*].{scores: @}' (scores)"
-
 Label = int | str
 
 
@@ -120,7 +115,9 @@ class ResponseForm:
             except (msgspec.DecodeError, RecursionError):
                 pass  # another form that has this member, or none: the way below says why
         documents = _documents(data, encoding, content_type, text=_NAME)
-        return predictions(documents[0] if len(documents) == 1 else [_as_sample(d) for d in documents])
+        if len(documents) == 1:
+            return predictions(documents[0])
+        return _at_most(_all([_as_sample(line) for line in documents], _DEPTH, _Place("", rows=False)))
 
     def _found(self, response: Any) -> list[Prediction]:
         at_class = _search(self._class, response)
@@ -334,14 +331,31 @@ def predictions(response: Any) -> list[Prediction]:
         UnreadableError: there is no class in it, or there is more than one way to read it; the reason names the
             paths that settle it.
     """
-    return _at_most(_all(_unwrapped(response), _DEPTH))
+    value = _unwrapped(response)
+    return _at_most(_all(value, _DEPTH, _Place("" if value is response else "predictions")))
 
 
 def _unwrapped(response: Any) -> Any:
     return response["predictions"] if isinstance(response, dict) and "predictions" in response else response
 
 
-def _all(value: Any, depth: int) -> Iterator[Prediction]:
+class _Place(NamedTuple):
+    """Where a value lies: the JMESPath to it, and whether that leads to rows or, in JSON Lines, to a row a line."""
+
+    path: str
+    rows: bool = True
+
+    def may_be(self, value: str, readings: str, column: int = 0) -> UnreadableError:
+        """The error for numbers that permit several readings; it names a path for each."""
+        one_class = f"{self.path}{'[*]' if self.rows else ''}[{column}]"
+        scores = f"{self.path}[*].{{scores: @}}" if self.rows else f"{{scores: {self.path or '@'}}}"
+        return UnreadableError(
+            f"{value} may be {readings}: set ClassPath to '{one_class}' (class beside other numbers), "
+            f"'{self.path}[].[@]' (a class per value) or '{scores}' (scores)"
+        )
+
+
+def _all(value: Any, depth: int, place: _Place) -> Iterator[Prediction]:
     if isinstance(value, dict):
         yield from _entry(value)
     elif not isinstance(value, list):
@@ -349,14 +363,14 @@ def _all(value: Any, depth: int) -> Iterator[Prediction]:
     elif not depth:
         raise UnreadableError(f"lists within lists, deeper than {_DEPTH}")
     elif value and _are_numbers(value):
-        yield from _row(value)
+        yield from _row(value, _Place(place.path, rows=False))
     elif value and all(isinstance(item, list) and _are_numbers(item) for item in value):
-        yield from _rows(value)
+        yield from _rows(value, place)
     elif value and all(isinstance(item, dict) and item.keys() == {"label", "score"} for item in value):
-        yield from _labelled(value)
+        yield from _labelled(value, place)
     else:
         for item in value:
-            yield from _all(item, depth - 1)
+            yield from _all(item, depth - 1, _Place(f"{place.path}[] | "))
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
@@ -370,19 +384,17 @@ def _is_whole(value: int | float) -> bool:
 # ---- numbers: classes, scores, or classes with their confidences
 
 
-def _row(row: Sequence[int | float]) -> Iterator[Prediction]:
+def _row(row: Sequence[int | float], place: _Place) -> Iterator[Prediction]:
     """A list of numbers: one sample's scores, its class and confidence, or a class per sample."""
     if len(row) == 2 and sorted(row) == [0, 1] and type(row[0]) is int:
-        raise UnreadableError(
-            f"{list(row)} may be scores, two classes, or a class and confidence: {_READINGS_HINT}"
-        )
+        raise place.may_be(str(list(row)), "scores, two classes, or a class and its confidence")
     if all(type(value) is int for value in row):
         yield from (Prediction(_label(value)) for value in row)
     else:
-        yield from _rows([row])
+        yield from _rows([row], place)
 
 
-def _rows(rows: Sequence[Sequence[int | float]]) -> Iterator[Prediction]:
+def _rows(rows: Sequence[Sequence[int | float]], place: _Place) -> Iterator[Prediction]:
     """Lists of numbers, a sample each, all read in the same way."""
     if len(rows) > PREDICTIONS:
         raise _too_many()
@@ -394,34 +406,34 @@ def _rows(rows: Sequence[Sequence[int | float]]) -> Iterator[Prediction]:
         raise UnreadableError(
             f"rows of {min(widths)} to {max(widths)} numbers: expected one length, set ClassPath"
         )
-    elif widths == {2} and _are_pairs(rows):
+    elif widths == {2} and _are_pairs(rows, place):
         yield from (Prediction(_label(row[0]), _confidence(row[1])) for row in rows)
     elif not whole or all(_is_one_hot(row) for row in rows):
-        _refuse_column_of_classes(rows)
+        _refuse_column_of_classes(rows, place)
         yield from _scores(rows)
     else:
         yield from (Prediction(_label(value)) for row in rows for value in row)
 
 
-def _are_pairs(rows: Sequence[Sequence[int | float]]) -> bool:
+def _are_pairs(rows: Sequence[Sequence[int | float]], place: _Place) -> bool:
     """Whether rows of two are a class and its confidence, and not two scores: the first is written as an integer.
 
     Raises:
-        UnreadableError: the numbers permit both readings.
+        UnreadableError: the numbers permit several readings.
     """
-    if not all(type(a) is int and a >= 0 and 0 <= b <= 1 + _ROUNDING for a, b in rows):
+    if not all(_is_whole(a) and a >= 0 and 0 <= b <= 1 + _ROUNDING for a, b in rows):
         return False
-    if all(
-        a <= 1 and abs(a + b - 1) <= _ROUNDING for a, b in rows
-    ):  # [0, 0.9999] is also class 1 with that score
-        if len(rows) > 1 and any(a == 1 for a, _ in rows):
-            return False  # nothing is predicted with confidence 0
-        raise UnreadableError(f"{list(rows[0])} may be scores, or a class and its confidence: {_ROWS_HINT}")
-    if all(type(b) is int for _, b in rows):
-        raise UnreadableError(
-            f"{list(rows[0])} may be two classes, or a class and its confidence: {_ROWS_HINT}"
-        )
-    return True
+    integers = all(type(a) is int for a, _ in rows)
+    example = str(list(rows[0]))
+    if all(a <= 1 and abs(a + b - 1) <= _ROUNDING for a, b in rows):
+        if not integers or (len(rows) > 1 and any(a == 1 for a, _ in rows)):
+            return False  # one-hot scores: nothing is predicted with confidence 0
+        raise place.may_be(example, "scores, or a class and its confidence")
+    if not integers and not all(_is_whole(b) for _, b in rows):
+        raise place.may_be(example, "scores, or a class and its confidence in an array of floats")
+    if integers and all(type(b) is int for _, b in rows):
+        raise place.may_be(example, "two classes, or a class and its confidence")
+    return integers
 
 
 def _is_one_hot(row: Sequence[int | float]) -> bool:
@@ -447,7 +459,7 @@ def _are_probabilities(row: Sequence[int | float]) -> bool:
     return min(row) >= 0 or abs(sum(row) - 1) <= _ROUNDING  # rounding may leave -1e-9
 
 
-def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]]) -> None:
+def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]], place: _Place) -> None:
     """Raise where one column alone lies outside 0..1 and holds whole numbers: class numbers beside probabilities."""
     outside = {i for row in rows for i, value in enumerate(row) if not 0 <= value <= 1 + _ROUNDING}
     if len(outside) != 1:
@@ -455,16 +467,13 @@ def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]]) -> None:
     (column,) = outside
     values = [row[column] for row in rows]
     if all(value >= 0 and _is_whole(value) for value in values):
-        raise UnreadableError(
-            f"{values[0]} beside probabilities may be a class number and not a score: set ClassPath to "
-            f"'[*][{column}]', or to '[*].{{scores: @}}' where it is a score"
-        )
+        raise place.may_be(f"{values[0]} beside probabilities", "a class number, or a score", column)
 
 
 # ---- objects
 
 
-def _labelled(entries: Sequence[Mapping[str, Any]]) -> Iterator[Prediction]:
+def _labelled(entries: Sequence[Mapping[str, Any]], place: _Place) -> Iterator[Prediction]:
     """``[{"label", "score"}, …]``: the ranking of one sample, or one answer per sample.
 
     Labels that repeat, and scores that sum to over 1, are no ranking of one sample.
@@ -475,8 +484,8 @@ def _labelled(entries: Sequence[Mapping[str, Any]]) -> Iterator[Prediction]:
         yield from found
     elif sum(scores) < 1 - _SUM_ROUNDING and scores != sorted(scores, reverse=True):
         raise UnreadableError(
-            "labels with scores may be one sample's or one per sample: set ClassPath to '[*].label' and "
-            "ConfidencePath to '[*].score' (one per sample), or ClassPath to 'max_by(@, &score)' (one sample's)"
+            f"labels with scores may be an answer per input or the ranking of one: set ClassPath to "
+            f"'{place.path}[*].[@]' (an answer per input) or 'max_by({place.path or '@'}, &score)' (a ranking)"
         )
     else:
         yield found[scores.index(max(scores))]

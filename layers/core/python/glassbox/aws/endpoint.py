@@ -4,11 +4,12 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from glassbox.errors import BadInputError, GlassboxError, RetryableError
+from glassbox.errors import BadInputError, GlassboxError, RetryableError, printable
 from glassbox.incident import Live
 from glassbox.replay import Request
 
 BAKE_SECONDS = 120
+_FAILURE_CHARACTERS = 1024
 
 _REFUSED = {"ModelError", "ValidationError", "ValidationException"}
 
@@ -29,7 +30,8 @@ class SageMakerEndpoint:
             answer = self._client.describe_endpoint(EndpointName=name)
         except (ClientError, BotoCoreError) as error:
             raise _reading(error) from error
-        return Live(answer["EndpointStatus"], answer["EndpointConfigName"], answer.get("FailureReason", ""))
+        failure = printable(answer.get("FailureReason", ""), _FAILURE_CHARACTERS)  # it enters e-mails
+        return Live(answer["EndpointStatus"], answer["EndpointConfigName"], failure)
 
     def update(self, name: str, config: str, *, guarded: bool) -> None:
         """Capture is that of ``config``. Instance counts and weights stay as they are, whatever scaling made of them:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def main() -> None:
                 sign = aws.directory / "sign.png"
                 Image.fromarray(signs.dataset(1, seed=14)[0][0]).save(sign)
                 print(_usage(stack, aws, sign), flush=True)
-                signal.pause()
+                aws.wait()
     except (EmulatorError, DeployError, OSError) as error:
         sys.exit(f"make local: {error}")
 

@@ -145,6 +145,18 @@ class EmbeddedAws(RunningAws):
     ) -> None:
         self.stop()
 
+    def wait(self) -> None:
+        """Return when the process has ended, which nothing but :meth:`stop` should make it do.
+
+        Raises:
+            EmulatorError: always; names the exit status.
+        """
+        assert self._process is not None  # noqa: S101 (started by the constructor)
+        status = self._process.wait()
+        raise EmulatorError(
+            f"the embedded AWS ended with exit status {status}; nothing serves requests any more"
+        )
+
     def stop(self) -> None:
         """Stop the embedded AWS, its Lambdas, model servers and jobs."""
         process = self._process

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -237,6 +238,23 @@ def _await_parent(loop: asyncio.AbstractEventLoop, *events: asyncio.Event) -> No
         loop.call_soon_threadsafe(event.set)
 
 
+def _kill_group_at_exit() -> subprocess.Popen[bytes] | None:
+    """Return a process that kills this one's group when this one ends, also by SIGKILL. Keep it: it waits at its pipe.
+
+    Model servers and functions would run on, since a killed process stops nothing itself.
+    """
+    if os.getpgrp() != os.getpid():  # the caller is in the group too
+        return None
+    kill = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
+    return subprocess.Popen(
+        [sys.executable, "-S", "-c", kill, str(os.getpgrp())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -251,6 +269,7 @@ def main() -> None:
     parser.add_argument("--flush-seconds", type=float, default=1.0)
     parser.add_argument("--flush-records", type=int, default=100)
     options = parser.parse_args()
+    _watcher = _kill_group_at_exit()
     os.environ.pop("PYTHONPATH", None)  # how this module was found is nothing the functions should inherit
     gateway = build(options)
     orphaned = False

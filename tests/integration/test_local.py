@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -23,8 +24,8 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
-    process = subprocess.Popen(
+def local(weights):
+    return subprocess.Popen(
         [sys.executable, "-m", "local", "--port", "0", "--weights", str(weights)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -34,12 +35,21 @@ def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
         # what is started in the background may have been told to ignore it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def until_ready(process):
+    printed = ""
+    while "Ctrl-C stops everything" not in printed:
+        line = process.stdout.readline()
+        assert line, f"it ended:\n{printed}"
+        printed += line
+    return printed
+
+
+def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
+    process = local(weights)
     try:
-        printed = ""
-        while "Ctrl-C stops everything" not in printed:
-            line = process.stdout.readline()
-            assert line, f"it ended:\n{printed}"
-            printed += line
+        printed = until_ready(process)
         exports = re.findall(r"export \w+=\S+", printed)
         (command,) = re.findall(r'^  (\S+ -c "import boto3.*?\)")$', printed, re.M | re.S)
         done = subprocess.run(
@@ -60,8 +70,28 @@ def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
         )
     finally:
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0, rest
     assert "Traceback" not in rest
     logs = Path(re.search(r"Logs are in (\S+)", printed)[1])
     assert not logs.exists()
+
+
+def test_it_notices_a_killed_emulator_and_leaves_no_model_server(weights):
+    process = local(weights)
+    try:
+        printed = until_ready(process)
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        (emulator,) = [child for child in descendants if "local.server" in child.cmdline()]
+        assert any("serve.py" in " ".join(child.cmdline()) for child in descendants)
+        emulator.kill()
+        rest, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert rest == (
+        "make local: the embedded AWS ended with exit status -9; nothing serves requests any more\n"
+    )
+    _, alive = psutil.wait_procs(descendants, timeout=60)
+    assert alive == []
+    assert not Path(re.search(r"Logs are in (\S+)", printed)[1]).exists()

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 CORE = Path(__file__).resolve().parents[1] / "layers" / "core" / "python"
 sys.path[0:1] = [str(CORE)]  # instead of this folder: the model's code is to come from its archive
@@ -184,7 +184,7 @@ def _png(image: Path | None, model: Any) -> bytes:
     channels, body = len(model.mean), io.BytesIO()
     if image:
         with Image.open(image) as given:
-            given.convert("RGB" if channels == 3 else "L").save(body, "PNG")
+            ImageOps.exif_transpose(given).convert("RGB" if channels == 3 else "L").save(body, "PNG")
     else:
         pixels = np.random.default_rng(0).integers(0, 256, (*model.image_size, channels), np.uint8)
         Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(body, "PNG")

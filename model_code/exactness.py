@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glassbox.tensor_names import RANDOM
+
 # Kinds of nodes, by the name that autograd gives the function.
 # fmt: off
 _EXACT = frozenset({
@@ -52,6 +54,9 @@ _KNOWN = _EXACT | _SUMS | _FACTORS.keys() | _NORMS | _CLIPS
 def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) -> list[str]:
     """The parts of ``model`` for which FullGrad is not exact, each with the reason; [] where it is exact.
 
+    Randomness in eval mode comes first, such as ``F.dropout`` without ``training=self.training``: the explanation is
+    then of one draw. Two passes over the same image are compared, since a random number may have no effect.
+
     Functions count as modules do, and what the forward pass does not call does not count. Whether a constant that is
     concatenated, padded or filled in is 0, the values of this one pass say; what a buffer held before features were
     written over a part of it is not looked at.
@@ -68,6 +73,7 @@ def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) ->
     }
     with _Constants() as constants:
         logits, owner, blind = _forward(model, modules, image)
+    random = _random(model, image, logits, constants.random) if constants.random else []
     flaws = dict.fromkeys(
         blind & biased.keys(), "gives no tensor that depends on the picture, so its bias is left out"
     )
@@ -79,22 +85,40 @@ def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) ->
             flaws.setdefault(name, flaw)
         elif flaw:
             functions.setdefault(_kind(node), flaw)
-    return [f"{name}: {type(modules[name]).__name__} {flaws[name]}" for name in modules if name in flaws] + [
-        f"{type(model).__name__}: the function {kind} {flaw}" for kind, flaw in sorted(functions.items())
+    return [
+        *random,
+        *(f"{name}: {type(modules[name]).__name__} {flaws[name]}" for name in modules if name in flaws),
+        *(f"{type(model).__name__}: the function {kind} {flaw}" for kind, flaw in sorted(functions.items())),
     ]
 
 
+def _random(model: nn.Module, image: Tensor, logits: Tensor, operators: Set[str]) -> list[str]:
+    """The reason, if a second pass over the same image gives other logits than rounding explains."""
+    with torch.enable_grad():  # as in the first pass: without gradients, other kernels may run
+        again = model(image.detach().clone().requires_grad_()).detach()
+    logits = logits.detach()
+    if torch.allclose(again, logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max())):
+        return []
+    return [f"{type(model).__name__}: {RANDOM} ({', '.join(sorted(operators))} in eval mode)"]
+
+
 class _Constants(TorchDispatchMode):
-    """Finds the nodes of a forward pass that take in a constant other than 0. Sees this thread's calls alone."""
+    """Finds the nodes of a forward pass that take in a constant other than 0, and its operators of random numbers.
+
+    Sees this thread's calls alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.nodes: set[Any] = set()
+        self.random: set[str] = set()
         self._last: Tensor | None = None
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._settle()
         output = function(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            self.random.add(function.overloadpacket.__name__.strip("_"))
         values = args[_PLACES.get(function.overloadpacket.__name__, slice(0))]
         if any(map(_is_constant, values)):
             self._last = output

@@ -461,7 +461,7 @@ class Uploader:
         """Count a trace that is lost, and log why."""
         with self._lock:
             self.dropped += 1
-        logger.warning("trace dropped, %d so far: %s", self.dropped, reason)
+        logger.warning("trace dropped, %d so far: %s", self.dropped, " ".join(reason.split()))
 
     def close(self, seconds: float) -> None:
         """Upload what is queued, but take no longer than that."""

@@ -4,73 +4,35 @@
 """
 
 import importlib
-import io
 import json
 import logging
-import math
 import os
-import pickle
 import re
-import struct
 import time
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor, nn
 
+from decode import RequestError, read_images
 from glassbox.errors import BadInputError
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env, setting
-from resnet import from_state_dict
+from resnet import from_state_dict, state_dict_in, without_prefix
 
 logger = logging.getLogger(__name__)
 
-PIXELS = 1 << 24  # of one image; 48 MB decoded
-BATCH = 64
 FLOAT32 = torch.finfo(torch.float32)
 TOP = 3
 SIDE = 1024  # of the model's input
 RESNET18 = "resnet18"
 
-# What torch.load raises at a file that is no state dict, or half of one: only the first is its own word for it.
-_NO_WEIGHTS = (
-    pickle.UnpicklingError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    struct.error,
-)
-
-_CLASS = re.compile(r"[A-Za-z_]\w*:[A-Za-z_]\w*")
-
-# Not Image.open, which refuses what is very large without saying how large it is.
-_PICTURES = {"image/png": ("PNG", PngImageFile), "image/jpeg": ("JPEG", JpegImageFile)}
-
-_NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-
-
-class RequestError(Exception):
-    """The request cannot be answered: an HTTP status, and one sentence for the caller."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
+_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -142,10 +104,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path}: {error.strerror}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise BadInputError(f"{path}: not a JSON object: {error}") from error
-    size, mean, std, labels = (config.get(name) for name in ("image_size", "mean", "std", "labels"))
+    names = ("architecture", "image_size", "mean", "std", "labels")
+    architecture, size, mean, std, labels = (config.get(name) for name in names)
     problems = {
-        "architecture must be 'resnet18' or 'module:Class'": config.get("architecture") == RESNET18
-        or bool(_CLASS.fullmatch(str(config.get("architecture")))),
+        "architecture must be 'resnet18' or 'module:Class'": isinstance(architecture, str)
+        and bool(architecture == RESNET18 or _CLASS.fullmatch(architecture)),
         "arguments must be an object": isinstance(config["arguments"], dict),
         f"image_size must be two whole numbers (H, W) from 1 to {SIDE}": numbers(size)
         and len(size) == 2
@@ -153,7 +116,7 @@ def read_config(path: Path) -> dict[str, Any]:
         "mean must be 1 or 3 numbers": numbers(mean) and len(mean) in (1, 3),
         "std must be as many numbers, above 0": numbers(std)
         and len(std) == len(mean if isinstance(mean, list) else ())
-        and min(std) >= FLOAT32.tiny,
+        and all(deviation >= FLOAT32.tiny for deviation in std),
         "labels must be null or texts": labels is None
         or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
     }
@@ -165,37 +128,31 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def load_network(weights: Path, config: Mapping[str, Any]) -> nn.Module:
-    """The network of ``config["architecture"]`` with these weights, in eval mode; tried on one empty picture.
+    """Return the network of ``config["architecture"]`` with these weights, in eval mode, after trying it on noise.
 
-    ``resnet18`` reads its sizes off the weights. ``module:Class`` is a class in ``code/module.py`` of model.tar.gz,
-    called with ``config["arguments"]``; its ``forward`` takes (N, C, H, W) float32 and gives (N, K) logits.
+    ``resnet18`` reads its sizes off the weights. ``module:Class`` is a class in ``code/`` of model.tar.gz, called with
+    ``config["arguments"]``; its ``forward`` takes (N, C, H, W) float32 and gives (N, K ≥ 2) logits. Weights of any
+    float type become the network's, which is float32 by default.
 
     Raises:
-        BadInputError: the weights or the class cannot be loaded, the weights are not of this network, or it does not
-            take the config's pictures.
+        BadInputError: the weights or the class cannot be loaded, the weights are not of this network, it does not take
+            the config's images, or it does not give logits.
     """
     architecture = config["architecture"]
-    try:
-        state_dict = torch.load(weights, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise BadInputError(f"{weights}: {error.strerror}") from error
-    except _NO_WEIGHTS as error:
-        raise BadInputError(
-            f"{weights}: no state dict of tensors alone, and nothing else is read: "
-            f"torch.save(network.state_dict(), …) writes one ({type(error).__name__}: {_line(error)[:200]})"
-        ) from error
-    network = from_state_dict(state_dict) if architecture == RESNET18 else _own(config, state_dict)
-    shape = (1, len(config["mean"]), *config["image_size"])
+    checkpoint = _read_checkpoint(weights)
+    network = from_state_dict(checkpoint) if architecture == RESNET18 else _own(config, checkpoint)
+    shape = (2, len(config["mean"]), *config["image_size"])
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
-            logits = network(torch.zeros(shape))
-    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+            logits = network(noise)
+    except Exception as error:
+        # The network's own code may raise anything: timm's asserts the size of the image.
         raise BadInputError(
-            f"{architecture}: a picture of {shape} does not go through it: {_line(error)}"
+            f"{architecture}: expected a network that takes images of {shape[1:]} (channels, height, width), "
+            f"got {type(error).__name__}: {_line(error)}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise BadInputError(f"{architecture}: one picture gives {found}, and not logits of the shape (1, K)")
+    _check_logits(architecture, logits, len(noise))
     if config["labels"] is not None and len(config["labels"]) != logits.shape[1]:
         raise BadInputError(
             f"config.json: labels must be null or {logits.shape[1]} texts, found {len(config['labels'])}"
@@ -203,35 +160,83 @@ def load_network(weights: Path, config: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def _own(config: Mapping[str, Any], state_dict: Any) -> nn.Module:
+def _read_checkpoint(weights: Path) -> object:
+    try:
+        return torch.load(weights, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BadInputError(f"{weights}: {error.strerror}") from error
+    except Exception as error:
+        # At a foreign file torch.load raises what its parser happens to meet: it is of no fixed kind.
+        found = _file_kind(weights) or f"{type(error).__name__}: {_line(error)[:200]}"
+        raise BadInputError(
+            f"{weights}: expected a state dict of tensors alone, as torch.save(network.state_dict(), …) writes it, "
+            f"got {found}"
+        ) from error
+
+
+def _file_kind(path: Path) -> str | None:
+    """What a file that is no state dict was saved as, where its first bytes tell."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                return "a TorchScript archive. Save torch.jit.load(…).state_dict() instead."
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "a safetensors file. Save what safetensors.torch.load_file(…) returns with torch.save."
+    if head.startswith(b"\x89HDF"):
+        return "an HDF5 file, such as Keras writes. Only PyTorch's weights can be read."
+    return None
+
+
+def _check_logits(architecture: str, logits: object, samples: int) -> None:
+    """Raise BadInputError unless the network gave (N, K ≥ 2) finite logits."""
+    wanted = f"{architecture}: expected logits of the shape (N, K) with K >= 2 classes, got"
+    if not isinstance(logits, Tensor):
+        kind = type(logits).__name__
+        raise BadInputError(f"{wanted} a {kind}. Return the tensor of logits alone from forward().")
+    if logits.ndim != 2 or len(logits) != samples:
+        raise BadInputError(f"{wanted} {tuple(logits.shape)} for {samples} images.")
+    if logits.shape[1] < 2:
+        raise BadInputError(
+            f"{wanted} {logits.shape[1]} output unit, whose softmax is 1 for every image. For a logit z of class 1, "
+            "return torch.cat([torch.zeros_like(z), z], 1)."
+        )
+    if not (logits.is_floating_point() and logits.isfinite().all()):
+        raise BadInputError(f"{wanted} {logits.dtype} with NaN or infinity for an image of noise.")
+    if bool((logits >= 0).all()) and torch.allclose(
+        logits.double().sum(1), torch.ones(()).double(), atol=1e-3
+    ):
+        raise BadInputError(f"{wanted} probabilities. Leave out the softmax at the end of forward().")
+
+
+def _own(config: Mapping[str, Any], checkpoint: object) -> nn.Module:
     architecture, arguments = config["architecture"], config["arguments"]
     module, _, name = architecture.partition(":")
     try:
         network = getattr(importlib.import_module(module), name)(**arguments)
-    except (
-        ImportError,
-        SyntaxError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        LookupError,
-    ) as error:
+    except Exception as error:
+        # The model's own code runs here, and may raise anything.
         raise BadInputError(
-            f"{architecture}: code/{module}.py gives no network with the arguments {arguments}: "
+            f"{architecture}: code/{module.replace('.', '/')}.py gives no network with the arguments {arguments}: "
             f"{type(error).__name__}: {_line(error)}"
         ) from error
     if not isinstance(network, nn.Module):
-        raise BadInputError(f"{architecture}: a {type(network).__name__}, and no torch.nn.Module")
+        raise BadInputError(f"{architecture}: expected a torch.nn.Module, got a {type(network).__name__}")
+    expected = network.state_dict().keys()
+    state_dict = without_prefix(state_dict_in(checkpoint), lambda keys: bool(keys & expected))
     try:
         network.load_state_dict(state_dict)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except Exception as error:
+        # As above: a network may load its weights by code of its own.
         raise BadInputError(f"{architecture}: these are not its weights: {_line(error)}") from error
     return network.eval()
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    """The error's text on one line, without control characters, shortened."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else "?" for c in text)[:500]
 
 
 def _tracer(network: nn.Module, destination: str, settings: Settings) -> Any:
@@ -279,7 +284,7 @@ def transform_fn(
     Args:
         data: ``image/png`` or ``image/jpeg``: one picture. ``application/x-npy``: (H, W, C), or N ≤ 64 pictures
             (N, H, W, C), as uint8 or as floats from 0 to 1, which are rounded to 8 bits. Pictures of another size are
-            resized to the model's.
+            resized to the model's. Files are turned upright by their EXIF orientation; 16 bits become 8.
         context: the request's headers, as ``.headers`` or as the PyTorch toolkit's ``get_all_request_header``.
 
     Returns:
@@ -292,9 +297,8 @@ def transform_fn(
     if not _accepts_json(accept):
         raise RequestError(406, f"Accept is {accept[:100]!r}; only application/json is given.")
     data = bytes(data)
-    images = _images(data, content_type, channels=len(model.mean))
-    picture = np.stack([_resized(image, model.image_size) for image in images])
-    x = (torch.from_numpy(picture).permute(0, 3, 1, 2) / 255 - model.mean) / model.std
+    picture = read_images(data, content_type, len(model.mean), model.image_size)
+    x = (torch.from_numpy(picture).permute(0, 3, 1, 2).contiguous() / 255 - model.mean) / model.std
     headers = _headers(context)
     traced = None
     if model.tracer is not None:
@@ -328,82 +332,6 @@ def _predictions(logits: Tensor, labels: list[str] | None) -> list[dict[str, Any
 def _accepts_json(accept: str | None) -> bool:
     ranges = {media_range.partition(";")[0].strip().lower() for media_range in (accept or "").split(",")}
     return bool(ranges & {"", "application/json", "application/*", "*/*"})
-
-
-def _images(data: bytes, content_type: str | None, channels: int) -> list[np.ndarray]:
-    """The pictures of a body, each (H, W, C) uint8."""
-    kind = (content_type or "").partition(";")[0].strip().lower()
-    if kind == "application/x-npy":
-        return _npy(data, channels)
-    if kind in _PICTURES:
-        return [_picture(data, *_PICTURES[kind], channels)]
-    raise RequestError(
-        415, f"The content type is {kind[:100]!r}; application/x-npy, image/png and image/jpeg are read."
-    )
-
-
-def _npy(data: bytes, channels: int) -> list[np.ndarray]:
-    stream = io.BytesIO(data)
-    try:
-        # The header first: np.load allocates what it asks for.
-        shape, _, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
-    except Exception as error:
-        # Whatever numpy raises at foreign bytes (a SyntaxError, a TokenError, …): it is of no fixed kind.
-        raise RequestError(400, "The body is not an array in the .npy format.") from error
-    if dtype.hasobject:
-        raise RequestError(400, "The array holds pickled objects, which are not read.")
-    # `type(…) is int`: a header may say True, which numpy lets pass
-    if (
-        len(shape) not in (3, 4)
-        or not all(type(side) is int and side >= 1 for side in shape)
-        or shape[-1] != channels
-    ):
-        raise RequestError(
-            400, f"The array has shape {shape}; (H, W, {channels}) or (N, H, W, {channels}) is read."
-        )
-    if (len(shape) == 4 and shape[0] > BATCH) or shape[-3] * shape[-2] > PIXELS:
-        raise RequestError(
-            400, f"The array has shape {shape}; at most {BATCH} pictures of {PIXELS} pixels are read."
-        )
-    if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
-        raise RequestError(400, f"The array's header promises {shape} {dtype}, which the body does not hold.")
-    unread = RequestError(400, f"The array is {dtype}; uint8, or floats from 0 to 1, are read.")
-    if dtype != np.uint8 and dtype.kind != "f":
-        raise unread
-    array = np.load(io.BytesIO(data), allow_pickle=False).reshape(-1, *shape[-3:])
-    if dtype == np.uint8:
-        return list(array)
-    # `not all(inside)`, so that NaN counts as outside
-    if not ((array >= 0) & (array <= 1)).all():
-        raise unread
-    return list((array * 255).round().astype(np.uint8))
-
-
-def _picture(data: bytes, kind: str, file: Callable[[io.BytesIO], Image.Image], channels: int) -> np.ndarray:
-    try:
-        with file(io.BytesIO(data)) as image:
-            if image.width * image.height > PIXELS:
-                raise RequestError(
-                    400, f"The picture has {image.width}×{image.height} pixels; at most {PIXELS} are read."
-                )
-            if image.mode.startswith(("I", "F")):
-                raise RequestError(400, "The picture has more than 8 bits a channel, which are not read.")
-            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    except RequestError:
-        raise
-    except Exception as error:
-        # As above: at a broken file, Pillow raises even an AssertionError.
-        raise RequestError(400, f"The body is not a {kind} picture that can be read.") from error
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, C) uint8, bilinear."""
-    if image.shape[:2] == size:
-        return image
-    plain = image if image.shape[2] == 3 else image[..., 0]
-    resized = Image.fromarray(plain).resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(resized).reshape(*size, -1)
 
 
 def _headers(context: Any) -> Mapping[str, str]:

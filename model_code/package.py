@@ -1,10 +1,10 @@
 """Weights and code -> the model.tar.gz that SageMaker unpacks to /opt/ml/model.
 
     python model_code/package.py --weights model.pt --out model.tar.gz [--config config.json] [--labels labels.csv]
-                                 [--network net.py:Net [--arguments '{"classes": 10}'] [--code more.py …]]
+                                 [--network net.py:Net [--arguments '{"classes": 10}'] [--code more.py folder …]]
 
-A network of your own is a class in a file of yours (docs/your-model.md). The same content gives the same bytes, so what
-did not change need not be uploaded.
+A network of your own is a class in a file or a package folder of yours (docs/your-model.md). The same content gives the
+same bytes, so what did not change need not be uploaded.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent / "layers" / "core" / "python" / "glassbox"
 
-CODE = ("inference.py", "hook.py", "exactness.py", "resnet.py", "requirements.txt")
+CODE = ("inference.py", "decode.py", "hook.py", "exactness.py", "resnet.py", "requirements.txt")
 CORE_MODULES = ("__init__.py", "errors.py", "replay_marker.py", "settings.py", "tensor_names.py")
 
 # Mean and std are ImageNet's, with which torchvision's networks are trained.
@@ -70,10 +70,10 @@ def package(
 
     Args:
         config: parts of the config that differ from the default one; by default those beside the weights.
-        code: files of your own, which go beside ours.
+        code: files and package folders of your own, which go beside ours.
 
     Raises:
-        ValueError: one of them is called as one of ours, or the config holds what it does not know.
+        ValueError: two of them, or one of them and one of ours, have one name; or the config holds unknown keys.
     """
     config = model_config(weights) if config is None else DEFAULT_CONFIG | config
     if unknown := config.keys() - DEFAULT_CONFIG.keys() - {"arguments"}:
@@ -86,10 +86,13 @@ def package(
     }
     files |= {f"code/{name}": (HERE / name).read_bytes() for name in CODE}
     files |= {f"code/glassbox/{name}": (CORE / name).read_bytes() for name in CORE_MODULES}
-    for path in code:
-        if path.name in CODE:
+    for path in dict.fromkeys(path.resolve() for path in code):
+        if path.name in {*CODE, CORE.name}:
             raise ValueError(f"{path}: {path.name} is the name of a file of ours in code/")
-        files[f"code/{path.name}"] = path.read_bytes()
+        found = _code(path)
+        if twice := files.keys() & found:
+            raise ValueError(f"{path}: another file is called {min(twice)} too")
+        files |= found
     # No time and no name: they would differ from one run to the next.
     with (
         out.open("wb") as raw,
@@ -100,6 +103,53 @@ def package(
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
+
+
+def _code(path: Path) -> dict[str, bytes]:
+    """Return a file's, or a package folder's content, by name in the archive.
+
+    Compiled and hidden files are left out: they differ from one machine to the next.
+
+    Raises:
+        ValueError: the folder holds no file, or its name cannot be imported.
+    """
+    if not path.is_dir():
+        return {f"code/{path.name}": path.read_bytes()}
+    if not path.name.isidentifier():
+        raise ValueError(
+            f"{path}: expected the name of a Python package, got {path.name!r}. Rename the folder."
+        )
+    inside = [file.relative_to(path.parent) for file in path.rglob("*") if file.is_file()]
+    names = [
+        name
+        for name in inside
+        if name.suffix != ".pyc"
+        and not any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+    ]
+    if not names:
+        raise ValueError(f"{path}: expected a package folder, got one without a file")
+    return {f"code/{name.as_posix()}": (path.parent / name).read_bytes() for name in names}
+
+
+def network_class(given: str) -> tuple[str, Path]:
+    """Return the architecture (``module:Class``) of FILE.py:CLASS or FOLDER:CLASS, and the file or folder to pack.
+
+    Of a file in a package, the whole package is packed, since its modules import one another.
+
+    Raises:
+        ValueError: neither of the two, or a name that Python cannot import.
+    """
+    file, _, name = given.rpartition(":")
+    path = Path(file).resolve()
+    if not file or not name.isidentifier() or not (file.endswith(".py") or path.is_dir()):
+        raise ValueError(f"--network {given}: expected FILE.py:CLASS or FOLDER:CLASS")
+    module = [path.stem if path.suffix == ".py" else path.name]
+    while (path.parent / "__init__.py").is_file():
+        path = path.parent
+        module.insert(0, path.name)
+    if not all(part.isidentifier() and part.isascii() for part in module):
+        raise ValueError(f"--network {given}: expected a Python module, got {'.'.join(module)}. Rename it.")
+    return f"{'.'.join(module)}:{name}", path
 
 
 def digest(archive: Path) -> str:
@@ -118,7 +168,8 @@ def load(archive: Path) -> None:
         subprocess.run(  # noqa: S603 (our own code)
             [sys.executable, "-c", "import sys, inference; inference.model_fn(sys.argv[1])", folder],
             cwd=Path(folder) / "code",
-            env={name: value for name, value in os.environ.items() if name != "tensors_output"},
+            # inference.py reads it in lower and upper case
+            env={name: value for name, value in os.environ.items() if name.lower() != "tensors_output"},
             check=True,
             capture_output=True,
             text=True,
@@ -131,9 +182,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("model.tar.gz"))
     parser.add_argument("--config", type=Path, help="default: the .json beside the weights, or 48×48 pixels")
     parser.add_argument("--labels", type=Path, help="a CSV file with the columns class_id and name")
-    parser.add_argument("--network", metavar="FILE.py:CLASS", help="a network of your own")
+    parser.add_argument(
+        "--network", metavar="FILE.py:CLASS", help="a network of your own, also FOLDER:CLASS for a package"
+    )
     parser.add_argument("--arguments", type=json.loads, default={}, help="what CLASS is called with, as JSON")
-    parser.add_argument("--code", type=Path, nargs="+", default=[], help="further files that FILE.py imports")
+    parser.add_argument(
+        "--code",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="further files and package folders that FILE.py imports",
+    )
     arguments = parser.parse_args()
     try:
         config = model_config(arguments.weights)
@@ -145,11 +204,9 @@ def main() -> None:
             config |= {"labels": read_labels(arguments.labels)}
         code = list(arguments.code)
         if arguments.network:
-            file, _, name = arguments.network.rpartition(":")
-            if not file.endswith(".py") or not name.isidentifier():
-                raise ValueError(f"--network {arguments.network}: FILE.py:CLASS is wanted")
-            config |= {"architecture": f"{Path(file).stem}:{name}", "arguments": arguments.arguments}
-            code.append(Path(file))
+            architecture, path = network_class(arguments.network)
+            config |= {"architecture": architecture, "arguments": arguments.arguments}
+            code.append(path)
         # beside it: an archive that does not load takes no other's place
         unproved = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}")
         try:
@@ -161,7 +218,9 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"package: {error}")
     except subprocess.CalledProcessError as error:
-        sys.exit(f"package: {arguments.out} does not load: {error.stderr.strip().splitlines()[-1]}")
+        # killed by the kernel, it says nothing
+        said = error.stderr.strip().splitlines() or [f"its process ended with {error.returncode}"]
+        sys.exit(f"package: {arguments.out} does not load: {said[-1]}")
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
 
 

@@ -3,12 +3,15 @@
 Weights trained with ``torchvision.models.resnet18`` load as they are; torchvision itself is not needed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 
 import torch
 from torch import Tensor, nn
 
 from glassbox.errors import BadInputError
+
+# Keys under which training loops store the state dict beside the optimizer's: PyTorch's tutorials, Lightning, timm.
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 
 
 class BasicBlock(nn.Module):
@@ -63,43 +66,104 @@ class ResNet18(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def from_state_dict(state_dict: Mapping[str, Tensor]) -> ResNet18:
-    """The network that these weights are of, in eval mode: its sizes are read off their shapes.
+def from_state_dict(checkpoint: object) -> ResNet18:
+    """Return the network of these weights in eval mode; its sizes are read from their shapes.
+
+    Args:
+        checkpoint: a state dict, or what :func:`state_dict_in` finds one in.
 
     Raises:
-        BadInputError: they are not the weights of a ResNet18; the message names what differs.
+        BadInputError: not the weights of a ResNet18; names the keys that differ.
     """
+    state_dict = without_prefix(state_dict_in(checkpoint), lambda keys: {"conv1.weight", "fc.weight"} <= keys)
     shapes = _shapes(state_dict)
     first, last = shapes.get("conv1.weight", ()), shapes.get("fc.weight", ())
-    if len(first) != 4 or len(last) != 2:
+    if len(first) != 4 or len(last) != 2 or 0 in (*first, *last):
         raise BadInputError(
-            "not a ResNet18 state dict: conv1.weight must be (width, channels, 7, 7) and fc.weight (classes, 8·width), "
-            f"found {first or 'none'} and {last or 'none'}"
+            "state dict: expected a ResNet18's, with conv1.weight (width, channels, 7, 7) and fc.weight "
+            f"(classes, 8·width), got {first or 'none'} and {last or 'none'}; keys: {_some(shapes)}"
         )
     sizes = {"num_classes": last[0], "width": first[0], "in_channels": first[1]}
     with torch.device("meta"):
         expected = _shapes(ResNet18(**sizes).state_dict())
     differing = [
-        f"{key}: {expected.get(key, 'none')} expected, {shapes.get(key, 'none')} found"
+        f"{key}: expected {expected.get(key, 'none')}, got {shapes.get(key, 'none')}"
         for key in sorted(expected.keys() | shapes.keys())
         if expected.get(key) != shapes.get(key)
     ]
     if differing:
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise BadInputError(f"not a ResNet18 state dict: {'; '.join(differing[:5])}{more}")
+        raise BadInputError(f"state dict: expected a ResNet18's; {_some(differing, '; ')}")
     network = ResNet18(**sizes)
     network.load_state_dict(state_dict)
     return network.eval()
+
+
+def state_dict_in(checkpoint: object) -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint: tensors by parameter name.
+
+    Training loops store it under a key such as ``state_dict`` or ``model``; torch.compile adds ``_orig_mod`` to names.
+
+    Raises:
+        BadInputError: no state dict, more than one, or a tensor that cannot be loaded into a network on a CPU.
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise BadInputError(
+            f"checkpoint: expected a state dict, got a {type(checkpoint).__name__}. "
+            "torch.save(network.state_dict(), …) writes one."
+        )
+    wrapped = [key for key in STATE_DICT_KEYS if isinstance(checkpoint.get(key), Mapping)]
+    if len(wrapped) > 1:
+        raise BadInputError(
+            f"checkpoint: expected one state dict, got several: {', '.join(wrapped)}. Save one of them alone."
+        )
+    state_dict = checkpoint[wrapped[0]] if wrapped else checkpoint
+    foreign = [key for key, value in state_dict.items() if not (isinstance(key, str) and _loads(value))]
+    if foreign:
+        raise BadInputError(
+            f"state dict: expected dense CPU tensors by name, got something else under {_some(foreign)}"
+        )
+    broken = [key for key, value in state_dict.items() if value.is_floating_point() and not _finite(value)]
+    if broken:
+        raise BadInputError(f"state dict: expected finite weights, got NaN or infinity in {_some(broken)}")
+    return {".".join(p for p in key.split(".") if p != "_orig_mod"): v for key, v in state_dict.items()}
+
+
+def without_prefix(
+    state_dict: Mapping[str, Tensor], fits: Callable[[Set[str]], bool]
+) -> Mapping[str, Tensor]:
+    """Drop the prefix that a wrapper adds to every key (``module.``, ``model.``), where ``fits`` holds for the rest."""
+    stripped = state_dict
+    while not fits(stripped.keys()):
+        heads = {key.partition(".")[0] for key in stripped}
+        if len(heads) != 1 or not all("." in key for key in stripped):
+            return state_dict
+        stripped = {key.partition(".")[2]: value for key, value in stripped.items()}
+    return stripped
 
 
 def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, 1))
 
 
+def _loads(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and not (value.is_quantized or value.is_nested or value.is_meta or value.is_complex())
+        and value.layout == torch.strided
+    )
+
+
+def _finite(value: Tensor) -> bool:
+    # float8 has no isfinite
+    return bool(value.float().isfinite().all())
+
+
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    if not isinstance(state_dict, Mapping):
-        raise BadInputError(f"not a state dict but a {type(state_dict).__name__}")
-    foreign = [str(key) for key, value in state_dict.items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise BadInputError(f"not a state dict: no tensors under {', '.join(foreign[:5])}")
     return {key: tuple(value.shape) for key, value in state_dict.items()}
+
+
+def _some(items: Iterable[object], separator: str = ", ") -> str:
+    """The first five; keys come from a file, so they are shown without control characters and shortened."""
+    listed = [item if isinstance(item, str) and item.isprintable() else ascii(item) for item in items]
+    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+    return separator.join(item[:200] for item in listed[:5]) + more

@@ -4,18 +4,21 @@ SageMaker developer guide, "Custom Inference Code with Hosting Services". ``OPT_
 root, ``SAGEMAKER_BIND_TO_PORT`` (default 8080) the port, ``BIND_HOST`` (default: from everywhere) who may come in.
 """
 
+import asyncio
 import contextlib
 import importlib
 import logging
 import os
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 import uvicorn
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -23,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 BODY_BYTES = 6 << 20  # InvokeEndpoint's limit
+BODIES = 32  # in memory at once; further requests wait unread
 CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 REQUEST_SECONDS = 8  # SageMaker kills 30 s after SIGTERM; the rest is for the upload of traces
 
@@ -30,30 +34,34 @@ logger = logging.getLogger("serve")
 
 
 def application(inference: ModuleType, model: Any) -> Starlette:
-    """The HTTP interface of a loaded model.
+    """Return the HTTP interface of a loaded model.
+
+    At most as many requests are decoded and predicted at once as there are cores: more would take memory and save no
+    time.
 
     Args:
         inference: the model's module, with ``transform_fn`` and ``RequestError``.
         model: what its ``model_fn`` gave; its ``close()`` is called at the end.
     """
+    bodies = asyncio.Semaphore(BODIES)
+    predictions = CapacityLimiter(len(os.sched_getaffinity(0)))
 
     async def ping(request: Request) -> Response:
         return Response()
 
     async def invocations(request: Request) -> Response:
+        async with bodies:
+            return await answer(request)
+
+    async def answer(request: Request) -> Response:
         body = await _body(request)
         if body is None:
             return _error(413, f"The body is larger than {BODY_BYTES} bytes.")
         headers = request.headers
+        kind, accept = headers.get("content-type", ""), headers.get("accept", "")
+        predict = partial(inference.transform_fn, model, body, kind, accept, request)
         try:
-            content, kind = await run_in_threadpool(
-                inference.transform_fn,
-                model,
-                body,
-                headers.get("content-type", ""),
-                headers.get("accept", ""),
-                request,
-            )
+            content, kind = await to_thread.run_sync(predict, limiter=predictions)
         except inference.RequestError as error:
             return _error(error.status, error.message)
         except Exception:

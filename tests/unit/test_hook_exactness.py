@@ -9,6 +9,7 @@ from torch import nn
 
 import zoo
 from exactness import inexact
+from glassbox import tensor_names as names
 from hook import biased_modules, effective_bias, record, reduced
 
 
@@ -44,6 +45,17 @@ def residual(model, image):
     stats = reduced(recording, {name: effective_bias(m) for name, m in modules.items()})["glassbox/stats"]
     logit = recording.logits.amax(1).double().numpy()
     return float((abs(stats[:, :, 3].sum(1) - logit) / stats[:, :, 4].sum(1)).max())
+
+
+class Dropping(nn.Module):
+    """A functional dropout, which eval() does not turn off."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.conv, self.fc, self.share = nn.Conv2d(8, 8, 3), nn.Linear(8, 5), share
+
+    def forward(self, x):
+        return self.fc(F.dropout(self.conv(x).relu(), self.share, training=True).mean((2, 3)))
 
 
 NOT_LINEAR, NORMALISES = "is not piecewise linear", "normalises by the statistics of its own input"
@@ -258,3 +270,28 @@ def test_no_hook_stays_when_the_model_fails():
     with pytest.raises(ArithmeticError, match="in the middle"):
         found(model)
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+class TestRandom:
+    """What is random in eval mode is named, by two passes over the same image."""
+
+    def test_dropout_that_stays_on(self):
+        assert found(Dropping(0.5)) == [
+            "Dropping: gives different logits for the same image (bernoulli in eval mode)"
+        ]
+        assert found(nn.Sequential(nn.Conv2d(8, 4, 3), nn.Dropout2d(), nn.Flatten(), nn.Linear(400, 5))) == []
+
+    def test_noise_that_is_added(self):
+        model = Between(lambda x: x + torch.randn_like(x))
+        assert (
+            found(model)[0] == "Between: gives different logits for the same image (randn_like in eval mode)"
+        )
+
+    def test_random_numbers_without_effect_are_not_random(self):
+        assert names.RANDOM not in str(found(Between(lambda x: x + 0 * torch.rand_like(x).sum())))
+        assert found(Between(lambda x: F.rrelu(x, training=False))) == []
+
+    def test_its_explanation_is_not_faithful_although_the_sum_holds(self):
+        torch.manual_seed(0)
+        model = Dropping(0.5).eval().requires_grad_(False)
+        assert residual(model, torch.randn(2, 8, 12, 12)) <= 5e-7

@@ -1,5 +1,6 @@
 """The model's own code: what it answers, and what it refuses with which words."""
 
+import hashlib
 import importlib
 import io
 import json
@@ -81,6 +82,17 @@ def answer(classifier, data, kind=NPY, accept=JSON, context=None):
     return json.loads(body)["predictions"]
 
 
+def same(found, expected):
+    """Whether two answers agree within rounding: kernels may differ with alignment, threads and batch."""
+    return len(found) == len(expected) and all(
+        [(top["class"], top["label"]) for top in one["top3"]]
+        == [(top["class"], top["label"]) for top in other["top3"]]
+        and [top["probability"] for top in one["top3"]]
+        == pytest.approx([top["probability"] for top in other["top3"]], rel=1e-4)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
 def refusal(classifier, data, kind=NPY, accept=JSON):
     with pytest.raises(inference.RequestError) as caught:
         inference.transform_fn(classifier, data, kind, accept)
@@ -123,42 +135,42 @@ class TestAnswer:
     def test_floats_are_rounded_to_eight_bits(self, classifier, dtype):
         array = picture(24, 32, 3)
         exact = answer(classifier, npy(array))
-        assert answer(classifier, npy((array / 255).astype(dtype))) == exact
+        assert same(answer(classifier, npy((array / 255).astype(dtype))), exact)
         if dtype != np.float16:
-            assert answer(classifier, npy(((array + 0.4) / 255).clip(0, 1).astype(dtype))) == exact
+            assert same(answer(classifier, npy(((array + 0.4) / 255).clip(0, 1).astype(dtype))), exact)
 
     def test_any_size_is_resized_bilinearly(self, classifier):
         array = picture(61, 40, 3)
         resized = np.asarray(Image.fromarray(array).resize((32, 24), Image.Resampling.BILINEAR))
-        assert answer(classifier, npy(array)) == answer(classifier, npy(resized))
+        assert same(answer(classifier, npy(array)), answer(classifier, npy(resized)))
 
     def test_files_are_read_as_their_pixels(self, classifier):
         array = picture(24, 32, 3)
-        assert answer(classifier, encoded(array, "PNG"), PNG) == answer(classifier, npy(array))
+        assert same(answer(classifier, encoded(array, "PNG"), PNG), answer(classifier, npy(array)))
         jpeg = encoded(array, "JPEG", quality=95)
         pixels = np.asarray(Image.open(io.BytesIO(jpeg)))
-        assert answer(classifier, jpeg, JPEG) == answer(classifier, npy(pixels))
+        assert same(answer(classifier, jpeg, JPEG), answer(classifier, npy(pixels)))
 
     def test_grey_palette_and_transparent_pictures_are_read_as_rgb(self, classifier):
         grey = picture(24, 32)
         expected = answer(classifier, npy(np.repeat(grey[..., None], 3, 2)))
-        assert answer(classifier, encoded(grey, "PNG"), PNG) == expected
+        assert same(answer(classifier, encoded(grey, "PNG"), PNG), expected)
         stream = io.BytesIO()
         Image.fromarray(grey).convert("P").save(stream, "PNG")
-        assert answer(classifier, stream.getvalue(), PNG) == expected
+        assert same(answer(classifier, stream.getvalue(), PNG), expected)
         opaque = np.dstack([*[grey] * 3, np.full_like(grey, 255)])
-        assert answer(classifier, encoded(opaque, "PNG"), PNG) == expected
+        assert same(answer(classifier, encoded(opaque, "PNG"), PNG), expected)
 
     def test_fortran_order_and_slices_are_read_right(self, classifier):
         array = picture(2, 24, 32, 3)
-        assert answer(classifier, npy(np.asfortranarray(array))) == answer(classifier, npy(array))
+        assert same(answer(classifier, npy(np.asfortranarray(array))), answer(classifier, npy(array)))
 
     def test_a_network_for_grey_pictures_without_labels(self, tmp_path):
         config = CONFIG | {"mean": [0.5], "std": [0.25], "labels": None}
         classifier = inference.model_fn(str(unpacked(tmp_path, config, in_channels=1, num_classes=2)))
         grey = picture(50, 40)
         (prediction,) = answer(classifier, encoded(grey, "PNG"), PNG)
-        assert [prediction] == answer(classifier, npy(grey[..., None]))
+        assert same([prediction], answer(classifier, npy(grey[..., None])))
         assert [top["label"] for top in prediction["top3"]] == [None, None]
         assert sum(top["probability"] for top in prediction["top3"]) == pytest.approx(1)
         status, message = refusal(classifier, npy(picture(24, 32, 3)))
@@ -170,7 +182,7 @@ class TestAnswer:
     @pytest.mark.parametrize("data", [bytearray, memoryview, bytes])
     def test_the_body_comes_as_servers_give_it(self, classifier, data):
         body = npy(picture(24, 32, 3))
-        assert answer(classifier, data(body)) == answer(classifier, body)
+        assert same(answer(classifier, data(body)), answer(classifier, body))
 
     @pytest.mark.parametrize(
         "kind", ["application/x-npy; charset=binary", "Application/X-NPY", " application/x-npy"]
@@ -220,7 +232,7 @@ PROMISE = "The array's header promises (24, 32, 3) uint8, which the body does no
 NUMBERS = "uint8, or floats from 0 to 1, are read."
 NO_PNG = "The body is not a PNG picture that can be read."
 SHAPES = "(H, W, 3) or (N, H, W, 3) is read."
-BATCH = "at most 64 pictures of 16777216 pixels are read."
+LARGE = "at most 4194304 pixels, and 16384 a side, are read: scale it down."
 BAD = {
     "nothing": (b"", NPY, NO_NPY),
     "text": (b"[[1, 2, 3]]", NPY, NO_NPY),
@@ -240,7 +252,7 @@ BAD = {
         f"The array has shape (-1, -1, 3); {SHAPES}"),
     "a header that promises a terabyte": (
         npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000000, 3)}"), NPY,
-        f"The array has shape (1000000, 1000000, 3); {BATCH}"),
+        f"The array has shape (1000000, 1000000, 3); {LARGE}"),
     "a header of truths": (
         npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (True, True, 3)}") + bytes(3), NPY,
         f"The array has shape (True, True, 3); {SHAPES}"),
@@ -254,12 +266,15 @@ BAD = {
     "five axes": (npy(ARRAY[None, None]), NPY, f"The array has shape (1, 1, 24, 32, 3); {SHAPES}"),
     "no picture": (npy(ARRAY[None][:0]), NPY, f"The array has shape (0, 24, 32, 3); {SHAPES}"),
     "no pixel": (npy(ARRAY[:0]), NPY, f"The array has shape (0, 32, 3); {SHAPES}"),
-    "too many pictures": (npy(np.zeros((65, 1, 1, 3), np.uint8)), NPY, f"The array has shape (65, 1, 1, 3); {BATCH}"),
+    "too many pictures": (
+        npy(np.zeros((65, 1, 1, 3), np.uint8)), NPY,
+        "The array has shape (65, 1, 1, 3); at most 64 images a request are read."),
     "integers": (npy(ARRAY.astype(np.int64)), NPY, f"The array is int64; {NUMBERS}"),
     "truths": (npy(ARRAY > 7), NPY, f"The array is bool; {NUMBERS}"),
     "texts": (npy(np.full((2, 2, 3), "a")), NPY, f"The array is <U1; {NUMBERS}"),
     "complex numbers": (npy(ARRAY * 1j), NPY, f"The array is complex128; {NUMBERS}"),
-    "floats up to 255": (npy(ARRAY / 1.0), NPY, f"The array is float64; {NUMBERS}"),
+    "floats up to 255": (
+        npy(ARRAY / 1.0), NPY, f"The array is float64; {NUMBERS} Divide floats from 0 to 255 by 255."),
     "negative floats": (npy(ARRAY / -255.0), NPY, f"The array is float64; {NUMBERS}"),
     "not a number": (npy(np.full((2, 2, 3), np.nan)), NPY, f"The array is float64; {NUMBERS}"),
     "no png": (b"GIF89a" + bytes(64), PNG, NO_PNG),
@@ -269,14 +284,11 @@ BAD = {
     "half a png": (encoded(ARRAY, "PNG")[:200], PNG, NO_PNG),
     "half a jpeg": (encoded(ARRAY, "JPEG")[:700], JPEG, "The body is not a JPEG picture that can be read."),
     "a png of nothing": (png_header(24, 32), PNG, NO_PNG),
-    "a bomb": (png_header(5000, 5000), PNG, "The picture has 5000×5000 pixels; at most 16777216 are read."),
+    "a bomb": (png_header(5000, 5000), PNG, f"The picture has 5000×5000 pixels; {LARGE}"),
     "a bomb that Pillow warns of": (
-        png_header(11000, 11000), PNG, "The picture has 11000×11000 pixels; at most 16777216 are read."),
+        png_header(11000, 11000), PNG, f"The picture has 11000×11000 pixels; {LARGE}"),
     "a bomb that Pillow refuses": (
-        png_header(20000, 20000), PNG, "The picture has 20000×20000 pixels; at most 16777216 are read."),
-    "16 bits a channel": (
-        encoded(ARRAY[..., 0].astype(np.uint16) * 257, "PNG"), PNG,
-        "The picture has more than 8 bits a channel, which are not read."),
+        png_header(20000, 20000), PNG, f"The picture has 20000×20000 pixels; {LARGE}"),
 }  # fmt: skip
 
 
@@ -370,7 +382,7 @@ class TestTracing:
         tracer = Recorder(plain.network)
         hooked = inference.Classifier(**{**vars(plain), "tracer": tracer})
         body = encoded(picture(50, 60, 3), "PNG")
-        assert answer(hooked, body, PNG, context=context) == answer(plain, body, PNG, context=context)
+        assert same(answer(hooked, body, PNG, context=context), answer(plain, body, PNG, context=context))
 
         assert tracer.asked == [(body, attributes, inference_id)]
         ((image, seen, request, labels),) = tracer.traced
@@ -388,7 +400,7 @@ class TestTracing:
         plain = inference.model_fn(str(unpacked(tmp_path)))
         tracer = Recorder(plain.network, wanted=False)
         hooked = inference.Classifier(**{**vars(plain), "tracer": tracer})
-        assert answer(hooked, npy(ARRAY)) == answer(plain, npy(ARRAY))
+        assert same(answer(hooked, npy(ARRAY)), answer(plain, npy(ARRAY)))
         assert (tracer.asked, tracer.traced) == ([(npy(ARRAY), None, None)], [])
         refusal(hooked, b"")
         assert len(tracer.asked) == 1, "a refused request is not counted as traffic"
@@ -417,6 +429,10 @@ class TestModel:
             ({"mean": [0.5, 10**400, 0.5]}, "mean must be 1 or 3 numbers"),
             ({"mean": [0.5, 1e39, 0.5]}, "mean must be 1 or 3 numbers"),
             ({"std": [0.1, np.nan, 0.1]}, "std must be as many numbers, above 0"),
+            ({"std": [], "mean": []}, "mean must be 1 or 3 numbers"),
+            ({"std": [], "mean": 0}, "mean must be 1 or 3 numbers"),
+            ({"architecture": ["resnet18"]}, "architecture must be"),
+            ({"architecture": "net..part:Net"}, "architecture must be"),
             ({"std": [0.1, 1e-60, 0.1]}, "std must be as many numbers, above 0"),
             ({"labels": [1, 2, 3, 4, 5]}, "labels must be null or texts"),
             (
@@ -442,7 +458,10 @@ class TestModel:
         ("change", "problem"),
         [
             ({"labels": ["Stop"]}, "labels must be null or 5 texts, found 1"),
-            ({"mean": [0.5], "std": [0.5]}, "resnet18: a picture of (1, 1, 24, 32) does not go through it"),
+            (
+                {"mean": [0.5], "std": [0.5]},
+                "expected a network that takes images of (1, 24, 32) (channels, height, width), got RuntimeError",
+            ),
         ],
     )
     def test_a_config_that_does_not_fit_the_network(self, tmp_path, change, problem):
@@ -464,7 +483,7 @@ class TestModel:
     def test_weights_that_cannot_be_read(self, tmp_path, change):
         weights = unpacked(tmp_path) / "model" / "model.pt"
         weights.write_bytes(change(weights.read_bytes()))
-        with pytest.raises(BadInputError, match="no state dict of tensors alone") as caught:
+        with pytest.raises(BadInputError, match="expected a state dict of tensors alone") as caught:
             inference.model_fn(str(tmp_path))
         assert str(caught.value).startswith(f"{weights}: ")
 
@@ -488,10 +507,45 @@ class TestModel:
         with pytest.raises(BadInputError, match=rf"model/{name}: No such file or directory"):
             inference.model_fn(str(tmp_path))
 
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            (b"\x40\0\0\0\0\0\0\0" + b'{"fc.weight":{"dtype":"F32"}}'.ljust(80), "a safetensors file"),
+            (b"\x89HDF\r\n\x1a\n" + bytes(80), "an HDF5 file"),
+        ],
+    )
+    def test_other_frameworks_files_are_named(self, tmp_path, content, found):
+        (unpacked(tmp_path) / "model" / "model.pt").write_bytes(content)
+        with pytest.raises(BadInputError, match=f"expected a state dict of tensors alone, .* got {found}"):
+            inference.model_fn(str(tmp_path))
+
+    def test_a_torchscript_archive_is_named(self, tmp_path):
+        unpacked(tmp_path)
+        scripted = torch.jit.trace(torch.nn.Linear(3, 4).eval(), torch.zeros(1, 3))
+        torch.jit.save(scripted, tmp_path / "model" / "model.pt")
+        with pytest.raises(BadInputError, match=r"got a TorchScript archive\. Save torch\.jit\.load"):
+            inference.model_fn(str(tmp_path))
+
+    def test_weights_that_are_no_numbers(self, tmp_path):
+        unpacked(tmp_path)
+        weights = ResNet18(num_classes=5, width=4).state_dict()
+        weights["layer1.0.bn1.running_var"][2] = torch.nan
+        torch.save(weights, tmp_path / "model" / "model.pt")
+        with pytest.raises(BadInputError, match=r"got NaN or infinity in layer1\.0\.bn1\.running_var"):
+            inference.model_fn(str(tmp_path))
+
+    def test_a_training_checkpoint_is_loaded(self, tmp_path):
+        unpacked(tmp_path)
+        weights = torch.load(tmp_path / "model" / "model.pt", weights_only=True)
+        wrapped = {"epoch": 7, "state_dict": {f"model.{key}": value for key, value in weights.items()}}
+        torch.save(wrapped, tmp_path / "model" / "model.pt")
+        network = inference.model_fn(str(tmp_path)).network
+        assert all(torch.equal(network.state_dict()[key], value) for key, value in weights.items())
+
     def test_weights_are_never_unpickled(self, tmp_path):
         unpacked(tmp_path)
         torch.save({"conv1.weight": Exploding()}, tmp_path / "model" / "model.pt")
-        with pytest.raises(BadInputError, match="no state dict of tensors alone"):
+        with pytest.raises(BadInputError, match="expected a state dict of tensors alone"):
             inference.model_fn(str(tmp_path))
 
     def test_is_plain_unless_told_otherwise(self, tmp_path, monkeypatch):
@@ -610,7 +664,7 @@ class TestOwnNetwork:
                 {"depth": 3},
                 r"code/tiny_net.py .* with the arguments {'depth': 3}: TypeError: .*'depth'",
             ),
-            ("collections:OrderedDict", {}, "a OrderedDict, and no torch.nn.Module"),
+            ("collections:OrderedDict", {}, "expected a torch.nn.Module, got a OrderedDict"),
         ],
     )
     def test_a_class_that_cannot_be_made(self, tmp_path, tiny, architecture, arguments, reason):
@@ -621,7 +675,8 @@ class TestOwnNetwork:
         module = tmp_path / "code" / "narrow_net.py"
         module.write_text(NETWORK.replace("x = self.conv(x)", "n, c, h = x.shape; x = self.conv(x)"))
         with pytest.raises(
-            BadInputError, match=r"a picture of \(1, 3, 24, 32\) does not go through it: too many"
+            BadInputError,
+            match=r"images of \(3, 24, 32\) .channels, height, width., got ValueError: too many",
         ):
             self.archive(tmp_path, tiny(5), architecture="narrow_net:Tiny")
 
@@ -629,7 +684,86 @@ class TestOwnNetwork:
         with pytest.raises(BadInputError, match=r"tiny_net:Tiny: these are not its weights: .*fc\.weight"):
             self.archive(tmp_path, tiny(4))
 
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+    def test_takes_weights_that_a_wrapper_saved(self, tmp_path, tiny, prefix):
+        network = tiny(5)
+        weights = network.state_dict()
+        saved = SimpleNamespace(state_dict=lambda: {f"{prefix}{key}": v for key, v in weights.items()})
+        found = self.archive(tmp_path, saved).network.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in weights.items())
+
+    def own(self, tmp_path, tiny, forward, classes=5):
+        """The archive of a network that ends with this expression of the logits ``z``."""
+        module = NETWORK.replace(
+            "return self.fc(x) if self.flat else [x]", f"z = self.fc(x); return {forward}"
+        )
+        name = f"net_{hashlib.sha256(forward.encode()).hexdigest()[:8]}"
+        (tmp_path / "code" / f"{name}.py").write_text("import collections, torch\n" + module)
+        config = {"architecture": f"{name}:Tiny", "arguments": {"classes": classes}, "labels": None}
+        return self.archive(tmp_path, tiny(classes), **config)
+
+    @pytest.mark.parametrize(
+        ("forward", "found"),
+        [
+            ("(z, x)", r"a tuple\. Return the tensor of logits alone from forward\(\)\."),
+            ("{'logits': z}", "a dict"),
+            ("collections.namedtuple('ImageClassifierOutput', 'logits')(z)", "a ImageClassifierOutput"),
+            ("None", "a NoneType"),
+            ("z[0]", r"\(5,\) for 2 images"),
+            ("z[:1]", r"\(1, 5\) for 2 images"),
+            ("z[:, :, None]", r"\(2, 5, 1\) for 2 images"),
+            ("z[:, :1]", "1 output unit, whose softmax is 1 for every image"),
+            ("z[:, :0]", "0 output unit"),
+            ("z.argmax(1, keepdim=True).expand(2, 3)", "torch.int64 with"),
+            ("z / 0", "torch.float32 with NaN or infinity"),
+            ("z.softmax(1)", r"probabilities\. Leave out the softmax"),
+        ],
+    )
+    def test_that_gives_no_logits_is_refused(self, tmp_path, tiny, forward, found):
+        wanted = r"^net_\w+:Tiny: expected logits of the shape \(N, K\) with K >= 2 classes, got "
+        with pytest.raises(BadInputError, match=wanted + found):
+            self.own(tmp_path, tiny, forward)
+
+    def test_of_one_output_unit_is_refused_with_the_way_out(self, tmp_path, tiny):
+        with pytest.raises(BadInputError, match=r"return torch\.cat\(\[torch\.zeros_like\(z\), z\], 1\)"):
+            self.own(tmp_path, tiny, "z", classes=1)
+
+    def test_of_one_output_unit_made_two_is_answered(self, tmp_path, tiny):
+        classifier = self.own(tmp_path, tiny, "torch.cat([torch.zeros_like(z), z], 1)", classes=1)
+        (prediction,) = answer(classifier, npy(picture(24, 32, 3)))
+        assert 0.5 < prediction["probability"] < 1
+
+    def test_log_probabilities_are_logits(self, tmp_path, tiny):
+        classifier = self.own(tmp_path, tiny, "z.log_softmax(1)")
+        (prediction,) = answer(classifier, npy(ARRAY))
+        x = (ARRAY / 255 - np.array(CONFIG["mean"])) / np.array(CONFIG["std"])
+        with torch.inference_mode():
+            log = classifier.network(torch.tensor(x.transpose(2, 0, 1)[None], dtype=torch.float32))
+        assert prediction["probability"] == pytest.approx(log.max().exp().item(), rel=1e-5)
+
+    @pytest.mark.parametrize("asserted", ["False, 'Input size is 24, expected 224'", "1 / 0"])
+    def test_whatever_the_networks_code_raises_is_said(self, tmp_path, tiny, asserted):
+        module = NETWORK.replace("x = self.conv(x)", f"assert {asserted}; x = self.conv(x)")
+        (tmp_path / "code" / "strict_net.py").write_text(module)
+        with pytest.raises(BadInputError, match=r"got (AssertionError: Input size is 24|ZeroDivisionError)"):
+            self.archive(tmp_path, tiny(5), architecture="strict_net:Tiny")
+        sys.modules.pop("strict_net")
+
+    def test_its_input_is_in_the_order_that_view_needs(self, tmp_path, tiny):
+        """A network of Linear layers flattens its input by ``view``, which only a contiguous tensor allows."""
+        module = NETWORK.replace("x = self.conv(x)", "x.view(len(x), -1); x = self.conv(x)")
+        (tmp_path / "code" / "flat_net.py").write_text(module)
+        classifier = self.archive(tmp_path, tiny(5), architecture="flat_net:Tiny")
+        for body, kind in [
+            (npy(ARRAY), NPY),
+            (npy(np.asfortranarray(ARRAY)), NPY),
+            (encoded(ARRAY, "PNG"), PNG),
+        ]:
+            assert len(answer(classifier, body, kind)) == 1
+
     def test_has_to_give_logits(self, tmp_path, tiny):
         arguments = {"classes": 5, "flat": False}
-        with pytest.raises(BadInputError, match="one picture gives list, and not logits"):
+        with pytest.raises(
+            BadInputError, match=r"expected logits of the shape \(N, K\) .* got a list\. Return the tensor"
+        ):
             self.archive(tmp_path, tiny(5), arguments=arguments)

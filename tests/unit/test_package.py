@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -34,6 +35,7 @@ def test_holds_the_model_and_all_that_its_code_imports(tmp_path, weights):
     with tarfile.open(tmp_path / "model.tar.gz") as packed:
         members = packed.getmembers()
         assert [member.name for member in members] == [
+            "code/decode.py",
             "code/exactness.py",
             "code/glassbox/__init__.py",
             "code/glassbox/errors.py",
@@ -144,7 +146,7 @@ class TestCommand:
                 "the config has means, and knows architecture, image_size, mean, std, labels",
             ),
             ({"--config": "[1]"}, "not a JSON object"),
-            ({"--network": "net.py"}, "--network net.py: FILE.py:CLASS is wanted"),
+            ({"--network": "net.py"}, "--network net.py: expected FILE.py:CLASS or FOLDER:CLASS"),
         ],
     )
     def test_says_what_is_not_understood(self, tmp_path, weights, given, reason):
@@ -175,6 +177,96 @@ class TestCommand:
         with tarfile.open(out) as packed:
             assert packed.extractfile("code/net.py").read() == net.read_bytes()
             assert packed.extractfile("code/parts.py").read() == parts.read_bytes()
+
+    @pytest.mark.parametrize("given", ["own_net:Net", "own_net/model.py:Net", "own_net/parts/deep.py:Net"])
+    def test_packs_a_network_of_several_files(self, tmp_path, given):
+        folder, weights = tmp_path / "own_net", tmp_path / "weights.pt"
+        (folder / "parts" / "__pycache__").mkdir(parents=True)
+        (folder / ".git").mkdir()
+        for junk in (".git/config", "parts/__pycache__/heads.pyc", ".DS_Store"):
+            (folder / junk).write_text("not packed")
+        (folder / "__init__.py").write_text("from .model import Net\n")
+        (folder / "parts" / "__init__.py").write_text("")
+        (folder / "parts" / "deep.py").write_text("from ..model import Net\n")
+        (folder / "parts" / "heads.py").write_text(
+            "from torch import nn\ndef head(n): return nn.Linear(3, n)\n"
+        )
+        (folder / "parts" / "sizes.json").write_text("{}")
+        (folder / "model.py").write_text(
+            "from torch import nn\nfrom .parts import heads\n"
+            "class Net(nn.Module):\n"
+            "    def __init__(self, classes):\n        super().__init__()\n        self.fc = heads.head(classes)\n"
+            "    def forward(self, x):\n        return self.fc(x.mean((2, 3)))\n"
+        )
+        torch.save({"fc.weight": torch.randn(4, 3), "fc.bias": torch.randn(4)}, weights)
+        out = tmp_path / "model.tar.gz"
+        given = f"{tmp_path}/{given}"
+        done = run("--weights", weights, "--out", out, "--network", given, "--arguments", '{"classes": 4}')
+        assert (done.returncode, done.stderr) == (0, "")
+        with tarfile.open(out) as packed:
+            own = [name.removeprefix("code/own_net/") for name in packed.getnames() if "own_net" in name]
+        assert own == [
+            "__init__.py", "model.py", "parts/__init__.py", "parts/deep.py", "parts/heads.py", "parts/sizes.json",
+        ]  # fmt: skip
+
+    def test_takes_a_folder_of_code_along(self, tmp_path):
+        (tmp_path / "blocks").mkdir()
+        (tmp_path / "blocks" / "heads.py").write_text(
+            "from torch import nn\ndef head(n): return nn.Linear(3, n)\n"
+        )
+        net, weights, out = tmp_path / "net.py", tmp_path / "weights.pt", tmp_path / "model.tar.gz"
+        net.write_text(
+            "from blocks.heads import head\nfrom torch import nn\n"
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n        self.fc = head(4)\n"
+            "    def forward(self, x):\n        return self.fc(x.mean((2, 3)))\n"
+        )
+        torch.save({"fc.weight": torch.randn(4, 3), "fc.bias": torch.randn(4)}, weights)
+        code = ("--code", tmp_path / "blocks", net, tmp_path / "blocks")  # what is given twice is packed once
+        done = run("--weights", weights, "--out", out, "--network", f"{net}:Net", *code)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    @pytest.mark.parametrize(
+        ("names", "reason"),
+        [
+            (["one/parts.py", "two/parts.py"], "another file is called code/parts.py too"),
+            (["one/parts/a.py", "two/parts/a.py"], "another file is called code/parts/a.py too"),
+            (["glassbox/a.py"], "glassbox is the name of a file of ours in code/"),
+            (["my-parts/a.py"], "expected the name of a Python package, got 'my-parts'"),
+            (["parts/.hidden"], "expected a package folder, got one without a file"),
+        ],
+    )
+    def test_refuses_code_that_cannot_be_packed(self, tmp_path, weights, names, reason):
+        code = []
+        for name in names:
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("")
+            code.append(file if name.endswith("parts.py") else file.parent)
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            package.package(weights, tmp_path / "model.tar.gz", code=code)
+
+    @pytest.mark.parametrize(
+        ("given", "reason"),
+        [
+            ("net.py", "expected FILE.py:CLASS or FOLDER:CLASS"),
+            ("nowhere:Net", "expected FILE.py:CLASS or FOLDER:CLASS"),
+            ("my-net.py:Net", "expected a Python module, got my-net. Rename it."),
+            ("net.py:not a name", "expected FILE.py:CLASS or FOLDER:CLASS"),
+            (":Net", "expected FILE.py:CLASS or FOLDER:CLASS"),
+        ],
+    )
+    def test_refuses_a_network_that_cannot_be_imported(self, given, reason):
+        with pytest.raises(ValueError, match=f"^--network {re.escape(given)}: {re.escape(reason)}"):
+            package.network_class(given)
+
+    def test_says_that_the_process_that_tries_the_model_was_killed(self, tmp_path):
+        net, weights, out = tmp_path / "net.py", tmp_path / "weights.pt", tmp_path / "model.tar.gz"
+        net.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+        torch.save({"fc.weight": torch.randn(4, 3)}, weights)
+        done = run("--weights", weights, "--out", out, "--network", f"{net}:Net")
+        assert (done.returncode, done.stderr) == (
+            1, f"package: {out} does not load: its process ended with -9\n")  # fmt: skip
 
     def test_refuses_a_file_that_would_replace_ours(self, tmp_path, weights):
         (tmp_path / "hook.py").write_text("")

@@ -77,7 +77,8 @@ def test_reads_every_size_off_the_shapes(sizes):
     again = from_state_dict(network.state_dict())
     x = torch.rand(2, network.conv1.in_channels, 48, 48)
     assert not again.training
-    assert torch.equal(again(x), network(x))
+    with torch.inference_mode():
+        torch.testing.assert_close(again(x), network(x))
 
 
 def test_loads_a_model_trained_elsewhere(shared):
@@ -85,6 +86,43 @@ def test_loads_a_model_trained_elsewhere(shared):
     network = from_state_dict(weights)
     assert (network.conv1.out_channels, network.fc.out_features) == (16, 43)
     assert all(torch.equal(network.state_dict()[k], v) for k, v in weights.items())
+
+
+def prefixed(prefix, state_dict):
+    return {f"{prefix}{key}": value for key, value in state_dict.items()}
+
+
+CHECKPOINTS = {
+    "DataParallel": lambda weights: prefixed("module.", weights),
+    "torch.compile": lambda weights: prefixed("_orig_mod.", weights),
+    "torch.compile in DataParallel": lambda weights: prefixed("module._orig_mod.", weights),
+    "a compiled part": lambda weights: {
+        k.replace("layer1.", "layer1._orig_mod."): v for k, v in weights.items()
+    },
+    "a training loop": lambda weights: {"epoch": 3, "model_state_dict": weights, "optimizer_state_dict": {}},
+    "Lightning": lambda weights: {
+        "state_dict": prefixed("model.", weights),
+        "hyper_parameters": {},
+        "epoch": 1,
+    },
+    "torchvision's references": lambda weights: {"model": weights, "optimizer": {}, "args": None},
+    "half precision": lambda weights: {
+        k: v.half() if v.is_floating_point() else v for k, v in weights.items()
+    },
+    "double precision": lambda weights: {
+        k: v.double() if v.is_floating_point() else v for k, v in weights.items()
+    },
+    "bfloat16": lambda weights: {k: v.bfloat16() if v.is_floating_point() else v for k, v in weights.items()},
+}
+
+
+@pytest.mark.parametrize("saved", CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_reads_the_checkpoints_that_training_loops_write(saved):
+    weights = randomised(num_classes=5, width=8).state_dict()
+    network = from_state_dict(saved(weights))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(value, weights[key], rtol=1e-2, atol=1e-2)
 
 
 def without(key):
@@ -95,16 +133,39 @@ def without(key):
     ("state_dict", "names"),
     [
         ([1, 2], "list"),
-        ({"epoch": 3, "model": {}}, "epoch, model"),
+        ({"epoch": 3, "loss": []}, "got something else under epoch, loss"),
         ({}, "conv1.weight"),
         (nn.Linear(3, 4).state_dict(), "conv1.weight"),
-        ({f"module.{k}": v for k, v in ResNet18(width=8).state_dict().items()}, "conv1.weight"),
+        (
+            {f"module.{k}": v for k, v in nn.Linear(3, 4).state_dict().items()},
+            "keys: module.weight, module.bias",
+        ),
+        ({"net": {}, "model": {}}, "expected one state dict, got several: model, net"),
+        (without("fc.bias") | {1: torch.zeros(43)}, "got something else under 1"),
+        (without("fc.bias") | {"fc.bias": torch.zeros(43).to_sparse()}, "got something else under fc.bias"),
+        (
+            without("fc.bias") | {"fc.bias": torch.zeros(43, device="meta")},
+            "got something else under fc.bias",
+        ),
+        (
+            without("fc.bias") | {"fc.bias": torch.zeros(43, dtype=torch.complex64)},
+            "something else under fc.bias",
+        ),
+        (
+            without("fc.bias") | {"fc.bias": torch.quantize_per_tensor(torch.zeros(43), 1.0, 0, torch.qint8)},
+            "got something else under fc.bias",
+        ),
+        (without("fc.bias") | {"fc.bias": torch.full((43,), torch.nan)}, "got NaN or infinity in fc.bias"),
+        (without("bn1.bias") | {"bn1.bias": torch.full((8,), torch.inf)}, "got NaN or infinity in bn1.bias"),
+        (without("fc.weight") | {"fc.weight": torch.zeros(0, 64)}, r"\(0, 64\)"),
+        ({"a\n\x1b[31m": 1}, r"under 'a\\n\\x1b\[31m'$"),
+        ({"k" * 5000: 1}, r"under k{200}$"),
         (without("layer2.0.downsample.0.weight"), "layer2.0.downsample.0.weight"),
         (
             ResNet18(width=8).state_dict() | {"layer1.2.conv1.weight": torch.zeros(8, 8, 3, 3)},
             "layer1.2.conv1.weight",
         ),
-        (ResNet18(width=8).state_dict() | {"conv1.weight": torch.zeros(8, 3, 3, 3)}, r"\(8, 3, 3, 3\) found"),
+        (ResNet18(width=8).state_dict() | {"conv1.weight": torch.zeros(8, 3, 3, 3)}, r"got \(8, 3, 3, 3\)"),
         (ResNet18(width=8).state_dict() | {"conv1.weight": torch.zeros(16, 3, 7, 7)}, "and 95 more"),
     ],
 )

@@ -108,11 +108,12 @@ class Explanation:
 
     @property
     def faithful(self) -> bool:
-        """Whether the terms add up to the logit, up to what float32 rounds away.
+        """Whether the terms add up to the logit, up to what float32 rounds away, and the logit is reproducible.
 
-        Rounding grows with Σ|terms|, so a small logit made of large terms may miss the relative tolerance.
+        The terms of a network that is random in eval mode add up to the logit of one draw. Rounding grows with
+        Σ|terms|, so a small logit made of large terms may miss the relative tolerance.
         """
-        return (
+        return not any(tensor_names.RANDOM in part for part in self.inexact) and (
             self.residual <= RELATIVE_TOLERANCE * abs(self.logit)
             or self.residual <= ROUNDING_TOLERANCE * self.sum_abs
         )

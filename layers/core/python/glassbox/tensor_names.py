@@ -64,6 +64,9 @@ TARGET = "glassbox/target"
 STATS_TENSOR = "glassbox/stats"
 STATS = ("channels", "min_abs", "max_abs", "sum", "sum_abs")
 INPUT = "input"
+RANDOM = (
+    "gives different logits for the same image"  # in an entry of ``inexact``: no explanation is reproducible
+)
 
 IMAGE_GRADIENT = "gradient/image"
 

@@ -1,4 +1,4 @@
-"""One image explained now: an incident is opened for it, and ended when its picture is there."""
+"""Explain one image now: open an incident for it, and end it when the picture exists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".npy
 
 
 def command(endpoint: str, action: str, session: boto3.Session, **detail: Any) -> None:
-    """What an operator asks of the stack."""
+    """Send the stack an operator's command."""
     said = json.dumps({"endpoint": endpoint, "action": action} | detail)
     entry = {"Source": OPERATOR, "DetailType": COMMAND_DETAIL_TYPE, "Detail": said}
     session.client("events").put_events(Entries=[entry])
@@ -37,22 +37,22 @@ def command(endpoint: str, action: str, session: boto3.Session, **detail: Any) -
 def explain(
     image: Path, outputs: dict[str, str], folder: Path, session: boto3.Session, say: Callable[[str], None]
 ) -> Path:
-    """The picture of an image file, in ``folder``, with its facts beside it.
+    """Explain an image file; return its picture in ``folder``, with the facts beside it.
 
-    The incident that is open is used, and left to its end; without one an operator's is opened and aborted.
+    An open incident is used and left to its end; without one, an operator's is opened and aborted.
 
     Raises:
-        DeployError: the file is none that an endpoint takes, the endpoint refuses it, or the incident fails.
+        DeployError: no endpoint takes such a file, the endpoint refuses it, or the incident fails.
     """
     kind = TYPES.get(image.suffix.lower())
     if kind is None or not image.is_file():
-        raise DeployError(f"IMAGE={image} is no file that ends in {', '.join(TYPES)}")
+        raise DeployError(f"IMAGE: expected a file that ends in {', '.join(TYPES)}, got {image}")
     name = outputs["EndpointName"]
     incidents = IncidentsTable(session.client("dynamodb"), outputs["IncidentsTable"])
     before = incidents.current(name)
     opened = before is None or before.state is State.NORMAL
     if opened:
-        say(f"{name} is swapped to its hooked twin")
+        say(f"swapping {name} to its hooked twin")
         command(name, "open", session, reason=f"an operator wants {image.name} explained")
     try:
         open_now = _wait(
@@ -62,12 +62,12 @@ def explain(
         )
         command(name, "extend", session, minutes=HOLD_MINUTES)
         _wait(lambda: _hooked(incidents, name), f"{name} serves the hooked model", SWAP_SECONDS)
-        say(f"the hooked model serves; {image.name} is sent")
+        say(f"the hooked model serves; sending {image.name}")
         return _picture(image, kind, open_now, outputs, folder, session)
     finally:
         if opened:
             command(name, "abort", session)
-            say(f"{name} is put back on {outputs['PlainConfig']}")
+            say(f"restoring {name} to {outputs['PlainConfig']}")
 
 
 def _going(incidents: IncidentsTable, name: str, before: Incident | None) -> Incident | None:
@@ -82,7 +82,7 @@ def _going(incidents: IncidentsTable, name: str, before: Incident | None) -> Inc
 def _hooked(incidents: IncidentsTable, name: str) -> bool:
     incident = _going(incidents, name, None)
     if incident is None or incident.state in (State.RESTORING, State.NORMAL):
-        raise DeployError(f"The incident of {name} is over already. Try again.")
+        raise DeployError(f"The incident of {name} has ended. Try again.")
     return incident.state is State.HOOKED
 
 
@@ -125,6 +125,6 @@ def _wait(look: Callable[[], Any], what: str, seconds: float) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := look()):
         if time.monotonic() > deadline:
-            raise DeployError(f"It did not come about within {seconds / 60:g} minutes that {what}.")
+            raise DeployError(f"Gave up after {seconds / 60:g} minutes of waiting until {what}.")
         time.sleep(2)
     return found

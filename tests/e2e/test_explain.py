@@ -41,7 +41,7 @@ def test_a_file_that_no_endpoint_takes_opens_no_incident(stack, tmp_path):
     before = incident(stack)
     (tmp_path / "sign.txt").write_text("a sign")
     for name in ("sign.txt", "missing.png"):
-        with pytest.raises(DeployError, match=rf"{name} is no file that ends in \.png"):
+        with pytest.raises(DeployError, match=rf"IMAGE: expected a file that ends in \.png.*{name}"):
             explain(tmp_path / name, stack.outputs, tmp_path, stack.aws.session, print)
     assert incident(stack) == before
 

@@ -39,9 +39,23 @@ DEFAULT_CONFIG: dict[str, Any] = {
 
 
 def model_config(weights: Path) -> dict[str, Any]:
-    """The config beside the weights (the same name, ``.json``), completed by the default one."""
+    """Return the config beside the weights (the same name, ``.json``), completed by the default one.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
     beside = weights.with_suffix(".json")
-    return DEFAULT_CONFIG | (json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {})
+    return DEFAULT_CONFIG | (_json_object(beside) if beside.is_file() else {})
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a JSON object, got something else: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+    return value
 
 
 def read_labels(path: Path) -> list[str]:
@@ -197,9 +211,7 @@ def main() -> None:
     try:
         config = model_config(arguments.weights)
         if arguments.config:
-            config = json.loads(arguments.config.read_text("utf-8"))
-            if not isinstance(config, dict):
-                raise ValueError(f"{arguments.config}: not a JSON object")
+            config = _json_object(arguments.config)
         if arguments.labels:
             config |= {"labels": read_labels(arguments.labels)}
         code = list(arguments.code)

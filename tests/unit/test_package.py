@@ -75,6 +75,15 @@ def test_the_config_is_the_given_one_or_lies_beside_the_weights_or_is_the_defaul
     assert config_of(archive) == package.DEFAULT_CONFIG | {"labels": ["Stop", "Vorfahrt gewähren", "Пешеход"]}
 
 
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{", "", "[" * 100_000, "\ufeff{}"])
+def test_a_config_beside_the_weights_that_is_no_object_is_named(weights, text):
+    weights.with_suffix(".json").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(weights.with_suffix('.json')))}: expected a JSON object"
+    ):
+        package.model_config(weights)
+
+
 class TestLabels:
     def test_are_ordered_by_class(self, tmp_path):
         file = tmp_path / "labels.csv"
@@ -145,7 +154,15 @@ class TestCommand:
                 {"--config": '{"means": [1]}'},
                 "the config has means, and knows architecture, image_size, mean, std, labels",
             ),
-            ({"--config": "[1]"}, "not a JSON object"),
+            ({"--config": "[1]"}, "expected a JSON object, got a list"),
+            (
+                {"--config": "{"},
+                "config.json: expected a JSON object, got something else: Expecting property",
+            ),
+            (
+                {"--config": "[" * 100_000},
+                "config.json: expected a JSON object, got something else: maximum recursion",
+            ),
             ({"--network": "net.py"}, "--network net.py: expected FILE.py:CLASS or FOLDER:CLASS"),
         ],
     )

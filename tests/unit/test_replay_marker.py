@@ -308,6 +308,17 @@ def test_the_key_in_its_forms():
         der(ec.generate_private_key(ec.SECP256R1())),
         bytes(294),
     ],
+    ids=[
+        "empty",
+        "cut",
+        "one byte more",
+        "no sequence",
+        "modulus without its top bit",
+        "even modulus",
+        "1,024 bits",
+        "elliptic curve",
+        "zeros",
+    ],
 )
 def test_other_keys_are_refused(broken):
     with pytest.raises(BadInputError, match="replay key"):
@@ -328,13 +339,18 @@ def test_other_keys_are_refused(broken):
         b"-----BEGIN PUBLIC KEY-----\nA\n-----END PUBLIC KEY-----\n",
         PRIVATE.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.PKCS1),
     ],
+    ids=["empty", "binary", "two keys", "text before it", "private", "not base64", "PKCS#1"],
 )
 def test_other_files_are_refused(broken):
     with pytest.raises(BadInputError, match="replay key"):
         PublicKey.from_pem(broken)
 
 
-@pytest.mark.parametrize("broken", ["", "A", "A" * 342, KEY.text + "=", KEY.text[:-1], "é" * 342])
+@pytest.mark.parametrize(
+    "broken",
+    ["", "A", "A" * 342, KEY.text + "=", KEY.text[:-1], "é" * 342],
+    ids=["empty", "short", "even", "padded", "cut", "not ASCII"],
+)
 def test_other_texts_are_refused(broken):
     with pytest.raises(BadInputError, match="replay key"):
         PublicKey.from_text(broken)

@@ -115,19 +115,21 @@ def test_a_poison_message_fails_alone_and_says_why(aws, load_app, caplog):
         message(
             KEY.replace("capture/", "capture/traffic-signs/x/").replace("traffic-signs/AllT", "other/AllT"), 9
         ),
+        message(KEY.replace("20-02", "gone\n\x1b[31m"), 10),
     ]
     event = {"Records": [poison[0], message(KEY), *poison[1:]]}
     answer = load_app("count_predictions").handler(event, CONTEXT)
     assert [f["itemIdentifier"] for f in answer["batchItemFailures"]] == [
-        f"message-{n}" for n in range(1, 10)
+        f"message-{n}" for n in range(1, 11)
     ]
     assert [item["c3"] for item in counted(aws)] == [{"N": "1"}]
     errors = [entry for entry in caplog.records if entry.name == "glassbox" and entry.exc_info]
-    assert len(errors) == 9
+    assert len(errors) == 10
     assert all(isinstance(entry.exc_info[1], BadInputError) for entry in errors)
     assert "not the key of a capture file" in str(errors[0].exc_info[1])
     assert f"s3://{BUCKET}/" in str(errors[1].exc_info[1])
     assert "one of another endpoint" in str(errors[8].exc_info[1])
+    assert r"gone\n\x1b[31m" in str(errors[9].exc_info[1])
 
 
 def test_a_throttled_table_fails_the_message_and_counts_nothing(aws, load_app, monkeypatch):

@@ -137,7 +137,8 @@ def _asked(options: argparse.Namespace) -> dict[str, str]:
 def _check_options(options: argparse.Namespace, template: dict[str, Any], before: dict[str, str]) -> None:
     """Raise DeployError for every option that cannot work, before anything is read or uploaded."""
     image = {"ServingImage": options.image} if options.image else {}
-    problems = stack.problems(template, _asked(options) | image, before)
+    named = {"EndpointName": _endpoint_name(options)}
+    problems = stack.problems(template, named | _asked(options) | image, before)
     wanted = stack.value_of("Architecture", template, before | _asked(options))
     if not problems and wanted != (built := stack.built_for()):
         problems.append(
@@ -222,9 +223,16 @@ def _owning(options: argparse.Namespace, before: dict[str, str], session: boto3.
     return {"ServingImage": serving} | uploaded | ({} if before else _own_name(options, session))
 
 
+def _endpoint_name(options: argparse.Namespace) -> str:
+    """Return the name of the watched endpoint, or the stack's name for an endpoint of its own."""
+    return str(
+        options.endpoint or options.set.get("EndpointName") or options.stack[:ENDPOINT_NAME].strip("-")
+    )
+
+
 def _own_name(options: argparse.Namespace, session: boto3.Session) -> dict[str, str]:
     """Return the name of a new stack's own endpoint: the stack's, unless one is given. An existing one is refused."""
-    name = options.set.get("EndpointName") or options.stack[:ENDPOINT_NAME].strip("-")
+    name = _endpoint_name(options)
     try:
         session.client("sagemaker").describe_endpoint(EndpointName=name)
     except ClientError as error:

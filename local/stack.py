@@ -51,11 +51,13 @@ def running_stack(
 ) -> Iterator[Stack]:
     """template.yaml on an embedded AWS with the weights' model behind the endpoint; all gone when the block ends.
 
-    `parameters` are the template's, on top of model and images; `options` are EmbeddedAws's, unless there is one.
+    `parameters` are the template's, on top of endpoint name, model and images; `options` are EmbeddedAws's, unless
+    there is one.
     """
     with contextlib.nullcontext(aws) if aws else EmbeddedAws(**options) as embedded:
         model = upload_model(embedded, weights)
         given = {
+            "EndpointName": "traffic-signs",
             "ModelDataUrl": model,
             "ServingImage": f"{REGISTRY}/glassbox-serving:local",
             "MonitorImage": f"{REGISTRY}/glassbox-monitor:local",

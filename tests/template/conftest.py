@@ -20,6 +20,7 @@ NAMES = {
 }
 REGISTRY = "111122223333.dkr.ecr.eu-west-1.amazonaws.com"
 OWN = {
+    "EndpointName": "traffic-signs",
     "ModelDataUrl": "s3://amzn-s3-demo-bucket/model.tar.gz",
     "ServingImage": f"{REGISTRY}/glassbox-serving:1",
     "MonitorImage": f"{REGISTRY}/glassbox-monitor:1",

@@ -21,8 +21,9 @@ def functions(template):
     return resources(template, "AWS::Serverless::Function")
 
 
-def test_the_class_share_threshold_has_no_default(template):
-    assert "Default" not in template["Parameters"]["Threshold"]
+def test_what_only_a_person_knows_has_no_default(template):
+    required = {name for name, parameter in template["Parameters"].items() if "Default" not in parameter}
+    assert required == {"EndpointName", "Threshold"}
 
 
 def test_every_rule_retries_and_ends_in_a_dead_letter_queue(template):

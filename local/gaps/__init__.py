@@ -18,7 +18,7 @@ from ministack.core import iam_evaluator
 from ministack.services import dynamodb, scheduler, sns
 from ministack.services.cloudformation import changesets, engine, handlers, provisioners, stacks
 
-from local.gaps import buckets, calls, delivery, functions, monitoring, queues, topics
+from local.gaps import buckets, calls, delivery, functions, monitoring, queues, quotas, topics
 
 MINISTACK = "1.5.33"
 
@@ -158,6 +158,13 @@ def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     calls.install()
     delivery.install(account, region)
     queues.install()
+    for resource_type, check in {
+        "AWS::SQS::QueuePolicy": queues.check_resource,
+        "AWS::Lambda::Function": quotas.check_function,
+        "AWS::IAM::Role": quotas.check_role,
+        "AWS::CloudWatch::Alarm": quotas.check_alarm,
+    }.items():
+        _before_provisioning(resource_type, check)
     topics.install(region)
     monitoring.install(account, region)
     scheduler._SCHEDULE_TICK_INTERVAL = 1  # instead of a look every 10 s
@@ -201,6 +208,21 @@ def _join_in_conditions() -> None:
 
     for module in (engine, changesets, handlers, stacks):
         module._evaluate_conditions = evaluate_joined
+
+
+def _before_provisioning(resource_type: str, check: Callable[[dict[str, Any]], None]) -> None:
+    """Call `check(properties)` before a resource of the type is created or updated; it raises to refuse them."""
+    handlers = provisioners._RESOURCE_HANDLERS[resource_type]
+
+    def checked(step: Any) -> Any:
+        def provision(*args: Any) -> Any:
+            check(next(a for a in reversed(args) if isinstance(a, dict)))
+            return step(*args)
+
+        return provision
+
+    for name in {"create", "update"} & set(handlers):
+        handlers[name] = checked(handlers[name])
 
 
 def _after_provisioning(resource_type: str, also: Callable[[str, dict[str, Any]], None]) -> None:

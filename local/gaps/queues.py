@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ministack.services import sqs
-from ministack.services.cloudformation import provisioners
 
 POLICY_BYTES, STATEMENTS, PRINCIPALS, CONDITIONS, ACTIONS = 8192, 20, 50, 10, 7
 
 
 def install() -> None:
-    """Check each queue policy before ministack stores it, whether the API or CloudFormation sets it."""
+    """Check each queue policy that the API sets before ministack stores it."""
     set_attributes, create = sqs._HANDLERS["SetQueueAttributes"], sqs._HANDLERS["CreateQueue"]
 
     def set_queue_attributes(data: dict[str, Any], url: str) -> Any:
@@ -29,19 +27,12 @@ def install() -> None:
 
     sqs._HANDLERS["SetQueueAttributes"] = set_queue_attributes
     sqs._HANDLERS["CreateQueue"] = create_queue
-    handlers = provisioners._RESOURCE_HANDLERS["AWS::SQS::QueuePolicy"]
-    for step in ("create", "update"):
-        handlers[step] = _checked(handlers[step])
 
 
-def _checked(provision: Callable[..., Any]) -> Callable[..., Any]:
-    def checked(*args: Any) -> Any:
-        properties = next(a for a in reversed(args) if isinstance(a, dict))
-        for url in properties["Queues"]:
-            check(properties["PolicyDocument"], sqs._get_q(url)["attributes"]["QueueArn"])
-        return provision(*args)
-
-    return checked
+def check_resource(properties: dict[str, Any]) -> None:
+    """Raise for an AWS::SQS::QueuePolicy that one of its queues cannot have."""
+    for url in properties["Queues"]:
+        check(properties["PolicyDocument"], sqs._get_q(url)["attributes"]["QueueArn"])
 
 
 def check(policy: str | dict[str, Any] | None, queue_arn: str) -> None:

@@ -180,6 +180,50 @@ Resources:
 """
 
 
+STATEMENT = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::" + "b" * 10_240}
+TOO_LARGE = {
+    "large-environment": (
+        {
+            "Type": "AWS::Lambda::Function",
+            "Properties": {
+                "Role": f"arn:aws:iam::{ACCOUNT}:role/any",
+                "Code": {"ZipFile": "-"},
+                "Handler": "index.handler",
+                "Runtime": "python3.13",
+                "Environment": {"Variables": {"NAME": "v" * 4093}},
+            },
+        },
+        "exceeded the 4KB limit",
+    ),
+    "large-policy": (
+        {
+            "Type": "AWS::IAM::Role",
+            "Properties": {
+                "AssumeRolePolicyDocument": {"Statement": []},
+                "Policies": [{"PolicyName": "p", "PolicyDocument": {"Statement": [STATEMENT]}}],
+            },
+        },
+        "Maximum policy size of 10240 bytes exceeded",
+    ),
+    "large-description": (
+        {
+            "Type": "AWS::CloudWatch::Alarm",
+            "Properties": {
+                "AlarmDescription": "d" * 1025,
+                "MetricName": "m",
+                "Namespace": "n",
+                "ComparisonOperator": "GreaterThanThreshold",
+                "EvaluationPeriods": 1,
+                "Period": 60,
+                "Statistic": "Sum",
+                "Threshold": 1,
+            },
+        },
+        "length less than or equal to 1024",
+    ),
+}
+
+
 def test_a_template_aws_would_refuse_is_refused(embedded_aws, tmp_path):
     def attempt(name, body, **parameters):
         template = tmp_path / "template.yaml"
@@ -207,6 +251,9 @@ def test_a_template_aws_would_refuse_is_refused(embedded_aws, tmp_path):
     ):
         with pytest.raises(DeployError, match="Invalid value for the parameter Policy"):
             attempt(name, QUEUE_POLICY.replace("RESOURCE", resource))
+    for name, (body, reason) in TOO_LARGE.items():
+        with pytest.raises(DeployError, match=reason):
+            attempt(name, json.dumps({"Resources": {"Large": body}}))
 
 
 # ---------------------------------------------------------------- packaging

@@ -224,6 +224,8 @@ def test_a_response_is_read_as_what_it_is(text, encoding, content_type, paths, e
         pytest.param("[[0.1, 0.9], [14]]", "JSON", "one length", id="rows-of-several-lengths"),
         pytest.param('["0.1", "0.9"]', "JSON", "no class", id="scores-as-texts"),
         pytest.param('{"error": "worker died"}', "JSON", "worker died", id="an-error"),
+        pytest.param('{"errorMessage": "timed out"}', "JSON", "timed out", id="an-error-of-a-proxy"),
+        pytest.param('{"Accuracy": 0.5, "Loss": 0.5}', "JSON", "ClassPath", id="known-keys-in-capitals"),
         pytest.param('{"class": 14}\n{"class": 3', "JSON", "not JSON", id="json-lines-cut-off"),
         pytest.param(
             '{"class": 14}\n{"error": "worker died"}', "JSON", "worker died", id="json-lines-with-an-error"

@@ -298,6 +298,12 @@ class TestMeta:
     def test_fields_of_later_hooks_are_ignored(self):
         assert self.trace(gpu=True).meta == self.trace().meta
 
+    def test_a_label_enters_e_mails_as_one_line_of_bounded_length(self):
+        labels = self.trace(labels=["Stop\nSubject: x\x1b[2J", "x" * 5000, None]).meta.labels
+        assert labels[0] == r"Stop\nSubject: x\x1b[2J"
+        assert len(labels[1]) <= 200
+        assert labels[2] is None
+
     @pytest.mark.parametrize("version", [0, 1, 2, "3", None, 1.5, [2]])
     def test_another_version_is_refused(self, version):
         with pytest.raises(BadInputError, match=r"written by version .* of the hook, version 3 is read"):

@@ -37,7 +37,7 @@ _ROUNDING, _SUM_ROUNDING = 0.001, 0.05
 _CLASS_KEYS = ("class", "predicted_class", "class_id", "predicted_label", "label")
 _CONFIDENCE_KEYS = ("probability", "confidence", "score")
 _SCORES_KEYS = ("probabilities", "scores", "logits")
-_ERROR_KEYS = ("message", "error", "errorMessage", "detail")
+_ERROR_KEYS = ("message", "error", "errormessage", "detail")
 # Members that responses have besides classes: an object that has one of them is no table of named scores.
 _KNOWN_KEYS = {
     *(*_CLASS_KEYS, *_CONFIDENCE_KEYS, *_SCORES_KEYS, *_ERROR_KEYS),
@@ -510,9 +510,9 @@ def _entry(entry: Mapping[str, Any]) -> Iterator[Prediction]:
     if _are_named_scores(entry):
         yield _named(entry)
         return
-    for key in _ERROR_KEYS:
-        if isinstance(entry.get(key), str):
-            raise UnreadableError(f"an error instead of a prediction: {entry[key]}")
+    for key, value in entry.items():
+        if key.lower() in _ERROR_KEYS and isinstance(value, str):
+            raise UnreadableError(f"an error instead of a prediction: {value}")
     raise UnreadableError(
         f"no class among its members {_listed(entry)}; set ClassPath where one of them is it"
     )
@@ -528,7 +528,7 @@ def _are_named_scores(entry: Mapping[str, Any]) -> bool:
     """Whether an object is one sample's scores under the names of the classes: two or more that sum to about 1."""
     return (
         len(entry) > 1
-        and _KNOWN_KEYS.isdisjoint(key.lower() for key in entry)
+        and _KNOWN_KEYS.isdisjoint(map(str.lower, entry))
         and _are_numbers(list(entry.values()))
         and all(0 <= value <= 1 + _ROUNDING for value in entry.values())
         and abs(sum(entry.values()) - 1) <= _SUM_ROUNDING

@@ -1,0 +1,279 @@
+"""A client that may call InvokeEndpoint, and nothing else, against the whole stack with IAM enforced.
+
+It tries to hide an attack, to have itself traced, to leave the counts, and to write into an incident. What it gets is
+an answer to each request. The live trace limit is 0, so any trace that is not a replay's is the client's doing.
+"""
+
+import base64
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import boto3
+import numpy as np
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+import replays
+from deploy.explain import command
+from glassbox.aws.counts_table import CountsTable
+from glassbox.aws.replay_key import ReplayKey
+from glassbox.replay_marker import TRACE, ReplayMarker, verified_marker, write_marker
+from glassbox.tally import WINDOW, Window, slot_start, total
+from local import signs
+from local.emulator import ACCOUNT, REGION
+from local.stack import running_stack
+from watching import Inbox, incident, wait_for
+
+pytestmark = pytest.mark.e2e
+
+ENDPOINT = "traffic-signs"
+PARAMETERS = {"Threshold": "0.5", "TracesPerMinute": "0", "Flagged": "3", "Compared": "1"}
+BATCH, BATCHES = 64, 10
+MARKUP = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def stack():
+    with running_stack(PARAMETERS, update_seconds=1.0) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def client(stack):
+    """Makes the client's own boto3 clients."""
+    iam = stack.client("iam")
+    iam.create_user(UserName="client")
+    allow = {
+        "Effect": "Allow",
+        "Action": "sagemaker:InvokeEndpoint",
+        "Resource": f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/{ENDPOINT}",
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+    iam.put_user_policy(UserName="client", PolicyName="invoke", PolicyDocument=policy)
+    key = iam.create_access_key(UserName="client")["AccessKey"]
+    return lambda service: boto3.client(
+        service,
+        endpoint_url=stack.aws.endpoint_url,
+        region_name=REGION,
+        aws_access_key_id=key["AccessKeyId"],
+        aws_secret_access_key=key["SecretAccessKey"],
+        config=Config(proxies={}, retries={"total_max_attempts": 1}),
+    )
+
+
+@pytest.fixture(scope="module")
+def invoke(client):
+    runtime = client("sagemaker-runtime")
+
+    def invoke(body, attributes=None, inference_id=None):
+        given = {"CustomAttributes": attributes, "InferenceId": inference_id}
+        runtime.invoke_endpoint(
+            EndpointName=ENDPOINT,
+            ContentType="application/x-npy",
+            Body=body,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def key(stack):
+    """The replay key, with the account's root rights."""
+    return ReplayKey(stack.client("kms"), stack.outputs["ReplayKeyArn"])
+
+
+@pytest.fixture(scope="module")
+def images():
+    return signs.dataset(400, seed=78, size=48)
+
+
+@pytest.fixture(scope="module")
+def inbox(stack):
+    return Inbox(stack)
+
+
+def npy(image):
+    body = io.BytesIO()
+    np.save(body, image, allow_pickle=False)
+    return body.getvalue()
+
+
+def opened(ago=timedelta(0)):
+    return f"{datetime.now(UTC) - ago:%Y%m%dt%H%M%S}-class-share"
+
+
+def counts(stack):
+    """Everything of the last and this hour."""
+    table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
+    end = slot_start(datetime.now(UTC)) + WINDOW
+    slots, _ = table.read(f"{ENDPOINT}/AllTraffic", Window(end - 2 * WINDOW, end))
+    return total(slots.values())
+
+
+def keys(stack, prefix):
+    pages = stack.client("s3").get_paginator("list_objects_v2")
+    found = pages.paginate(Bucket=stack.outputs["Bucket"], Prefix=prefix)
+    return [item["Key"] for page in found for item in page.get("Contents", ())]
+
+
+def traces(stack):
+    return [key for key in keys(stack, "tensors/") if "/index/" in key]
+
+
+def captured(stack):
+    s3 = stack.client("s3")
+    for name in keys(stack, "capture/"):
+        body = s3.get_object(Bucket=stack.outputs["Bucket"], Key=name)["Body"].read()
+        yield from map(json.loads, body.splitlines())
+
+
+@pytest.fixture(scope="module")
+def attack(stack, inbox, invoke, images):
+    """50 of 60 requests are stop signs, and each tries to keep out of the counts, the trace or the report."""
+    pictures, labels = images
+    stop, other = pictures[labels == 14], pictures[labels != 14]
+    for number in range(60):
+        body = npy(other[number] if number % 6 == 0 else stop[number % len(stop)])
+        forged = replays.marker(body, opened())  # signed by a key of its own
+        attempts = [
+            forged,
+            f"{forged},{forged}",
+            f"{forged[:-342]}{'A' * 342}",
+            "glassbox-replay=1,glassbox-incident=x",
+            "glassbox=1",
+            f"a={MARKUP}".ljust(1000, "x"),
+        ]
+        invoke(body, attempts[number // 10], "../../index" if number % 2 else MARKUP)
+    wait_for(lambda: (i := incident(stack)) and i.state != "NORMAL", 90)
+    command(ENDPOINT, "extend", stack.aws.session, minutes=60)
+    wait_for(lambda: incident(stack).replays and len(incident(stack).pictures) >= 4, 90)
+    return incident(stack)
+
+
+def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
+    counted = wait_for(lambda: (c := counts(stack)).replayed == 4 and c)
+    assert (counted.n, counted.forged) == (
+        60,
+        40,
+    )  # the fifth hides behind old attributes, the sixth behind long ones
+    assert counted.classes[14] >= 45
+    assert (attack.cause.check, attack.cause.label, len(attack.flagged)) == ("class_share", 14, 3)
+    assert attack.pictures == attack.replays
+    assert len(traces(stack)) == 4
+    message = wait_for(lambda: next((m for m in inbox.read() if "swapping" in m["Subject"]), None))
+    assert "Class 14 predicted" in message["Message"]
+
+
+@pytest.fixture(scope="module")
+def replay(stack, attack, key):
+    """A genuine replay, marker and body: the client gets it here by accident, it may not read the captures."""
+
+    def look():
+        for record in captured(stack):
+            attributes = record["eventMetadata"].get("customAttributes")
+            body = base64.b64decode(record["captureData"]["endpointInput"]["data"])
+            if verified_marker(attributes, body=body, now=datetime.now(UTC), key=key.public):
+                return attributes[0].rpartition(",")[2], body
+        return None
+
+    return wait_for(look)
+
+
+def test_no_marker_gets_it_a_trace_or_out_of_the_counts(stack, attack, replay, key, invoke, images):
+    before = counts(stack)
+    genuine, body = replay
+    other = npy(images[0][-1])  # of none of the requests so far
+    old = write_marker(ReplayMarker(TRACE, opened(timedelta(hours=24)), "old"), other, key.sign)
+    attempts = {
+        "copied to another body": (other, genuine),
+        "of another incident": (body, genuine.replace(attack.id, opened(timedelta(hours=1)))),
+        "older than a day": (other, old),
+        "cut": (body, genuine[:-1]),
+        "doubled": (body, f"{genuine},{genuine}"),
+        "doubled with another": (body, f"glassbox=1,{genuine}"),
+        "of another purpose": (body, genuine.replace(".trace.", ".repair.")),
+        "of its own key": (other, replays.marker(other, attack.id)),
+    }
+    for attributes in attempts.values():
+        invoke(*attributes)
+    batch = npy(images[0][:BATCH])
+    for number in range(BATCHES):
+        forged = replays.marker(batch, attack.id, f"flood-{number}")
+        invoke(batch, forged, f"flood-{number}")
+    n = before.n + len(attempts) + BATCH * BATCHES
+    after = wait_for(lambda: (c := counts(stack)).n >= n and c)
+    assert after.n == n
+    assert after.forged == before.forged + len(attempts) + BATCHES
+    assert after.replayed == before.replayed == 4
+    assert len(traces(stack)) == 4
+    assert sorted(keys(stack, "saliency/")) == sorted(
+        f"saliency/{ENDPOINT}/{attack.id}/{name}.{suffix}"
+        for name in attack.replays
+        for suffix in ("png", "json")
+    )
+    assert incident(stack).pictures == attack.replays
+
+
+def test_the_metric_shows_ops_every_forged_marker(stack, attack):
+    now = datetime.now(UTC)
+    statistics = stack.client("cloudwatch").get_metric_statistics(
+        Namespace="Glassbox",
+        MetricName="ForgedMarkers",
+        Dimensions=[
+            {"Name": "endpoint", "Value": ENDPOINT},
+            {"Name": "service", "Value": "glassbox"},
+            {"Name": "variant", "Value": "AllTraffic"},
+        ],
+        StartTime=now - timedelta(hours=2),
+        EndTime=now + timedelta(minutes=5),
+        Period=3600 * 3,
+        Statistics=["Sum"],
+    )
+    assert sum(point["Sum"] for point in statistics["Datapoints"]) == counts(stack).forged
+
+
+def test_it_may_do_nothing_but_invoke(stack, client):
+    arn, bucket = stack.outputs["ReplayKeyArn"], stack.outputs["Bucket"]
+    detail = json.dumps({"endpoint": ENDPOINT, "action": "abort"})
+    entry = {"Source": "glassbox.operator", "DetailType": "Glassbox Command", "Detail": detail}
+    sign = {"KeyId": arn, "Message": b"1.trace", "SigningAlgorithm": "RSASSA_PKCS1_V1_5_SHA_256"}
+    refused = [
+        lambda: client("kms").sign(**sign),
+        lambda: client("kms").get_public_key(KeyId=arn),
+        lambda: client("kms").put_key_policy(KeyId=arn, PolicyName="default", Policy="{}"),
+        lambda: client("s3").list_objects_v2(Bucket=bucket, Prefix="capture/"),
+        lambda: client("s3").put_object(Bucket=bucket, Key=f"tensors/{ENDPOINT}/x/index/0/0_worker_0.json"),
+        lambda: client("s3").put_object(Bucket=bucket, Key=f"saliency/{ENDPOINT}/x/a.json"),
+        lambda: client("events").put_events(Entries=[entry]),
+        lambda: client("sagemaker").describe_endpoint(EndpointName=ENDPOINT),
+    ]
+    for call in refused:
+        with pytest.raises(ClientError, match=r"AccessDenied|not authorized"):
+            call()
+
+
+def test_who_has_a_replay_of_its_own_body_may_repeat_it_and_gains_one_trace(stack, attack, replay, invoke):
+    """The documented limit: it needs both from the captures, and draws the same picture again."""
+    genuine, body = replay
+    before = counts(stack)
+    invoke(body, genuine)
+    wait_for(lambda: counts(stack).replayed == before.replayed + 1)
+    assert (counts(stack).n, counts(stack).forged) == (before.n, before.forged)
+    wait_for(lambda: len(traces(stack)) == 5)
+    assert incident(stack).pictures == attack.replays
+
+
+def test_the_incident_ends_with_a_report_that_holds_none_of_its_text(stack, inbox, attack):
+    command(ENDPOINT, "abort", stack.aws.session)
+    over = wait_for(lambda: (i := incident(stack)).state == "NORMAL" and i, 90)
+    wait_for(lambda: any("report is ready" in message["Subject"] for message in inbox.read()))
+    page = f"incidents/{ENDPOINT}/{over.id}/index.html"
+    html = stack.client("s3").get_object(Bucket=stack.outputs["Bucket"], Key=page)["Body"].read().decode()
+    messages = [message["Message"] for message in inbox.messages]
+    for text in (html, *messages, *over.timeline):
+        assert "alert(1)" not in text
+        assert "\x1b" not in text
+        assert "../../index" not in text

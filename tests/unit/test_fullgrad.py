@@ -256,12 +256,8 @@ class TestForms:
         assert len(reduced) == len(full) == len(image)
         for r, f in zip(reduced, full, strict=True):
             assert np.abs(r.saliency - f.saliency).max() <= 1e-5 * np.ptp(f.saliency)
-            assert (r.target, r.logit, r.probability, r.faithful) == (
-                f.target,
-                f.logit,
-                f.probability,
-                f.faithful,
-            )
+            assert (r.target, r.logit, r.faithful) == (f.target, f.logit, f.faithful)
+            assert r.probability == pytest.approx(f.probability)
             assert r.total == pytest.approx(f.total, abs=1e-6 * f.sum_abs)
             assert r.sum_abs == pytest.approx(f.sum_abs, rel=1e-6)
             assert (r.form, f.form) == ("reduced", "full")
@@ -275,8 +271,9 @@ class TestForms:
             explain(traces.read_step(tmp_path / n, traces.write_step(tmp_path / n, t)))[0]
             for n, t in {"a": tensors, "b": turned}.items()
         )
-        assert a.saliency.tobytes() == b.saliency.tobytes()
-        assert a.layers == b.layers
+        np.testing.assert_allclose(a.saliency, b.saliency, rtol=1e-5, atol=1e-5 * np.ptp(b.saliency))
+        assert [layer.name for layer in a.layers] == [layer.name for layer in b.layers]
+        assert [layer.share for layer in a.layers] == pytest.approx([layer.share for layer in b.layers])
 
     def test_a_linear_along_other_axes(self, tmp_path):
         """A Linear on (N, positions, features): the hook puts the features first, and there is no map."""
@@ -591,7 +588,7 @@ class TestExplanation:
     def test_probabilities_of_huge_logits(self, good):
         said = good("reduced", {tensor_names.LOGITS: lambda t: t * np.float32(1e30)})[0]
         assert said.probability == 1.0
-        assert said.probabilities.sum() == 1.0
+        assert said.probabilities.sum() == pytest.approx(1.0)
 
     def test_the_target_need_not_be_the_predicted_class(self, good):
         said = good("reduced", {tensor_names.TARGET: lambda t: (t + 1) % 10})[0]

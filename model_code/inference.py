@@ -202,8 +202,10 @@ def _check_logits(architecture: str, logits: object, samples: int) -> None:
             f"{wanted} {logits.shape[1]} output unit, whose softmax is 1 for every image. For a logit z of class 1, "
             "return torch.cat([torch.zeros_like(z), z], 1)."
         )
-    if not (logits.is_floating_point() and logits.isfinite().all()):
-        raise BadInputError(f"{wanted} {logits.dtype} with NaN or infinity for an image of noise.")
+    if not logits.is_floating_point():
+        raise BadInputError(f"{wanted} {logits.dtype}. Return floats, before any argmax.")
+    if not logits.isfinite().all():
+        raise BadInputError(f"{wanted} NaN or infinity for an image of noise.")
     if bool((logits >= 0).all()) and torch.allclose(
         logits.double().sum(1), torch.ones(()).double(), atol=1e-3
     ):

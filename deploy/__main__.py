@@ -57,12 +57,12 @@ SETTINGS = {IMAGE: "IMAGE", MODEL_DATA: "MODEL_DATA"}  # as make calls them
 class Plan:
     """What `deploy` would do: the stack's parameters, the twin's own image and model data, and all of it in words.
 
-    `twin`: whether the endpoint gets a hooked twin.
+    `reacts`: whether a violation swaps the endpoint; without that, it gets no hooked twin.
     """
 
     parameters: dict[str, str]
     watched: Watched | None
-    twin: bool
+    reacts: bool
     instead: dict[str, str]
     words: list[str]
 
@@ -125,7 +125,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
         words.append(
             "Note: no monitor image was pushed (make images, make push): the hourly job is left out."
         )
-    return Plan(parameters, watched, bool(watched) and reacts, instead, words)
+    return Plan(parameters, watched, reacts, instead, words)
 
 
 def _asked(options: argparse.Namespace) -> dict[str, str]:
@@ -377,14 +377,14 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
         _check_no_incident(options.stack, stack.outputs_of(there), session)
     if watched:
         turn_events_on(watched.bucket, session.client("s3"))
-        if found.twin and there:  # before the update: the stack never names a config that does not exist
+        if found.reacts and there:  # before the update: the stack never names a config that does not exist
             _make_twin(watched, options.stack, stack.outputs_of(there), session, found.instead)
     elif parameters.get("ModelDataUrl") == TO_BE_UPLOADED:
         parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
     stack.sam_deploy(options.stack, parameters, session.region_name)
     _, outputs = stack.existing(options.stack, cloudformation)
     if watched:
-        if found.twin and not there:
+        if found.reacts and not there:
             _make_first_twin(watched, options.stack, outputs, session, found.instead)
         _delete_others(parameters.get("HookedConfigName", ""), options.stack, session)
     print("\nDone.")
@@ -393,6 +393,8 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
             f"Confirm the subscription e-mail sent to {options.email}; no notifications are sent until then."
         )
     print(_check_alarm(options.stack, session))
+    if not found.reacts:
+        return
     print("Try it, on the endpoint's own traffic of the last hour:")
     detail = json.dumps(json.dumps({"endpoint": outputs["EndpointName"], "action": "open"}))
     print(
@@ -508,8 +510,12 @@ def remove(options: argparse.Namespace, session: boto3.Session) -> None:
     parameters, outputs = stack.existing(options.stack, cloudformation)
     deleted = []
     own, name = bool(parameters.get("ModelDataUrl")), outputs["EndpointName"]
-    also = f"its endpoint {name}, WHICH SERVES REQUESTS," if own else f"the hooked twin of {name}"
-    print(f"Stack {options.stack} and {also} would be deleted. Bucket and tables stay.", flush=True)
+    also = ""
+    if own:
+        also = f" and its endpoint {name}, WHICH SERVES REQUESTS,"
+    elif parameters.get("HookedConfigName"):
+        also = f" and the hooked twin of {name}"
+    print(f"Stack {options.stack}{also} would be deleted. Bucket and tables stay.", flush=True)
     _ask(options)
     _save_replay_key(outputs, session)
     if not own:

@@ -304,7 +304,7 @@ def _words_for(
         words.append(
             f"Endpoint {name} is left alone until a violation. Then it goes to {twin_name(plain)}, and back to {plain}."
         )
-    words += [f"Note: {note}" for note in [*_kept(instead, options), *watched.notes()]]
+    words += [f"Note: {note}" for note in [*_kept(instead, options), *watched.notes(twin=twin)]]
     if twin and IMAGE not in instead:
         words.append(
             "Note: the twin runs the endpoint's own image and code, which must contain the hook (docs/your-model.md)."

@@ -93,22 +93,22 @@ class Watched:
         count = variant.get("InitialInstanceCount") or "a managed number of"
         return f"variant {variant['VariantName']}: {count} x {variant.get('InstanceType') or 'any type'}, {model}"
 
-    def notes(self) -> list[str]:
-        """What limits watching, in words."""
+    def notes(self, *, twin: bool = True) -> list[str]:
+        """Return in words what limits watching, with a hooked twin or without."""
         notes = []
-        if "Input" not in capture_modes(self.config["DataCaptureConfig"]):
+        if twin and "Input" not in capture_modes(self.config["DataCaptureConfig"]):
             notes.append(
                 "Its inputs are not captured: Glassbox explains live traffic instead of the flagged inputs."
             )
         for key, what, parameter in (
             (self.capture_key, "captures", "CaptureKeyArn"),
-            (self.volume_key, "instance volumes", "EndpointKeyArn"),
+            (self.volume_key if twin else "", "instance volumes", "EndpointKeyArn"),
         ):
             if key and not is_key_arn(key):
                 notes.append(
                     f"Its {what} are encrypted with {key}, whose ARN could not be read: SET={parameter}=… gives it."
                 )
-        if any("VpcConfig" in model for model in self.models.values()):
+        if twin and any("VpcConfig" in model for model in self.models.values()):
             notes.append(
                 "Its models are in a VPC: the VPC's S3 endpoint must let them write to the stack's bucket."
             )

@@ -424,6 +424,18 @@ def test_one_option_may_name_both_sides(watch):
     assert watched.notes() == []
 
 
+def test_what_limits_a_twin_alone_is_not_told_without_one(session, watch):
+    watched = watch(
+        model={"VpcConfig": {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}},
+        config={"DataCaptureConfig": CAPTURE | {"CaptureOptions": [{"CaptureMode": "Output"}]}},
+    )
+    assert [note.partition(":")[0] for note in watched.notes()] == [
+        "Its inputs are not captured",
+        "Its models are in a VPC",
+    ]
+    assert watched.notes(twin=False) == []
+
+
 def test_a_bucket_of_another_region_is_refused(session, watch):
     boto3.client("s3", region_name="us-west-2").create_bucket(
         Bucket="acme-far-away", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}

@@ -86,6 +86,9 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
         _check_no_incident(options.stack, stack.outputs_of(there), session)
     reacts = stack.value_of("React", template, before | options.set) != "false"
     watched = read_endpoint(options.endpoint, session) if options.endpoint else None
+    # a new endpoint of the stack's own is nobody else's: _own_name looks
+    name = options.endpoint or before.get("EndpointName")
+    notes = _check_alone(options.stack, name, cloudformation) if name else []
     instead: dict[str, str] = {}
     if watched:
         if reacts:
@@ -99,7 +102,6 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     parameters |= _asked(options)
     if problems := stack.problems(template, parameters, before):  # those that follow from the endpoint too
         raise DeployError("\n".join(problems))
-    notes = _check_alone(options.stack, (before | parameters)["EndpointName"], cloudformation)
     account = session.client("sts").get_caller_identity()["Account"]
     becomes = "would be updated" if before else "would be created"
     if there and never_made:

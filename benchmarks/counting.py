@@ -1,4 +1,4 @@
-"""Capture files to counts: ours, the article's loop, and what DynamoDB is asked to write.
+"""Capture files to counts: ours and the article's loop. What DynamoDB is asked is in counts_storage.
 
 ``python -m benchmarks.counting --megabytes 1024`` runs the container on a gigabyte.
 """
@@ -7,17 +7,15 @@ import argparse
 import base64
 import functools
 import json
-import math
 import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +23,13 @@ import psutil
 
 from benchmarks import ROOT
 from benchmarks.side_by_side import milliseconds, row, show
-from glassbox.aws.counts_table import CountsTable
 from glassbox.capture import chunks, read
-from glassbox.count import CountingSettings, count_file, judge_file
-from glassbox.response import ResponseForm
 from glassbox.tally import tally
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
 CLASSES = 43
 IMAGE_BYTES = 128 * 128 * 3
 FILES = 32
-
-# USD per million request units, on demand, us-east-1
-WRITE_PRICE, READ_PRICE = 0.625, 0.125
 
 
 # ---------------------------------------------------------------- records
@@ -173,98 +165,9 @@ def _resident(process: psutil.Process) -> int:
     return found
 
 
-# ---------------------------------------------------------------- DynamoDB
-
-
-class Meter:
-    """A DynamoDB that keeps the items and adds up the request units it would charge."""
-
-    def __init__(self) -> None:
-        self.items: dict[tuple[str, str], dict[str, Any]] = {}
-        self.writes = self.reads = 0
-
-    def transact_write_items(self, TransactItems: list[dict[str, Any]]) -> None:
-        for operation in TransactItems:
-            (request,) = operation.values()
-            key = request.get("Item", request.get("Key"))
-            item = self.items.setdefault((key["pk"]["S"], key["sk"]["S"]), {}) | key
-            for place, name in request.get("ExpressionAttributeNames", {}).items():
-                added = int(request["ExpressionAttributeValues"][":" + place[1:]]["N"])
-                before = 0 if name == "expires" else int(item.get(name, {"N": 0})["N"])
-                item[name] = {"N": str(before + added)}
-            self.items[key["pk"]["S"], key["sk"]["S"]] = item
-            self.writes += 2 * math.ceil(_bytes(item) / 1024)  # a transaction writes twice
-
-    def query(self, ExpressionAttributeValues: dict[str, Any], **_: Any) -> dict[str, Any]:
-        pk, first, last = (ExpressionAttributeValues[name]["S"] for name in (":pk", ":first", ":last"))
-        found = [item for (p, sk), item in self.items.items() if p == pk and first <= sk <= last]
-        self.reads += max(1, math.ceil(sum(map(_bytes, found)) / 4096))  # consistent
-        return {"Items": found}
-
-
-def _bytes(item: dict[str, Any]) -> int:
-    """An item's size by the developer guide, "DynamoDB item sizes and formats"."""
-    return sum(
-        len(name) + (len(value["S"]) if "S" in value else len(value["N"]) // 2 + 2)
-        for name, value in item.items()
-    )
-
-
-class Minute:
-    """The capture file of a minute, as an S3 that has it."""
-
-    def __init__(self, number: int, predictions: int, classes: int) -> None:
-        chance, start = random.Random(number), HOUR + timedelta(minutes=number)
-        self.key = (
-            f"capture/traffic-signs/AllTraffic/{start:%Y/%m/%d/%H/%M}-30-871-{uuid.UUID(int=number)}.jsonl"
-        )
-        self.labels = [chance.randrange(classes) for _ in range(predictions)]
-        # flushed a minute after its first record, which came at half past
-        times = [start + timedelta(seconds=30 + 60 * n / predictions) for n in range(predictions)]
-        self.lines = [_record(label, time_) for label, time_ in zip(self.labels, times, strict=True)]
-
-    def chunks(self, bucket: str, key: str) -> list[bytes]:
-        return ["".join(self.lines).encode()]
-
-
-def _record(label: int, time_: datetime) -> str:
-    data = json.dumps({"predictions": [{"class": label, "probability": 0.9}]})
-    output = {"observedContentType": "application/json", "mode": "OUTPUT", "data": data, "encoding": "JSON"}
-    metadata = {"eventId": "x", "inferenceTime": f"{time_:%Y-%m-%dT%H:%M:%SZ}"}
-    return json.dumps({"captureData": {"endpointOutput": output}, "eventMetadata": metadata}) + "\n"
-
-
-def request_units(minutes: int = 180, predictions: int = 100) -> Iterator[dict[str, Any]]:
-    for classes in (CLASSES, 1000):
-        meter, peer = Meter(), 0
-        settings, counts = CountingSettings(threshold=0.5), CountsTable(meter, "counts")
-        for number in range(minutes):
-            file = Minute(number, predictions, classes)
-            counted = count_file(
-                {"bucket": {"name": "bucket"}, "object": {"key": file.key, "etag": f"{number:032x}"}},
-                settings=settings,
-                form=ResponseForm(),
-                replay_key=None,
-                captures=file,
-                counts=counts,
-                now=HOUR,
-            )
-            judge_file(counted, settings=settings, baseline=None, counts=counts, events=None)
-            peer += 2 * len(set(file.labels)) + 2  # each class its item, in a transaction with the marker
-        writes, reads, theirs = meter.writes / minutes, meter.reads / minutes, peer / minutes
-        what, reach = f"a file of {predictions} predictions, {classes:,} classes", "6 at most"
-        yield row(
-            what, "write units", writes, "an item per class", theirs, reach if classes == CLASSES else ""
-        )
-        yield row(f"{what}, judging it", "read units", reads, "", None)
-        cost = (writes * WRITE_PRICE + reads * READ_PRICE) / predictions
-        peers = (theirs * WRITE_PRICE + reads * READ_PRICE) / predictions
-        yield row(f"a million predictions, {classes:,} classes", "USD", cost, "an item per class", peers)
-
-
 def run(megabytes: int = 512) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        return [*per_record(Path(folder)), *container(Path(folder), megabytes), *request_units()]
+        return [*per_record(Path(folder)), *container(Path(folder), megabytes)]
 
 
 if __name__ == "__main__":

@@ -517,7 +517,7 @@ def counted(stack, hour, n):
     stream, window = f"{stack.outputs['EndpointName']}/AllTraffic", Window(hour, hour + WINDOW)
 
     def look():
-        counts = total(table.read(stream, window)[0].values())
+        counts = total(table.read(stream, window).values())
         return counts if counts.n >= n else None
 
     classes = wait_for(f"{n} counted predictions", look).classes

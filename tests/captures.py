@@ -75,7 +75,7 @@ class FakeCounts:
         if self.refuse and (error := self.refuse.pop(0)):
             raise error
 
-    def add(self, file, stream, slots, now):
+    def add(self, file, stream, slots):
         self._answer()
         if file in self.files:
             return False
@@ -86,8 +86,11 @@ class FakeCounts:
 
     def read(self, stream, window):
         self._answer()
-        told = [Told(check, w) for (check, w) in self.told[stream] if w.start in window]
-        return {s: c for s, c in self.slots[stream].items() if s in window}, told
+        return {s: c for s, c in self.slots[stream].items() if s in window}
+
+    def published(self, stream, window):
+        self._answer()
+        return [Told(check, w) for (check, w) in self.told[stream] if w.overlaps(window)]
 
     def record(self, stream, verdict):
         self._answer()

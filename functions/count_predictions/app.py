@@ -3,25 +3,29 @@
 import functools
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import timedelta
 
 import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+from botocore.config import Config
 
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.events import Events
 from glassbox.aws.objects import Objects
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.count import CountingSettings, count_file, judge_file
-from glassbox.event import read_event
+from glassbox.event import event_time, read_event
 from glassbox.report import SHARES, fetch_baseline, file_metrics
 from glassbox.response import ResponseForm
-from glassbox.settings import from_env
+from glassbox.settings import from_env, setting
+from glassbox.tally import RETENTION
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
+# A burst of files is throttled: up to 7 tries, with jitter, 31 s at most between the first and the last but one.
+RETRIES = Config(retries={"mode": "standard", "total_max_attempts": 7})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +34,14 @@ class Settings(CountingSettings):
     endpoint_name: str
     capture_prefix: str
     replay_key_arn: str
+    window_hours: int = setting(1, within=(1, 24))
 
 
 @functools.cache
 def build():
     settings = from_env(Settings, os.environ)
     objects = Objects(boto3.client("s3"))
-    counts = CountsTable(boto3.client("dynamodb"), settings.counts_table)
+    counts = CountsTable(boto3.client("dynamodb", config=RETRIES), settings.counts_table)
     count = functools.partial(
         count_file,
         settings=settings,
@@ -49,6 +54,7 @@ def build():
     judge = functools.partial(
         judge_file,
         settings=settings,
+        length=timedelta(hours=settings.window_hours),
         baseline=fetch_baseline(settings.baseline_statistics, objects),
         counts=counts,
         events=Events(boto3.client("events")),
@@ -59,9 +65,10 @@ def build():
 @tracer.capture_method(capture_response=False)
 def count_and_judge(record):
     count, judge = build()
-    counted = count(read_event(record.body).get("detail"), now=datetime.now(UTC))
+    event = read_event(record.body)
+    counted = count(event.get("detail"), arrived=event_time(event))
     if counted.new:  # at once: should judging fail, the retry finds nothing new
-        emit(counted.file, file_metrics(counted.tally.counts), {})
+        emit(counted.file, file_metrics(counted.counts), {})
     judged = judge(counted)
     shares = {SHARES[v.name]: v.value for v in judged.verdicts if v.value is not None}
     emit(counted.file, {"Violations": len(judged.violations)}, shares)
@@ -73,6 +80,9 @@ def count_and_judge(record):
         predictions=counted.tally.counts.n,
         forged_markers=counted.tally.counts.forged,
         unreadable=[str(example) for example in counted.tally.examples],
+        refused=f"{counted.expired} records are older than {RETENTION.days} days"
+        if counted.expired
+        else None,
         verdicts=[v.reason for v in judged.verdicts],
         violations=[v.reason for v in judged.violations],
     )

@@ -1,20 +1,22 @@
 """The stack's reactions on the embedded AWS to what a test lays into its bucket and queues."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import captures
 from glassbox.aws.counts_table import CountsTable
-from glassbox.capture import moment
 from glassbox.tally import WINDOW, Window, total
 from local.stack import running_stack
 from watching import Inbox, incident, wait_for
 
 pytestmark = pytest.mark.e2e
 
-HOUR = moment("2026-11-23T10:00:00Z")
-REPORT = "monitoring/traffic-signs/hourly/2026/11/23/10/"
+# recent: records older than 90 days are refused
+HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
+TIME = f"{HOUR:%Y-%m-%dT%H}:00:01Z"
+REPORT = f"monitoring/traffic-signs/hourly/{HOUR:%Y/%m/%d/%H}/"
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +32,11 @@ def inbox(stack):
 
 def counts(stack):
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
-    return total(table.read(captures.STREAM, Window(HOUR, HOUR + WINDOW))[0].values())
+    return total(table.read(captures.STREAM, Window(HOUR, HOUR + WINDOW)).values())
 
 
 def put(stack, body, name="20-02-871-0b7bfd33.jsonl"):
-    key = f"capture/traffic-signs/AllTraffic/2026/11/23/10/{name}"
+    key = f"capture/traffic-signs/AllTraffic/{HOUR:%Y/%m/%d/%H}/{name}"
     stack.client("s3").put_object(Bucket=stack.outputs["Bucket"], Key=key, Body=body)
 
 
@@ -49,12 +51,12 @@ def queue(stack, logical_id):
 
 def test_a_file_is_counted_once_and_its_violation_swaps_once_however_often_it_arrives(stack, inbox):
     for _ in range(3):
-        put(stack, captures.file(captures.ARTICLE))
+        put(stack, captures.file(captures.ARTICLE, TIME))
     wait_for(lambda: counts(stack).n >= 400)
     wait_for(lambda: incident(stack) and incident(stack).replays is not None)
     assert live(stack) == ("InService", stack.outputs["HookedConfig"])
-    put(stack, captures.file(captures.ARTICLE))
-    put(stack, captures.file([3] * 5) + b"{broken\n", "21-07-114-9a1f0c2e.jsonl")
+    put(stack, captures.file(captures.ARTICLE, TIME))
+    put(stack, captures.file([3] * 5, TIME) + b"{broken\n", "21-07-114-9a1f0c2e.jsonl")
     wait_for(lambda: counts(stack).n > 400)
     after = counts(stack)
     assert (after.n, after.classes[14], after.classes[3], after.unreadable) == (405, 322, 7, 1)
@@ -79,10 +81,9 @@ def test_an_operators_abort_restores_the_endpoint(stack, inbox):
 
 def test_the_hourly_monitor_judges_the_same_and_joins_what_was_handled(stack, inbox):
     sqs, s3 = stack.client("sqs"), stack.client("s3")
+    scheduled = json.dumps({"time": f"{HOUR + WINDOW:%Y-%m-%dT%H}:10:00Z"})
     for _ in range(2):
-        sqs.send_message(
-            QueueUrl=queue(stack, "MonitorQueue"), MessageBody='{"time": "2026-11-23T11:10:00Z"}'
-        )
+        sqs.send_message(QueueUrl=queue(stack, "MonitorQueue"), MessageBody=scheduled)
     sagemaker = stack.client("sagemaker")
 
     def done():

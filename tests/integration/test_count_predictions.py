@@ -62,7 +62,8 @@ def aws(monkeypatch):
 
 
 def message(key, number=0, bucket=BUCKET, **changes):
-    body = json.dumps({"detail": {"bucket": {"name": bucket}, "object": {"key": key, "etag": "e"}}} | changes)
+    detail = {"bucket": {"name": bucket}, "object": {"key": key, "etag": "e"}}
+    body = json.dumps({"time": "2026-11-23T10:21:03Z", "detail": detail} | changes)
     return {
         "messageId": f"message-{number}",
         "receiptHandle": "r",
@@ -76,12 +77,9 @@ def message(key, number=0, bucket=BUCKET, **changes):
 
 
 def counted(aws):
-    """The items of the hour, whatever their slot."""
-    return aws.table.query(
-        TableName="counts",
-        KeyConditionExpression="pk = :pk AND begins_with(sk, :hour)",
-        ExpressionAttributeValues={":pk": {"S": STREAM}, ":hour": {"S": "2026-11-23T10"}},
-    )["Items"]
+    """The items of the hour, the counts first."""
+    items = aws.table.scan(TableName="counts")["Items"]
+    return sorted(items, key=lambda item: item["pk"] == {"S": STREAM})
 
 
 def test_a_capture_file_becomes_counts_and_a_violation_and_a_second_delivery_changes_nothing(
@@ -94,7 +92,7 @@ def test_a_capture_file_becomes_counts_and_a_violation_and_a_second_delivery_cha
     window, violation = counted(aws)
     assert window["c14"] == {"N": "322"}
     assert window["records"] == {"N": "400"}
-    assert violation["sk"] == {"S": "2026-11-23T10:00#violation#class_share"}
+    assert violation["sk"] == {"S": "2026-11-23T10:00#class_share"}
     (event,) = aws.sent
     assert (event["Source"], event["DetailType"]) == ("glassbox", "Glassbox Violation")
     detail = json.loads(event["Detail"])
@@ -230,6 +228,28 @@ def test_metrics_of_the_file_are_told_once_also_when_judging_fails(aws, load_app
     assert failed == {"batchItemFailures": [{"itemIdentifier": "message-0"}]}
     assert done == {"batchItemFailures": []}
     assert list(metrics(capsys)) == [FILE_METRICS, HOUR_METRICS | {"Violations": [1]}]
+
+
+def test_records_that_are_too_old_are_told_and_not_counted(aws, load_app, caplog, capsys):
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3] * 60) + file([5], "2027-02-23T09:00:00Z"))
+    record = message(KEY, time="2027-02-23T10:00:00Z")
+    app = load_app("count_predictions")
+    assert app.handler({"Records": [record]}, CONTEXT) == {"batchItemFailures": []}
+    (entry,) = (entry for entry in caplog.records if entry.message == "counted")
+    assert entry.refused == "60 records are older than 90 days"
+    of_the_file = next(metrics(capsys))
+    assert (of_the_file["Predictions"], of_the_file["UnreadableRecords"]) == ([1], [60])
+    (item,) = counted(aws)
+    assert item["sk"] == {"S": "2027-02-23T09:00#000"}
+
+
+def test_windows_are_as_long_as_the_settings_say(aws, load_app, monkeypatch):
+    monkeypatch.setenv("WINDOW_HOURS", "24")
+    aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3] * 60))
+    load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
+    (event,) = aws.sent
+    window = json.loads(event["Detail"])["window"]
+    assert window == {"start": "2026-11-23T10:00:00Z", "end": "2026-11-24T10:00:00Z"}
 
 
 def test_the_log_names_bad_lines_and_the_verdicts(aws, load_app, caplog):

@@ -71,10 +71,10 @@ def test_count_predictions_counts_once_and_publishes_the_violation(stack, run):
     run("count_predictions")
     hour = moment("2026-11-23T10:00:00Z")
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
-    slots, told = table.read("traffic-signs/AllTraffic", Window(hour, hour + WINDOW))
-    counts = total(slots.values())
+    stream, window = "traffic-signs/AllTraffic", Window(hour, hour + WINDOW)
+    counts = total(table.read(stream, window).values())
     assert (counts.classes, counts.unreadable) == ({14: 50, 3: 10}, 0)
-    assert [t.check for t in told] == ["class_share"]
+    assert [t.check for t in table.published(stream, window)] == ["class_share"]
     queue = stack.resources("AWS::SQS::Queue")["SwapQueue"]
     (message,) = stack.client("sqs").receive_message(QueueUrl=queue)["Messages"]
     detail = json.loads(message["Body"])["detail"]

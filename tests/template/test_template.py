@@ -52,6 +52,19 @@ def test_every_queue_redrives_and_waits_six_times_its_functions_timeout(template
         assert queue["Properties"]["SqsManagedSseEnabled"] is True, name
 
 
+def test_two_capture_files_have_the_time_and_the_memory_of_a_function_and_are_tried_three_times(template):
+    """A file may hold 6 MB responses and meet a throttled table; its neighbours must not die of that."""
+    properties = functions(template)["CountPredictionsFunction"]["Properties"]
+    assert properties["Timeout"] == 120
+    assert properties["MemorySize"] >= 1024
+    assert 1 <= properties["Events"]["Queue"]["Properties"]["BatchSize"] <= 2
+    queues = resources(template, "AWS::SQS::Queue")
+    assert queues["CountQueue"]["Properties"]["VisibilityTimeout"] == 720
+    # what reads objects: one that is gone or not allowed is tried three times, then told by the alarm
+    for name in ("CountQueue", "RenderQueue"):
+        assert queues[name]["Properties"]["RedrivePolicy"]["maxReceiveCount"] == 3, name
+
+
 def test_every_dead_letter_queue_and_every_function_has_an_alarm_that_says_what_to_do(template):
     alarms = {}
     for alarm in resources(template, "AWS::CloudWatch::Alarm").values():

@@ -23,14 +23,14 @@ HALF = CountingSettings(threshold=0.5)
 class World:
     """The core with fakes around it, and the files that have arrived."""
 
-    def __init__(self, files=None, settings=HALF, **fakes):
+    def __init__(self, files=None, settings=HALF, hours=1, **fakes):
         self.captures = FakeCaptures(files or {})
         self.counts, self.events = FakeCounts(**fakes), FakeEvents()
         self.settings = settings
-        self.baseline = None
+        self.baseline, self.length = None, timedelta(hours=hours)
         self.replay_key = replays.key
 
-    def deliver(self, key=KEY, **changes):
+    def deliver(self, key=KEY, arrived=NOW, **changes):
         """What was counted, and what was judged."""
         counted = count_file(
             created(key, **changes),
@@ -39,11 +39,12 @@ class World:
             replay_key=self.replay_key,
             captures=self.captures,
             counts=self.counts,
-            now=NOW,
+            arrived=arrived,
         )
         return counted, judge_file(
             counted,
             settings=self.settings,
+            length=self.length,
             baseline=self.baseline,
             counts=self.counts,
             events=self.events,
@@ -102,9 +103,8 @@ def test_another_version_of_an_object_is_another_file():
 @pytest.mark.parametrize("crash", range(4))
 def test_a_crash_at_any_point_loses_nothing_and_counts_nothing_twice(crash):
     """Before the counts, between counts and judgement, before the event, between event and record."""
-    refuse = {0: [RetryableError()], 1: [None, RetryableError()], 3: [None, None, RetryableError()]}.get(
-        crash, []
-    )
+    calls = {0: 0, 1: 1, 3: 3}.get(crash)
+    refuse = [] if calls is None else [None] * calls + [RetryableError()]
     world = World({KEY: file(ARTICLE)}, refuse=refuse)
     world.events.away = crash == 2
     world.retry()
@@ -273,6 +273,52 @@ def test_an_empty_file_is_nothing():
     assert world.counts.files == set()
 
 
+def test_slots_older_than_the_retention_are_refused_with_their_number_and_the_rest_counts():
+    ninety_days = timedelta(days=90)
+    body = file([1] * 3, at(0)) + file([2] * 2, at(10)) + line([[14]], at(0)) + b"\noops\n"
+    world = World({KEY: body})
+    counted, _ = world.deliver(arrived=HOUR + ninety_days)
+    assert world.counts.slots[STREAM] == {
+        HOUR + timedelta(minutes=10): Counts(Counter({2: 2}), rated=2, records=2)
+    }
+    assert (counted.new, counted.expired) == (True, 5)
+    assert (counted.counts.n, counted.counts.unreadable) == (2, 5)
+    # one second earlier nothing is too old
+    world = World({KEY: body})
+    counted, _ = world.deliver(arrived=HOUR + ninety_days - timedelta(seconds=1))
+    assert (counted.expired, counted.counts.n) == (0, 6)
+
+
+def test_a_file_that_is_too_old_as_a_whole_is_neither_counted_nor_judged():
+    world = World({KEY: file([14] * 60)})
+    counted, judged = world.deliver(arrived=HOUR + timedelta(days=400))
+    assert (counted.counts.n, counted.counts.unreadable) == (0, 60)
+    assert (world.counts.files, world.violations, judged.verdicts) == (set(), [], [])
+
+
+@pytest.mark.parametrize(("hours", "violated"), [(1, False), (2, False), (3, True), (24, True)])
+def test_a_longer_window_gathers_what_an_hour_lacks(hours, violated):
+    """20 predictions an hour: three hours make the 50 that are judged."""
+    files = {key(f"f{hour}", hour=f"{hour}"): file([14] * 20, at(60 * (hour - 10))) for hour in (10, 11, 12)}
+    world = World(files, hours=hours)
+    for name in files:
+        world.deliver(name)
+    assert [d["n"] for d in world.violations] == [60] * violated
+    for detail in world.violations:
+        start, end = (datetime.fromisoformat(detail["window"][name]) for name in ("start", "end"))
+        assert end - start == timedelta(hours=hours)
+
+
+def test_a_lasting_violation_of_a_day_is_told_once_a_day():
+    files = {key(f"h{hour:02d}"): file([14] * 10, at(60 * hour)) for hour in range(60)}
+    world = World(files, hours=24)
+    for name in files:
+        world.deliver(name)
+    starts = [datetime.fromisoformat(detail["window"]["start"]) for detail in world.violations]
+    assert len(starts) >= 2
+    assert all(later - earlier >= timedelta(hours=24) for earlier, later in itertools.pairwise(starts))
+
+
 @pytest.mark.parametrize("name", ["capture/x.jsonl", key("gone"), key("a").replace("jsonl", "json")])
 def test_what_is_no_capture_file_is_bad_input(name):
     with pytest.raises(BadInputError):
@@ -282,7 +328,13 @@ def test_what_is_no_capture_file_is_bad_input(name):
 def test_an_event_without_an_object_is_bad_input():
     with pytest.raises(BadInputError, match="not the event of an object"):
         count_file(
-            {"bucket": {}}, settings=HALF, form=None, replay_key=None, captures=None, counts=None, now=NOW
+            {"bucket": {}},
+            settings=HALF,
+            form=None,
+            replay_key=None,
+            captures=None,
+            counts=None,
+            arrived=NOW,
         )
 
 

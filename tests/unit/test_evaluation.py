@@ -20,7 +20,7 @@ from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.report import constraints, fetch_baseline, file_metrics, read_baseline, statistics
 from glassbox.response import ResponseForm
-from glassbox.tally import Confidences, Counts
+from glassbox.tally import WINDOW, Confidences, Counts
 
 SCRIPT = Path(evaluation.__file__)
 
@@ -133,9 +133,11 @@ def test_both_judges_give_the_same_verdict(job):
         replay_key=None,
         captures=FakeCaptures({key: file(ARTICLE)}),
         counts=counts,
-        now=datetime(2026, 11, 23, 10, 21, tzinfo=UTC),
+        arrived=datetime(2026, 11, 23, 10, 21, tzinfo=UTC),
     )
-    fast = judge_file(counted, settings=settings, baseline=None, counts=counts, events=FakeEvents())
+    fast = judge_file(
+        counted, settings=settings, length=WINDOW, baseline=None, counts=counts, events=FakeEvents()
+    )
     assert [v.reason for v in fast.violations] == [
         v["description"] for v in job.report("constraint_violations")["violations"]
     ]

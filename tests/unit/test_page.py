@@ -19,7 +19,7 @@ START = datetime(2026, 11, 23, 10, tzinfo=UTC)
 class Store:
     def read(self, stream, window):
         assert (stream, window.start) == ("traffic-signs/AllTraffic", START)
-        return {START: Counts(classes=Counter({14: 322, 3: 78}))}, []
+        return {START: Counts(classes=Counter({14: 322, 3: 78}))}
 
 
 @pytest.fixture

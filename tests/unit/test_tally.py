@@ -11,6 +11,7 @@ from glassbox.tally import (
     CLASSES,
     EXAMPLES,
     UNKNOWN,
+    WINDOW,
     Confidences,
     Counts,
     Tally,
@@ -125,10 +126,24 @@ def test_a_slot_begins_at_full_ten_minutes():
 
 
 def test_the_windows_of_a_slot_are_the_six_hours_that_hold_it():
-    starts = [w.start for w in windows([at(0)])]
+    starts = [w.start for w in windows([at(0)], WINDOW)]
     assert starts == [at(0), at(-10), at(-20), at(-30), at(-40), at(-50)]
-    assert all(w.end - w.start == timedelta(hours=1) and at(0) in w for w in windows([at(0)]))
-    assert len(windows([at(0), at(10)])) == 7
+    assert all(w.end - w.start == timedelta(hours=1) and at(0) in w for w in windows([at(0)], WINDOW))
+    assert len(windows([at(0), at(10)], WINDOW)) == 7
+
+
+@pytest.mark.parametrize("hours", [1, 2, 24])
+def test_every_window_of_any_length_that_holds_the_slot_is_found_once(hours):
+    length = timedelta(hours=hours)
+    found = windows([at(0)], length)
+    assert len(set(found)) == len(found) == 6 * hours
+    assert found == sorted(found, reverse=True)
+    assert all(w.end - w.start == length and at(0) in w for w in found)
+
+
+def test_a_window_of_a_day_tells_both_its_days():
+    assert str(Window(at(0), at(60))) == "2026-11-23 10:00 to 11:00 UTC"
+    assert str(Window(at(0), at(24 * 60))) == "2026-11-23 10:00 to 2026-11-24 10:00 UTC"
 
 
 def test_a_window_holds_its_start_and_not_its_end():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from glassbox.capture import CaptureFile, read, read_key
@@ -10,7 +10,7 @@ from glassbox.errors import BadInputError, SettingsError
 from glassbox.replay_marker import KeySource
 from glassbox.response import Label, ResponseForm
 from glassbox.settings import names, setting
-from glassbox.tally import CLASSES, SLOT, WINDOW, Counts, Tally, Window, tally, total, windows
+from glassbox.tally import CLASSES, RETENTION, SLOT, Counts, Tally, Window, tally, total, windows
 from glassbox.verdict import Bounds, Told, Verdict, detail, judge
 from glassbox.violation import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 
@@ -51,8 +51,9 @@ class Captures(Protocol):
 class CountsStore(Protocol):
     """See :class:`glassbox.aws.counts_table.CountsTable`."""
 
-    def add(self, file: str, stream: str, slots: Mapping[datetime, Counts], now: datetime) -> bool: ...
-    def read(self, stream: str, window: Window) -> tuple[dict[datetime, Counts], list[Told]]: ...
+    def add(self, file: str, stream: str, slots: Mapping[datetime, Counts]) -> bool: ...
+    def read(self, stream: str, window: Window) -> dict[datetime, Counts]: ...
+    def published(self, stream: str, window: Window) -> list[Told]: ...
     def record(self, stream: str, verdict: Verdict) -> None: ...
 
 
@@ -64,16 +65,25 @@ class EventBus(Protocol):
 
 @dataclass(frozen=True)
 class Counted:
-    """What a capture file holds; ``new`` is False when it had been counted before."""
+    """What a capture file holds; ``new`` is False when it had been counted before.
+
+    ``expired`` is the number of records older than RETENTION: they are told as unreadable, and not in the tally.
+    """
 
     file: CaptureFile
     tally: Tally
     new: bool
+    expired: int = 0
+
+    @property
+    def counts(self) -> Counts:
+        """The counts of the whole file, as its metrics tell them."""
+        return total((self.tally.counts, Counts(unreadable=self.expired)))
 
 
 @dataclass(frozen=True)
 class Judged:
-    """``verdicts`` are those of the hour up to the file's latest slot, ``violations`` what was published now."""
+    """``verdicts`` are those of the window up to the file's latest slot, ``violations`` what was published now."""
 
     verdicts: list[Verdict]
     violations: list[Verdict]
@@ -87,13 +97,17 @@ def count_file(
     replay_key: KeySource,
     captures: Captures,
     counts: CountsStore,
-    now: datetime,
+    arrived: datetime,
     folder: str | None = None,
 ) -> Counted:
     """Count the file of an S3 ``Object Created`` event.
 
+    Slots that were older than RETENTION when the file arrived are left out: their items have expired, and with them
+    the memory of what was counted.
+
     Args:
         created: the ``detail`` of the event: ``bucket.name``, ``object.key``, ``object.etag``.
+        arrived: the time of the event, and not of this call: a redelivery must leave out the same slots.
         folder: ``<prefix>/<endpoint>`` of the watched endpoint; None takes every endpoint's files.
         replay_key: gives the public key of the replays; asked for only where a marker needs it.
 
@@ -116,14 +130,16 @@ def count_file(
         low_confidence=settings.low_confidence,
         classes=settings.classes,
     )
-    new = not counted.slots or counts.add(f"{bucket}/{key}#{etag}", file.stream, counted.slots, now)
-    return Counted(file, counted, new)
+    expired = total(counted.slots.pop(slot) for slot in list(counted.slots) if slot + RETENTION <= arrived)
+    new = not counted.slots or counts.add(f"{bucket}/{key}#{etag}", file.stream, counted.slots)
+    return Counted(file, counted, new, expired.records + expired.unreadable + expired.replayed)
 
 
 def judge_file(
     counted: Counted,
     *,
     settings: CountingSettings,
+    length: timedelta,
     baseline: Mapping[Label, int] | None,
     counts: CountsStore,
     events: EventBus,
@@ -134,7 +150,11 @@ def judge_file(
     violation is published first and recorded after: a crash between those may publish it twice. One whose window
     overlaps a recorded one of the same check is the same violation.
 
+    The counts are read after they were written, consistently: of files counted at the same time, the one that is
+    written last is judged with all of them.
+
     Args:
+        length: of a window, a multiple of SLOT.
         baseline: predictions per class while all was well; needed for the drift check only.
 
     Raises:
@@ -142,9 +162,10 @@ def judge_file(
     """
     if not counted.tally.slots:
         return Judged([], [])
-    touched = windows(counted.tally.slots)
-    # as far back as a violation may lie that overlaps the earliest of them
-    slots, told = counts.read(counted.file.stream, Window(touched[-1].start - WINDOW, touched[0].end))
+    touched = windows(counted.tally.slots, length)
+    span = Window(touched[-1].start, touched[0].end)
+    slots = counts.read(counted.file.stream, span)
+    told = counts.published(counted.file.stream, span)
     judged = {
         window: judge(total(c for start, c in slots.items() if start in window), window, settings, baseline)
         for window in touched
@@ -160,4 +181,4 @@ def judge_file(
             told.append(Told(verdict.name, verdict.window))
             violations.append(verdict)
     latest = max(counted.tally.slots) + SLOT
-    return Judged(judged[Window(latest - WINDOW, latest)], violations)
+    return Judged(judged[Window(latest - length, latest)], violations)

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
+from glassbox.capture import moment
 from glassbox.errors import BadInputError
 
 
@@ -35,3 +37,15 @@ def object_key(event: Mapping[str, Any]) -> str:
     if not isinstance(key, str):
         raise BadInputError(f"event {event.get('id')}: object.key: expected text, got {key!r}")
     return key
+
+
+def event_time(event: Mapping[str, Any]) -> datetime:
+    """Return the time of an EventBridge event, in UTC. It is the same in every delivery.
+
+    Raises:
+        BadInputError: the event has none.
+    """
+    try:
+        return moment(event["time"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInputError(f"event {event.get('id')}: time: expected ISO 8601 text, {error!r}") from error

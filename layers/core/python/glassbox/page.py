@@ -32,7 +32,7 @@ class Objects(Protocol):
 class CountsStore(Protocol):
     """See :class:`glassbox.aws.counts_table.CountsTable`."""
 
-    def read(self, stream: str, window: Window) -> tuple[Mapping[datetime, Counts], Any]: ...
+    def read(self, stream: str, window: Window) -> Mapping[datetime, Counts]: ...
 
 
 def write_page(
@@ -63,7 +63,7 @@ def write_page(
     cause = incident.cause
     window = Window(cause.window_start, cause.window_end)
     streams = [f"{incident.endpoint}/{variant}" for variant in variants(cause)]
-    counted = total(slot for stream in streams for slot in counts.read(stream, window)[0].values())
+    counted = total(slot for stream in streams for slot in counts.read(stream, window).values())
     key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
     objects.put(bucket, key, render(incident, pictures, counted).encode(), "text/html; charset=utf-8")
     return Report(f"s3://{bucket}/{key}", findings([picture["facts"] for picture in pictures]))

@@ -1,8 +1,8 @@
 """Records -> counts per window.
 
-Counts are kept per **slot**, the ten minutes of the event time (UTC). They are judged per **window**: an hour that
-starts at any slot (a hopping window), so that a burst around the full hour lies whole in one of them. The clock
-hour is the window that starts at :00, a plain sum of six slots.
+Counts are kept per **slot**, the ten minutes of the event time (UTC). They are judged per **window**: WINDOW_HOURS
+that start at any slot (a hopping window), so that a burst around the full hour lies whole in one of them. The clock
+hour is the window of one hour that starts at :00, a plain sum of six slots.
 """
 
 import functools
@@ -18,7 +18,11 @@ from glassbox.capture import Record, Unreadable, moment
 from glassbox.response import Label
 
 SLOT = timedelta(minutes=10)
-WINDOW = timedelta(hours=1)
+WINDOW = timedelta(hours=1)  # of the hourly monitor; count_predictions judges windows of WINDOW_HOURS
+LONGEST_WINDOW = timedelta(hours=24)
+RETENTION = timedelta(
+    days=90
+)  # of the counts, from the start of their slot; a file that arrives later is refused
 CLASSES = 10_000
 UNKNOWN = "unknown"
 EXAMPLES = 20  # unreadable lines that are told one by one
@@ -37,7 +41,8 @@ class Window:
         return self.start <= moment < self.end
 
     def __str__(self) -> str:
-        return f"{self.start:%Y-%m-%d %H:%M} to {self.end:%H:%M} UTC"
+        day = "%Y-%m-%d " if self.end - self.start >= timedelta(days=1) else ""
+        return f"{self.start:%Y-%m-%d %H:%M} to {self.end:{day}%H:%M} UTC"
 
     def overlaps(self, other: "Window") -> bool:
         """Whether the two have a moment in common."""
@@ -49,10 +54,10 @@ def slot_start(moment: datetime) -> datetime:
     return moment.replace(minute=moment.minute // 10 * 10, second=0, microsecond=0)
 
 
-def windows(slots: Iterable[datetime]) -> list[Window]:
-    """Every window that holds one of the slots, the latest first."""
-    starts = {slot - n * SLOT for slot in slots for n in range(WINDOW // SLOT)}
-    return [Window(start, start + WINDOW) for start in sorted(starts, reverse=True)]
+def windows(slots: Iterable[datetime], length: timedelta) -> list[Window]:
+    """Return every window of ``length`` that holds one of the slots, the latest first."""
+    starts = {slot - n * SLOT for slot in slots for n in range(length // SLOT)}
+    return [Window(start, start + length) for start in sorted(starts, reverse=True)]
 
 
 @dataclass

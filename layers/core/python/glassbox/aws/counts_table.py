@@ -1,19 +1,19 @@
-"""Counts per slot in DynamoDB, written exactly once per capture file.
+"""Counts per slot in DynamoDB. Every item remembers the capture files that it has counted, so each counts once.
 
-=========================  ====================================  =====================================================
-``pk``                     ``sk``                                attributes
-=========================  ====================================  =====================================================
-``<endpoint>/<variant>``   ``<slot>#<block>``                    ``c14``: predictions of class 14; ``n:Stop`` of a named
-                                                                 class; ``unknown``, ``records``, …
-``<endpoint>/<variant>``   ``<start>#violation#<check>``         the published violation of the window from ``start``
-``<bucket>/<key>#<etag>``  ``counted``                           the marker of a counted file
-=========================  ====================================  =====================================================
+==============================  ====================  ================================================================
+``pk``                          ``sk``                attributes
+==============================  ====================  ================================================================
+``<endpoint>/<variant>#<n>``    ``<slot>#<block>``    ``c14``: predictions of class 14; ``n:Stop`` of a named class;
+                                                      ``unknown``, ``records``, …; ``files``: the ids of the files
+``<endpoint>/<variant>``        ``<start>#<check>``   the published violation of the window from ``start``
+==============================  ====================  ================================================================
 
-A slot is written ``2026-11-23T10:20``, so ``begins_with(sk, "2026-11-23T10")`` reads an hour in one Query. A block
-holds 200 classes: an update expression takes no more (4 KB), and an item stays small. What a slot counts is the sum
-of its blocks. Every item expires (TTL, ``expires``).
+A slot is written ``2026-11-23T10:20``. A block holds 145 classes and 145 names: one update expression takes no more
+(4 KB, 300 operands). Block 0 also holds what is no class, so every file touches it. The counts of a slot are the sum
+of its blocks and shards. Every item expires (TTL, ``expires``).
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -22,14 +22,16 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.tally import SLOT, UNKNOWN, WINDOW, Counts, Window
+from glassbox.tally import LONGEST_WINDOW, RETENTION, SLOT, UNKNOWN, Counts, Window
 from glassbox.verdict import Told, Verdict
 
-BLOCK = 200
-ITEMS = 100  # that one transaction may hold
-COUNTS_KEPT = timedelta(days=90)
-# longer than EventBridge (1 day), a queue and its dead-letter queue (14 days each) can hold a message back together
-MARKERS_KEPT = timedelta(days=45)
+BLOCK = 145
+# Part of the stored form. A file must find its shard again on redelivery, also after a deploy; so this is no parameter.
+SHARDS = 4
+FILE_ID_BYTES = 16
+# A file that arrives on the last day of RETENTION must still be known when its message comes for the last time:
+# EventBridge (1 day), the queue (4), its dead-letter queue (14), and both once more after a redrive.
+REDELIVERY = timedelta(days=37)
 
 _SCALARS = ("rated", "low", "records", "unreadable", "replayed", "forged")
 
@@ -40,75 +42,108 @@ class CountsTable:
     def __init__(self, client: Any, table: str) -> None:
         self._client, self._table = client, table
 
-    def add(self, file: str, stream: str, slots: Mapping[datetime, Counts], now: datetime) -> bool:
-        """Add the counts of one file, all or nothing; False when this file was counted before.
+    def add(self, file: str, stream: str, slots: Mapping[datetime, Counts]) -> bool:
+        """Add the counts of one file to every item it touches; False when all of them had counted it before.
 
         ::
 
-            first delivery     marker absent   -> marker + every ADD, in one transaction
-            second delivery    marker present  -> ConditionalCheckFailed on the marker: nothing is written
-            crash, timeout     either of the two above, nothing in between
-            hot item, throttle TransactionConflict, …: nothing is written, the message comes again
+            first delivery        the item lacks the file's id -> ADD counts and id, in one conditional write
+            duplicate             the item holds the id        -> ConditionalCheckFailed: nothing is written
+            lost response         botocore repeats the write   -> as a duplicate
+            crash between items   a redelivery completes the items that lack the id
+
+        Which items a file touches follows from its content and from SHARDS and BLOCK alone.
 
         Args:
-            file: what makes the file the same file: bucket, key and etag.
+            file: what identifies the file: bucket, key and etag.
             stream: ``<endpoint>/<variant>``.
 
         Raises:
-            BadInputError: the file touches more items than a transaction may hold.
+            BadInputError: DynamoDB will never take the write: an item would exceed 400 KB.
         """
-        updates = [self._update(stream, slot, counts) for slot, counts in slots.items()]
-        items = [self._marker(file, now), *(item for update in updates for item in update)]
-        if len(items) > ITEMS:
-            raise BadInputError(
-                f"{file}: {len(slots)} slots of ten minutes in {len(items)} items, a transaction holds {ITEMS}"
-            )
-        try:
-            self._client.transact_write_items(TransactItems=items)
-        except ClientError as error:
-            # a conflict or throttling of any item cancels too: only the marker's own reason tells a duplicate
-            if _cancellation(error) == "ConditionalCheckFailed":
-                return False
-            raise RetryableError(f"{file} was not counted: {error}") from error
-        except BotoCoreError as error:
-            raise RetryableError(f"{file} was not counted: {error}") from error
-        return True
+        file_id = hashlib.sha256(file.encode()).digest()[:FILE_ID_BYTES]
+        pk = f"{stream}#{shard(file_id)}"
+        took = [  # a list: every item is written, also after the first one that is new
+            self._add_to(pk, f"{_text(slot)}#{block:03d}", file, file_id, slot, added)
+            for slot, counts in sorted(slots.items())
+            for block, added in sorted(_blocks(counts).items())
+        ]
+        return any(took)
 
-    def read(self, stream: str, window: Window) -> tuple[dict[datetime, Counts], list[Told]]:
-        """The counts per slot of ``window``, and the violations whose windows start in it (consistent)."""
+    def read(self, stream: str, window: Window) -> dict[datetime, Counts]:
+        """Return the counts per slot of ``window`` (consistent)."""
         slots: dict[datetime, Counts] = defaultdict(Counts)
+        for number in range(SHARDS):
+            for item in self._query(f"{stream}#{number}", window.start, window.end - SLOT):
+                slots[_time(item["sk"]["S"].partition("#")[0])] += _counts(item)
+        return dict(slots)
+
+    def published(self, stream: str, window: Window) -> list[Told]:
+        """Return the published violations whose windows overlap ``window`` (consistent)."""
         told = []
-        for item in self._query(stream, window):
-            start, kind, *check = item["sk"]["S"].split("#")
-            if kind == "violation":
-                told.append(Told(check[0], Window(_time(start), _time(start) + WINDOW)))
-            else:
-                slots[_time(start)] += _counts(item)
-        return dict(slots), told
+        for item in self._query(stream, window.start - LONGEST_WINDOW, window.end - SLOT):
+            start, _, check = item["sk"]["S"].partition("#")
+            told.append(Told(check, Window(_time(start), _time(item["end"]["S"]))))
+        return [violation for violation in told if violation.window.overlaps(window)]
 
     def record(self, stream: str, verdict: Verdict) -> None:
         """Remember that a violation was published; recording it again changes nothing."""
         item = {
             "pk": {"S": stream},
-            "sk": {"S": f"{_text(verdict.window.start)}#violation#{verdict.name}"},
+            "sk": {"S": f"{_text(verdict.window.start)}#{verdict.name}"},
+            "end": {"S": _text(verdict.window.end)},
             "value": {"N": repr(verdict.value)},
             "n": {"N": str(verdict.n)},
             "reason": {"S": verdict.reason},
-            "expires": _expires(verdict.window.start + COUNTS_KEPT),
+            "expires": _expires(verdict.window.start),
         }
         try:
             self._client.put_item(TableName=self._table, Item=item)
         except (ClientError, BotoCoreError) as error:
             raise RetryableError(f"{stream}: the violation was not recorded: {error}") from error
 
-    def _query(self, stream: str, window: Window) -> Iterator[dict[str, Any]]:
+    def _add_to(
+        self, pk: str, sk: str, file: str, file_id: bytes, slot: datetime, added: Mapping[str, int]
+    ) -> bool:
+        """Add to one item, unless it holds the file."""
+        try:
+            self._client.update_item(
+                TableName=self._table,
+                Key={"pk": {"S": pk}, "sk": {"S": sk}},
+                UpdateExpression="SET #e = :e ADD #f :f"
+                + "".join(f", #{number} :{number}" for number in range(len(added))),
+                ConditionExpression="NOT contains(#f, :id)",
+                ExpressionAttributeNames={"#e": "expires", "#f": "files"}
+                | {f"#{number}": name for number, name in enumerate(added)},
+                ExpressionAttributeValues={
+                    ":e": _expires(slot),
+                    ":f": {"BS": [file_id]},
+                    ":id": {"B": file_id},
+                }
+                | {f":{number}": {"N": str(count)} for number, count in enumerate(added.values())},
+            )
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code == "ConditionalCheckFailedException":
+                return False
+            if code == "ValidationException":
+                raise BadInputError(
+                    f"{file} was not counted in {pk} {sk}: {error}. An item holds 400 KB: class names that are free "
+                    "text fill it. Set Classes or ClassPath."
+                ) from error
+            raise RetryableError(f"{file} was not counted in {pk} {sk}: {error}") from error
+        except BotoCoreError as error:
+            raise RetryableError(f"{file} was not counted in {pk} {sk}: {error}") from error
+        return True
+
+    def _query(self, pk: str, first: datetime, last: datetime) -> Iterator[dict[str, Any]]:
         request = {
             "TableName": self._table,
             "KeyConditionExpression": "pk = :pk AND sk BETWEEN :first AND :last",
             "ExpressionAttributeValues": {
-                ":pk": {"S": stream},
-                ":first": {"S": _text(window.start)},
-                ":last": {"S": _text(window.end - SLOT) + "#~"},
+                ":pk": {"S": pk},
+                ":first": {"S": _text(first)},
+                ":last": {"S": _text(last) + "#~"},
             },
             "ConsistentRead": True,
         }
@@ -116,46 +151,28 @@ class CountsTable:
             try:
                 page = self._client.query(**request)
             except (ClientError, BotoCoreError) as error:
-                raise RetryableError(f"{stream}, {window}: the counts cannot be read: {error}") from error
+                raise RetryableError(f"{pk}, {first} to {last}: the items cannot be read: {error}") from error
             yield from page["Items"]
             if "LastEvaluatedKey" not in page:
                 return
             request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
-    def _marker(self, file: str, now: datetime) -> dict[str, Any]:
-        item = {"pk": {"S": file}, "sk": {"S": "counted"}, "expires": _expires(now + MARKERS_KEPT)}
-        return {
-            "Put": {"TableName": self._table, "Item": item, "ConditionExpression": "attribute_not_exists(pk)"}
-        }
 
-    def _update(self, stream: str, slot: datetime, counts: Counts) -> list[dict[str, Any]]:
-        return [
-            {
-                "Update": {
-                    "TableName": self._table,
-                    "Key": {"pk": {"S": stream}, "sk": {"S": f"{_text(slot)}#{block}"}},
-                    "UpdateExpression": "SET #e = :e ADD "
-                    + ", ".join(f"#{i} :{i}" for i in range(len(added))),
-                    "ExpressionAttributeNames": {"#e": "expires"}
-                    | {f"#{i}": name for i, name in enumerate(added)},
-                    "ExpressionAttributeValues": {":e": _expires(slot + COUNTS_KEPT)}
-                    | {f":{i}": {"N": str(count)} for i, count in enumerate(added.values())},
-                }
-            }
-            for block, added in _blocks(counts).items()
-        ]
+def shard(file_id: bytes) -> int:
+    """Return the shard of a file: 0 to SHARDS - 1, by its id."""
+    return file_id[0] % SHARDS
 
 
-def _blocks(counts: Counts) -> dict[str, dict[str, int]]:
-    """The attributes to add, per block; what is no class goes along with the first of them."""
-    blocks: dict[str, dict[str, int]] = defaultdict(dict)
+def _blocks(counts: Counts) -> dict[int, dict[str, int]]:
+    """Return the attributes to add, per block."""
+    scalars = {name: getattr(counts, name) for name in _SCALARS} | {UNKNOWN: counts.classes[UNKNOWN]}
+    blocks: dict[int, dict[str, int]] = defaultdict(dict)
+    blocks[0] = {name: count for name, count in scalars.items() if count}
     for label in sorted(label for label in counts.classes if isinstance(label, int)):
-        blocks[f"{label // BLOCK:03d}"][f"c{label}"] = counts.classes[label]
+        blocks[label // BLOCK][f"c{label}"] = counts.classes[label]
     names = sorted(label for label in counts.classes if isinstance(label, str) and label != UNKNOWN)
     for rank, name in enumerate(names):
-        blocks[f"n{rank // BLOCK:02d}"][f"n:{name}"] = counts.classes[name]
-    scalars = {name: getattr(counts, name) for name in _SCALARS} | {UNKNOWN: counts.classes[UNKNOWN]}
-    blocks[min(blocks, default="000")].update({name: count for name, count in scalars.items() if count})
+        blocks[rank // BLOCK][f"n:{name}"] = counts.classes[name]
     return blocks
 
 
@@ -173,14 +190,6 @@ def _counts(item: Mapping[str, Any]) -> Counts:
     return counts
 
 
-def _cancellation(error: ClientError) -> str | None:
-    """Why the first item of a transaction (the marker) cancelled it, if it did."""
-    reasons = error.response.get("CancellationReasons") or [{}]
-    return (
-        reasons[0].get("Code") if error.response["Error"]["Code"] == "TransactionCanceledException" else None
-    )
-
-
 def _text(slot: datetime) -> str:
     return f"{slot:%Y-%m-%dT%H:%M}"
 
@@ -189,5 +198,5 @@ def _time(slot: str) -> datetime:
     return datetime.fromisoformat(slot).replace(tzinfo=UTC)
 
 
-def _expires(moment: datetime) -> dict[str, str]:
-    return {"N": str(int(moment.timestamp()))}
+def _expires(start: datetime) -> dict[str, str]:
+    return {"N": str(int((start + RETENTION + REDELIVERY).timestamp()))}

@@ -1,0 +1,60 @@
+"""A process that counts the capture files of a queue, as the Lambda function does, until somebody kills it.
+
+    python tests/counting_worker.py QUEUE_URL TABLE
+
+The files are not in S3: a file's number determines its content.
+"""
+
+import json
+import random
+import sys
+from datetime import UTC, datetime, timedelta
+
+import boto3
+
+from captures import FakeCaptures, created, file
+from glassbox.aws.counts_table import CountsTable
+from glassbox.count import CountingSettings, count_file
+from glassbox.response import ResponseForm
+
+HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
+PREDICTIONS = 100
+
+
+def key(number):
+    return f"capture/traffic-signs/AllTraffic/2026/11/23/10/{number:05d}.jsonl"
+
+
+def parts(number):
+    """(time, classes) of the parts of a file, which lies across the end of a slot and over two blocks of classes."""
+    chance = random.Random(number)
+    before = HOUR + timedelta(minutes=10 * (number % 5) + 9)
+    cut = chance.randrange(1, PREDICTIONS)
+    classes = chance.choices([*range(43), 150, 200], k=PREDICTIONS)
+    return [(before, classes[:cut]), (before + timedelta(minutes=1), classes[cut:])]
+
+
+def body(number):
+    return b"".join(file(classes, f"{time:%Y-%m-%dT%H:%M:%SZ}") for time, classes in parts(number))
+
+
+def main(queue, table):
+    sqs, counts = boto3.client("sqs"), CountsTable(boto3.client("dynamodb"), table)
+    while True:
+        answer = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=2, WaitTimeSeconds=1)
+        for message in answer.get("Messages", ()):
+            number = json.loads(message["Body"])
+            count_file(
+                created(key(number)),
+                settings=CountingSettings(threshold=0.5),
+                form=ResponseForm(),
+                replay_key=None,
+                captures=FakeCaptures({key(number): body(number)}),
+                counts=counts,
+                arrived=HOUR + timedelta(hours=1),
+            )
+            sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

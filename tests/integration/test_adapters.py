@@ -122,6 +122,18 @@ def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
     assert incidents.current("traffic-signs").joined == frozenset()
 
 
+def test_past_incidents_are_read_over_all_pages(incidents, monkeypatch):
+    if isinstance(incidents, IncidentsTable):  # DynamoDB ends a page at 1 MB
+        query = incidents._client.query
+        monkeypatch.setattr(incidents._client, "query", lambda **request: query(Limit=2, **request))
+    opened = [AT + timedelta(hours=n) for n in range(5)]
+    for number, at in enumerate(opened):
+        incident = replace(FIRST, id=str(number), opened=at)
+        incidents.open(incident)
+        incidents.save(incident, replace(incident, state=State.NORMAL, revision=1))
+    assert [i.opened for i in incidents.past("traffic-signs", opened[1])] == opened[1:]
+
+
 def test_a_closed_incident_is_still_written_to_and_its_copy_is_not(incidents):
     incidents.open(FIRST)
     closed = replace(FIRST, state=State.NORMAL, revision=1)

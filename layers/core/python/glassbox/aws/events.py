@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
+from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.errors import RetryableError
 
 
@@ -20,8 +19,8 @@ class Events:
         entry = {"Source": source, "DetailType": detail_type, "Detail": json.dumps(detail)}
         try:
             answer = self._client.put_events(Entries=[entry])
-        except (ClientError, BotoCoreError) as error:
-            raise RetryableError(f"EventBridge did not take {detail_type!r}: {error}") from error
+        except AWS_ERRORS as error:
+            raise translate(error, f"EventBridge did not take {detail_type!r}") from error
         if answer["FailedEntryCount"]:
             (refused,) = answer["Entries"]
             why = f"{refused.get('ErrorCode')}, {refused.get('ErrorMessage')}"

@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from glassbox.errors import RetryableError, printable
+from glassbox.aws.errors import AWS_ERRORS, translate
+from glassbox.errors import printable
 from glassbox.message import Notice
 
 # SNS takes 262,144 bytes: the text is sent three times, and JSON may write a character in six
@@ -23,7 +22,8 @@ class Topic:
         """Publish; control characters are escaped, and a text beyond _TEXT_CHARACTERS is cut.
 
         Raises:
-            RetryableError: SNS does not take it.
+            RetryableError: SNS does not take it now.
+            BadInputError: it never will.
         """
         notice = _as_sns_takes_it(notice)
         try:
@@ -39,8 +39,10 @@ class Topic:
                     for name, value in notice.attributes.items()
                 },
             )
-        except (ClientError, BotoCoreError) as error:
-            raise RetryableError(f"SNS did not take {notice.subject!r}: {error}") from error
+        except AWS_ERRORS as error:
+            raise translate(
+                error, f"SNS did not take {notice.subject!r}", bad=("InvalidParameter",)
+            ) from error
 
 
 def _as_sns_takes_it(notice: Notice) -> Notice:

@@ -1,16 +1,15 @@
 """S3 objects, and what S3 answers when they cannot be had."""
 
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any, cast
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 
+from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.capture import CHUNK_BYTES
 from glassbox.errors import BadInputError, RetryableError
 
 _GONE = {"NoSuchKey", "NoSuchBucket", "404"}
-_DENIED = {"AccessDenied", "403"}
 
 
 class Objects:
@@ -18,9 +17,7 @@ class Objects:
 
     Raises (every method):
         BadInputError: the object or its bucket is not there; another try will not find it either.
-        RetryableError: any other answer of S3, and the network. So where S3 denies access: without s3:ListBucket it
-            does that for a missing object too, and what is wrong with a role or key may be put right. The queue
-            delivers the message three times, then its dead-letter queue has it.
+        RetryableError: any other answer of S3, and the network.
     """
 
     def __init__(self, client: Any) -> None:
@@ -61,33 +58,23 @@ class Objects:
                 return found
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def listed(self, bucket: str, prefix: str) -> Iterator[tuple[str, int, datetime]]:
-        """Key, size in bytes and time of writing of every object below ``prefix``, in the order of the keys."""
+    def sizes(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+        """Key and size in bytes of every object below ``prefix``, in the order of the keys."""
         request = {"Bucket": bucket, "Prefix": prefix}
         while True:
             page = self._call("list_objects_v2", **request)
-            yield from (
-                (item["Key"], item["Size"], item["LastModified"]) for item in page.get("Contents", ())
-            )
+            yield from ((item["Key"], item["Size"]) for item in page.get("Contents", ()))
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def sizes(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-        """Key and size in bytes of every object below ``prefix``, in the order of the keys."""
-        return ((key, size) for key, size, _ in self.listed(bucket, prefix))
+    def any(self, bucket: str, prefix: str) -> bool:
+        """Whether there is an object whose key begins with ``prefix``."""
+        return bool(self._call("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("KeyCount"))
 
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:
         where = f"s3://{request['Bucket']}/{request.get('Key', request.get('Prefix'))}"
         try:
             return cast("dict[str, Any]", getattr(self._client, operation)(**request))
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code in _DENIED:
-                raise RetryableError(
-                    f"{where}: gone, or not allowed: {error}. Check that the object exists, and the role's "
-                    "permissions for it and for the KMS key it is encrypted with."
-                ) from error
-            raise (BadInputError if code in _GONE else RetryableError)(f"{where}: {error}") from error
-        except BotoCoreError as error:
-            raise RetryableError(f"{where}: {error}") from error
+        except AWS_ERRORS as error:
+            raise translate(error, where, bad=_GONE) from error

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
-
-from glassbox.errors import BadInputError, ConflictError, RetryableError
+from glassbox.aws.errors import AWS_ERRORS, translate
 
 
 class ProcessingJobs:
@@ -25,10 +23,5 @@ class ProcessingJobs:
         name = request["ProcessingJobName"]
         try:
             self._client.create_processing_job(**request)
-        except ClientError as error:
-            kinds = {"ResourceInUse": ConflictError, "ValidationException": BadInputError}
-            raise kinds.get(error.response["Error"]["Code"], RetryableError)(f"{name}: {error}") from error
-        except ParamValidationError as error:
-            raise BadInputError(f"{name}: {error}") from error
-        except BotoCoreError as error:
-            raise RetryableError(f"{name}: {error}") from error
+        except AWS_ERRORS as error:
+            raise translate(error, name, bad=("ValidationException",), conflict=("ResourceInUse",)) from error

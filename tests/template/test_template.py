@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from deploy.stack import WORDS, contents
+from deploy.stack import WORDS, conditions, contents
 
 ROOT = Path(__file__).parents[2]
 
@@ -461,3 +461,52 @@ def test_the_plan_has_a_word_for_everything_that_the_template_makes(template):
     assert not {"endpoint", "SageMaker model", "schedule", "subscription"} & set(watching)
     assert (every["KMS key"], watching["KMS key"]) == (2, 1)  # the topic's own, and the replay key
     assert {r["Type"] for r in template["Resources"].values()} == set(WORDS)
+
+
+CHANGES = {"sagemaker:UpdateEndpoint", "sagemaker:InvokeEndpoint", "kms:Sign", "kms:CreateGrant"}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_notify_only_has_no_twin_and_no_permission_to_change_the_endpoint(template, resolve, own):
+    model = {} if own else {"ModelDataUrl": ""}
+    given = model | {"RollbackAlarm": "errors", "EndpointKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/a"}
+    may = {}
+    for react in ("true", "false"):
+        actions = [
+            action
+            for name, role in resources(template, "AWS::IAM::Role").items()
+            if template["Resources"].get(name.removesuffix("Role") + "Function")
+            for policy in resolve(role["Properties"]["Policies"], React=react, **given)
+            for statement in policy["PolicyDocument"]["Statement"]
+            for action in listed(statement["Action"])
+        ]
+        may[react] = set(actions)
+    assert may["true"] - may["false"] == {*CHANGES, "kms:DescribeKey", "cloudwatch:DescribeAlarms"}
+    assert may["true"] >= CHANGES
+    held = conditions(template, {"ModelDataUrl": "s3://b/m.tar.gz"} | model | {"React": "false"})
+    for name in ("HookedModel", "HookedConfig"):
+        assert held[template["Resources"][name]["Condition"]] is False
+    assert held[template["Outputs"]["HookedConfig"]["Condition"]] is False
+    for name in ("SwapEndpointFunction", "ConfirmEndpointFunction", "RestoreEndpointFunction"):
+        variables = template["Resources"][name]["Properties"]["Environment"]["Variables"]
+        found = resolve(variables, React="false", **model)
+        assert (found["REACT"], found["HOOKED_CONFIG"]) == ("false", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [
+        ({"PlainConfigName": "plain", "HookedConfigName": "hooked"}, True),
+        ({"PlainConfigName": "plain"}, False),
+        ({"PlainConfigName": "plain", "React": "false"}, True),
+        ({"React": "false"}, True),
+        ({}, False),
+    ],
+)
+def test_an_existing_endpoint_needs_a_hooked_config_unless_it_is_left_alone(template, given, allowed):
+    rule = template["Rules"]["ConfigsWithoutModel"]
+    every = {"ModelDataUrl": "", "CaptureBucket": "captures"} | given
+    # deploy.stack evaluates conditions: the assertions are read as such
+    as_conditions = {str(i): assertion["Assert"] for i, assertion in enumerate(rule["Assertions"])}
+    held = conditions(template | {"Conditions": as_conditions}, every)
+    assert all(held.values()) is allowed

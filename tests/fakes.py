@@ -6,7 +6,7 @@ Each fake passes the same contract tests as its adapter (tests/integration).
 from dataclasses import replace
 
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incident import Live, State
+from glassbox.incident import DELETED, JOINED_KEPT, PICTURES_KEPT, Live, State
 
 
 class FakeObjects:
@@ -49,7 +49,7 @@ class FakeEndpoint:
 
     def describe(self, name):
         if self.live is None:
-            raise BadInputError(f'Could not find endpoint "{name}".')
+            return Live(DELETED, "", f'Could not find endpoint "{name}".')
         return self.live
 
     def update(self, name, config, *, guarded):
@@ -99,21 +99,27 @@ class FakeIncidents:
         current = self.items.get(before.endpoint)
         if current is None or (current.id, current.revision) != (before.id, before.revision):
             raise ConflictError("changed meanwhile")
-        kept = replace(after, joined=current.joined, pictures=current.pictures)
+        kept = replace(after, joined=current.joined, pictures=current.pictures, refused=current.refused)
         self.items[before.endpoint] = kept
         if after.state is State.NORMAL and before.state is not State.NORMAL:
             self.closed[after.id] = kept
 
     def attach(self, incident, violation):
-        self._add(incident, "joined", violation)
+        self._add(incident, "joined", violation, JOINED_KEPT)
 
     def add_picture(self, incident, name):
-        self._add(incident, "pictures", name)
+        self._add(incident, "pictures", name, PICTURES_KEPT)
 
-    def _add(self, incident, to, value):
+    def add_refusal(self, incident, name):
+        self._add(incident, "refused", name, PICTURES_KEPT)
+
+    def _add(self, incident, to, value, most):
         for items, key in ((self.items, incident.endpoint), (self.closed, incident.id)):
-            if key in items and items[key].id == incident.id:
-                items[key] = replace(items[key], **{to: getattr(items[key], to) | {value}})
+            if key not in items or items[key].id != incident.id:
+                continue
+            held = getattr(items[key], to)
+            if len(held) < most or value in (items[key].replays or ()):
+                items[key] = replace(items[key], **{to: held | {value}})
 
     def has_seen(self, endpoint, config):
         return (endpoint, config) in self.seen

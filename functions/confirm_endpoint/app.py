@@ -9,33 +9,30 @@ import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+from botocore.config import Config
 
 from glassbox.aws.counts_table import CountsTable
-from glassbox.aws.desk import desk
+from glassbox.aws.desk import DeskSettings, desk
 from glassbox.aws.endpoint import Runtime
 from glassbox.aws.objects import Objects
 from glassbox.aws.replay_key import ReplayKey
-from glassbox.incident import Limits, confirm
+from glassbox.incident import confirm
 from glassbox.page import write_page
-from glassbox.replay import replay, variants_of
+from glassbox.replay import flagged_inputs, replay, variants_of
 from glassbox.response import ResponseForm
 from glassbox.settings import from_env, names, setting
 from glassbox.tally import CLASSES
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
+# a request that was not answered is sent again by a later sweep: two of them must fit into the function's timeout
+ONE_TRY = Config(connect_timeout=5, read_timeout=40, retries={"total_max_attempts": 1})
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Limits):
+class Settings(DeskSettings):
     endpoint_name: str
-    incidents_table: str
     counts_table: str
-    topic_arn: str
-    plain_config: str
-    hooked_config: str
-    stack_name: str
-    rollback_alarm: str = ""
     bucket: str
     capture_bucket: str
     capture_prefix: str
@@ -59,20 +56,22 @@ def build():
         "shadows": names(settings.shadow_variants),
         "captures": objects,
     }
+    chosen = captured | {
+        "flagged": settings.flagged,
+        "form": ResponseForm(settings.class_path, settings.confidence_path),
+        "low_confidence": settings.low_confidence,
+        "classes": settings.classes,
+        "key": ReplayKey(boto3.client("kms"), settings.replay_key_arn),
+    }
     return functools.partial(
         confirm,
         settings.endpoint_name,
-        desk(settings, settings, boto3),
+        desk(settings, boto3),
         replay=functools.partial(
             replay,
-            **captured,
-            flagged=settings.flagged,
+            **chosen,
             compared=settings.compared,
-            form=ResponseForm(settings.class_path, settings.confidence_path),
-            low_confidence=settings.low_confidence,
-            classes=settings.classes,
-            runtime=Runtime(boto3.client("sagemaker-runtime")),
-            key=ReplayKey(boto3.client("kms"), settings.replay_key_arn),
+            runtime=Runtime(boto3.client("sagemaker-runtime", config=ONE_TRY)),
         ),
         report=functools.partial(
             write_page,
@@ -80,6 +79,7 @@ def build():
             objects=objects,
             counts=CountsTable(boto3.client("dynamodb"), settings.counts_table),
             variants=functools.partial(variants_of, **captured),
+            inputs=functools.partial(flagged_inputs, **chosen),
         ),
     )
 
@@ -87,7 +87,9 @@ def build():
 @tracer.capture_method(capture_response=False)
 def confirm_for(record):
     state = build()(now=datetime.now(UTC))
-    metrics.add_metric("OpenIncidents", MetricUnit.Count, state not in ("NORMAL", "stale twin"))
+    metrics.add_metric(
+        "OpenIncidents", MetricUnit.Count, state not in ("NORMAL", "stale twin", "no endpoint")
+    )
     logger.info("confirmed", state=state)
 
 

@@ -43,9 +43,13 @@ def build():
 @tracer.capture_method(capture_response=False)
 def render(record):
     pictures = build()(index_key=object_key(read_event(record.body)))
-    metrics.add_metric("Pictures", MetricUnit.Count, len(pictures))
-    metrics.add_metric("UnfaithfulPictures", MetricUnit.Count, sum(not p.faithful for p in pictures))
-    logger.info("rendered", pictures=[p.key for p in pictures])
+    refused = [p for p in pictures if p.refused]
+    metrics.add_metric("Pictures", MetricUnit.Count, len(pictures) - len(refused))
+    metrics.add_metric(
+        "UnfaithfulPictures", MetricUnit.Count, sum(not (p.faithful or p.refused) for p in pictures)
+    )
+    metrics.add_metric("RefusedReplays", MetricUnit.Count, len(refused))
+    logger.info("rendered", pictures=[p.key for p in pictures], refused=[p.refused for p in refused])
 
 
 @logger.inject_lambda_context

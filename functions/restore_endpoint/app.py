@@ -10,9 +10,9 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
-from glassbox.aws.desk import desk
+from glassbox.aws.desk import DeskSettings, desk
 from glassbox.event import read_event
-from glassbox.incident import Limits, obey, read_command, restore
+from glassbox.incident import obey, read_command, restore
 from glassbox.settings import from_env
 from glassbox.violation import COMMAND_DETAIL_TYPE
 
@@ -21,20 +21,14 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Limits):
+class Settings(DeskSettings):
     endpoint_name: str
-    incidents_table: str
-    topic_arn: str
-    plain_config: str
-    hooked_config: str
-    stack_name: str
-    rollback_alarm: str = ""
 
 
 @functools.cache
 def build():
     settings = from_env(Settings, os.environ)
-    return settings.endpoint_name, desk(settings, settings, boto3)
+    return settings.endpoint_name, desk(settings, boto3)
 
 
 @tracer.capture_method(capture_response=False)

@@ -35,7 +35,7 @@ def build():
 def start(record):
     started = build()(read_time(read_event(record.body)))
     metrics.add_metric("MonitorJobs", MetricUnit.Count, started.outcome == "started")
-    logger.info(started.outcome, job=started.job, files=started.files, gigabytes=round(started.gigabytes, 3))
+    logger.info(started.outcome, job=started.job, left_out=started.left_out)
 
 
 @logger.inject_lambda_context

@@ -2,7 +2,6 @@
 
 import functools
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import boto3
@@ -10,10 +9,10 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
-from glassbox.aws.desk import desk
+from glassbox.aws.desk import DeskSettings, desk
 from glassbox.aws.objects import Objects
 from glassbox.event import read_event
-from glassbox.incident import Limits, swap
+from glassbox.incident import swap
 from glassbox.settings import from_env
 from glassbox.violation import read_violation
 
@@ -21,20 +20,9 @@ logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(Limits):
-    incidents_table: str
-    topic_arn: str
-    plain_config: str
-    hooked_config: str
-    stack_name: str
-    rollback_alarm: str = ""
-
-
 @functools.cache
 def build():
-    settings = from_env(Settings, os.environ)
-    return Objects(boto3.client("s3")), desk(settings, settings, boto3)
+    return Objects(boto3.client("s3")), desk(from_env(DeskSettings, os.environ), boto3)
 
 
 @tracer.capture_method(capture_response=False)

@@ -7,18 +7,20 @@ from types import SimpleNamespace
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, EndpointConnectionError, ParamValidationError
 from botocore.stub import Stubber
 from moto import mock_aws
 
 from fakes import FakeEndpoint, FakeIncidents, FakeObjects
 from glassbox.aws.endpoint import Runtime, SageMakerEndpoint
-from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.aws.events import Events
+from glassbox.aws.incidents_table import IncidentsTable, _item
 from glassbox.aws.notices import Topic
 from glassbox.aws.objects import Objects
+from glassbox.aws.processing import ProcessingJobs
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incident import Incident, Live, State
+from glassbox.incident import FINDINGS_KEPT, JOINED_KEPT, PICTURES_KEPT, Incident, Live, State
 from glassbox.message import Notice
 from glassbox.replay import Request
 from glassbox.replay_marker import PublicKey
@@ -70,6 +72,12 @@ def test_what_is_saved_is_read_again(incidents):
         since=AT + timedelta(minutes=5),
         deadline=AT + timedelta(minutes=20),
         hold=AT + timedelta(minutes=40),
+        sent=AT + timedelta(minutes=6),
+        sends=2,
+        retries=3,
+        unsent=frozenset({"b"}),
+        unreported="S3 is away",
+        notify_only=True,
         aborted=True,
         requested=True,
         replays=frozenset({"a", "b"}),
@@ -87,6 +95,69 @@ def test_what_is_saved_is_read_again(incidents):
     nothing = replace(after, replays=frozenset(), revision=2)
     incidents.save(after, nothing)
     assert incidents.current("traffic-signs").replays == frozenset()
+
+
+def test_ten_thousand_names_do_not_fill_the_item_and_a_replays_name_always_fits(incidents):
+    incidents.open(FIRST)
+    hooked = replace(
+        FIRST,
+        state=State.HOOKED,
+        replays=frozenset({"asked-1", "asked-2"}),
+        unsent=frozenset({"asked-2"}),
+        revision=1,
+    )
+    incidents.save(FIRST, hooked)
+    for n in range(10_000 if isinstance(incidents, FakeIncidents) else PICTURES_KEPT + 20):
+        incidents.add_picture(
+            FIRST, f"20261123T101512Z-ip-10-0-161-203.eu-west-1.compute.internal-1-5f0c9a3e-{n:06d}"
+        )
+    for n in range(2 * JOINED_KEPT):
+        incidents.attach(FIRST, replace(LATE, window_start=AT - timedelta(minutes=n)))
+    incidents.add_picture(FIRST, "asked-1")
+    incidents.add_refusal(FIRST, "asked-2")
+    current = incidents.current("traffic-signs")
+    assert (len(current.pictures), len(current.joined)) == (PICTURES_KEPT + 1, JOINED_KEPT)
+    assert ("asked-1" in current.pictures, current.refused) == (True, {"asked-2"})
+    restoring = replace(current, state=State.RESTORING, unsent=frozenset(), revision=2)
+    incidents.save(current, restoring)
+    incidents.save(restoring, replace(restoring, state=State.NORMAL, revision=3))
+    assert incidents.current("traffic-signs").state is State.NORMAL
+    (past,) = incidents.past("traffic-signs", AT)
+    assert len(past.pictures) == PICTURES_KEPT + 1
+
+
+def test_an_incident_with_everything_at_its_bound_fits_into_an_item():
+    """Of characters that take four bytes, and the longest names: 400 KB, counted as DynamoDB counts."""
+    wide = "\U0001f6d1"
+    replays = frozenset(f"{n:064d}" for n in range(200))
+    violation = replace(CAUSE, endpoint="e" * 63, variant="v" * 63, label=wide * 64)
+    full = replace(
+        FIRST,
+        endpoint="e" * 63,
+        cause=replace(violation, reason=wide * 2000),
+        joined=frozenset(
+            replace(violation, check=f"{n:041d}", reason=wide * 400) for n in range(JOINED_KEPT)
+        ),
+        replays=replays,
+        flagged=replays,
+        unsent=replays,
+        refused=replays,
+        pictures=frozenset(f"{n:0138d}" for n in range(PICTURES_KEPT)) | replays,
+        failure=wide * 4000,
+        findings=(wide * 160,) * FINDINGS_KEPT,
+        unreported=wide * 1000,
+        timeline=(wide * 262,) * 60,
+        told=frozenset(f"cooldown {n:041d}" for n in range(100)),
+    )
+    size = sum(len(name) + _bytes(value) for name, value in _item(full, "current").items())
+    assert 300_000 < size < 409_600
+
+
+def _bytes(value):
+    ((kind, held),) = value.items()
+    if kind == "L":
+        return 3 + sum(1 + _bytes(one) for one in held)
+    return sum(len(one.encode()) for one in (held if kind == "SS" else [str(held)]))
 
 
 def test_a_writer_that_was_overtaken_is_refused(incidents):
@@ -120,18 +191,6 @@ def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
     assert (past.id, past.state, past.pictures, past.joined) == (FIRST.id, State.NORMAL, {"a"}, {LATE})
     assert incidents.past("traffic-signs", AT + timedelta(minutes=1)) == []
     assert incidents.current("traffic-signs").joined == frozenset()
-
-
-def test_past_incidents_are_read_over_all_pages(incidents, monkeypatch):
-    if isinstance(incidents, IncidentsTable):  # DynamoDB ends a page at 1 MB
-        query = incidents._client.query
-        monkeypatch.setattr(incidents._client, "query", lambda **request: query(Limit=2, **request))
-    opened = [AT + timedelta(hours=n) for n in range(5)]
-    for number, at in enumerate(opened):
-        incident = replace(FIRST, id=str(number), opened=at)
-        incidents.open(incident)
-        incidents.save(incident, replace(incident, state=State.NORMAL, revision=1))
-    assert [i.opened for i in incidents.past("traffic-signs", opened[1])] == opened[1:]
 
 
 def test_a_closed_incident_is_still_written_to_and_its_copy_is_not(incidents):
@@ -264,6 +323,14 @@ UPDATE = {
         ("ValidationException", f'Could not find endpoint configuration "{ARN}".', BadInputError),
         ("ResourceLimitExceeded", "The account-level service limit …", RetryableError),
         ("ThrottlingException", "Rate exceeded", RetryableError),
+        (
+            "AccessDeniedException",
+            "User: … is not authorized to perform: sagemaker:UpdateEndpoint",
+            BadInputError,
+        ),
+        ("ValidationException", "User: … is not authorized to perform: kms:CreateGrant on …", BadInputError),
+        ("ValidationException", "The KMS key arn:… is disabled", BadInputError),
+        ("InternalFailure", "", RetryableError),
     ],
 )
 def test_what_sagemaker_refuses_says_retry_or_drop(sagemaker, code, message, kind):
@@ -271,6 +338,68 @@ def test_what_sagemaker_refuses_says_retry_or_drop(sagemaker, code, message, kin
     stub.add_client_error("update_endpoint", code, message, expected_params=UPDATE)
     with pytest.raises(kind, match=message[:20]):
         endpoint.update("traffic-signs", "hooked", guarded=True)
+
+
+def test_an_endpoint_that_does_not_exist_is_described_as_deleted(sagemaker):
+    endpoint, stub = sagemaker
+    said = f'Could not find endpoint "{ARN}".'
+    stub.add_client_error("describe_endpoint", "ValidationException", said)
+    live = endpoint.describe("traffic-signs")
+    assert (live.status, live.config) == ("Deleted", "")
+    assert said in live.failure
+    fake = FakeEndpoint("plain")
+    fake.delete()
+    assert fake.describe("traffic-signs").status == live.status
+
+
+def test_an_endpoint_that_may_not_be_described_is_not_taken_for_deleted(sagemaker):
+    endpoint, stub = sagemaker
+    stub.add_client_error("describe_endpoint", "AccessDeniedException", "not authorized to perform: …")
+    with pytest.raises(BadInputError, match="not authorized"):
+        endpoint.describe("traffic-signs")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("ModelError", 400, BadInputError),
+        ("ModelError", 499, BadInputError),
+        ("ModelError", 500, RetryableError),
+        ("ModelError", 503, RetryableError),
+        ("ModelError", None, BadInputError),
+        ("ValidationError", None, BadInputError),
+        ("ServiceUnavailable", None, RetryableError),
+        ("ModelNotReadyException", None, RetryableError),
+    ],
+)
+def test_what_the_container_answers_says_retry_or_drop(code, status, kind):
+    client = boto3.client("sagemaker-runtime")
+    with Stubber(client) as stub:
+        fields = {"OriginalStatusCode": status} if status else {}
+        stub.add_client_error("invoke_endpoint", code, "said", modeled_fields=fields)
+        with pytest.raises(kind, match="said"):
+            Runtime(client).invoke("traffic-signs", Request("event-1", "Blue", b"image", "image/png", "a=b"))
+
+
+# a request that botocore itself refuses, of every adapter: it can never be sent
+BAD_REQUESTS = {
+    "events": lambda: Events(boto3.client("events")).put(7, "type", {}),
+    "incidents": lambda: IncidentsTable(boto3.client("dynamodb"), "t").current(7),
+    "jobs": lambda: ProcessingJobs(boto3.client("sagemaker")).create({"ProcessingJobName": 7}),
+    "objects": lambda: Objects(boto3.client("s3")).get("bucket", ""),
+    "runtime": lambda: Runtime(boto3.client("sagemaker-runtime")).invoke(
+        "e", Request("", "v", b"", "t", "a")
+    ),
+    "sagemaker": lambda: SageMakerEndpoint(boto3.client("sagemaker")).update("e", 7, guarded=False),
+    "topic": lambda: Topic(boto3.client("sns"), 7).publish(Notice("s", "t", {})),
+}
+
+
+@pytest.mark.parametrize("call", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
+def test_a_request_that_cannot_be_sent_is_bad_input(aws, call):
+    with pytest.raises(BadInputError) as error:
+        call()
+    assert isinstance(error.value.__cause__, ParamValidationError)
 
 
 def test_an_update_keeps_what_scaling_made_of_the_endpoint(sagemaker):

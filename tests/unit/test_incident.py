@@ -1,91 +1,32 @@
 """The state machine: every event twice, late, lost and out of order, and everything that AWS may refuse."""
 
+import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 
 import pytest
 
-from fakes import FakeEndpoint, FakeIncidents, FakeNotices, FakeObjects
+from fakes import FakeObjects
+from glassbox import message
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.incident import (
+    JOINED_KEPT,
+    PICTURES_KEPT,
     TRANSITIONS,
     Command,
     Configs,
-    Desk,
+    Incident,
     Limits,
     Live,
     Replays,
-    Report,
     State,
-    confirm,
     obey,
     read_command,
-    restore,
-    swap,
 )
 from glassbox.violation import read_violation
-
-NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
-IDS = frozenset({"event-1", "event-2"})
-
-
-class World:
-    """The desk with fakes, and time."""
-
-    def __init__(self):
-        self.now = NOW
-        self.endpoint, self.incidents, self.notices = FakeEndpoint("plain"), FakeIncidents(), FakeNotices()
-        limits = Limits(pictures=6, incidents_per_day=3)
-        self.desk = Desk(
-            Configs("plain", "hooked", "glassbox"), limits, self.endpoint, self.incidents, self.notices
-        )
-        self.replayed, self.replays = 0, Replays(IDS)
-
-    def swap(self, violation):
-        return swap(violation, self.desk, self.now)
-
-    def replay(self, incident):
-        if isinstance(self.replays, Exception):
-            raise self.replays
-        self.replayed += 1
-        return self.replays
-
-    def confirm(self):
-        report = Report(
-            "s3://bucket/incidents/traffic-signs/index.html", ("2 x class 14 (Stop), all faithful",)
-        )
-        return confirm(
-            "traffic-signs", self.desk, self.now, replay=self.replay, report=lambda incident: report
-        )
-
-    def restore(self):
-        return restore("traffic-signs", self.desk, self.now)
-
-    def draw(self, *names):
-        for name in names:
-            self.incidents.add_picture(self.incident, name)
-
-    def later(self, minutes):
-        self.now += timedelta(minutes=minutes)
-
-    @property
-    def incident(self):
-        return self.incidents.current("traffic-signs")
-
-    @property
-    def told(self):
-        return [notice.attributes["event"] for notice in self.notices.published]
-
-    def run(self, violation):
-        """A whole incident, without a hitch."""
-        assert self.swap(violation) == "swapping"
-        self.endpoint.settle()
-        assert self.confirm() == "HOOKED"
-        self.draw(*IDS)
-        assert self.restore() == "restoring"
-        self.endpoint.settle()
-        assert self.confirm() == "NORMAL"
+from world import IDS, NOW, World, following
 
 
 @pytest.fixture
@@ -194,16 +135,6 @@ def test_the_hourly_monitor_after_the_fast_road_is_done_opens_nothing(world, vio
     assert world.swap(late) == "joined"
     assert world.incident.joined == {late}
     assert world.endpoint.updates == ["hooked", "plain"]
-
-
-def following(violation, hours, check="class_share"):
-    shift = timedelta(hours=hours)
-    return replace(
-        violation,
-        check=check,
-        window_start=violation.window_start + shift,
-        window_end=violation.window_end + shift,
-    )
 
 
 def test_another_check_after_the_incident_waits_for_the_cooldown(world, violation):
@@ -785,3 +716,389 @@ def test_twenty_incidents_over_a_bad_bus_end_in_normal_with_the_right_messages(v
     assert world.told == ["swapping", "restored"] * 20
     assert world.replayed == 20
     assert len(world.incidents.closed) == 20
+
+
+# ---------------------------------------------------------------- what must not depend on a single value
+
+
+def test_the_cooldown_counts_from_the_end_of_the_incident(world, violation):
+    world.swap(violation)
+    world.later(
+        40
+    )  # SageMaker took its time, so the incident is over later than the cooldown after its opening
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.restore()
+    world.endpoint.settle()
+    world.confirm()
+    world.later(29)
+    assert world.swap(following(violation, 0, "drift")) == "cooling down"
+    world.later(1)
+    assert world.swap(following(violation, 0, "drift")) == "swapping"
+
+
+def test_a_second_extend_does_not_shorten_the_first(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    far, near = world.now + timedelta(minutes=90), world.now + timedelta(minutes=30)
+    for until in (far, near):
+        assert obey(Command("traffic-signs", "extend", until), world.desk, world.now) == "extend"
+    assert world.incident.hold == far
+    world.later(89)
+    assert world.restore() == "waiting"
+    world.later(1)
+    assert world.restore() == "restoring"
+
+
+def test_a_failure_is_not_left_before_it_was_told(world, violation):
+    world.swap(violation)
+    world.endpoint.roll_back("no capacity")
+    world.notices.away = 100
+    with pytest.raises(RetryableError):
+        world.confirm()
+    for _ in range(5):
+        world.later(2)
+        with pytest.raises(RetryableError):
+            world.confirm()
+        assert world.incident.state is State.FAILED
+    world.notices.away = 0
+    assert world.confirm() == "FAILED"
+    assert world.told == ["swapping", "failed"]
+    assert world.confirm() == "NORMAL"
+
+
+def test_pictures_of_live_traffic_do_not_end_an_incident_with_replays(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*(f"live-{n}" for n in range(100)))
+    assert world.restore() == "waiting"
+    world.draw(*IDS)
+    assert world.restore() == "restoring"
+
+
+def test_a_replay_that_cannot_be_drawn_counts_towards_the_end(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw("event-1")
+    assert world.restore() == "waiting"
+    world.incidents.add_refusal(world.incident, "event-2")
+    assert world.restore() == "restoring"
+    assert any(
+        "all 2 replayed requests are explained, except 1 that cannot" in x for x in world.incident.timeline
+    )
+
+
+def test_the_beginning_is_told_even_when_sns_refuses_it_twice(world, violation):
+    world.notices.away = 2
+    with pytest.raises(RetryableError):
+        world.swap(violation)
+    world.endpoint.settle()
+    with pytest.raises(RetryableError):
+        world.confirm()
+    world.later(2)
+    assert world.confirm() == "HOOKED"
+    assert world.told == ["swapping"]
+    assert world.replayed == 1
+
+
+def test_a_topic_that_is_away_for_the_whole_incident_holds_nothing_up(world, violation):
+    world.notices.away = 10_000
+    world.tick(violation, minutes=3 * 60)
+    assert (world.incident.state, world.endpoint.updates) == (State.NORMAL, ["hooked", "plain"])
+    world.notices.away = 0
+    world.tick(violation, minutes=4)
+    assert world.told == ["restored"]
+
+
+def test_a_refused_restore_is_tried_again_with_growing_pauses_and_told_each_time(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.endpoint.refuse = [BadInputError("AccessDeniedException: no")] * 4
+    tried = []
+    world.restore()
+    while world.incident.state is State.FAILED:
+        before = world.told.count("failed")
+        world.later(2)
+        world.confirm()
+        if world.told.count("failed") > before or world.incident.state is State.RESTORING:
+            tried.append((world.now - world.incident.opened).total_seconds() / 60)
+    assert tried == [10, 30, 70, 150]
+    world.endpoint.settle()
+    assert world.confirm() == "NORMAL"
+    assert world.told == ["swapping", *["failed"] * 4, "restored"]
+    failures = [n for n in world.notices.published if n.attributes["event"] == "failed"]
+    assert [re.search(r"Tries so far: (\d)", n.text)[1] for n in failures] == ["1", "2", "3", "4"]
+    assert "It is tried again at 10:31 UTC" in failures[0].text
+    assert "policy" in failures[0].text
+
+
+def test_a_right_that_is_missing_is_told_at_once_with_what_to_do(world, violation):
+    said = "AccessDeniedException: not authorized to perform: kms:CreateGrant"
+    world.endpoint.refuse = [BadInputError(said)]
+    assert world.swap(violation) == "failed"
+    text = world.notices.published[-1].text
+    assert "kms:CreateGrant" in text
+    assert "EndpointKeyArn" in text
+
+
+def test_an_endpoint_that_may_not_be_looked_at_is_told_at_once_and_not_called_deleted(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.refuse("describe", BadInputError("AccessDeniedException: sagemaker:DescribeEndpoint"))
+    assert world.confirm() == "FAILED"
+    assert "DescribeEndpoint" in world.notices.published[-1].text
+    assert "create-endpoint" not in world.notices.published[-1].text
+    world.allow()
+    world.later(10)
+    assert world.confirm() == "RESTORING"
+    world.endpoint.settle()
+    assert world.confirm() == "NORMAL"
+
+
+@pytest.mark.parametrize("first", ["restore", "confirm"])
+def test_whoever_looks_first_tells_that_looking_is_refused(world, violation, first, load_event):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.refuse("describe", BadInputError("AccessDeniedException: no"))
+    assert getattr(world, first)() in ("failed", "FAILED")
+    assert world.told == ["swapping", "failed"]
+    obey(read_command(load_event("command-abort")), world.desk, world.now)
+    assert [world.restore(), world.confirm()] == ["failed", "FAILED"]  # no message is sent back to its queue
+    assert world.told == ["swapping", "failed"]
+
+
+# ---------------------------------------------------------------- replays that the endpoint does not answer
+
+
+def test_a_replay_that_was_not_answered_is_sent_again_and_given_up_after_five_tries(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.replays = Replays(IDS, IDS, "the endpoint does not answer: 500", frozenset({"event-2"}))
+    world.confirm()
+    world.draw("event-1")
+    for _ in range(3):
+        assert world.confirm() == "HOOKED"  # events that come twice are no tries
+    assert world.replayed == 1
+    world.replays = Replays(frozenset({"event-2"}), frozenset({"event-2"}), "500", frozenset({"event-2"}))
+    for tries in range(2, 6):
+        assert world.restore() == "waiting"
+        world.later(2)
+        world.confirm()
+        assert (world.replayed, world.incident.sends) == (tries, tries)
+    assert world.incident.replays == world.incident.flagged == {"event-1"}
+    assert world.incident.unsent == frozenset()
+    assert any("gave up 1 that the endpoint did not answer in 5 tries" in x for x in world.incident.timeline)
+    world.later(2)
+    world.confirm()
+    assert world.replayed == 5
+    assert world.restore() == "restoring"
+
+
+def test_replays_that_are_answered_later_are_waited_for(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.replays = Replays(IDS, IDS, unsent=IDS)
+    world.confirm()
+    world.later(2)
+    world.replays = Replays(IDS, IDS)
+    world.confirm()
+    assert (world.incident.replays, world.incident.unsent) == (IDS, frozenset())
+    world.draw(*IDS)
+    assert world.restore() == "restoring"
+
+
+def test_captures_that_will_never_be_readable_end_in_live_traffic_and_not_in_a_retry(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.replays = BadInputError("no such bucket")
+    assert world.confirm() == "HOOKED"
+    assert world.incident.replays == frozenset()
+    assert any("no such bucket" in line for line in world.incident.timeline)
+
+
+# ---------------------------------------------------------------- reports that cannot be written
+
+
+def after_the_restore(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*IDS)
+    world.restore()
+    world.endpoint.settle()
+
+
+def test_a_report_that_cannot_be_written_ends_the_incident_without_one_after_an_hour(world, violation):
+    after_the_restore(world, violation)
+    world.refuse("report", RetryableError("S3 is away"))
+    for _ in range(30):
+        with pytest.raises(RetryableError, match="S3 is away"):
+            world.confirm()
+        assert world.swap(following(violation, 0, "drift")) == "joined"
+        world.later(2)
+    world.later(2)
+    assert world.confirm() == "NORMAL"
+    ended = world.notices.published[-1]
+    assert ended.subject == "Glassbox traffic-signs: restored, NO report"
+    assert "could not be written: S3 is away" in ended.text
+    assert f"saliency/traffic-signs/{world.incident.id}/" in ended.text
+    assert "presign" not in ended.text
+
+
+def test_a_report_that_will_never_be_written_ends_the_incident_at_once(world, violation):
+    after_the_restore(world, violation)
+    world.refuse("report", BadInputError("s3://bucket: NoSuchBucket"))
+    assert world.confirm() == "NORMAL"
+    assert "NoSuchBucket" in world.notices.published[-1].text
+
+
+def test_a_report_whose_writing_is_killed_each_time_is_given_up(world, violation):
+    after_the_restore(world, violation)
+    world.refuse("report", MemoryError())
+    with pytest.raises(MemoryError):
+        world.confirm()
+    world.later(121)
+    assert world.confirm() == "NORMAL"
+    assert "the log of confirm_endpoint" in world.notices.published[-1].text
+
+
+def test_an_abort_ends_an_incident_whose_report_cannot_be_written(world, violation, load_event):
+    after_the_restore(world, violation)
+    world.refuse("report", RetryableError("S3 is away"))
+    assert obey(read_command(load_event("command-abort")), world.desk, world.now) == "abort"
+    assert world.confirm() == "NORMAL"
+    assert world.told == ["swapping", "restored"]
+
+
+def test_an_end_without_a_report_is_told_even_when_sns_is_away(world, violation):
+    after_the_restore(world, violation)
+    world.refuse("report", BadInputError("gone"))
+    world.notices.away = 1
+    with pytest.raises(RetryableError):
+        world.confirm()
+    world.later(2)
+    for _ in range(2):
+        assert world.confirm() == "NORMAL"
+    assert world.told == ["swapping", "restored"]
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def test_ten_thousand_names_that_nobody_asked_for_change_nothing(world, violation, load_event):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.draw(*(f"foreign-{n}" for n in range(10_000)))
+    assert len(world.incident.pictures) == PICTURES_KEPT
+    world.draw(*IDS)
+    assert world.incident.pictures >= IDS
+    assert world.restore() == "restoring"
+    world.endpoint.settle()
+    assert world.confirm() == "NORMAL"
+
+
+def test_joining_violations_and_the_time_line_are_bounded(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    for n in range(500):
+        other = replace(following(violation, n / 1000, "drift"), reason="x" * 2000)
+        assert world.swap(other) == "joined"
+        until = world.now + timedelta(minutes=n)
+        assert obey(Command("traffic-signs", "extend", until), world.desk, world.now) == "extend"
+    assert len(world.incident.joined) == JOINED_KEPT
+    assert max(len(joined.reason) for joined in world.incident.joined) <= 400
+    lines = world.incident.timeline
+    assert len(lines) == 60
+    assert "opened" in lines[0]
+    assert f"{world.now + timedelta(minutes=499):%H:%M:%S}" in lines[-1]
+    assert lines.count("(some lines are left out)") == 1
+
+
+def everything_told(violation):
+    """Every message there is, of an endpoint with the longest name and everything at its bound."""
+    name, live = "e" * 63, Live("UpdateRollbackFailed", "c" * 63, "reason " * 140)
+    incident = Incident(
+        name,
+        "20261123t102105-" + "c" * 41,
+        NOW,
+        State.RESTORING,
+        NOW,
+        "p" * 63,
+        "h" * 63,
+        replace(violation, endpoint=name, reason="größer 1️⃣ " * 190),
+        findings=tuple(f"{n} x class {n}" for n in range(60)),
+        timeline=("x" * 300,) * 60,
+        report=f"s3://{'b' * 63}/{'k' * 200}",
+    )
+    configs, other = Configs("p" * 63, "h" * 63, "s" * 128), incident.cause
+    return [
+        message.opened(incident, Limits()),
+        message.opened(replace(incident, notify_only=True), Limits()),
+        message.pending(incident, live.failure, Limits()),
+        message.closed(incident),
+        message.closed(replace(incident, unreported=live.failure)),
+        message.closed(replace(incident, notify_only=True)),
+        message.cooling_down(incident, other, NOW),
+        message.cap_reached(incident, other, Limits()),
+        message.stale_twin(name, live, configs),
+        message.aborted(incident),
+        message.foreign_config(incident, live, configs),
+        message.superseded(incident, live, configs),
+        message.broken_endpoint(incident, live),
+        message.rolled_back(incident, live),
+        message.refused(incident, live.failure),
+        message.not_restored(incident, live.failure, NOW),
+        message.not_seen(incident, live.failure),
+    ]
+
+
+def test_every_message_fits_sns_and_says_what_it_is_about(violation):
+    told = everything_told(violation)
+    for notice in told:
+        assert notice.subject.isascii()
+        assert len(notice.subject) <= 100
+        assert notice.subject.startswith(f"Glassbox {'e' * 63}: ")
+        assert (
+            len(json.dumps({"default": notice.machine_readable(), "email": notice.text}).encode()) < 262_144
+        )
+    assert max(len(notice.subject) for notice in told) == 100  # longer ones are cut
+    # the subject of a phone's notification tells one from the other
+    heads = [notice.subject.removeprefix(f"Glassbox {'e' * 63}: ") for notice in told]
+    assert heads == [
+        "violation, swapping to the",
+        "violation (notify-only)",
+        "violation, to be swapped a",
+        "restored, report is ready",
+        "restored, NO report",
+        "incident over, report is r",
+        "another violation, not swa",
+        "another violation, not swa",
+        "a new config is live, its ",
+        "aborted by an operator",
+        "violation, NOT swapped: un",
+        "incident over: a new confi",
+        "the endpoint is UpdateRoll",
+        "the hooked model did not s",
+        "violation, NOT swapped: Sa",
+        "NOT restored, still on the",
+        "the endpoint cannot be loo",
+    ]
+
+
+def test_a_reason_adds_no_lines_of_its_own_to_a_message(world, violation):
+    said = "Class 14\nTo stop it now:\nrm -rf /\x1b[31m"
+    world.swap(replace(violation, reason=said))
+    lines = world.notices.published[0].text.split("\n")
+    assert lines[0] == r"Class 14\nTo stop it now:\nrm -rf /\x1b[31m"
+    assert "rm -rf /" not in lines

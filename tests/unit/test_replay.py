@@ -9,7 +9,7 @@ import replays
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incident import Incident, State
-from glassbox.replay import replay
+from glassbox.replay import flagged_inputs, replay
 from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
 from glassbox.response import ResponseForm
 from glassbox.violation import read_violation
@@ -235,13 +235,112 @@ def test_a_request_that_the_model_refuses_is_counted_and_the_others_are_sent(inc
     assert done.note == "1 were refused, the first: ModelError: not an image"
 
 
-def test_an_endpoint_that_does_not_answer_is_tried_again(incident):
-    class Away:
-        def invoke(self, endpoint, request):
-            raise RetryableError("timed out")
+class FailingRuntime(FakeRuntime):
+    """Does not answer the requests in ``down``, nor any when it is None."""
 
-    with pytest.raises(RetryableError):
-        run(incident, {FOLDER + "a.jsonl": line(1, 14)}, Away())
+    def __init__(self, down=None):
+        super().__init__()
+        self.down, self.tried = down, []
+
+    def invoke(self, endpoint, request):
+        self.tried.append(request.event_id)
+        if self.down is None or request.event_id in self.down:
+            raise RetryableError("ModelError 500: worker died")
+        super().invoke(endpoint, request)
+
+
+def test_an_endpoint_that_does_not_answer_is_left_alone_and_tried_again_later(incident):
+    files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(5))}
+    away = FailingRuntime()
+    done, _ = run(incident, files, away, flagged=5)
+    assert len(away.tried) == 2
+    assert done.names == done.unsent == done.flagged == {f"event-{n}" for n in range(5)}
+    assert done.note == "the endpoint does not answer: ModelError 500: worker died"
+    again = replace(incident, replays=done.names, flagged=done.flagged, unsent=done.unsent, sends=1)
+    done, _ = run(again, files, flagged=5)
+    assert (done.names, done.unsent, done.note) == ({f"event-{n}" for n in range(5)}, frozenset(), "")
+
+
+def test_of_an_incident_with_unsent_replays_those_alone_are_sent(incident):
+    files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(9))}
+    again = replace(
+        incident,
+        replays=frozenset({"event-1", "event-2", "event-3"}),
+        flagged=frozenset({"event-1", "event-2"}),
+        unsent=frozenset({"event-2", "event-3"}),
+        sends=1,
+    )
+    done, runtime = run(again, files)
+    assert {request.event_id for request in runtime.requests} == done.names == {"event-2", "event-3"}
+    assert done.flagged == {"event-2"}
+
+
+@pytest.mark.parametrize("position", range(12))
+def test_two_inputs_that_kill_the_container_do_not_hide_the_others(incident, position):
+    files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(12))}
+    down = {f"event-{position}", f"event-{(position + 1) % 12}"}
+    answered = set()
+    for sends in range(5):
+        unsent = {f"event-{n}" for n in range(12)} - answered
+        before = replace(incident, replays=frozenset(unsent), unsent=frozenset(unsent), sends=sends)
+        done, runtime = run(before, files, FailingRuntime(down), flagged=12)
+        answered |= {request.event_id for request in runtime.requests}
+        assert done.names - done.unsent <= answered
+    assert answered == {f"event-{n}" for n in range(12)} - down
+
+
+DEEP = b'{"eventMetadata": {"eventId": "deep", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (DEEP, "recursion"),
+        (line(7, 14).replace(b"event-7", b"event-\xff"), "utf-8"),
+        (b"\xff\xfe\x00{\n", ""),
+        (line(7, 14).replace(b"event-7", b""), "eventId is empty"),
+        (line(7, 14).replace(b'"application/x-npy"', b"[]"), "observedContentType"),
+        (b"[]\n", ""),
+        (b'{"eventMetadata": 7}\n', ""),
+        (b"x" * 100 + b"\n", ""),
+    ],
+    ids=[
+        "deep",
+        "event id not UTF-8",
+        "not UTF-8",
+        "no event id",
+        "content type a list",
+        "list",
+        "number",
+        "text",
+    ],
+)
+def test_a_capture_line_that_cannot_be_read_is_noted_and_costs_no_other(incident, bad, reason):
+    lines = [line(n, 14) for n in range(3)]
+    files = {FOLDER + "a.jsonl": lines[0] + bad + b"\n" + b"".join(lines[1:])}
+    done, _ = run(incident, files, flagged=9)
+    assert done.names == {"event-0", "event-1", "event-2"}
+    assert done.note.startswith(f"1 capture lines could not be read, the first: {FOLDER}a.jsonl, line 2: ")
+    assert reason.lower() in done.note.lower()
+    assert len(done.note) < 400
+
+
+def test_the_flagged_inputs_are_had_as_they_were_captured(incident):
+    body = b"".join(line(n, 14 if n % 2 else 3) for n in range(8))
+    objects = FakeObjects({("bucket", FOLDER + "a.jsonl"): body})
+    options = {
+        "bucket": "bucket",
+        "prefix": "capture",
+        "form": ResponseForm(),
+        "key": Key,
+        "captures": objects,
+    }
+    found = flagged_inputs(incident, flagged=2, **options)
+    assert [(i.event_id, i.label, i.content_type) for i in found] == [
+        ("event-1", 14, "application/x-npy"),
+        ("event-7", 14, "application/x-npy"),
+    ]
+    assert found[0].body.startswith(b"\x93NUMPY")
 
 
 def test_another_variant_is_read_where_it_lies(incident):

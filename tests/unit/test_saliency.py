@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 import torch
 
@@ -158,3 +159,49 @@ def test_a_step_whose_events_are_gone_is_refused_by_name(step):
     ]
     with pytest.raises(BadInputError, match="tfevents"):
         render(objects, FakeIncidents())
+
+
+def broken(objects, network, tmp_path, request):
+    """A step whose tensors fit one another and cannot be explained: a logit is not a number."""
+    model, terms = network
+    tensors = traces.reduced(terms, model, request=request)
+    tensors["glassbox/logits"] = np.full_like(tensors["glassbox/logits"], np.nan)
+    traces.write_step(tmp_path / "broken", tensors)
+    for path in (tmp_path / "broken").rglob("*"):
+        if path.is_file():
+            name = path.relative_to(tmp_path / "broken").as_posix()
+            objects.objects["bucket", f"tensors/traffic-signs/{RUN}/{name}"] = path.read_bytes()
+
+
+def test_a_replay_that_cannot_be_explained_ends_in_a_refusal_with_its_reason(network, tmp_path, incident):
+    objects, incidents = FakeObjects(), FakeIncidents()
+    incidents.open(replace(incident, replays=frozenset({"event-1"})))
+    broken(objects, network, tmp_path, {"replay_event_id": "event-1", "replay_incident": incident.id})
+    for _ in range(2):
+        (refusal,) = render(objects, incidents)
+        assert "finite" in refusal.refused
+        assert not refusal.faithful
+    assert names(objects) == {f"saliency/traffic-signs/{incident.id}/event-1.json"}
+    written = json.loads(objects.get("bucket", refusal.key))
+    assert written == {"refused": refusal.refused}
+    current = incidents.current("traffic-signs")
+    assert (current.refused, current.pictures) == ({"event-1"}, frozenset())
+
+
+def test_live_traffic_that_cannot_be_explained_is_bad_input(network, tmp_path, incident):
+    objects, incidents = FakeObjects(), FakeIncidents()
+    incidents.open(incident)
+    broken(objects, network, tmp_path, {})
+    with pytest.raises(BadInputError, match="finite"):
+        render(objects, incidents)
+    assert names(objects) == set()
+    assert incidents.current("traffic-signs").refused == frozenset()
+
+
+def test_a_refusal_of_an_earlier_incident_is_none_of_the_open_one(network, tmp_path, incident):
+    objects, incidents = FakeObjects(), FakeIncidents()
+    incidents.open(incident)
+    broken(objects, network, tmp_path, {"replay_event_id": "event-1", "replay_incident": "an-earlier-one"})
+    render(objects, incidents)
+    assert names(objects) == {"saliency/traffic-signs/an-earlier-one/event-1.json"}
+    assert incidents.current("traffic-signs").refused == frozenset()

@@ -5,7 +5,9 @@
     NORMAL ──violation──▶ SWAPPING ──in service, hooked──▶ HOOKED ──enough pictures, or time up──▶ RESTORING ──▶ NORMAL
                               └──────────────────┬────────────┴────────────────────────────────────────┘
                                               FAILED ──another config is in service──▶ NORMAL
-                                                 └──the swap came through after all, or an operator asks──▶ RESTORING
+                                                 └──still hooked: tried again, or an operator asks──▶ RESTORING
+
+    NORMAL ──violation, notify-only──▶ WATCHING ──the window is over──▶ NORMAL
 
 Three entries, one per function: :func:`swap` (a violation), :func:`confirm` (the endpoint changed its state) and
 :func:`restore` (a picture was made). A scheduled sweep calls the last two as well, so an event that was lost only
@@ -22,7 +24,7 @@ from enum import StrEnum
 from typing import Any, ParamSpec, Protocol
 
 from glassbox import message
-from glassbox.errors import BadInputError, ConflictError, RetryableError
+from glassbox.errors import BadInputError, ConflictError, GlassboxError, RetryableError, printable
 from glassbox.settings import setting
 from glassbox.violation import OPERATOR_CHECK, Violation, read_time
 
@@ -35,22 +37,40 @@ class State(StrEnum):
     HOOKED = "HOOKED"
     RESTORING = "RESTORING"
     FAILED = "FAILED"
+    WATCHING = "WATCHING"
 
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.NORMAL: frozenset({State.SWAPPING}),
+    State.NORMAL: frozenset({State.SWAPPING, State.WATCHING}),
     State.SWAPPING: frozenset({State.HOOKED, State.FAILED}),
     State.HOOKED: frozenset({State.RESTORING, State.FAILED}),
     State.RESTORING: frozenset({State.NORMAL, State.FAILED}),
     State.FAILED: frozenset({State.NORMAL, State.RESTORING}),
+    State.WATCHING: frozenset({State.NORMAL}),
 }
 
 # EndpointStatus of DescribeEndpoint
 IN_SERVICE = "InService"
 _UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
 
-# Whoever moves an incident tells ops. When nobody has after this time, it is told by whoever comes.
+DELETED = "Deleted"  # none of SageMaker's: there is no such endpoint
+
+# The function that changes the state sends the notification. After this time, any later invocation does.
 _TELLING = timedelta(minutes=1)
+
+# An endpoint that stays hooked is restored again after 10, 20, 40, … minutes, at most every 4 hours.
+_FIRST_RETRY, _LONGEST_RETRY = timedelta(minutes=10), timedelta(hours=4)
+
+# A replay that the endpoint did not answer is sent again, until it was sent so often.
+_RESEND, SENDS = timedelta(minutes=1), 5
+
+# An incident is one DynamoDB item (400 KB at most), and every write of it must succeed whatever clients send: the
+# names of pictures that nobody asked for, the violations that join and the lines of the time line are bounded.
+PICTURES_KEPT = 1000
+JOINED_KEPT, _JOINED_REASON = 32, 400
+_LINES_KEPT, _FIRST_LINES, _LINE_CHARACTERS = 60, 20, 240
+_FAILURE_CHARACTERS, _UNREPORTED_CHARACTERS = 4000, 1000
+FINDINGS_KEPT = 30
 
 
 @dataclass(frozen=True)
@@ -64,11 +84,16 @@ class Incident:
         hold: until when an operator wants the hooked model kept, whatever is drawn by then.
         aborted: an operator wants the endpoint restored now.
         requested: UpdateEndpoint was accepted for the present state.
-        replays: names of the requests that were sent again (None: not yet); ``flagged`` are those behind the violation.
-        pictures: names of what was drawn.
+        replays: names of the requests that are sent again (None: not yet); ``flagged`` are those behind the violation.
+        unsent: those of them that the endpoint has not answered yet, ``sends`` times tried, last at ``sent``.
+        pictures: names of what was drawn: every replay, and at most PICTURES_KEPT names in all.
+        refused: replays whose trace cannot be drawn.
+        retries: how often it was tried again to restore the endpoint.
         told: which messages ops have got.
         failure: what ops are told of a failure, whole; ``headline`` is its subject.
-        report: S3 URI of the page; ``findings`` are the key facts of its pictures, a line each.
+        report: S3 URI of the page; ``findings`` are the key facts of its pictures, a line each; ``unreported`` is why
+            there is none.
+        notify_only: the endpoint is left alone.
         timeline: what happened, a line each: time (UTC) and text.
         revision: counts the writes, so that two writers cannot overlook one another.
     """
@@ -88,12 +113,19 @@ class Incident:
     requested: bool = False
     replays: frozenset[str] | None = None
     flagged: frozenset[str] = frozenset()
+    unsent: frozenset[str] = frozenset()
+    sends: int = 0
+    sent: datetime | None = None
     pictures: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    retries: int = 0
     told: frozenset[str] = frozenset()
     failure: str = ""
     headline: str = ""
     report: str = ""
     findings: tuple[str, ...] = ()
+    unreported: str = ""
+    notify_only: bool = False
     timeline: tuple[str, ...] = ()
     revision: int = 0
 
@@ -117,14 +149,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Replays:
-    """The names under which requests were sent again, and what an operator has to know about them.
+    """The names under which requests are sent again, and what an operator has to know about them.
 
-    ``flagged`` are those behind the violation, the others are for comparison.
+    ``flagged`` are those behind the violation, the others are for comparison; ``unsent`` are those that the endpoint
+    did not answer: they are sent again later.
     """
 
     names: frozenset[str]
     flagged: frozenset[str] = frozenset()
     note: str = ""
+    unsent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -147,8 +181,12 @@ class Configs:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long, how often and how many: settings of every function that works on an incident. Times in minutes."""
+    """How long, how often and how many: settings of every function that works on an incident. Times in minutes.
 
+    ``react`` False is notify-only: a violation opens an incident, and the endpoint is left alone.
+    """
+
+    react: bool = True
     explain_minutes: float = setting(15.0, within=(0, 24 * 60))
     update_minutes: float = setting(60.0, within=(1, 24 * 60))
     cooldown_minutes: float = setting(30.0, within=(0, 24 * 60))
@@ -172,6 +210,7 @@ class Incidents(Protocol):
     def save(self, before: Incident, after: Incident) -> None: ...
     def attach(self, incident: Incident, violation: Violation) -> None: ...
     def add_picture(self, incident: Incident, name: str) -> None: ...
+    def add_refusal(self, incident: Incident, name: str) -> None: ...
     def has_seen(self, endpoint: str, config: str) -> bool: ...
     def see(self, endpoint: str, config: str) -> None: ...
 
@@ -218,9 +257,9 @@ def swap(violation: Violation, desk: Desk, now: datetime) -> str:
     """A violation: open an incident or join one, and swap the endpoint to the hooked config.
 
     Returns:
-        ``swapping``, ``pending`` (the endpoint is in the middle of an update, or AWS refused for now: the next state
-        change or the sweep takes it up), ``joined`` (an incident is open, or this window was handled already),
-        ``cooling down``, ``cap reached``, ``known`` (a repetition) or ``failed``.
+        ``swapping``, ``watching`` (notify-only), ``pending`` (an update of the endpoint is in progress, or AWS refused
+        for now: the next state change or the sweep takes it up), ``joined`` (an incident is open, or this window was
+        handled already), ``cooling down``, ``cap reached``, ``known`` (a repetition) or ``failed``.
 
     Raises:
         RetryableError: the table or the topic does not answer.
@@ -230,12 +269,16 @@ def swap(violation: Violation, desk: Desk, now: datetime) -> str:
         refusal = _refusal(violation, incident, desk, now)
         if refusal:
             return refusal
-        incident = _new_incident(violation, desk.configs, now)
+        incident = _new_incident(violation, desk, now)
         desk.incidents.open(incident)
-        return _begin_swap(incident, desk, now, opened=True)
+        if not incident.notify_only:
+            return _begin_swap(incident, desk, now, opened=True)
     if violation != incident.cause:
-        desk.incidents.attach(incident, violation)
+        _join(incident, violation, desk)
         return "joined"
+    if incident.state is State.WATCHING:
+        _tell(incident, "opened", message.opened(incident, desk.limits), desk)
+        return "watching"
     if incident.requested or incident.state is not State.SWAPPING:
         return "known"
     return _begin_swap(incident, desk, now)
@@ -248,7 +291,7 @@ def _refusal(violation: Violation, last: Incident | None, desk: Desk, now: datet
     past = desk.incidents.past(violation.endpoint, min(yesterday, violation.window_start))
     for incident in past:
         if incident.covers(violation):
-            desk.incidents.attach(incident, violation)
+            _join(incident, violation, desk)
             return "joined"
     if last is None or violation.check == OPERATOR_CHECK:  # an operator knows
         return ""
@@ -263,16 +306,21 @@ def _refusal(violation: Violation, last: Incident | None, desk: Desk, now: datet
     return ""
 
 
-def _new_incident(violation: Violation, configs: Configs, now: datetime) -> Incident:
+def _join(incident: Incident, violation: Violation, desk: Desk) -> None:
+    desk.incidents.attach(incident, replace(violation, reason=printable(violation.reason, _JOINED_REASON)))
+
+
+def _new_incident(violation: Violation, desk: Desk, now: datetime) -> Incident:
     return Incident(
         endpoint=violation.endpoint,
         id=f"{now:%Y%m%dt%H%M%S}-{violation.check.replace('_', '-')}",
         opened=now,
-        state=State.SWAPPING,
+        state=State.SWAPPING if desk.limits.react else State.WATCHING,
         since=now,
-        plain_config=configs.plain,
-        hooked_config=configs.hooked,
+        plain_config=desk.configs.plain,
+        hooked_config=desk.configs.hooked,
         cause=violation,
+        notify_only=not desk.limits.react,
         timeline=(_line(now, f"opened: {violation.reason}"),),
     )
 
@@ -290,6 +338,9 @@ def _begin_swap(incident: Incident, desk: Desk, now: datetime, *, opened: bool =
         return "failed"
     except RetryableError as error:
         return _wait(incident, str(error), desk, now, opened)
+    if live.status == DELETED:
+        _fail(incident, message.broken_endpoint(incident, live), desk, now)
+        return "failed"
     if live.config not in (incident.plain_config, incident.hooked_config):
         _fail(incident, message.foreign_config(incident, live, desk.configs), desk, now)
         return "failed"
@@ -333,37 +384,86 @@ def confirm(
         ``no endpoint``.
     """
     incident = desk.incidents.current(endpoint)
-    between = incident is None or incident.state is State.NORMAL
-    try:
-        live = desk.endpoint.describe(endpoint)
-    except BadInputError as error:
-        if incident is None or between:
-            return "no endpoint"
-        live = Live("Deleted", "", str(error))
-    if incident is None or between:
-        return _between_incidents(endpoint, incident, live, desk, now)
+    if incident is None or incident.state is State.NORMAL:
+        return _between_incidents(endpoint, incident, desk, now)
+    if incident.state is State.WATCHING:
+        incident = _while_watching(incident, desk, now, report)
+    else:
+        try:
+            live = desk.endpoint.describe(endpoint)
+        except (BadInputError, RetryableError) as error:
+            incident = _cannot_look(incident, error, desk, now)
+        else:
+            incident = _go_on(incident, live, desk, now, replay, report)
+    return str(_tell_late(incident, desk, now).state)
+
+
+def _go_on(
+    incident: Incident,
+    live: Live,
+    desk: Desk,
+    now: datetime,
+    replay: Callable[[Incident], Replays],
+    report: Callable[[Incident], Report],
+) -> Incident:
     if incident.state is State.SWAPPING:
         incident = _after_swapping(incident, live, desk, now)
-        if incident.state is State.HOOKED:
-            incident = _while_hooked(incident, live, desk, now, replay, report)
-    elif incident.state is State.HOOKED:
-        incident = _while_hooked(incident, live, desk, now, replay, report)
-    elif incident.state is State.RESTORING:
-        incident = _after_restoring(incident, live, desk, now, report)
-    elif incident.state is State.FAILED:
-        incident = _after_failing(incident, live, desk, now, report)
-    return str(incident.state)
+        return (
+            _while_hooked(incident, live, desk, now, replay, report)
+            if incident.state is State.HOOKED
+            else incident
+        )
+    if incident.state is State.HOOKED:
+        return _while_hooked(incident, live, desk, now, replay, report)
+    if incident.state is State.RESTORING:
+        return _after_restoring(incident, live, desk, now, report)
+    return _after_failing(incident, live, desk, now, report)
 
 
-def _between_incidents(endpoint: str, last: Incident | None, live: Live, desk: Desk, now: datetime) -> str:
-    if last is not None and last.report and now >= last.since + _TELLING:
+def _cannot_look(incident: Incident, error: GlassboxError, desk: Desk, now: datetime) -> Incident:
+    """DescribeEndpoint is refused: nothing is done without a look, and ops are told when it lasts."""
+    if incident.state is State.FAILED:  # ops know; every sweep looks again
+        return incident
+    ended = [time for time in (incident.deadline, incident.hold) if time and incident.state is State.HOOKED]
+    if isinstance(error, RetryableError) and not _late(max([incident.since, *ended]), desk.limits, now):
+        raise error
+    return _fail(incident, message.not_seen(incident, str(error)), desk, now)
+
+
+def _tell_late(incident: Incident, desk: Desk, now: datetime) -> Incident:
+    """Send what its sender could not: after the work, so that a topic that refuses holds nothing up."""
+    if now < incident.since + _TELLING:
+        return incident
+    if incident.state is State.FAILED:
+        return _tell(incident, "failed", message.failed(incident), desk)
+    if incident.state is State.NORMAL or (incident.state is State.SWAPPING and not incident.requested):
+        return incident
+    return _tell(incident, "opened", message.opened(incident, desk.limits), desk)
+
+
+def _between_incidents(endpoint: str, last: Incident | None, desk: Desk, now: datetime) -> str:
+    if last is not None and (last.report or last.unreported) and now >= last.since + _TELLING:
         _tell(last, "closed", message.closed(last), desk)
+    if not desk.limits.react:
+        return str(State.NORMAL)
+    live = desk.endpoint.describe(endpoint)
+    if live.status == DELETED:
+        return "no endpoint"
     if live.status == IN_SERVICE and live.config not in (desk.configs.plain, desk.configs.hooked):
         if not desk.incidents.has_seen(endpoint, live.config):
             desk.notices.publish(message.stale_twin(endpoint, live, desk.configs))
             desk.incidents.see(endpoint, live.config)
         return "stale twin"
     return str(State.NORMAL)
+
+
+def _while_watching(
+    incident: Incident, desk: Desk, now: datetime, report: Callable[[Incident], Report]
+) -> Incident:
+    ended = max(incident.cause.window_end, incident.hold or incident.cause.window_end)
+    if incident.aborted:
+        return _close(incident, desk, now, report, "an operator aborted it")
+    return incident if now < ended else _close(incident, desk, now, report, "the window is over", due=ended)
 
 
 def _after_swapping(incident: Incident, live: Live, desk: Desk, now: datetime) -> Incident:
@@ -399,28 +499,62 @@ def _while_hooked(
         return _lose(incident, live, desk, now)
     if incident.aborted:
         return _restore(incident, desk, now, "an operator aborted it")
-    if incident.replays is None:
-        sent = replay(incident)
-        note = f"replayed {len(sent.names)} requests" + (f": {sent.note}" if sent.note else "")
-        timeline = (*incident.timeline, _line(now, note))
-        incident = _save(incident, desk, replays=sent.names, flagged=sent.flagged, timeline=timeline)
+    if incident.replays is None or (incident.unsent and incident.sent and now >= incident.sent + _RESEND):
+        return _send(incident, desk, now, replay)
     return incident
+
+
+def _send(incident: Incident, desk: Desk, now: datetime, replay: Callable[[Incident], Replays]) -> Incident:
+    """Send the flagged inputs again, or those that the endpoint did not answer last time."""
+    try:
+        sent = replay(incident)
+    except BadInputError as error:
+        sent = Replays(frozenset(), note=str(error))
+    names, unsent, sends = sent.names, sent.unsent, incident.sends + 1
+    note = f"replayed {len(names - unsent)} requests"
+    if unsent and sends >= SENDS:
+        note += f", gave up {len(unsent)} that the endpoint did not answer in {sends} tries"
+        names, unsent = names - unsent, frozenset()
+    elif unsent:
+        note += f", {len(unsent)} not answered yet"
+    answered = (incident.replays or frozenset()) - incident.unsent
+    return _save(
+        incident,
+        desk,
+        replays=answered | names,
+        flagged=(incident.flagged & answered) | (sent.flagged & names),
+        unsent=unsent,
+        sends=sends,
+        sent=now,
+        timeline=_noted(incident, now, note + (f": {sent.note}" if sent.note else "")),
+    )
 
 
 def _after_failing(
     incident: Incident, live: Live, desk: Desk, now: datetime, report: Callable[[Incident], Report]
 ) -> Incident:
-    if now >= incident.since + _TELLING:
-        incident = _tell(incident, "failed", message.failed(incident), desk)
-    if live.status != IN_SERVICE or "failed" not in incident.told:
+    if live.status != IN_SERVICE:
         return incident
-    if live.config != incident.hooked_config:  # the next violation opens an incident of its own
-        if live.config == incident.plain_config and incident.pictures:
-            return _close(incident, desk, now, report)
-        return _move(incident, State.NORMAL, desk, now, f"{live.config} is in service")
-    if incident.deadline is None:
-        return _restore(incident, desk, now, "the swap came through after all", deadline=now)
-    return incident
+    if (
+        live.config == incident.hooked_config
+    ):  # restoring waits for no notification: the end is told in any case
+        if incident.deadline is None:
+            return _restore(incident, desk, now, "the swap came through after all", deadline=now)
+        if now >= next_retry(incident):
+            return _restore(incident, desk, now, "tried again", retries=incident.retries + 1)
+        return incident
+    if "failed" not in incident.told:
+        return incident
+    if live.config == incident.plain_config and incident.pictures:
+        return _close(incident, desk, now, report)
+    # the next violation opens an incident of its own
+    return _move(incident, State.NORMAL, desk, now, f"{live.config} is in service")
+
+
+def next_retry(failed: Incident) -> datetime:
+    """When it is tried again to restore the endpoint of an incident that has failed."""
+    wait: timedelta = _FIRST_RETRY * (1 << min(failed.retries, 10))
+    return failed.since + min(_LONGEST_RETRY, wait)
 
 
 @_looking_again
@@ -442,11 +576,14 @@ def restore(endpoint: str, desk: Desk, now: datetime) -> str:
         return "waiting"
     try:
         live = desk.endpoint.describe(endpoint)
-    except BadInputError:
-        return "nothing to restore"  # it was deleted, which confirm tells
+    except (BadInputError, RetryableError) as error:
+        _cannot_look(incident, error, desk, now)
+        return "failed"
     if _serves(live, incident.hooked_config):
         _restore(incident, desk, now, reason)
         return "restoring"
+    if live.status == DELETED:
+        return "nothing to restore"  # which confirm tells
     if live.status in _UNDER_WAY and not (incident.deadline and _late(incident.deadline, desk.limits, now)):
         return "waiting"  # somebody updates it: confirm goes on from what comes out of that
     if asked or _serves(live, incident.plain_config):
@@ -483,18 +620,26 @@ def read_command(event: Mapping[str, Any]) -> Command:
 
 @_looking_again
 def obey(command: Command, desk: Desk, now: datetime) -> str:
-    """Note what an operator wants; it is done by :func:`restore`, and by :func:`confirm` when it is hooked."""
+    """Note what an operator wants; :func:`restore` and :func:`confirm` do it.
+
+    ``abort`` restores the endpoint and ends the incident, if need be without a report; ``extend`` keeps the hooked
+    model, or watches on, until then.
+
+    Returns:
+        The action, or ``no incident to change``.
+    """
     incident = desk.incidents.current(command.endpoint)
-    obeyed_in = {State.SWAPPING, State.HOOKED} | ({State.FAILED} if command.action == "abort" else set())
-    if incident is None or incident.state not in obeyed_in:
+    if incident is None or incident.state is State.NORMAL:
         return "no incident to change"
     if command.action == "abort":
-        timeline = (*incident.timeline, _line(now, "an operator: abort"))
-        _save(incident, desk, aborted=True, timeline=timeline)
-    else:
+        _save(incident, desk, aborted=True, timeline=_noted(incident, now, "an operator: abort"))
+    elif incident.state in (State.SWAPPING, State.HOOKED, State.WATCHING):
         hold = max(command.until, incident.hold or command.until)
-        note = _line(now, f"an operator: keep the hooked model until {hold:%H:%M:%S} UTC")
-        _save(incident, desk, hold=hold, timeline=(*incident.timeline, note))
+        kept = "watch" if incident.notify_only else "keep the hooked model"
+        note = f"an operator: {kept} until {hold:%Y-%m-%d %H:%M:%S} UTC"
+        _save(incident, desk, hold=hold, timeline=_noted(incident, now, note))
+    else:
+        return "no incident to change"
     return command.action
 
 
@@ -507,8 +652,11 @@ def _enough(incident: Incident, limits: Limits, now: datetime) -> str:
     if incident.deadline is not None and now >= incident.deadline:
         return f"the time is up with {len(incident.pictures)} pictures"
     if incident.replays:
-        done = incident.replays <= incident.pictures
-        return f"all {len(incident.replays)} replayed requests are explained" if done else ""
+        if not incident.replays <= incident.pictures | incident.refused:
+            return ""
+        refused = len(incident.replays - incident.pictures)
+        also = f", except {refused} that cannot be drawn" if refused else ""
+        return f"all {len(incident.replays)} replayed requests are explained{also}"
     return f"{limits.pictures} pictures are made" if len(incident.pictures) >= limits.pictures else ""
 
 
@@ -525,12 +673,17 @@ def _begin_restore(incident: Incident, desk: Desk, now: datetime) -> Incident:
     try:
         desk.endpoint.update(incident.endpoint, incident.plain_config, guarded=False)
     except BadInputError as error:
-        return _fail(incident, message.not_restored(incident, str(error)), desk, now)
+        return _fail_to_restore(incident, str(error), desk, now)
     except RetryableError as error:
-        if overdue(incident, desk.limits, now):
-            return _fail(incident, message.not_restored(incident, str(error)), desk, now)
+        if incident.retries or overdue(incident, desk.limits, now):
+            return _fail_to_restore(incident, str(error), desk, now)
         return incident
     return _requested(incident, incident.plain_config, desk, now)
+
+
+def _fail_to_restore(incident: Incident, reason: str, desk: Desk, now: datetime) -> Incident:
+    retry = next_retry(replace(incident, since=now))
+    return _fail(incident, message.not_restored(incident, reason, retry), desk, now)
 
 
 def _after_restoring(
@@ -541,16 +694,40 @@ def _after_restoring(
     if _serves(live, incident.hooked_config):
         if not incident.requested:
             return _begin_restore(incident, desk, now)
-        return _fail(incident, message.not_restored(incident, live.failure or "rolled back"), desk, now)
+        return _fail_to_restore(incident, live.failure or "SageMaker rolled it back", desk, now)
     if live.status not in _UNDER_WAY or overdue(incident, desk.limits, now):
         return _lose(incident, live, desk, now)
     return incident
 
 
-def _close(incident: Incident, desk: Desk, now: datetime, report: Callable[[Incident], Report]) -> Incident:
-    made = report(incident)
-    changes = {"report": made.uri, "findings": made.findings}
-    incident = _move(incident, State.NORMAL, desk, now, "the plain config is in service", **changes)
+def _close(
+    incident: Incident,
+    desk: Desk,
+    now: datetime,
+    report: Callable[[Incident], Report],
+    note: str = "the plain config is in service",
+    *,
+    due: datetime | None = None,
+) -> Incident:
+    """End the incident with its report; when that cannot be written for too long, without one.
+
+    Args:
+        due: since when it could have been closed; None is since it is in its state.
+    """
+    due = due or incident.since
+    changes: dict[str, Any] = {}
+    try:
+        if _late(due, desk.limits, now, 2):  # an invocation that was killed has raised nothing
+            raise BadInputError("writing it did not end; the log of confirm_endpoint says more")
+        made = report(incident)
+        changes = {"report": made.uri, "findings": made.findings[:FINDINGS_KEPT]}
+    except BadInputError as error:
+        changes = {"unreported": printable(error, _UNREPORTED_CHARACTERS)}
+    except RetryableError as error:
+        if not incident.aborted and not _late(due, desk.limits, now):
+            raise
+        changes = {"unreported": printable(error, _UNREPORTED_CHARACTERS)}
+    incident = _move(incident, State.NORMAL, desk, now, note, **changes)
     return _tell(incident, "closed", message.closed(incident), desk)
 
 
@@ -562,9 +739,9 @@ def _lose(incident: Incident, live: Live, desk: Desk, now: datetime) -> Incident
 
 
 def _fail(incident: Incident, notice: message.Notice, desk: Desk, now: datetime) -> Incident:
-    said = notice.text.partition("\n")[0]
+    said, failure = notice.text.partition("\n")[0], notice.text[:_FAILURE_CHARACTERS]
     incident = _move(
-        incident, State.FAILED, desk, now, said, failure=notice.text, headline=notice.subject, aborted=False
+        incident, State.FAILED, desk, now, said, failure=failure, headline=notice.subject, aborted=False
     )
     return _tell(incident, "failed", notice, desk)
 
@@ -574,8 +751,8 @@ def overdue(incident: Incident, limits: Limits, now: datetime) -> bool:
     return _late(incident.since, limits, now)
 
 
-def _late(since: datetime, limits: Limits, now: datetime) -> bool:
-    return now > since + timedelta(minutes=limits.update_minutes)
+def _late(since: datetime, limits: Limits, now: datetime, times: int = 1) -> bool:
+    return now > since + times * timedelta(minutes=limits.update_minutes)
 
 
 def _serves(live: Live, config: str) -> bool:
@@ -586,12 +763,12 @@ def _serves(live: Live, config: str) -> bool:
 def _move(incident: Incident, state: State, desk: Desk, now: datetime, note: str, **changes: Any) -> Incident:
     if state not in TRANSITIONS[incident.state]:
         raise ValueError(f"{incident.state} does not lead to {state}")
-    timeline = (*incident.timeline, _line(now, f"{state}: {note}"))
+    timeline = _noted(incident, now, f"{state}: {note}")
     return _save(incident, desk, state=state, since=now, timeline=timeline, **changes)
 
 
 def _requested(incident: Incident, config: str, desk: Desk, now: datetime) -> Incident:
-    timeline = (*incident.timeline, _line(now, f"UpdateEndpoint to {config}"))
+    timeline = _noted(incident, now, f"UpdateEndpoint to {config}")
     return _save(incident, desk, requested=True, since=now, timeline=timeline)
 
 
@@ -608,5 +785,13 @@ def _tell(incident: Incident, what: str, notice: message.Notice, desk: Desk) -> 
     return _save(incident, desk, told=incident.told | {what})
 
 
+def _noted(incident: Incident, now: datetime, text: str) -> tuple[str, ...]:
+    """The time line and one line more; of many, the first and the last."""
+    lines = (*incident.timeline, _line(now, text))
+    if len(lines) <= _LINES_KEPT:
+        return lines
+    return (*lines[:_FIRST_LINES], "(some lines are left out)", *lines[_FIRST_LINES + 1 - _LINES_KEPT :])
+
+
 def _line(now: datetime, text: str) -> str:
-    return f"{now:%Y-%m-%dT%H:%M:%S}Z {text}"
+    return f"{now:%Y-%m-%dT%H:%M:%S}Z {printable(text, _LINE_CHARACTERS)}"

@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from glassbox.errors import printable
+
 if TYPE_CHECKING:
     from glassbox.incident import Configs, Incident, Limits, Live
     from glassbox.violation import Violation
+
+
+_SUBJECT_CHARACTERS = 100  # of SNS, in ASCII
+_LINE_CHARACTERS = 2500
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,9 @@ class Notice:
 
 
 def opened(incident: Incident, limits: Limits) -> Notice:
-    """The incident begins and the endpoint is being swapped."""
+    """The incident begins; the endpoint is being swapped, or left alone in notify-only mode."""
+    if incident.notify_only:
+        return _watching(incident)
     return _notice(incident, "swapping", "violation, swapping to the hooked model", *_begun(incident, limits))
 
 
@@ -47,6 +55,24 @@ def pending(incident: Incident, reason: str, limits: Limits) -> Notice:
     )
 
 
+def _watching(incident: Incident) -> Notice:
+    return _notice(
+        incident,
+        "watching",
+        "violation (notify-only)",
+        incident.cause.reason,
+        "",
+        *_facts(incident),
+        "",
+        "Glassbox is in notify-only mode (parameter React=false) and leaves the endpoint alone.",
+        f"The report comes when the window is over, at {incident.cause.window_end:%H:%M} UTC.",
+        "Further violations join this incident until then.",
+        "",
+        "To end it now:",
+        *_command(incident.endpoint, "abort"),
+    )
+
+
 def _begun(incident: Incident, limits: Limits) -> Sequence[str]:
     return (
         incident.cause.reason,
@@ -58,28 +84,39 @@ def _begun(incident: Incident, limits: Limits) -> Sequence[str]:
         f"{limits.explain_minutes:g} minutes at the latest, and you get the report.",
         "",
         "To stop it now:",
-        _command(incident.endpoint, "abort"),
+        *_command(incident.endpoint, "abort"),
     )
 
 
 def closed(incident: Incident) -> Notice:
-    """The endpoint is back as it was; the report and the key facts of the pictures."""
+    """The incident is over: the key facts of its pictures, and where the report is or why there is none."""
+    headline = "incident over" if incident.notify_only else "restored"
     return _notice(
         incident,
-        "restored",
-        "restored, report is ready",
+        "closed" if incident.notify_only else "restored",
+        f"{headline}, {'NO report' if incident.unreported else 'report is ready'}",
         incident.cause.reason,
         "",
-        f"{len(incident.pictures)} pictures were made; the endpoint serves {incident.plain_config} again.",
+        "The endpoint was left alone (notify-only)."
+        if incident.notify_only
+        else f"{len(incident.pictures)} pictures were made; the endpoint serves {incident.plain_config} again.",
         *incident.findings,
         "",
-        "A link to the report, for an hour:",
-        f"aws s3 presign {incident.report}",
+        *_where(incident),
         "",
         *_facts(incident),
         "",
         "Time line (UTC)",
         *incident.timeline,
+    )
+
+
+def _where(incident: Incident) -> Sequence[str]:
+    if not incident.unreported:
+        return ("A link to the report, for an hour:", f"aws s3 presign {incident.report}")
+    return (
+        f"The report could not be written: {incident.unreported}",
+        f"What was drawn is in the stack's bucket, under saliency/{incident.endpoint}/{incident.id}/",
     )
 
 
@@ -95,7 +132,7 @@ def cooling_down(incident: Incident, violation: Violation, until: datetime) -> N
         "the endpoint was left alone. Further ones of this check are not told until then.",
         "",
         "To explain the last hour all the same:",
-        _command(violation.endpoint, "open"),
+        *_command(violation.endpoint, "open"),
     )
 
 
@@ -116,18 +153,16 @@ def cap_reached(incident: Incident, violation: Violation, limits: Limits) -> Not
 def stale_twin(endpoint: str, live: Live, configs: Configs) -> Notice:
     """Somebody deployed a config that Glassbox does not know, outside any incident."""
     return Notice(
-        subject=_subject(endpoint, "a new config is live, its hooked twin is missing"),
-        text="\n".join(
-            (
-                f"{endpoint} runs the config {live.config}.",
-                f"Glassbox knows {configs.plain} and its twin {configs.hooked}.",
-                "Violations are still counted and told, but the endpoint will not be swapped.",
-                "",
-                "Make its hooked twin, in a checkout of Glassbox:",
-                _twin(configs),
-            )
+        _subject(endpoint, "a new config is live, its hooked twin is missing"),
+        _text(
+            f"{endpoint} runs the config {live.config}.",
+            f"Glassbox knows {configs.plain} and its twin {configs.hooked}.",
+            "Violations are still counted and told, but the endpoint will not be swapped.",
+            "",
+            "Make its hooked twin, in a checkout of Glassbox:",
+            _twin(configs),
         ),
-        attributes={"event": "stale-twin", "endpoint": endpoint},
+        {"event": "stale-twin", "endpoint": endpoint},
     )
 
 
@@ -199,6 +234,25 @@ def broken_endpoint(incident: Incident, live: Live) -> Notice:
     )
 
 
+def not_seen(incident: Incident, error: str) -> Notice:
+    """DescribeEndpoint is refused, so nothing is known of the endpoint and nothing is done."""
+    return _notice(
+        incident,
+        "failed",
+        "the endpoint cannot be looked at",
+        f"DescribeEndpoint is refused: {error}",
+        f"The endpoint may serve {incident.hooked_config} still. Every sweep looks again, and restores it then.",
+        *_permission(error),
+        "",
+        incident.cause.reason,
+        *_facts(incident),
+        "",
+        "To look at it, and to put the plain config back:",
+        f"aws sagemaker describe-endpoint --endpoint-name {incident.endpoint}",
+        _update(incident.endpoint, incident.plain_config),
+    )
+
+
 def _repair(incident: Incident, live: Live) -> Sequence[str]:
     name, plain = incident.endpoint, incident.plain_config
     create = f"aws sagemaker create-endpoint --endpoint-name {name} --endpoint-config-name {plain}"
@@ -235,23 +289,30 @@ def refused(incident: Incident, error: str) -> Notice:
         "failed",
         "violation, NOT swapped: SageMaker refused",
         f"SageMaker refused the swap: {error}",
+        *_permission(error),
         incident.cause.reason,
         "",
         *_facts(incident),
         "",
         "To explain the last hour once the cause is gone:",
-        _command(incident.endpoint, "open"),
+        *_command(incident.endpoint, "open"),
     )
 
 
-def not_restored(incident: Incident, error: str) -> Notice:
-    """The endpoint still serves the hooked model; nothing is broken, but it is not as it was."""
+def not_restored(incident: Incident, error: str, retry: datetime) -> Notice:
+    """The endpoint still serves the hooked model; nothing is broken, but it is not as it was.
+
+    Args:
+        retry: when it is tried again.
+    """
     return _notice(
         incident,
         "failed",
         "NOT restored, still on the hooked model",
         f"The endpoint could not be put back on {incident.plain_config}: {error}",
         "It keeps serving with the hooked model, a little slower.",
+        f"Tries so far: {incident.retries + 1}. It is tried again at {retry:%H:%M} UTC.",
+        *_permission(error),
         "",
         *_facts(incident),
         "",
@@ -260,8 +321,28 @@ def not_restored(incident: Incident, error: str) -> Notice:
     )
 
 
+def _permission(error: str) -> Sequence[str]:
+    """What to do about an error that names a right or a key."""
+    said = error.lower()
+    if "kms" in said:
+        return (
+            "A KMS key is in the way. Set the stack's parameter EndpointKeyArn to the KmsKeyId of the endpoint config,",
+            "and let the stack's roles into the key's policy (make plan shows the line).",
+        )
+    if "denied" in said or "not authorized" in said:
+        return (
+            "An IAM policy, a permissions boundary or a service control policy is in the way: see the error.",
+        )
+    return ()
+
+
 def _notice(incident: Incident, event: str, headline: str, *lines: str) -> Notice:
-    return Notice(_subject(incident.endpoint, headline), "\n".join(lines), _attributes(incident, event))
+    return Notice(_subject(incident.endpoint, headline), _text(*lines), _attributes(incident, event))
+
+
+def _text(*lines: str) -> str:
+    # a reason or an error from outside must not add lines of its own
+    return "\n".join(printable(line, _LINE_CHARACTERS) for line in lines)
 
 
 def _attributes(incident: Incident, event: str) -> Mapping[str, str]:
@@ -269,7 +350,7 @@ def _attributes(incident: Incident, event: str) -> Mapping[str, str]:
 
 
 def _subject(endpoint: str, headline: str) -> str:
-    return f"Glassbox {endpoint}: {headline}".encode("ascii", "replace").decode()[:100]
+    return f"Glassbox {endpoint}: {headline}".encode("ascii", "replace").decode()[:_SUBJECT_CHARACTERS]
 
 
 def _facts(incident: Incident) -> Sequence[str]:
@@ -289,14 +370,12 @@ def _update(endpoint: str, config: str) -> str:
     )
 
 
-def _command(endpoint: str, action: str) -> str:
+def _command(endpoint: str, action: str) -> Sequence[str]:
     detail = json.dumps(json.dumps({"endpoint": endpoint, "action": action}))
-    return "\n".join(
-        (
-            "aws events put-events --entries",
-            f"  'Source=glassbox.operator,DetailType=Glassbox Command,Detail={detail}'",
-        )
-    ).replace("\n", " \\\n")
+    return (
+        "aws events put-events --entries \\",
+        f"  'Source=glassbox.operator,DetailType=Glassbox Command,Detail={detail}'",
+    )
 
 
 def _twin(configs: Configs) -> str:

@@ -35,7 +35,7 @@ def read(body: bytes, *, rows: int) -> Any:
     Raises:
         ValueError: it is no such array, holds objects, or its size is not that of its shape.
     """
-    shape, fortran, code, size, start = _header(body)
+    shape, fortran, code, size, start = read_header(body)
     count = math.prod(shape)
     if count > _VALUES or len(body) - start != count * size:
         raise ValueError(
@@ -53,7 +53,7 @@ def read(body: bytes, *, rows: int) -> Any:
     return [list(values[i::n]) if fortran else list(values[i * k : (i + 1) * k]) for i in range(n)]
 
 
-def _header(body: bytes) -> tuple[tuple[int, ...], bool, str, int, int]:
+def read_header(body: bytes) -> tuple[tuple[int, ...], bool, str, int, int]:
     """Shape, Fortran order, struct's byte order and letter, bytes of a value, and where the values start."""
     if not body.startswith(MAGIC) or len(body) < 12 or body[6] not in (1, 2, 3):
         raise ValueError("expected the .npy format, version 1 to 3")

@@ -1,15 +1,17 @@
 """The flagged inputs, found in the window's capture files and sent to the hooked model again."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from glassbox.capture import input_body, lines, moment, read_key, read_line
-from glassbox.errors import BadInputError
-from glassbox.incident import Incident, Replays
+from glassbox.errors import BadInputError, RetryableError, printable
+from glassbox.incident import SENDS, Incident, Replays
 from glassbox.replay_marker import (
     ATTRIBUTES_CHARACTERS,
     TRACE,
@@ -26,6 +28,9 @@ from glassbox.violation import Violation
 
 # of a window's capture files, spread over it, so that a busy hour is explained as quickly as a quiet one
 BYTES_READ = 128 << 20
+# each may take as long as the client waits for an answer: an endpoint that is away is left alone until the next sweep
+_UNANSWERED_IN_A_ROW = 2
+_REASON_CHARACTERS = 200
 
 
 class Captured(NamedTuple):
@@ -92,7 +97,7 @@ def replay(
     """Send up to ``flagged`` inputs behind the violation again, spread over the window, and ``compared`` others.
 
     Sending one twice is harmless: the picture of a request is named by its event id. Each carries a signed marker; the
-    caller's own attributes go with it where they fit.
+    caller's own attributes go with it where they fit. Of an incident that has ``unsent`` replays, those are sent.
 
     Args:
         low_confidence, classes: as the judge has them.
@@ -100,40 +105,139 @@ def replay(
             all the others.
 
     Returns:
-        The event ids that were sent. The note says what is missing and why: no capture files, no captured inputs,
-        requests that the hooked model refused, or attributes that did not fit.
+        The event ids that were sent, and those that the endpoint did not answer. The note says what is missing and
+        why: no capture files, no captured inputs, capture lines that cannot be read, requests that the hooked model
+        refused, or attributes that did not fit.
 
     Raises:
-        RetryableError: the endpoint, S3 or KMS does not answer.
+        RetryableError: S3 or KMS does not answer.
     """
+    skipped: list[str] = []
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    records = sorted(
-        _records(keys, incident.cause, bucket, form, captures, key), key=lambda record: record[:3]
+    records = list(_records(keys, incident.cause, bucket, form, captures, key, skipped))
+    if incident.unsent:
+        chosen = [record for record in records if record.event_id in incident.unsent]
+        behind = incident.flagged
+    else:
+        chosen, others = _choose(records, incident.cause, flagged, compared, low_confidence, classes)
+        behind = frozenset(record.event_id for record in chosen)
+        chosen += others
+    # another one first at every try: two that kill the container must not hide the others
+    first = incident.sends * len(chosen) // SENDS
+    requests = itertools.chain.from_iterable(
+        _requests(part, incident.id, bucket, captures, key, skipped)
+        for part in (chosen[first:], chosen[:first])
     )
-    if not records:
-        note = "no capture file of the window is left, so live traffic is explained instead"
-        return Replays(frozenset(), note=note)
-    behind = _behind(records, incident.cause, low_confidence, classes)
-    chosen = _spread([record for record in records if record in behind], flagged)
-    others = _spread([record for record in records if record not in behind], compared)
-    requests = list(_requests([*chosen, *others], incident.id, bucket, captures, key))
-    if not requests:
-        note = "the capture holds no inputs, so live traffic is explained instead"
-        return Replays(frozenset(), note=note)
-    sent, refused = set(), []
+    sent = _send(requests, incident.endpoint, runtime)
+    unsent = (
+        {record.event_id for record in chosen} - sent.answered - sent.refused.keys()
+        if sent.away
+        else sent.unsent
+    )
+    names = frozenset(sent.answered | unsent)
+    notes = list(_notes(sent))
+    if not names and not sent.refused:
+        gone = "no capture file of the window is left" if not records else "the capture holds no inputs"
+        notes.append(f"{gone}, so live traffic is explained instead")
+    if skipped:
+        notes.append(f"{len(skipped)} capture lines could not be read, the first: {skipped[0]}")
+    return Replays(names, names & behind, "; ".join(notes), frozenset(unsent))
+
+
+@dataclass
+class _Sent:
+    """What became of requests, by event id. ``away``: the endpoint does not answer, the rest was not tried."""
+
+    answered: set[str] = field(default_factory=set)
+    unsent: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    cut: int = 0
+    away: bool = False
+    error: str = ""
+
+
+def _send(requests: Iterable[Request], endpoint: str, runtime: Runtime) -> _Sent:
+    sent, in_a_row = _Sent(), 0
     for request in requests:
         try:
-            runtime.invoke(incident.endpoint, request)
-            sent.add(request.event_id)
+            runtime.invoke(endpoint, request)
         except BadInputError as error:
-            refused.append(str(error))
-    notes = [f"{len(refused)} were refused, the first: {refused[0]}"] if refused else []
-    if cut := sum(not request.complete for request in requests):
-        notes.append(
-            f"{cut} were sent without the caller's custom attributes, which did not fit beside the marker"
-        )
-    return Replays(
-        frozenset(sent), frozenset(sent & {record.event_id for record in chosen}), "; ".join(notes)
+            sent.refused[request.event_id] = str(error)
+        except RetryableError as error:
+            sent.unsent.add(request.event_id)
+            sent.error, in_a_row = str(error), in_a_row + 1
+            if in_a_row == _UNANSWERED_IN_A_ROW:
+                sent.away = True
+                break
+            continue
+        else:
+            sent.answered.add(request.event_id)
+            sent.cut += not request.complete
+        in_a_row = 0
+    return sent
+
+
+def _notes(sent: _Sent) -> Iterator[str]:
+    if sent.refused:
+        yield f"{len(sent.refused)} were refused, the first: {next(iter(sent.refused.values()))}"
+    if sent.unsent:
+        yield f"the endpoint does not answer: {sent.error}"
+    if sent.cut:
+        yield f"{sent.cut} were sent without the caller's custom attributes, which did not fit beside the marker"
+
+
+class Input(NamedTuple):
+    """A flagged input, as it was captured: its event id, what was predicted, and the request's body."""
+
+    event_id: str
+    label: Label | None
+    confidence: float | None
+    body: bytes
+    content_type: str
+
+
+def flagged_inputs(
+    incident: Incident,
+    *,
+    bucket: str,
+    prefix: str,
+    flagged: int,
+    shadows: frozenset[str] = frozenset(),
+    form: ResponseForm,
+    low_confidence: float | None = None,
+    classes: int | None = None,
+    captures: Captures,
+    key: SigningKey,
+) -> list[Input]:
+    """Return up to ``flagged`` inputs behind the violation, spread over the window; see :func:`replay`.
+
+    Raises:
+        RetryableError: S3 or KMS does not answer.
+    """
+    skipped: list[str] = []
+    keys = _files(incident.cause, bucket, prefix, shadows, captures)
+    records = list(_records(keys, incident.cause, bucket, form, captures, key, skipped))
+    chosen, _ = _choose(records, incident.cause, flagged, 0, low_confidence, classes)
+    found = ((record, _body(whole)) for record, whole in _read_again(chosen, bucket, captures, skipped))
+    return [Input(record.event_id, record.label, record.confidence, *body) for record, body in found if body]
+
+
+def _choose(
+    records: Sequence[Captured],
+    cause: Violation,
+    flagged: int,
+    compared: int,
+    low_confidence: float | None,
+    classes: int | None,
+) -> tuple[list[Captured], list[Captured]]:
+    """The records behind the violation and the others, each spread over the window."""
+    if not records:
+        return [], []
+    records = sorted(records, key=lambda record: record[:3])
+    behind = _behind(records, cause, low_confidence, classes)
+    return (
+        _spread([record for record in records if record in behind], flagged),
+        _spread([record for record in records if record not in behind], compared),
     )
 
 
@@ -222,35 +326,63 @@ def _records(
     form: ResponseForm,
     captures: Captures,
     replay_key: SigningKey,
+    skipped: list[str],
 ) -> Iterator[Captured]:
+    """The window's records; a line that cannot be read is named in ``skipped``, and the others are not lost."""
     for key in keys:
         for number, line in enumerate(_lines(bucket, key, captures)):
             time, prediction = None, None
             try:
-                event_id = marker_event_id(_NAMED.decode(line).event_metadata.event_id)
+                captured_id = _NAMED.decode(line).event_metadata.event_id
+                if not captured_id:
+                    raise ValueError("eventMetadata.eventId is empty")
+                event_id = marker_event_id(captured_id)
                 record = read_line(line, form, replay_key.public)
                 if record.predictions:  # neither a replay nor an empty batch
                     time, prediction = record.time, record.predictions[0]
             except UnreadableError as error:
                 if violation.check == UNREADABLE_SHARE:
                     time = error.time
-            except msgspec.DecodeError:
-                continue  # counted as unreadable already
+            except (ValueError, RecursionError) as error:
+                skipped += [_skipped(key, number, error)] if line.strip() else []
+                continue
             if time and violation.window_start <= moment(time) < violation.window_end:
                 seen = (prediction.label, prediction.confidence) if prediction else (None, None)
                 yield Captured(moment(time), key, number, event_id, *seen)
 
 
 def _requests(
-    chosen: Sequence[Captured], incident: str, bucket: str, captures: Captures, signing_key: SigningKey
+    chosen: Sequence[Captured],
+    incident: str,
+    bucket: str,
+    captures: Captures,
+    signing_key: SigningKey,
+    skipped: list[str],
 ) -> Iterator[Request]:
-    for key in sorted({record.key for record in chosen}):
-        wanted = {record.line for record in chosen if record.key == key}
+    for record, whole in _read_again(chosen, bucket, captures, skipped):
+        request = _request(whole, read_key(record.key).variant, incident, signing_key)
+        if request:
+            yield request
+
+
+def _read_again(
+    chosen: Sequence[Captured], bucket: str, captures: Captures, skipped: list[str]
+) -> Iterator[tuple[Captured, _Whole]]:
+    """The chosen records with their inputs, file by file: of a batch, one input is held at a time."""
+    for key in dict.fromkeys(record.key for record in chosen):
+        wanted = {record.line: record for record in chosen if record.key == key}
         for number, line in enumerate(_lines(bucket, key, captures)):
             if number in wanted:
-                request = _request(_WHOLE.decode(line), read_key(key).variant, incident, signing_key)
-                if request:
-                    yield request
+                try:
+                    whole = _WHOLE.decode(line)
+                except (ValueError, RecursionError) as error:
+                    skipped.append(_skipped(key, number, error))
+                    continue
+                yield wanted[number], whole
+
+
+def _skipped(key: str, number: int, error: Exception) -> str:
+    return printable(f"{key}, line {number + 1}: {error}", _REASON_CHARACTERS)
 
 
 def _lines(bucket: str, key: str, captures: Captures) -> Iterator[bytes]:
@@ -261,13 +393,10 @@ def _lines(bucket: str, key: str, captures: Captures) -> Iterator[bytes]:
 
 
 def _request(captured: _Whole, variant: str, incident: str, key: SigningKey) -> Request | None:
-    side, metadata = captured.capture_data.endpoint_input, captured.event_metadata
-    if side is None or not side.data:
+    metadata, found = captured.event_metadata, _body(captured)
+    if found is None:
         return None
-    try:
-        body = input_body(side.data, side.encoding)
-    except ValueError:
-        return None
+    body, content_type = found
     event_id = marker_event_id(metadata.event_id)
     marker = write_marker(ReplayMarker(TRACE, incident, event_id), body, key.sign)
     attributes = ",".join([*own_attributes(metadata.custom_attributes), marker])
@@ -277,7 +406,19 @@ def _request(captured: _Whole, variant: str, incident: str, key: SigningKey) -> 
         event_id,
         variant,
         body,
-        side.observed_content_type or "application/octet-stream",
+        content_type,
         attributes if complete else marker,
         complete,
     )
+
+
+def _body(captured: _Whole) -> tuple[bytes, str] | None:
+    """The input's bytes and content type, where it was captured."""
+    side = captured.capture_data.endpoint_input
+    if side is None or not side.data:
+        return None
+    try:
+        body = input_body(side.data, side.encoding)
+    except ValueError:
+        return None
+    return body, side.observed_content_type or "application/octet-stream"

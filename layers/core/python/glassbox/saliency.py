@@ -8,7 +8,7 @@ from typing import Protocol
 
 from glassbox import fullgrad, picture, trace
 from glassbox.errors import BadInputError
-from glassbox.incident import Incidents
+from glassbox.incident import Incident, Incidents
 from glassbox.tensor_names import REPLAY_EVENT_ID, REPLAY_INCIDENT
 
 _RUN = r"[A-Za-z0-9._=-]{1,128}"
@@ -24,10 +24,14 @@ class Objects(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """Where a picture was written (the facts lie beside it as ``.json``) and whether it may be believed."""
+    """Where a picture was written (the facts lie beside it as ``.json``) and whether it may be believed.
+
+    ``refused`` is why there is none: it then lies in the place of the facts.
+    """
 
     key: str
     faithful: bool
+    refused: str = ""
 
 
 def render_step(
@@ -39,11 +43,15 @@ def render_step(
     the incident of the marker that the hook has verified; nothing else of the request decides about either. A picture
     of live traffic is named by run and step, and lies under the open incident or ``live``.
 
+    A replay ends in a picture or in a refusal: where its step holds what cannot be explained, the reason is written in
+    the place of the facts, ``{"refused": "…"}``, and the incident goes on.
+
     Args:
         pictures: an incident that has so many gets no further ones of live traffic; replays are always drawn.
 
     Raises:
-        BadInputError: the key is none of this endpoint's, or the step cannot be read (names key and reason).
+        BadInputError: the key is none of this endpoint's, or the step cannot be read or, of live traffic, not explained
+            (names key and reason).
         RetryableError: AWS does not answer.
     """
     match = re.fullmatch(rf"tensors/{re.escape(endpoint)}/({_RUN})/index/\d+/\d+_worker_0\.json", index_key)
@@ -56,7 +64,12 @@ def render_step(
     if incident and (incident.id != sender if sender else not incident.is_open):
         incident = None
     folder = f"saliency/{endpoint}/{sender or (incident.id if incident else 'live')}"
-    explanations = fullgrad.explain(step)
+    try:
+        explanations = fullgrad.explain(step)
+    except BadInputError as error:
+        if replayed is None:
+            raise
+        return [_refuse(f"{folder}/{replayed}", str(error), bucket, objects, incidents, incident, replayed)]
     if incident and not replayed:
         explanations = explanations[: max(0, pictures - len(incident.pictures))]
     drawn = []
@@ -72,6 +85,21 @@ def render_step(
         objects.put(bucket, f"{folder}/{name}.json", facts, "application/json")
         drawn.append(Picture(f"{folder}/{name}.png", explanation.faithful))
     return drawn
+
+
+def _refuse(
+    stem: str,
+    reason: str,
+    bucket: str,
+    objects: Objects,
+    incidents: Incidents,
+    incident: Incident | None,
+    name: str,
+) -> Picture:
+    if incident:
+        incidents.add_refusal(incident, name)
+    objects.put(bucket, f"{stem}.json", json.dumps({"refused": reason}).encode(), "application/json")
+    return Picture(f"{stem}.json", False, reason)
 
 
 def _replay(request: Mapping[str, str | None]) -> tuple[str | None, str | None]:

@@ -2,23 +2,24 @@
 
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
+from glassbox.aws.errors import AWS_ERRORS, code_of, is_denied, translate
 from glassbox.errors import BadInputError, GlassboxError, RetryableError, printable
-from glassbox.incident import Live
+from glassbox.incident import DELETED, Live
 from glassbox.replay import Request
 
 BAKE_SECONDS = 120
 _FAILURE_CHARACTERS = 1024
-
-_REFUSED = {"ModelError", "ValidationError", "ValidationException"}
+SERVER_ERROR = 500  # and above: the container failed, and may not the next time
 
 
 class SageMakerEndpoint:
     """DescribeEndpoint and UpdateEndpoint through a boto3 ``sagemaker`` client.
 
     Raises (both methods):
-        BadInputError: SageMaker could not find the endpoint or the endpoint config.
+        BadInputError: a right is missing (the call's own, or one for the KMS key of the endpoint config's volumes), or
+            the endpoint config does not exist.
         RetryableError: an update is in progress, a limit or throttling was hit, or AWS could not be reached.
     """
 
@@ -26,10 +27,13 @@ class SageMakerEndpoint:
         self._client, self._rollback_alarm = client, rollback_alarm
 
     def describe(self, name: str) -> Live:
+        """What the endpoint runs; an endpoint that does not exist has the status DELETED."""
         try:
             answer = self._client.describe_endpoint(EndpointName=name)
-        except (ClientError, BotoCoreError) as error:
-            raise _reading(error) from error
+        except AWS_ERRORS as error:
+            if _is_missing(error):
+                return Live(DELETED, "", str(error))
+            raise _sagemaker_error(error) from error
         failure = printable(answer.get("FailureReason", ""), _FAILURE_CHARACTERS)  # it enters e-mails
         return Live(answer["EndpointStatus"], answer["EndpointConfigName"], failure)
 
@@ -49,8 +53,8 @@ class SageMakerEndpoint:
             request["DeploymentConfig"] = _blue_green(self._rollback_alarm)
         try:
             self._client.update_endpoint(**request)
-        except (ClientError, BotoCoreError) as error:
-            raise _reading(error) from error
+        except AWS_ERRORS as error:
+            raise _sagemaker_error(error) from error
 
 
 def _blue_green(alarm: str) -> dict[str, Any]:
@@ -73,8 +77,8 @@ class Runtime:
         """Send a captured request again; its answer is not needed.
 
         Raises:
-            BadInputError: the model refuses it.
-            RetryableError: the endpoint does not answer.
+            BadInputError: the model refuses it (a status below 500), or the request cannot be sent.
+            RetryableError: the endpoint does not answer, or its container failed (500 and above).
         """
         try:
             self._client.invoke_endpoint(
@@ -86,14 +90,17 @@ class Runtime:
                 TargetVariant=request.variant,
             )
         except ClientError as error:
-            kind = BadInputError if error.response["Error"]["Code"] in _REFUSED else RetryableError
-            raise kind(str(error)) from error
-        except BotoCoreError as error:
-            raise RetryableError(str(error)) from error
+            if code_of(error) == "ModelError" and error.response.get("OriginalStatusCode", 0) >= SERVER_ERROR:
+                raise RetryableError(str(error)) from error
+            raise translate(error, bad=("ModelError", "ValidationError", "ValidationException")) from error
+        except AWS_ERRORS as error:
+            raise translate(error) from error
 
 
-def _reading(error: Exception) -> GlassboxError:
+def _is_missing(error: Exception) -> bool:
     # SageMaker's ValidationException is told apart by its text only
-    if "could not find" in str(error).lower():
-        return BadInputError(str(error))
-    return RetryableError(str(error))
+    return "could not find" in str(error).lower()
+
+
+def _sagemaker_error(error: Exception) -> GlassboxError:
+    return BadInputError(str(error)) if _is_missing(error) or is_denied(error) else translate(error)

@@ -9,7 +9,8 @@ unknown configs         ``seen#<config>``: ops have been told of it
 ======================  =====================================================================================
 
 That there is one ``current`` item, written on conditions only, is what makes one open incident per endpoint.
-What joined it and its pictures are only ever added to, in place.
+What joined it, its pictures and refusals are only ever added to, in place and up to a bound: an item holds 400 KB, and
+beyond that no write of it would succeed. A replay's name always fits in.
 """
 
 import dataclasses
@@ -19,16 +20,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
-from botocore.exceptions import BotoCoreError, ClientError
 
-from glassbox.errors import ConflictError, RetryableError
-from glassbox.incident import Incident, State
+from glassbox.aws.errors import AWS_ERRORS, translate
+from glassbox.errors import ConflictError
+from glassbox.incident import JOINED_KEPT, PICTURES_KEPT, Incident, State
 from glassbox.violation import Violation, read_time
 
 RETENTION_DAYS = 400
 
-_TIMES = ("opened", "since", "deadline", "hold")
-_SETS = ("replays", "flagged", "pictures", "told")
+_TIMES = ("opened", "since", "deadline", "hold", "sent")
+_SETS = ("replays", "flagged", "unsent", "pictures", "refused", "told")
+_ADDED = ("joined", "pictures", "refused")
 
 
 class IncidentsTable:
@@ -36,6 +38,7 @@ class IncidentsTable:
 
     Raises (every method):
         RetryableError: DynamoDB does not answer.
+        BadInputError: DynamoDB will never take the request.
     """
 
     def __init__(self, client: Any, table: str) -> None:
@@ -48,20 +51,15 @@ class IncidentsTable:
 
     def past(self, endpoint: str, since: datetime) -> Sequence[Incident]:
         """The closed incidents that were opened since then, oldest first."""
-        request: dict[str, Any] = {
-            "KeyConditionExpression": "pk = :endpoint AND sk BETWEEN :since AND :end",
-            "ExpressionAttributeValues": _typed(
+        answer = self._call(
+            "query",
+            KeyConditionExpression="pk = :endpoint AND sk BETWEEN :since AND :end",
+            ExpressionAttributeValues=_typed(
                 {":endpoint": endpoint, ":since": _past(since), ":end": "past#~"}
             ),
-            "ConsistentRead": True,
-        }
-        found: list[Incident] = []
-        while True:
-            page = self._call("query", **request)
-            found += map(_incident, page["Items"])
-            if "LastEvaluatedKey" not in page:
-                return found
-            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+            ConsistentRead=True,
+        )
+        return [_incident(item) for item in answer["Items"]]
 
     def open(self, incident: Incident) -> None:
         """Raises ConflictError when an incident is open."""
@@ -74,18 +72,14 @@ class IncidentsTable:
         )
 
     def save(self, before: Incident, after: Incident) -> None:
-        """Write what changed, all but what joined and the pictures, which are only ever added to.
+        """Write what changed, all but what joined, the pictures and the refusals, which are only ever added to.
 
         Raises ConflictError when somebody else changed the incident since ``before`` was read.
         """
         if after.state is State.NORMAL and before.state is not State.NORMAL:
             # first, and again after a crash: the copy is the same
             self._call("put_item", Item=_item(after, _past(after.opened)))
-        changed = {
-            k: v
-            for k, v in _plain(after).items()
-            if v != _plain(before)[k] and k not in ("joined", "pictures")
-        }
+        changed = {k: v for k, v in _plain(after).items() if v != _plain(before)[k] and k not in _ADDED}
         self._call(
             "update_item",
             Key=_key(before.endpoint, "current"),
@@ -99,12 +93,16 @@ class IncidentsTable:
         )
 
     def attach(self, incident: Incident, violation: Violation) -> None:
-        """Add a violation to an incident, open or closed."""
-        self._add(incident, "joined", _violation_text(violation))
+        """Add a violation to an incident, open or closed, unless JOINED_KEPT have joined."""
+        self._add(incident, "joined", _violation_text(violation), JOINED_KEPT)
 
     def add_picture(self, incident: Incident, name: str) -> None:
-        """Add a picture's name to an incident."""
-        self._add(incident, "pictures", name)
+        """Add a picture's name to an incident: of a replay always, of others up to PICTURES_KEPT names in all."""
+        self._add(incident, "pictures", name, PICTURES_KEPT)
+
+    def add_refusal(self, incident: Incident, name: str) -> None:
+        """Add the name of a replay whose trace cannot be drawn, bounded as the pictures are."""
+        self._add(incident, "refused", name, PICTURES_KEPT)
 
     def has_seen(self, endpoint: str, config: str) -> bool:
         """Whether :meth:`see` was called for this config."""
@@ -114,29 +112,30 @@ class IncidentsTable:
         """Ops have been told of an unknown config."""
         self._call("put_item", Item=_key(endpoint, f"seen#{config}"))
 
-    def _add(self, incident: Incident, to: str, value: str) -> None:
+    def _add(self, incident: Incident, to: str, value: str, most: int) -> None:
+        fits = "(attribute_not_exists(#set) OR size(#set) < :most OR contains(replays, :one))"
         for sk in ("current", _past(incident.opened)):
             try:
                 self._call(
                     "update_item",
                     Key=_key(incident.endpoint, sk),
                     UpdateExpression="ADD #set :value",
-                    ConditionExpression="id = :id",
+                    ConditionExpression=f"id = :id AND {fits}",
                     ExpressionAttributeNames={"#set": to},
-                    ExpressionAttributeValues=_typed({":value": {value}, ":id": incident.id}),
+                    ExpressionAttributeValues=_typed(
+                        {":value": {value}, ":one": value, ":id": incident.id, ":most": most}
+                    ),
                 )
             except ConflictError:
-                continue  # it is not there, or another incident is: the copy holds it
+                continue  # it is not there, or another incident is (the copy holds it), or the set is full
 
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = getattr(self._client, operation)(TableName=self._table, **request)
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
-                raise ConflictError(str(error)) from error
-            raise RetryableError(str(error)) from error
-        except BotoCoreError as error:
-            raise RetryableError(str(error)) from error
+        except AWS_ERRORS as error:
+            raise translate(
+                error, bad=("ValidationException",), conflict=("ConditionalCheckFailedException",)
+            ) from error
         return answer
 
 
@@ -190,23 +189,35 @@ def _incident(item: dict[str, Any]) -> Incident:
         joined=frozenset(map(_violation, values.get("joined", ()))),
         deadline=read_time(values["deadline"]) if values.get("deadline") else None,
         hold=read_time(values["hold"]) if values.get("hold") else None,
+        sent=read_time(values["sent"]) if values.get("sent") else None,
         aborted=values["aborted"],
         requested=values["requested"],
         replays=frozenset(values.get("replays") or ()) if replayed else None,
         flagged=frozenset(values.get("flagged") or ()),
+        unsent=frozenset(values.get("unsent") or ()),
+        sends=int(values["sends"]),
+        refused=frozenset(values.get("refused") or ()),
+        retries=int(values["retries"]),
         pictures=frozenset(values.get("pictures") or ()),
         told=frozenset(values.get("told") or ()),
         failure=values["failure"],
         headline=values["headline"],
         report=values["report"],
         findings=tuple(values["findings"]),
+        unreported=values["unreported"],
+        notify_only=values["notify_only"],
         timeline=tuple(values["timeline"]),
         revision=int(values["revision"]),
     )
 
 
 def _violation_text(violation: Violation) -> str:
-    return json.dumps(dataclasses.asdict(violation), default=lambda time: time.isoformat(), sort_keys=True)
+    return json.dumps(
+        dataclasses.asdict(violation),
+        default=lambda time: time.isoformat(),
+        sort_keys=True,
+        ensure_ascii=False,
+    )
 
 
 def _violation(text: str) -> Violation:

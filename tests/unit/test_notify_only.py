@@ -1,0 +1,155 @@
+"""React=false: counted, checked and told, and the endpoint is left alone."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fakes import FakeObjects
+from glassbox.aws.desk import DeskSettings
+from glassbox.errors import BadInputError, RetryableError, SettingsError
+from glassbox.incident import Command, Limits, Live, State, obey
+from glassbox.settings import from_env
+from glassbox.violation import read_violation
+from world import World, following
+
+OVER = datetime(2026, 11, 23, 11, tzinfo=UTC)  # the end of the violation's window
+
+
+@pytest.fixture
+def world():
+    world = World(react=False)
+    # nothing may be asked of the endpoint: its role has no permission, and there may be no hooked config
+    for call in ("describe", "update", "replay"):
+        world.refuse(call, AssertionError(call))
+    return world
+
+
+@pytest.fixture
+def violation(load_event):
+    return read_violation(load_event("violation"), FakeObjects())
+
+
+def test_from_the_violation_to_the_report_without_touching_the_endpoint(world, violation):
+    assert world.swap(violation) == "watching"
+    assert world.incident.state is State.WATCHING
+    world.now = OVER - timedelta(seconds=1)
+    assert [world.confirm(), world.restore()] == ["WATCHING", "nothing to restore"]
+    world.now = OVER
+    assert [world.confirm(), world.confirm()] == ["NORMAL", "NORMAL"]
+    assert world.told == ["watching", "closed"]
+    assert world.reported == 1
+    begun, ended = world.notices.published
+    assert begun.subject == "Glassbox traffic-signs: violation (notify-only)"
+    assert violation.reason in begun.text
+    assert "at 11:00 UTC" in begun.text
+    assert "swap" not in begun.text
+    assert ended.subject == "Glassbox traffic-signs: incident over, report is ready"
+    assert "aws s3 presign s3://bucket/incidents/traffic-signs/index.html" in ended.text
+    assert "left alone" in ended.text
+    assert "serves" not in ended.text
+    assert world.endpoint.updates == []
+
+
+def test_every_event_twice_and_another_violation_open_one_incident(world, violation):
+    assert [world.swap(violation), world.swap(violation)] == ["watching", "watching"]
+    other = following(violation, 0, "drift")
+    assert [world.swap(other), world.swap(other)] == ["joined", "joined"]
+    assert world.incident.joined == {other}
+    assert world.told == ["watching"]
+
+
+def test_cooldown_and_cap_are_as_usual(world, violation):
+    for hours in range(3):
+        assert world.swap(following(violation, 2 * hours)) == "watching"
+        world.now = OVER + timedelta(hours=2 * hours)
+        assert world.confirm() == "NORMAL"
+        world.later(5)
+        assert world.swap(following(violation, 2 * hours, "drift")) == "cooling down"
+        world.later(55)
+    assert world.swap(following(violation, 8)) == "cap reached"
+    assert world.told == ["watching", "closed", "cooling-down"] * 3 + ["cap-reached"]
+
+
+def test_the_beginning_is_told_even_when_sns_is_away(world, violation):
+    world.notices.away = 1
+    with pytest.raises(RetryableError):
+        world.swap(violation)
+    assert world.swap(violation) == "watching"
+    assert world.told == ["watching"]
+
+
+def test_the_beginning_is_told_by_the_sweep_when_the_violation_does_not_come_again(world, violation):
+    world.notices.away = 1
+    with pytest.raises(RetryableError):
+        world.swap(violation)
+    world.later(2)
+    world.confirm()
+    assert world.told == ["watching"]
+
+
+def test_a_window_that_is_over_already_is_reported_by_the_next_sweep(world, load_event):
+    assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == "watching"
+    world.now = datetime(2026, 11, 23, 10, 30, tzinfo=UTC)
+    assert world.confirm() == "NORMAL"
+    assert world.told == ["watching", "closed"]
+
+
+def test_an_abort_ends_it_now(world, violation):
+    world.swap(violation)
+    assert obey(Command("traffic-signs", "abort", OVER), world.desk, world.now) == "abort"
+    assert world.restore() == "nothing to restore"
+    assert world.confirm() == "NORMAL"
+    assert world.told == ["watching", "closed"]
+    assert world.endpoint.updates == []
+
+
+def test_an_extend_watches_on(world, violation):
+    world.swap(violation)
+    until = OVER + timedelta(minutes=30)
+    assert obey(Command("traffic-signs", "extend", until), world.desk, world.now) == "extend"
+    assert any("watch until 2026-11-23 11:30:00 UTC" in line for line in world.incident.timeline)
+    world.now = until - timedelta(seconds=1)
+    assert world.confirm() == "WATCHING"
+    world.now = until
+    assert world.confirm() == "NORMAL"
+
+
+@pytest.mark.parametrize("error", [RetryableError("S3 is away"), BadInputError("NoSuchBucket")])
+def test_a_report_that_cannot_be_written_does_not_keep_it_open(world, violation, error):
+    world.refuse("report", error)
+    world.swap(violation)
+    world.tick(violation, 3 * 60)
+    assert world.incident.state is State.NORMAL
+    assert world.told == ["watching", "closed"]
+    assert str(error) in world.notices.published[-1].text
+
+
+def test_a_config_without_a_twin_is_no_news(world):
+    world.endpoint.live = Live("InService", "whatever")
+    assert world.confirm() == "NORMAL"
+    assert world.told == []
+
+
+def test_an_incident_that_was_swapped_before_is_restored_all_the_same(violation):
+    world = World()
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+    world.desk = replace(world.desk, limits=Limits(react=False))
+    world.tick(violation, 60)
+    assert world.incident.state is State.NORMAL
+    assert world.endpoint.live.config == "plain"
+
+
+ENVIRONMENT = {"INCIDENTS_TABLE": "t", "TOPIC_ARN": "a", "STACK_NAME": "s"}
+
+
+def test_the_configs_are_needed_where_the_endpoint_is_swapped():
+    with pytest.raises(SettingsError, match=r"PLAIN_CONFIG is not set.*HOOKED_CONFIG is not set"):
+        from_env(DeskSettings, ENVIRONMENT)
+    with pytest.raises(SettingsError, match="REACT='maybe'"):
+        from_env(DeskSettings, ENVIRONMENT | {"REACT": "maybe"})
+    assert from_env(DeskSettings, ENVIRONMENT | {"REACT": "false", "HOOKED_CONFIG": ""}).react is False
+    both = ENVIRONMENT | {"PLAIN_CONFIG": "p", "HOOKED_CONFIG": "h"}
+    assert from_env(DeskSettings, both).react is True

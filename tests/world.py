@@ -1,0 +1,135 @@
+"""The desk with fakes, and time: what the scenarios of the incident are played in."""
+
+import contextlib
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from fakes import FakeEndpoint, FakeIncidents, FakeNotices
+from glassbox.errors import GlassboxError
+from glassbox.incident import Configs, Desk, Limits, Replays, Report, confirm, restore, swap
+
+NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
+IDS = frozenset({"event-1", "event-2"})
+
+
+class World:
+    """The desk with fakes, and time. ``refuse`` lets one call of AWS fail until ``allow``."""
+
+    def __init__(self, **limits):
+        self.now = NOW
+        self.endpoint, self.incidents, self.notices = FakeEndpoint("plain"), FakeIncidents(), FakeNotices()
+        self.refused = {}
+        self.desk = Desk(
+            Configs("plain", "hooked", "glassbox"),
+            Limits(**{"pictures": 6, "incidents_per_day": 3} | limits),
+            Refusing(self.endpoint, self.refused),
+            Refusing(self.incidents, self.refused),
+            Refusing(self.notices, self.refused),
+        )
+        self.replayed, self.replays, self.reported = 0, Replays(IDS), 0
+
+    def refuse(self, call, error):
+        self.refused[call] = error
+
+    def allow(self):
+        self.refused.clear()
+
+    def swap(self, violation):
+        return swap(violation, self.desk, self.now)
+
+    def replay(self, incident):
+        self._check("replay")
+        if isinstance(self.replays, Exception):
+            raise self.replays
+        self.replayed += 1
+        return self.replays
+
+    def report(self, incident):
+        self._check("report")
+        self.reported += 1
+        findings = ("2 x class 14 (Stop), all faithful",)
+        return Report("s3://bucket/incidents/traffic-signs/index.html", findings)
+
+    def _check(self, call):
+        if call in self.refused:
+            raise self.refused[call]
+
+    def confirm(self):
+        return confirm("traffic-signs", self.desk, self.now, replay=self.replay, report=self.report)
+
+    def restore(self):
+        return restore("traffic-signs", self.desk, self.now)
+
+    def draw(self, *names):
+        for name in names:
+            self.desk.incidents.add_picture(self.incident, name)
+
+    def later(self, minutes):
+        self.now += timedelta(minutes=minutes)
+
+    @property
+    def incident(self):
+        return self.incidents.current("traffic-signs")
+
+    @property
+    def told(self):
+        return [notice.attributes["event"] for notice in self.notices.published]
+
+    def run(self, violation):
+        """A whole incident, without a hitch."""
+        assert self.swap(violation) == "swapping"
+        self.endpoint.settle()
+        assert self.confirm() == "HOOKED"
+        self.draw(*IDS)
+        assert self.restore() == "restoring"
+        self.endpoint.settle()
+        assert self.confirm() == "NORMAL"
+
+    def tick(self, violation, minutes):
+        """Time goes by, as AWS lets it: the violation is redelivered until it is taken, and the sweep comes every two
+        minutes. Returns the outcomes and errors of each sweep.
+        """
+        sweeps = []
+        for _ in range(0, minutes, 2):
+            if self.incident is None:
+                self._deliver(lambda: self.swap(violation))
+            if self.endpoint.live and self.endpoint.live.status == "Updating":
+                self.endpoint.settle()
+            if self.incident and self.incident.replays:
+                self._deliver(lambda: self.draw(*self.incident.replays))
+            sweeps.append((self._deliver(self.confirm), self._deliver(self.restore)))
+            self.later(2)
+        return sweeps
+
+    def _deliver(self, react):
+        with contextlib.suppress(GlassboxError):
+            return react()
+        return "refused"
+
+
+class Refusing:
+    """A fake whose methods named in ``refused`` raise what is found there."""
+
+    def __init__(self, fake, refused):
+        self._fake, self._refused = fake, refused
+
+    def __getattr__(self, name):
+        if name in self._refused:
+            return self._raise(name)
+        return getattr(self._fake, name)
+
+    def _raise(self, name):
+        def refuse(*_, **__):
+            raise self._refused[name]
+
+        return refuse
+
+
+def following(violation, hours, check="class_share"):
+    shift = timedelta(hours=hours)
+    return replace(
+        violation,
+        check=check,
+        window_start=violation.window_start + shift,
+        window_end=violation.window_end + shift,
+    )

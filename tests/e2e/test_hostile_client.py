@@ -109,8 +109,7 @@ def counts(stack):
     """Everything of the last and this hour."""
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
     end = slot_start(datetime.now(UTC)) + WINDOW
-    slots, _ = table.read(f"{ENDPOINT}/AllTraffic", Window(end - 2 * WINDOW, end))
-    return total(slots.values())
+    return total(table.read(f"{ENDPOINT}/AllTraffic", Window(end - 2 * WINDOW, end)).values())
 
 
 def keys(stack, prefix):

@@ -230,7 +230,10 @@ class EmbeddedAws(RunningAws):
 
 
 def docker_bridge() -> str:
-    """The host's address on Docker's default network, under which containers find it; empty without an engine."""
+    """Return this machine's address on Docker's default network, under which containers find it.
+
+    Empty without an engine, and where the engine runs in a machine of its own (Docker Desktop).
+    """
     if not shutil.which("docker"):
         return ""
     command = ["docker", "network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}"]
@@ -239,7 +242,12 @@ def docker_bridge() -> str:
         return ""
     (network, *_) = json.loads(done.stdout)
     # an engine that names no gateway takes the first address
-    return str(network.get("Gateway") or ip_network(network["Subnet"])[1])
+    gateway = str(network.get("Gateway") or ip_network(network["Subnet"])[1])
+    try:
+        _listen(gateway, 0).close()
+    except EmulatorError:
+        return ""
+    return gateway
 
 
 def _listen(host: str, port: int) -> socket.socket:

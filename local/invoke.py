@@ -251,7 +251,7 @@ def main() -> None:
         sys.exit(f"{event} is no file")
     host = docker_bridge()
     if not host:
-        sys.exit("sam local invoke needs Docker, and no engine answers")
+        sys.exit("sam local invoke: expected a Docker engine on this Linux machine, found none. Start one.")
     try:
         with _stack(host) as (stack, address), paused(stack):
             lay_capture(stack)

@@ -73,7 +73,7 @@ def test_a_poison_message_ends_in_the_dead_letter_queue_and_stops_nobody(
     good = [f"in/p/{n}.json" for n in range(8)]
     put(embedded_aws, small_stack, *good[:4], "in/p/poison.json", *good[4:])
     eventually(lambda: all(rows(key) for key in good))
-    [dead] = eventually(lambda: received(small_stack["DeadLetters"]))
+    [dead] = eventually(lambda: received(small_stack["DeadLetters"]), seconds=60)
     assert dead["detail"]["object"]["key"] == "in/p/poison.json"
     assert [rows(key)["deliveries"] for key in good] == [1] * 8
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import importlib
 import inspect
+import uuid
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -114,6 +115,7 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
     ),
     ("ministack.services.cloudformation.provisioners", "_RESOURCE_HANDLERS", None),
     ("ministack.services.cloudformation.provisioners", "_CUSTOM_NAME_REPLACEMENT", None),
+    ("ministack.services.cloudformation.provisioners", "_NAME_SEED", None),
     (
         "ministack.services.cloudformation.provisioners",
         "_seeded_create",
@@ -147,6 +149,7 @@ def check_hooks() -> None:
 
 def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     """Fill the gaps. `runtime` will hold what Lambda brings along, `unpacked` the functions' code and layers."""
+    _name_tables_anew()
     _keep_template_properties()
     _join_in_conditions()
     _count_loopback_as_tls()
@@ -168,6 +171,19 @@ def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     topics.install(region)
     monitoring.install(account, region)
     scheduler._SCHEDULE_TICK_INTERVAL = 1  # instead of a look every 10 s
+
+
+def _name_tables_anew() -> None:
+    """A stack that is deployed again would take the table that its former one retained, and empty it."""
+    handlers = provisioners._RESOURCE_HANDLERS["AWS::DynamoDB::Table"]
+    create = handlers["create"]
+
+    def create_anew(logical_id: str, properties: dict[str, Any], stack_name: str) -> Any:
+        if not properties.get("TableName") and not provisioners._NAME_SEED.get():
+            provisioners._NAME_SEED.set(uuid.uuid4().hex[:8])  # ministack keeps it for the updates
+        return create(logical_id, properties, stack_name)
+
+    handlers["create"] = create_anew
 
 
 def _keep_template_properties() -> None:

@@ -256,6 +256,46 @@ def test_a_template_aws_would_refuse_is_refused(embedded_aws, tmp_path):
             attempt(name, json.dumps({"Resources": {"Large": body}}))
 
 
+RETAINED = """
+Resources:
+  Table:
+    Type: AWS::DynamoDB::Table
+    DeletionPolicy: Retain
+    Properties:
+      BillingMode: PAY_PER_REQUEST
+      AttributeDefinitions: [{AttributeName: pk, AttributeType: S}]
+      KeySchema: [{AttributeName: pk, KeyType: HASH}]
+      Tags: [{Key: round, Value: "%s"}]
+  Bucket:
+    Type: AWS::S3::Bucket
+    DeletionPolicy: Retain
+Outputs:
+  Table: {Value: !Ref Table}
+  Bucket: {Value: !Ref Bucket}
+"""
+
+
+def test_a_stack_that_is_deployed_again_leaves_alone_what_its_former_one_retained(embedded_aws, tmp_path):
+    template, dynamodb = tmp_path / "template.yaml", embedded_aws.client("dynamodb")
+    cloudformation = embedded_aws.client("cloudformation")
+
+    def attempt(number):
+        template.write_text(RETAINED % number)
+        return deploy(template, "retains", {}, embedded_aws.session, build=tmp_path / "build")
+
+    first = attempt(1)
+    item = {"pk": {"S": "kept"}}
+    dynamodb.put_item(TableName=first["Table"], Item=item)
+    assert attempt(2) == first  # an update keeps the names
+    cloudformation.delete_stack(StackName="retains")
+    cloudformation.get_waiter("stack_delete_complete").wait(StackName="retains", WaiterConfig={"Delay": 1})
+    second = attempt(3)
+    assert first["Table"] != second["Table"]
+    assert first["Bucket"] != second["Bucket"]
+    assert dynamodb.get_item(TableName=first["Table"], Key=item)["Item"] == item
+    assert "Item" not in dynamodb.get_item(TableName=second["Table"], Key=item)
+
+
 # ---------------------------------------------------------------- packaging
 
 PACKAGED = """

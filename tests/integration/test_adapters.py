@@ -12,6 +12,7 @@ from botocore.stub import Stubber
 from moto import mock_aws
 
 from fakes import FakeEndpoint, FakeIncidents, FakeObjects
+from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.endpoint import Runtime, SageMakerEndpoint
 from glassbox.aws.events import Events
 from glassbox.aws.incidents_table import IncidentsTable, _item
@@ -24,6 +25,7 @@ from glassbox.incident import FINDINGS_KEPT, JOINED_KEPT, PICTURES_KEPT, Inciden
 from glassbox.message import Notice
 from glassbox.replay import Request
 from glassbox.replay_marker import PublicKey
+from glassbox.tally import Window
 from glassbox.violation import Violation
 
 AT = datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
@@ -383,6 +385,10 @@ def test_what_the_container_answers_says_retry_or_drop(code, status, kind):
 
 # a request that botocore itself refuses, of every adapter: it can never be sent
 BAD_REQUESTS = {
+    "counts": lambda: CountsTable(boto3.client("dynamodb"), "").read(
+        "e", Window(AT, AT + timedelta(hours=1))
+    ),
+    "replay key": lambda: ReplayKey(boto3.client("kms"), "").public(),
     "events": lambda: Events(boto3.client("events")).put(7, "type", {}),
     "incidents": lambda: IncidentsTable(boto3.client("dynamodb"), "t").current(7),
     "jobs": lambda: ProcessingJobs(boto3.client("sagemaker")).create({"ProcessingJobName": 7}),

@@ -19,9 +19,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from glassbox.errors import BadInputError, RetryableError
+from glassbox.aws.errors import AWS_ERRORS, code_of, translate
+from glassbox.errors import BadInputError
 from glassbox.tally import LONGEST_WINDOW, RETENTION, SLOT, UNKNOWN, Counts, Window
 from glassbox.verdict import Told, Verdict
 
@@ -99,8 +98,8 @@ class CountsTable:
         }
         try:
             self._client.put_item(TableName=self._table, Item=item)
-        except (ClientError, BotoCoreError) as error:
-            raise RetryableError(f"{stream}: the violation was not recorded: {error}") from error
+        except AWS_ERRORS as error:
+            raise translate(error, f"{stream}: the violation was not recorded") from error
 
     def _add_to(
         self, pk: str, sk: str, file: str, file_id: bytes, slot: datetime, added: Mapping[str, int]
@@ -122,18 +121,15 @@ class CountsTable:
                 }
                 | {f":{number}": {"N": str(count)} for number, count in enumerate(added.values())},
             )
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code == "ConditionalCheckFailedException":
+        except AWS_ERRORS as error:
+            if code_of(error) == "ConditionalCheckFailedException":
                 return False
-            if code == "ValidationException":
+            if code_of(error) == "ValidationException":
                 raise BadInputError(
                     f"{file} was not counted in {pk} {sk}: {error}. An item holds 400 KB: class names that are free "
                     "text fill it. Set Classes or ClassPath."
                 ) from error
-            raise RetryableError(f"{file} was not counted in {pk} {sk}: {error}") from error
-        except BotoCoreError as error:
-            raise RetryableError(f"{file} was not counted in {pk} {sk}: {error}") from error
+            raise translate(error, f"{file} was not counted in {pk} {sk}") from error
         return True
 
     def _query(self, pk: str, first: datetime, last: datetime) -> Iterator[dict[str, Any]]:
@@ -150,8 +146,8 @@ class CountsTable:
         while True:
             try:
                 page = self._client.query(**request)
-            except (ClientError, BotoCoreError) as error:
-                raise RetryableError(f"{pk}, {first} to {last}: the items cannot be read: {error}") from error
+            except AWS_ERRORS as error:
+                raise translate(error, f"{pk}, {first} to {last}: the items cannot be read") from error
             yield from page["Items"]
             if "LastEvaluatedKey" not in page:
                 return

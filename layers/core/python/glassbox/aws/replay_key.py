@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from glassbox.errors import RetryableError
+from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.replay_marker import PublicKey
 
 
@@ -40,6 +38,6 @@ class ReplayKey:
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = getattr(self._client, operation)(KeyId=self._key_arn, **request)
-        except (ClientError, BotoCoreError) as error:
-            raise RetryableError(f"{self._key_arn}: kms {operation} failed: {error}") from error
+        except AWS_ERRORS as error:
+            raise translate(error, f"{self._key_arn}: kms {operation} failed") from error
         return answer

@@ -23,8 +23,8 @@ help: ## what there is
 	@grep -hE '^[a-z_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # ------------------------------------------------------------------ on this machine
-demo: $(READY) ## the whole story on an embedded AWS (DATA=folder of images, WEIGHTS=model.pt)
-	@$(RUN) -m local.demo $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')
+demo: $(READY) ## the whole story on an embedded AWS (DATA=folder of images, WEIGHTS=model.pt, TARGET=class)
+	@$(RUN) -m local.demo $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(TARGET),--target '$(TARGET)')
 
 local: $(READY) ## the embedded AWS with the stack on it, left running (PORT=4566, WEIGHTS=model.pt)
 	@$(RUN) -m local $(if $(PORT),--port $(PORT)) $(if $(WEIGHTS),--weights '$(WEIGHTS)')

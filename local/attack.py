@@ -4,11 +4,11 @@ import foolbox
 import numpy as np
 import torch
 
-EPSILON = 8 / 255
-STEPS = 40
+# (epsilon, steps): each budget is tried only where the one before reaches too few pictures; the last is the bound.
+BUDGETS = ((8 / 255, 40), (12 / 255, 80), (16 / 255, 160))
 
 
-def targeted_pgd(model, preprocessing, images, target, *, epsilon=EPSILON, steps=STEPS, batch=64, seed=0):
+def targeted_pgd(model, preprocessing, images, target, budget=BUDGETS[0], *, batch=64, seed=0):
     """Targeted projected gradient descent (Madry et al. 2018) in the L∞ ball, by Foolbox.
 
     Args:
@@ -16,12 +16,14 @@ def targeted_pgd(model, preprocessing, images, target, *, epsilon=EPSILON, steps
         preprocessing: the ``mean`` and ``std`` per channel that the model's images are normalised with.
         images: (N, H, W, 3) uint8, of the size the model sees.
         target: the class to be predicted.
-        epsilon: the most that a value may change, of 0..1.
+        budget: the most that a value may change, of 0..1, and the number of steps.
+        seed: of the random start; another seed gives other adversarial images of the same picture.
 
     Yields:
         (N', H, W, 3) uint8, batch by batch: as a saved picture would be, so the attack survives 8 bits.
     """
     torch.manual_seed(seed)
+    epsilon, steps = budget
     attacked = foolbox.PyTorchModel(
         model,
         bounds=(0, 1),

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from botocore.exceptions import ClientError
-from PIL import Image
 from rich.console import Console
 
 from glassbox.aws.counts_table import CountsTable
@@ -31,24 +30,12 @@ from glassbox.errors import GlassboxError
 from glassbox.replay_marker import TRACE, ReplayMarker, write_marker
 from glassbox.tally import WINDOW, Window, total
 from glassbox.tensor_names import REPLAY_EVENT_ID
-from local import demo_page, signs
-from local.attack import EPSILON, STEPS, predict, targeted_pgd
+from local import demo_page
+from local.scene import ATTACK, NORMAL, TARGETED, load_scene, numbers_needed, plan_attack
 from local.stack import running_stack
-from model_code import package
-
-# the serving code finds its neighbours beside it, as in model.tar.gz
-sys.path.append(str(Path(__file__).parents[1] / "model_code"))
-
-from inference import RESNET18, load_network
 
 ROOT = Path(__file__).parents[1]
-TARGET = 14  # stop
-# The reference case: of 400 captured predictions, 322 are class 14.
-ATTACK, TARGETED = 400, 322
-NORMAL = 200
-PAIRS = 6
 PER_SECOND = 25
-THRESHOLD = 0.5
 PATIENCE = 120  # seconds that AWS may take for any one reaction
 
 
@@ -86,136 +73,6 @@ def wait_for(what, look, seconds=PATIENCE):
             raise DemoError(f"{what} did not happen within {seconds} s")
         time.sleep(0.2)
     return found
-
-
-# ---------------------------------------------------------------------------- the model and the images
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Images (N, H, W, 3) uint8 of the model's own size with their classes, and the model."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    model: torch.nn.Module
-    config: dict
-    data: str
-
-    @property
-    def names(self):
-        return self.config["labels"] or [str(c) for c in range(self.probabilities.shape[1])]
-
-    @property
-    def predicted(self):
-        return self.probabilities.argmax(1)
-
-    @property
-    def accuracy(self):
-        return float((self.predicted == self.labels).mean())
-
-    @property
-    def candidates(self):
-        """The images to attack: what the model knows, and is no stop sign."""
-        return np.flatnonzero((self.predicted == self.labels) & (self.labels != TARGET))
-
-    @property
-    def ordinary(self):
-        """The images that the model takes for no stop sign."""
-        return np.flatnonzero(self.predicted != TARGET)
-
-
-def load_scene(data, weights):
-    """DemoError or BadInputError where the story cannot be told with this model or these images."""
-    model, config = load_model(weights)
-    height, width = config["image_size"]
-    if data is None:
-        images, labels = signs.dataset(1200, seed=2026, size=height)
-        described = f"{len(images)} drawn traffic signs"
-    else:
-        images, labels = read_folder(data, (width, height))
-        described = f"{len(images)} photos of {data}"
-    scene = Scene(images, labels, predict(model, config, images), model, config, described)
-    right, others = len(scene.candidates), len(scene.ordinary)
-    if right < TARGETED or others < ATTACK:
-        raise DemoError(
-            f"too few for the attack: of {described} the model takes {others} for another class than {TARGET}, "
-            f"{right} of them rightly; {ATTACK} and {TARGETED} are needed"
-        )
-    return scene
-
-
-def load_model(weights):
-    """The network and its config."""
-    config = package.model_config(weights)
-    if config["architecture"] != RESNET18 or len(config["mean"]) != 3:
-        raise DemoError(f"{weights} is of another kind: the demo needs a ResNet18 for RGB pictures")
-    model = load_network(weights, config).requires_grad_(False)
-    classes = model.fc.out_features
-    if classes <= TARGET:
-        raise DemoError(
-            f"{weights} knows {classes} classes: the attack aims at class {TARGET}, counted from 0"
-        )
-    if config["labels"] is None and classes == len(signs.LABELS):
-        config["labels"] = list(signs.LABELS)
-    return model, config
-
-
-def read_folder(folder, size):
-    """Every image below ``folder``/<class number>/, resized to ``size`` (width, height)."""
-    files = sorted(f for f in folder.glob("*/*") if f.suffix.lower() in {".png", ".jpg", ".jpeg", ".ppm"})
-    if not files:
-        raise DemoError(f"{folder} holds no images: one folder per class number is expected")
-    if foreign := sorted({file.parent.name for file in files if not file.parent.name.isdecimal()}):
-        raise DemoError(
-            f"{folder}: {', '.join(foreign[:5])} is no class number: each folder is named by its class, "
-            f"0, 1, … as the model counts them ({TARGET} is stop)"
-        )
-    images = []
-    for file in files:
-        with Image.open(file) as image:
-            images.append(np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR)))
-    return np.stack(images), np.array([int(file.parent.name) for file in files])
-
-
-@dataclass(frozen=True)
-class Attack:
-    """``images`` in the order they are sent; ``pairs`` are (index of the original, adversarial image)."""
-
-    images: np.ndarray
-    targeted: np.ndarray  # (N,) bool
-    pairs: list
-    tried: int
-
-
-def plan_attack(scene, story):
-    """322 adversarial images that the model takes for stop signs among 78 ordinary ones, thicker towards the end."""
-    random = np.random.default_rng(14)
-    candidates = random.permutation(scene.candidates)
-    found, tried = [], 0
-    with story.waiting("crafting adversarial images"):
-        for batch in targeted_pgd(scene.model, scene.config, scene.images[candidates], TARGET):
-            hits = predict(scene.model, scene.config, batch).argmax(1) == TARGET
-            found += [(candidates[tried + i], batch[i]) for i in np.flatnonzero(hits)]
-            tried += len(batch)
-            if len(found) >= TARGETED:
-                break
-    if len(found) < TARGETED:
-        raise DemoError(
-            f"only {len(found)} of {tried} images could be made class {TARGET}, {TARGETED} are needed"
-        )
-    found = found[:TARGETED]
-    spoilt = {index for index, _ in found}
-    ordinary = [i for i in scene.ordinary if i not in spoilt]
-    ordinary = random.choice(ordinary, ATTACK - TARGETED, replace=False)
-    # two thirds of the first 60 are ordinary, so that the threshold is crossed under way
-    flags = np.concatenate(
-        [random.permutation([True] * 20 + [False] * 40), random.permutation([True] * 302 + [False] * 38)]
-    )
-    adversarial, clean = iter(found), iter(ordinary)
-    images = np.stack([next(adversarial)[1] if flag else scene.images[next(clean)] for flag in flags])
-    one_per_class = {scene.labels[index]: (index, image) for index, image in reversed(found)}
-    return Attack(images, flags, list(one_per_class.values())[:PAIRS], tried)
 
 
 # ---------------------------------------------------------------------------- the client of the endpoint
@@ -356,23 +213,27 @@ class Watch:
 # ---------------------------------------------------------------------------- the story
 
 
-def run(data, weights, out):
+def run(data, weights, target, out):
     out.mkdir(parents=True, exist_ok=True)
     story = Story()
     torch.set_num_threads(1)
-    scene = load_scene(data, weights)
-    story.tell(f"{weights.name}: {scene.accuracy:.1%} of {scene.data} are classified right")
+    scene = load_scene(data, weights, target, story.tell)
+    story.tell(f"{weights.name}: {scene.described}")
+    story.tell(numbers_needed(scene))
     named = out / "model" / weights.name
     named.parent.mkdir(exist_ok=True)
     shutil.copyfile(weights, named)
     named.with_suffix(".json").write_text(json.dumps(scene.config))
-    with running_stack({"Threshold": str(THRESHOLD)}, weights=named) as stack:
+    with running_stack({"Threshold": str(scene.threshold)}, weights=named) as stack:
         story.tell(
             f"template.yaml deployed on the embedded AWS, endpoint {stack.outputs['EndpointName']} in service"
         )
-        attack = plan_attack(scene, story)
+        with story.waiting("crafting adversarial images"):
+            attack = plan_attack(scene, story.tell)
+        epsilon, steps = attack.budget
         story.tell(
-            f"{TARGETED} adversarial images made of {attack.tried}, at most {EPSILON * 255:.0f} of 255 a value"
+            f"{TARGETED} adversarial images made of {attack.distinct} pictures in {attack.tried} attempts, "
+            f"at most {epsilon * 255:.0f} of 255 a value, {steps} steps"
         )
         with Watch(stack, story) as watch:
             report = play(story, scene, attack, stack, watch)
@@ -384,14 +245,14 @@ def run(data, weights, out):
 class Curve:
     """The share of the target among the predictions so far, and when in it something was first seen."""
 
-    def __init__(self, watch, events):
-        self._watch, self._events = watch, events
+    def __init__(self, watch, scene, events):
+        self._watch, self._scene, self._events = watch, scene, events
         self.points, self.marks, self.over = [], [], None
 
     def sent(self, n, classes):
         known = [c for c in classes if c is not None]
-        self.points.append((n, known.count(TARGET) / max(1, len(known))))
-        if self.over is None and n > 50 and self.points[-1][1] > THRESHOLD:
+        self.points.append((n, known.count(self._scene.target) / max(1, len(known))))
+        if self.over is None and n > 50 and self.points[-1][1] > self._scene.threshold:
             self.over = self._watch.story.seconds()
         marked = {mark["text"] for mark in self.marks}
         self.marks += [
@@ -413,24 +274,28 @@ def ask_for_pairs(client, scene, attack, watch, hooked):
 
 def play(story, scene, attack, stack, watch):
     """From normal traffic to the endpoint as it was; returns what report.json says."""
-    client, plain, hooked = Client(stack), stack.outputs["PlainConfig"], stack.outputs["HookedConfig"]
+    client, target = Client(stack), scene.target
+    plain, hooked = stack.outputs["PlainConfig"], stack.outputs["HookedConfig"]
     wait_for("the endpoint in service", lambda: watch.in_service(plain))
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=3)
     later = hour + timedelta(hours=2)  # so that no window holds both
 
     stack.set_capture_clock(hour + timedelta(minutes=5))
-    everyday = np.random.default_rng(1).choice(len(scene.images), NORMAL, replace=False)
+    everyday = scene.sample(np.arange(len(scene.images)), NORMAL, np.random.default_rng(1))
     with story.waiting("normal traffic"):
         client.send(scene.images[everyday], per_second=4 * PER_SECOND)
         normal = counted(stack, hour, NORMAL)
     story.tell(
-        f"normal traffic: {NORMAL} predictions counted, {share(normal):.1%} of them class {TARGET}, no violation"
+        f"normal traffic: {NORMAL} predictions counted, "
+        f"{normal.get(target, 0) / NORMAL:.1%} of them class {target}, no violation"
     )
     if watch.violations:
         raise DemoError(f"normal traffic was judged a violation: {watch.violations[0]['reason']}")
 
     stack.set_capture_clock(later + timedelta(minutes=5))
-    curve = Curve(watch, {"violation": watch.first_violation, "hooked": lambda: watch.in_service(hooked)})
+    curve = Curve(
+        watch, scene, {"violation": watch.first_violation, "hooked": lambda: watch.in_service(hooked)}
+    )
     with story.waiting("the attack"), ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask_for_pairs, client, scene, attack, watch, hooked)
         client.send(attack.images, PER_SECOND, curve.sent)
@@ -440,11 +305,11 @@ def play(story, scene, attack, stack, watch):
         requests = asking.result()
     story.tell(f"violation after {violation['n']} predictions: {violation['reason']}")
     story.tell(
-        f"at the end {counts.get(TARGET, 0)} of {sum(counts.values())} captured predictions are class {TARGET}"
+        f"at the end {counts.get(target, 0)} of {sum(counts.values())} captured predictions are class {target}"
     )
-    if counts.get(TARGET) != TARGETED:
+    if counts.get(target) != TARGETED:
         raise DemoError(
-            f"{counts.get(TARGET, 0)} predictions of class {TARGET} were counted, {TARGETED} were sent"
+            f"{counts.get(target, 0)} predictions of class {target} were counted, {TARGETED} were sent"
         )
     story.tell(f"the endpoint went to {hooked}, the debugger-hooked twin")
     with story.waiting("the pictures and the way back"):
@@ -458,15 +323,17 @@ def play(story, scene, attack, stack, watch):
     )
     story.tell(f"the endpoint is back on {plain}, and ops have the report")
     return {
-        "headline": f"{counts[TARGET]} of {ATTACK} predictions became “{scene.names[TARGET]}”",
-        "data": f"{scene.data}: {scene.accuracy:.1%} classified right",
+        "headline": f"{counts[target]} of {ATTACK} predictions became “{scene.names[target]}”",
+        "data": scene.described,
         "accuracy": scene.accuracy,
         "model": f"ResNet18, {sum(p.numel() for p in scene.model.parameters()):,} parameters",
         "attack": {
             "method": "targeted PGD",
-            "epsilon": EPSILON,
-            "steps": STEPS,
+            "target": target,
+            "epsilon": attack.budget[0],
+            "steps": attack.budget[1],
             "tried": attack.tried,
+            "distinct": attack.distinct,
             "used": TARGETED,
         },
         "counts": {
@@ -474,7 +341,7 @@ def play(story, scene, attack, stack, watch):
             "attack": {
                 "captured": sum(counts.values()),
                 "classes": counts,
-                "class_14_share": counts[TARGET] / sum(counts.values()),
+                "target_share": counts[target] / sum(counts.values()),
             },
         },
         "violation": violation,
@@ -488,8 +355,8 @@ def play(story, scene, attack, stack, watch):
             "request_to_picture_max": max(delays),
         },
         "page": {
-            "target": TARGET,
-            "threshold": THRESHOLD,
+            "target": target,
+            "threshold": scene.threshold,
             "names": scene.names,
             "curve": curve.points,
             "marks": curve.marks,
@@ -505,10 +372,6 @@ def incident_page(stack):
     s3, bucket = stack.client("s3"), stack.outputs["Bucket"]
     (page,) = s3.list_objects_v2(Bucket=bucket, Prefix="incidents/")["Contents"]
     return s3.get_object(Bucket=bucket, Key=page["Key"])["Body"].read()
-
-
-def share(counts):
-    return counts.get(TARGET, 0) / max(1, sum(counts.values()))
 
 
 def counted(stack, hour, n):
@@ -561,19 +424,22 @@ def main(argv=None):
     parser.add_argument(
         "--data",
         type=Path,
-        help=f"folder of images, one folder per class number (0, 1, …), {ATTACK} besides those of class {TARGET} "
-        "(default: drawn signs)",
+        help="folder of pictures, one folder per class; 100 pictures and 2 classes at least (default: drawn signs)",
     )
     parser.add_argument(
         "--weights",
         type=Path,
         default=ROOT / "local/weights/signs_w16.pt",
-        help=f"state dict of a ResNet18 for RGB pictures, {TARGET + 1} classes or more (default: of drawn signs)",
+        help="state dict of a ResNet18 for RGB pictures (default: of drawn signs)",
+    )
+    parser.add_argument(
+        "--target",
+        help="class that the attack aims at, by number or name (default: 14, or what trial attacks reach)",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out/demo")
     arguments = parser.parse_args(argv)
     try:
-        run(arguments.data, arguments.weights, arguments.out)
+        run(arguments.data, arguments.weights, arguments.target, arguments.out)
     except (DemoError, GlassboxError, OSError) as error:
         print(f"The demo failed: {error}", file=sys.stderr)
         return 1

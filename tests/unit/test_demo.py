@@ -1,11 +1,15 @@
-"""What `make demo` says to somebody's own images and weights, before anything is started."""
+"""What `make demo` says to somebody's own pictures and weights before anything is deployed, and its attack."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from local import demo
+from glassbox.errors import BadInputError
+from local import demo, scene, signs
+from local.stack import WEIGHTS
 from resnet import ResNet18
 
 
@@ -41,26 +45,23 @@ def images(tmp_path):
     return save
 
 
-def said(capsys, data, weights, out):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """60 drawn yield signs and 60 drawn stop signs: a folder of two classes that the demo's model knows."""
+    folder, random = tmp_path_factory.mktemp("drawn"), np.random.default_rng(5)
+    for class_id in (13, 14):
+        (folder / f"{class_id:05d}").mkdir()
+        for number in range(60):
+            Image.fromarray(signs.draw(class_id, random)).save(folder / f"{class_id:05d}/{number}.png")
+    return folder
+
+
+def said(capsys, data, weights, out, *options):
     """The one sentence that the demo ends with."""
-    assert demo.main(["--data", str(data), "--weights", str(weights), "--out", str(out)]) == 1
+    arguments = ["--data", str(data), "--weights", str(weights), "--out", str(out), *options]
+    assert demo.main(arguments) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
     return sentence.removeprefix("The demo failed: ")
-
-
-def test_a_folder_that_is_no_class_number_is_named(capsys, images, weights, tmp_path):
-    folder = images(c00001=1, stop=1, c2=1)
-    assert said(capsys, folder, weights(), tmp_path) == (
-        f"{folder}: stop is no class number: each folder is named by its class, 0, 1, … as the model counts them "
-        "(14 is stop)"
-    )
-
-
-def test_a_model_that_does_not_know_the_class_attacked_for_says_so(capsys, images, weights, tmp_path):
-    path = weights(classes=14)
-    assert said(capsys, images(c1=1), path, tmp_path) == (
-        f"{path} knows 14 classes: the attack aims at class 14, counted from 0"
-    )
 
 
 @pytest.mark.parametrize(
@@ -71,25 +72,20 @@ def test_a_model_that_does_not_know_the_class_attacked_for_says_so(capsys, image
     ],
 )
 def test_a_model_of_one_channel_is_refused(capsys, images, weights, tmp_path, config, reason):
-    assert reason in said(capsys, images(c1=1), weights(channels=1, config=config), tmp_path)
+    folder = images(c1=50, c2=50)
+    assert reason in said(capsys, folder, weights(channels=1, config=config), tmp_path)
 
 
 def test_another_network_is_refused(capsys, images, weights, tmp_path):
     path = weights(config='{"architecture": "net:Net"}')
-    assert "the demo needs a ResNet18" in said(capsys, images(c1=1), path, tmp_path)
+    assert "the demo needs a ResNet18" in said(capsys, images(c1=50, c2=50), path, tmp_path)
 
 
-def test_too_few_images_are_counted(capsys, images, weights, tmp_path):
-    folder = images(c1=3, c2=1)
-    sentence = said(capsys, folder, weights(), tmp_path)
-    assert sentence.startswith(
-        f"too few for the attack: of 4 photos of {folder} the model takes 4 for another"
+def test_too_few_pictures_are_refused_before_the_model_is_read(capsys, images, tmp_path):
+    folder = images(c1=98, c2=1)
+    assert said(capsys, folder, tmp_path / "none.pt", tmp_path).startswith(
+        f"{folder}: expected at least 100 pictures in 2 class folders, got 99 in 2. Add pictures"
     )
-    assert sentence.endswith("400 and 322 are needed")
-
-
-def test_a_folder_without_images_says_what_is_expected(capsys, weights, tmp_path):
-    assert "one folder per class number" in said(capsys, tmp_path / "nowhere", weights(), tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello", b"\x80\x02csomewhere\nelse\n."])
@@ -97,4 +93,132 @@ def test_weights_that_are_none_say_so(capsys, images, tmp_path, content):
     path = tmp_path / "weights.pt"
     if content is not None:
         path.write_bytes(content)
-    assert str(path) in said(capsys, images(c1=1), path, tmp_path)
+    assert str(path) in said(capsys, images(c1=50, c2=50), path, tmp_path)
+
+
+def test_a_model_that_predicts_one_class_only_is_refused_with_a_way_out(capsys, images, weights, tmp_path):
+    path = weights(classes=2)
+    network = ResNet18(2, 4, 3)
+    torch.nn.init.zeros_(network.fc.weight)
+    torch.save(network.state_dict(), path)
+    sentence = said(capsys, images(c1=50, c2=50), path, tmp_path)
+    assert "expected predictions of at least 2 classes, got class 0 for every picture" in sentence
+    assert "make train" in sentence
+
+
+def test_a_target_that_the_model_does_not_have_is_refused(capsys, drawn, tmp_path):
+    sentence = said(capsys, drawn, WEIGHTS, tmp_path, "--target", "halt")
+    assert sentence == "TARGET=halt: expected a class of the model, 0 to 42 or its name."
+
+
+@pytest.mark.parametrize(
+    ("folders", "numbers"),
+    [
+        (["00001", "2", "14", "43"], [1, 2, 14, -1]),
+        (["stop", "Stop", "Yield", "cat", ""], [14, 14, 13, -1, -1]),
+    ],
+)
+def test_a_class_folder_is_named_by_number_or_by_the_models_name(folders, numbers):
+    names = ["?"] * 43
+    names[13:15] = ["Yield", "STOP"]
+    assert scene.class_numbers(folders, names, 43).tolist() == numbers
+
+
+@pytest.fixture(scope="module")
+def two(drawn):
+    """The scene of the folder of two classes, and what was told."""
+    torch.set_num_threads(1)
+    told = []
+    return scene.load_scene(drawn, WEIGHTS, "13", told.append), told
+
+
+def test_what_trial_attacks_reach_is_told_with_the_numbers_needed(two):
+    assert two[0].target == 13
+    assert f"class 13 ({signs.LABELS[13]}): " in two[1][-1]
+    needed = scene.numbers_needed(two[0])
+    assert "322 adversarial images of class 13" in needed
+    assert "16 of 255 a value, 160 steps, 3000 attempts" in needed
+
+
+def test_pictures_are_used_again_with_other_random_starts(two, monkeypatch):
+    monkeypatch.setattr(scene, "TARGETED", 20)
+    monkeypatch.setattr(scene, "DISTINCT", 5)
+    told = []
+    pool = two[0].attackable(np.random.default_rng(0))[:6]
+    found, tried, _ = scene.craft(two[0], pool, told.append)
+    assert len(found) == 20 < tried
+    assert len({image.tobytes() for _, image in found}) == 20
+    for index, image in found:
+        assert np.abs(image.astype(int) - two[0].images[index]).max() <= 12
+    probabilities = scene.predict(two[0].model, two[0].config, np.stack([image for _, image in found]))
+    assert set(probabilities.argmax(1)) == {13}
+    assert "attacked again with other random starts" in told[0]
+
+
+def test_the_budget_is_raised_where_it_reaches_too_few(two, monkeypatch):
+    monkeypatch.setattr(scene, "TARGETED", 6)
+    monkeypatch.setattr(scene, "DISTINCT", 2)
+    monkeypatch.setattr(scene, "BUDGETS", ((1e-9, 1), (16 / 255, 40)))
+    pool = two[0].attackable(np.random.default_rng(0))[:4]
+    found, _, budget = scene.craft(two[0], pool, print)
+    assert len(found) == 6
+    assert budget == (16 / 255, 40)
+
+
+def test_past_the_bound_it_says_how_many_were_reached(two, monkeypatch):
+    monkeypatch.setattr(scene, "BUDGETS", ((1e-9, 1),))
+    pool = two[0].attackable(np.random.default_rng(0))[:4]
+    with pytest.raises(
+        BadInputError, match=r"expected 322 images of class 13, got 0 in 4 attempts .* TARGET="
+    ):
+        scene.craft(two[0], pool, print)
+
+
+def test_a_trial_that_reaches_nothing_ends_it(drawn, monkeypatch):
+    monkeypatch.setattr(scene, "BUDGETS", ((1e-9, 1),))
+    with pytest.raises(BadInputError, match=r"got 0 of 24 pictures \(class 13 .*\): 0%\)\. TARGET="):
+        scene.load_scene(drawn, WEIGHTS, "13", print)
+
+
+def running_shares(classes, count):
+    """The largest share of one class after each request from the 50th on, where a window is judged."""
+    one_hot = np.eye(count)[classes].cumsum(0)
+    return (one_hot / np.arange(1, len(classes) + 1)[:, None])[49:]
+
+
+def test_with_two_classes_only_the_attack_passes_the_threshold(two):
+    aimed, random = replace(two[0], target=13), np.random.default_rng(14)
+    assert aimed.threshold == 0.65
+    everyday = aimed.predicted[aimed.sample(np.arange(len(aimed.images)), scene.NORMAL, random)]
+    assert running_shares(everyday, 43).max() < 0.55
+    flags = scene._order(aimed, random)
+    assert (len(flags), flags.sum()) == (400, 322)
+    shares = running_shares(np.where(flags, 13, 14), 43)
+    over = int(np.argmax(shares[:, 13] > 0.65))
+    assert 0 < over < 300
+    assert shares[: over + 1, 14].max() < 0.6
+
+
+def test_drawn_signs_keep_the_reference_case(monkeypatch):
+    """322 of 400, class 14, in random order: no trial attack is needed."""
+    monkeypatch.setattr(scene, "_trial_rate", pytest.fail)
+    monkeypatch.setattr(
+        scene.signs, "dataset", lambda count, seed, size: signs_of(class_id for class_id in range(43))
+    )
+    loaded = scene.load_scene(None, WEIGHTS, None, pytest.fail)
+    assert (loaded.target, loaded.threshold) == (14, 0.5)
+    assert scene._order(loaded, np.random.default_rng(0))[:60].sum() == 20
+
+
+def signs_of(classes):
+    random, classes = np.random.default_rng(0), list(classes)
+    return np.stack([signs.draw(c, random, 48) for c in classes]), np.array(classes)
+
+
+def test_pairs_show_every_class_and_then_other_pictures(two):
+    found = [(index, None) for index in (0, 0, 1, 2, 70, 3, 1)]
+    labels = np.where(np.arange(120) < 60, 13, 14)
+    aimed = replace(two[0], probabilities=np.eye(43, dtype=np.float32)[labels])
+    pairs = [index for index, _ in scene._pairs(aimed, found)]
+    assert len(pairs) == len(set(pairs)) == 5
+    assert {13, 14} == {int(labels[index]) for index in pairs[:2]}

@@ -67,7 +67,7 @@ def said(capsys, data, weights, out, *options):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (None, "a picture of (1, 3, 48, 48) does not go through it"),
+        (None, "expected a network that takes images of (3, 48, 48)"),
         ('{"mean": [0.5], "std": [0.5]}', "the demo needs a ResNet18 for RGB pictures"),
     ],
 )

@@ -79,15 +79,15 @@ invoke-%: build $(READY) ## sam local invoke a function on the embedded AWS (EVE
 sam-test: build $(READY) ## sam local invoke of every function, and what it did in S3, DynamoDB and SNS
 	GLASSBOX_SAM=.venv-sam/bin/sam $(RUN) -m pytest tests/sam $(PYTEST_ARGS)
 
-# For SageMaker's instances, wherever it is built; and as one image, without the list of attestations that it refuses.
-DOCKER_BUILD := DOCKER_DEFAULT_PLATFORM=linux/amd64 BUILDX_NO_DEFAULT_ATTESTATIONS=1 docker build
+# PyTorch's index of CPU builds, for a machine whose pip knows no folder with the wheel (find-links).
+TORCH_CPU      := --index-url https://download.pytorch.org/whl/cpu
+TORCH_DOWNLOAD := $(VENV)/bin/pip download -q --no-deps -d .build/wheels -r requirements-torch.txt \
+                  --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64
 
-images: $(READY) ## the serving and the monitor image, in Docker (TORCH_ARGS as for the installation)
+images: $(READY) ## the serving and the monitor image, in Docker (TORCH_ARGS: pip options for torch, default its CPU index)
 	@rm -rf .build/wheels && mkdir -p .build/wheels
-	@$(VENV)/bin/pip download -q --no-deps $(TORCH_ARGS) -d .build/wheels -r requirements-torch.txt \
-	    --only-binary=:all: --python-version 3.11 --platform manylinux_2_28_x86_64
-	$(DOCKER_BUILD) -f model_code/Dockerfile -t glassbox-serving --label glassbox.sources=$$($(RUN) -m deploy.images glassbox-serving) .
-	$(DOCKER_BUILD) -f monitor_container/Dockerfile -t glassbox-monitor --label glassbox.sources=$$($(RUN) -m deploy.images glassbox-monitor) .
+	@$(if $(TORCH_ARGS),,$(TORCH_DOWNLOAD) --no-index 2>/dev/null || )$(TORCH_DOWNLOAD) $(or $(TORCH_ARGS),$(TORCH_CPU))
+	@$(RUN) -m deploy.images
 
 images-test: images ## both images in Docker, with what SageMaker mounts
 	GLASSBOX_IMAGES=1 $(RUN) -m pytest tests/images $(PYTEST_ARGS)

@@ -1,15 +1,24 @@
-"""The two images in the account's registry (ECR)."""
+"""Build the two images in Docker, and push them to the account's registry (ECR).
+
+SageMaker takes Docker's manifest v2 schema 2, and no OCI manifest or index. An engine that keeps its images in
+containerd (the default of Docker 29) builds OCI manifests, with BuildKit and without; only buildx can be told not to.
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 from botocore.exceptions import ClientError
 
 from deploy import DeployError
@@ -17,6 +26,8 @@ from deploy import DeployError
 ROOT = Path(__file__).resolve().parents[1]
 SERVING, MONITOR = "glassbox-serving", "glassbox-monitor"  # as `make images` calls them
 LABEL = "glassbox.sources"  # and labels them, by their tag
+DOCKERFILES = {SERVING: "model_code/Dockerfile", MONITOR: "monitor_container/Dockerfile"}
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 SOURCES = {
     SERVING: ("model_code/Dockerfile", "model_code/serve.py", "requirements.txt", "requirements-torch.txt"),
     MONITOR: ("monitor_container", "layers/core/python/glassbox"),
@@ -34,22 +45,55 @@ def tag(repository: str) -> str:
     return digest.hexdigest()[:12]
 
 
+def build() -> None:
+    """Build both images for SageMaker's x86_64 instances; raises DeployError where they would be OCI images."""
+    for repository, dockerfile in DOCKERFILES.items():
+        command = [*_builder(repository), "--file", dockerfile, "--label", f"{LABEL}={tag(repository)}", "."]
+        classic = {"DOCKER_BUILDKIT": "0", "DOCKER_DEFAULT_PLATFORM": "linux/amd64"}
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | classic, check=False)
+        if done.returncode:
+            raise DeployError(f"{repository}: the build failed, see above")
+
+
+def _builder(repository: str) -> list[str]:
+    """The build command up to its options, by what this Docker has."""
+    buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False)
+    if buildx.returncode == 0:
+        output = f"type=docker,name={repository},oci-mediatypes=false"
+        options = ["--platform", "linux/amd64", "--provenance=false", "--sbom=false", "--output", output]
+        return ["docker", "buildx", "build", *options]
+    if "io.containerd.snapshotter" in _docker("info", "--format", "{{json .DriverStatus}}"):
+        raise DeployError(
+            "docker: expected the plugin buildx, got none. This engine keeps images in containerd, where builds "
+            "without buildx make OCI manifests, which SageMaker refuses. Install docker-buildx."
+        )
+    return ["docker", "build", "--tag", repository]
+
+
 def registry(session: boto3.Session) -> str:
     """The account's registry in its region."""
     account = session.client("sts").get_caller_identity()["Account"]
-    return f"{account}.dkr.ecr.{session.region_name}.amazonaws.com"
+    partition = session.get_partition_for_region(session.region_name)
+    resolver = botocore.session.get_session().get_component("endpoint_resolver")
+    return f"{account}.dkr.ecr.{session.region_name}.{resolver.get_partition_dns_suffix(partition)}"
 
 
 def pushed(repository: str, session: boto3.Session) -> str | None:
-    """The URI of the present image in the account's registry; None where it was not pushed."""
+    """The URI of the present image in the account's registry; None where it is missing or not Docker's manifest."""
+    kind = _manifest_type(session.client("ecr"), repository)
+    return f"{registry(session)}/{repository}:{tag(repository)}" if kind == DOCKER_MANIFEST else None
+
+
+def _manifest_type(ecr: Any, repository: str) -> str | None:
+    """The media type of the present image's manifest in the registry; None where it was not pushed."""
     wanted = {"repositoryName": repository, "imageIds": [{"imageTag": tag(repository)}]}
     try:
-        found = session.client("ecr").describe_images(**wanted)["imageDetails"]
+        found = ecr.describe_images(**wanted)["imageDetails"]
     except ClientError as error:
         if error.response["Error"]["Code"] in ("RepositoryNotFoundException", "ImageNotFoundException"):
             return None
         raise
-    return f"{registry(session)}/{repository}:{tag(repository)}" if found else None
+    return found[0]["imageManifestMediaType"] if found else None
 
 
 def push(session: boto3.Session) -> list[str]:
@@ -68,23 +112,45 @@ def push(session: boto3.Session) -> list[str]:
             _log_in(ecr, host)
         _make_repository(ecr, repository)
         uri = f"{host}/{repository}:{tag(repository)}"
+        _remove_oci(ecr, repository)  # what an interrupted push left
         _docker("tag", repository, uri)
         _docker("push", "--quiet", uri)
-        _check_manifest(ecr, repository, uri)
+        if kind := _remove_oci(ecr, repository):
+            _convert(repository, uri, kind)
+            if kind := _remove_oci(ecr, repository):
+                raise DeployError(f"{uri}: expected {DOCKER_MANIFEST}, got {kind} also from skopeo")
         uris.append(uri)
     return uris
 
 
-def _check_manifest(ecr: Any, repository: str, uri: str) -> None:
-    tagged = [{"imageTag": tag(repository)}]
-    found = ecr.batch_get_image(repositoryName=repository, imageIds=tagged)["images"]
-    kind = found[0].get("imageManifestMediaType", "") if found else "nothing"
-    if kind != "application/vnd.docker.distribution.manifest.v2+json":
-        ecr.batch_delete_image(repositoryName=repository, imageIds=tagged)
+def _remove_oci(ecr: Any, repository: str) -> str | None:
+    """Delete the present image from the registry where SageMaker would refuse its manifest; the manifest's type."""
+    kind = _manifest_type(ecr, repository)
+    if kind in (None, DOCKER_MANIFEST):
+        return None
+    ecr.batch_delete_image(repositoryName=repository, imageIds=[{"imageTag": tag(repository)}])
+    return kind
+
+
+def _convert(repository: str, uri: str, kind: str) -> None:
+    """Push the image again, by skopeo, which writes its manifest as Docker's; raises DeployError without skopeo."""
+    if not shutil.which("skopeo"):
         raise DeployError(
-            f"{uri} arrived as {kind}, and SageMaker takes Docker's manifests only: "
-            "DOCKER_BUILDKIT=0 make images builds such"
+            f"{uri}: expected a manifest of type {DOCKER_MANIFEST}, got {kind}, which SageMaker refuses. "
+            "Install Docker's plugin buildx and run make images again, or install skopeo for make push to convert it."
         )
+    with tempfile.TemporaryDirectory() as folder:
+        archive = f"{folder}/image.tar"
+        _docker("save", "--output", archive, repository)
+        source, options = f"docker-archive:{archive}", ["--quiet", "--format", "v2s2"]
+        done = subprocess.run(
+            ["skopeo", "copy", *options, source, f"docker://{uri}"],
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+    if done.returncode:
+        raise DeployError(f"skopeo copy failed: {done.stderr.strip()}")
 
 
 def _log_in(ecr: Any, host: str) -> None:
@@ -112,5 +178,14 @@ def _docker(*arguments: str, given: str | None = None) -> str:
     return done.stdout
 
 
+def main() -> None:
+    """python -m deploy.images: build both images, as `make images` does."""
+    argparse.ArgumentParser(prog="python -m deploy.images", description=main.__doc__).parse_args()
+    try:
+        build()
+    except DeployError as error:
+        sys.exit(str(error))
+
+
 if __name__ == "__main__":
-    print(tag(sys.argv[1]))
+    main()

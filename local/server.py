@@ -31,7 +31,7 @@ from ministack.core import iam_evaluator, lambda_runtime, router
 from ministack.core.concurrency import run_reentrant
 
 from local import cloudformation, gaps
-from local.gaps import calls, delivery, roles
+from local.gaps import calls, delivery, registry, roles
 from local.sagemaker.errors import SageMakerError, StartFailedError
 from local.sagemaker.platform import Platform
 from local.sagemaker.service import SageMaker
@@ -191,6 +191,7 @@ def build(options: argparse.Namespace) -> Gateway:
         assume=functools.partial(
             roles.assume, options.account, options.region, service="sagemaker.amazonaws.com"
         ),
+        manifest_type=functools.partial(registry.manifest_type, options.account, options.region),
         commands=json.loads(options.images),
     )
     sagemaker = SageMaker(

@@ -55,6 +55,7 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
     ("ministack.core.lambda_runtime", "reset", []),
     ("ministack.services.sts", "register_session", ["access_key", "session"]),
     ("ministack.services.iam", "_roles", None),
+    ("ministack.services.ecr", "_find_image", ["repo_name", "image_id"]),
     ("ministack.services.dynamodb", "_update_ttl", ["data"]),
     ("ministack.services.eventbridge", "_put_events", ["data", "allow_aws_source"]),
     ("ministack.services.eventbridge", "_rule_arn", ["rule_name", "bus_name"]),

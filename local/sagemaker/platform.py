@@ -18,6 +18,7 @@ class Platform:
     `emit(detail_type, detail, resources)` puts an event of source `aws.sagemaker` on the default bus.
     `assume(role_arn)` gives the role's temporary credentials as `AWS_…` variables; raises StartFailedError when
     the role is missing or does not trust sagemaker.amazonaws.com.
+    `manifest_type(image)` is the media type of an image's manifest, None where the embedded ECR does not hold it.
     `commands` maps the end of an image's repository name to the command that stands for the image.
     """
 
@@ -27,6 +28,7 @@ class Platform:
     directory: Path
     emit: Callable[[str, dict[str, Any], list[str]], None]
     assume: Callable[[str], dict[str, str]]
+    manifest_type: Callable[[str], str | None]
     commands: dict[str, list[str]] = field(default_factory=dict)
 
     def arn(self, kind: str, name: str) -> str:

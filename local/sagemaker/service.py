@@ -25,6 +25,11 @@ from local.sagemaker.runtime import Runtime
 from local.sagemaker.shapes import check, input_shape
 
 ECR_IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/.+")
+DOCKER_MANIFESTS = (  # SageMaker takes these, and no OCI manifest or index
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+)
 REVIVAL_SECONDS = 2.0
 GRANT_FOR_SERVICE = {"kms:GrantIsForAWSResource": "true"}
 
@@ -190,6 +195,11 @@ class SageMaker:
         if not ECR_IMAGE.fullmatch(image):
             raise invalid(
                 f'Using non-ECR image "{image}" without Vpc repository access mode is not supported.'
+            )
+        if (kind := self.platform.manifest_type(image)) not in (None, *DOCKER_MANIFESTS):
+            raise invalid(
+                f"Unsupported manifest media type {kind} for image {image}. "
+                "Ensure that valid manifest media type is used for specified image."
             )
         if "ModelDataUrl" in container and "ModelDataSource" in container:
             raise invalid("Expected either ModelDataUrl or ModelDataSource, and not both.")

@@ -744,19 +744,38 @@ elif asked[0] == "push":
 """
 
 
+SKOPEO = f"""#!{sys.executable}
+import pathlib, sys
+
+import boto3
+
+arguments = sys.argv[1:]
+(pathlib.Path(__file__).parent / "converted").write_text(" ".join(arguments))
+repository, _, name = arguments[-1].rpartition("/")[2].partition(":")
+boto3.client("ecr").put_image(repositoryName=repository, imageTag=name, imageManifest="{{}}")
+"""
+
+
+def executable(path, text):
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
 def test_push_logs_in_makes_the_repositories_and_pushes_once(aws, tool, tmp_path):
     """Docker is a recorder here, which puts what is pushed into the embedded ECR."""
-    script = tmp_path / "docker"
-    script.write_text(DOCKER)
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    executable(tmp_path / "docker", DOCKER)
+    path = {"PATH": str(tmp_path)}
 
     assert "is of other sources than those that are here: make images" in tool(
         "push", fails=True, SOURCES="old", **path
     )
     oci = "application/vnd.oci.image.index.v1+json"
     said = tool("push", fails=True, KIND=oci, **path)
-    assert f"arrived as {oci}, and SageMaker takes Docker's manifests only" in said
+    assert f"got {oci}, which SageMaker refuses. Install Docker's plugin buildx" in said
+    assert not aws.client("ecr").list_images(repositoryName="glassbox-serving")["imageIds"]
+    ecr = aws.client("ecr")
+    left = {"repositoryName": "glassbox-serving", "imageTag": tag("glassbox-serving"), "imageManifest": "{}"}
+    ecr.put_image(**left, imageManifestMediaType=oci)  # by a push that was interrupted
     (tmp_path / "asked").unlink()
 
     pushed = tool("push", **path).splitlines()
@@ -779,6 +798,27 @@ def test_push_logs_in_makes_the_repositories_and_pushes_once(aws, tool, tmp_path
     said = tool("plan", "--threshold", "0.5", "--stack", "with-images")
     assert pushed[0] in said
     assert "hourly job is left out" not in said
+
+
+def test_push_converts_an_oci_image_where_skopeo_is_there(aws, tool, tmp_path):
+    executable(tmp_path / "docker", DOCKER)
+    executable(tmp_path / "skopeo", SKOPEO)
+    ecr, oci = aws.client("ecr"), "application/vnd.oci.image.manifest.v1+json"
+    for repository in ("glassbox-serving", "glassbox-monitor"):
+        ecr.delete_repository(repositoryName=repository, force=True)
+    pushed = tool("push", KIND=oci, PATH=str(tmp_path)).splitlines()
+    assert len(pushed) == 2
+    converted = (tmp_path / "converted").read_text()
+    assert re.fullmatch(
+        rf"copy --quiet --format v2s2 docker-archive:\S+/image.tar docker://{pushed[1]}", converted
+    )
+    assert "save --output" in (tmp_path / "asked").read_text()
+    for uri in pushed:
+        repository, _, name = uri.rpartition("/")[2].partition(":")
+        (image,) = ecr.describe_images(repositoryName=repository, imageIds=[{"imageTag": name}])[
+            "imageDetails"
+        ]
+        assert image["imageManifestMediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
 
 
 def test_no_two_configs_have_one_twin():

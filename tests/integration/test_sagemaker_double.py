@@ -267,6 +267,38 @@ def test_a_model_needs_its_data_an_ecr_image_and_a_role_that_trusts_sagemaker(
     assert not sagemaker.list_models(NameContains="m1")["Models"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        ("application/vnd.oci.image.manifest.v1+json", True),
+        ("application/vnd.oci.image.index.v1+json", True),
+        ("application/vnd.docker.distribution.manifest.list.v2+json", True),
+        ("application/vnd.docker.distribution.manifest.v2+json", False),
+    ],
+)
+def test_an_image_with_an_oci_manifest_is_refused(embedded_aws, sagemaker, role, stub_images, kind, refused):
+    ecr, image = embedded_aws.client("ecr"), stub_images["serving"]
+    ecr.create_repository(repositoryName="stub-serving")
+    try:
+        pushed = ecr.put_image(
+            repositoryName="stub-serving", imageTag="1", imageManifest="{}", imageManifestMediaType=kind
+        )
+        digest = pushed["image"]["imageId"]["imageDigest"]
+        for named in (image, f"{image.rpartition(':')[0]}@{digest}"):
+            request = {"ExecutionRoleArn": role, "PrimaryContainer": {"Image": named}}
+            if refused:
+                assert error_of(sagemaker.create_model, ModelName="oci", **request) == (
+                    "ValidationException",
+                    f"Unsupported manifest media type {kind} for image {named}. "
+                    "Ensure that valid manifest media type is used for specified image.",
+                )
+            else:
+                sagemaker.create_model(ModelName="oci", **request)
+                sagemaker.delete_model(ModelName="oci")
+    finally:
+        ecr.delete_repository(repositoryName="stub-serving", force=True)
+
+
 # ---------------------------------------------------------------- IAM
 
 

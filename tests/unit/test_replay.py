@@ -249,6 +249,12 @@ class FailingRuntime(FakeRuntime):
         super().invoke(endpoint, request)
 
 
+def test_refused_requests_are_counted_one_by_one_whatever_their_ids_are(incident):
+    body = b"".join(line(n, 14).replace(f"event-{n}".encode(), b"event-1") for n in range(3))
+    done, _ = run(incident, {FOLDER + "a.jsonl": body}, FakeRuntime(bad={"event-1"}))
+    assert done.note.startswith("3 were refused")
+
+
 def test_an_endpoint_that_does_not_answer_is_left_alone_and_tried_again_later(incident):
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(5))}
     away = FailingRuntime()

@@ -129,11 +129,9 @@ def replay(
         for part in (chosen[first:], chosen[:first])
     )
     sent = _send(requests, incident.endpoint, runtime)
-    unsent = (
-        {record.event_id for record in chosen} - sent.answered - sent.refused.keys()
-        if sent.away
-        else sent.unsent
-    )
+    unsent = sent.unsent
+    if sent.away:
+        unsent = {record.event_id for record in chosen} - sent.answered - {name for name, _ in sent.refused}
     names = frozenset(sent.answered | unsent)
     notes = list(_notes(sent))
     if not names and not sent.refused:
@@ -146,11 +144,11 @@ def replay(
 
 @dataclass
 class _Sent:
-    """What became of requests, by event id. ``away``: the endpoint does not answer, the rest was not tried."""
+    """The event ids of requests by outcome; ``refused`` with reasons. ``away``: no answer, so the rest was not tried."""
 
     answered: set[str] = field(default_factory=set)
     unsent: set[str] = field(default_factory=set)
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: list[tuple[str, str]] = field(default_factory=list)
     cut: int = 0
     away: bool = False
     error: str = ""
@@ -162,7 +160,7 @@ def _send(requests: Iterable[Request], endpoint: str, runtime: Runtime) -> _Sent
         try:
             runtime.invoke(endpoint, request)
         except BadInputError as error:
-            sent.refused[request.event_id] = str(error)
+            sent.refused.append((request.event_id, str(error)))
         except RetryableError as error:
             sent.unsent.add(request.event_id)
             sent.error, in_a_row = str(error), in_a_row + 1
@@ -179,7 +177,7 @@ def _send(requests: Iterable[Request], endpoint: str, runtime: Runtime) -> _Sent
 
 def _notes(sent: _Sent) -> Iterator[str]:
     if sent.refused:
-        yield f"{len(sent.refused)} were refused, the first: {next(iter(sent.refused.values()))}"
+        yield f"{len(sent.refused)} were refused, the first: {sent.refused[0][1]}"
     if sent.unsent:
         yield f"the endpoint does not answer: {sent.error}"
     if sent.cut:

@@ -144,7 +144,7 @@ def replay(
 
 @dataclass
 class _Sent:
-    """The event ids of requests by outcome; ``refused`` with reasons. ``away``: no answer, so the rest was not tried."""
+    """The event ids of requests by outcome; ``refused`` with reasons. ``away``: no answer, the rest was not tried."""
 
     answered: set[str] = field(default_factory=set)
     unsent: set[str] = field(default_factory=set)

@@ -286,38 +286,6 @@ def test_plan_says_whether_a_swap_fits_the_quota(aws, tool, customer):
     assert "A swap starts 1 more ml.m5.xlarge: 3 of 3 are in use, IT DOES NOT FIT" in said
 
 
-def test_an_endpoint_that_can_have_no_twin_is_watched_without_one(aws, tool, customer, blind_on, request):
-    plain = customer.describe_model(ModelName="signs-v1")
-    customer.create_model(
-        ModelName="isolated",
-        ExecutionRoleArn=plain["ExecutionRoleArn"],
-        PrimaryContainer=plain["PrimaryContainer"],
-        EnableNetworkIsolation=True,
-    )
-    request.addfinalizer(lambda: customer.delete_model(ModelName="isolated"))
-    blind_on("isolated", model="isolated", DataCaptureConfig=CAPTURE)
-    before = names(aws, "model"), names(aws, "endpoint_config")
-    wanted = ("--endpoint", "blind", "--threshold", "0.5", "--stack", "quiet")
-    said = tool("plan", *wanted, fails=True)
-    assert "model isolated has network isolation, and cannot write tensors to S3" in said
-    assert 'SET="React=false" watches and notifies without a twin.' in said
-    quiet = (*wanted, "--set", f"AwsEndpointUrl={aws.endpoint_url}", "React=false")
-    said = tool("deploy", *quiet, "--yes")
-    assert "Endpoint blind is never changed (React=false)" in said
-    assert "hooked" not in said
-    assert "A swap" not in said
-    parameters, _ = stack(aws, "quiet")
-    assert (parameters["HookedConfigName"], parameters["EndpointRoleArns"]) == ("", "")
-    assert (names(aws, "model"), names(aws, "endpoint_config")) == before
-    for command in (("twin",), ("explain", "--image", "sign.png", "--yes")):
-        assert "Stack quiet: expected React=true, got false." in tool(
-            *command, "--stack", "quiet", fails=True
-        )
-    said = tool("remove", "--stack", "quiet", "--yes")
-    assert "Stack quiet is deleted." in said
-    assert "Endpoint blind serves its own config." in said
-
-
 def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
     given = (
         "--endpoint",
@@ -630,6 +598,38 @@ def test_a_stack_that_is_half_deleted_is_removed_all_the_same(aws, tool, custome
     customer.delete_model(ModelName="signs-v2-hooked")
     assert "Stack glassbox is deleted, shop-v2-hooked." in tool("remove", "--yes")
     assert names(aws, "endpoint_config") == CONFIGS
+
+
+def test_an_endpoint_that_can_have_no_twin_is_watched_without_one(aws, tool, customer, blind_on, request):
+    plain = customer.describe_model(ModelName="signs-v1")
+    customer.create_model(
+        ModelName="isolated",
+        ExecutionRoleArn=plain["ExecutionRoleArn"],
+        PrimaryContainer=plain["PrimaryContainer"],
+        EnableNetworkIsolation=True,
+    )
+    request.addfinalizer(lambda: customer.delete_model(ModelName="isolated"))
+    blind_on("isolated", model="isolated", DataCaptureConfig=CAPTURE)
+    before = names(aws, "model"), names(aws, "endpoint_config")
+    wanted = ("--endpoint", "blind", "--threshold", "0.5", "--stack", "quiet")
+    said = tool("plan", *wanted, fails=True)
+    assert "model isolated has network isolation, and cannot write tensors to S3" in said
+    assert 'SET="React=false" watches and notifies without a twin.' in said
+    quiet = (*wanted, "--set", f"AwsEndpointUrl={aws.endpoint_url}", "React=false")
+    said = tool("deploy", *quiet, "--yes")
+    assert "Endpoint blind is never changed (React=false)" in said
+    assert "hooked" not in said
+    assert "A swap" not in said
+    parameters, _ = stack(aws, "quiet")
+    assert (parameters["HookedConfigName"], parameters["EndpointRoleArns"]) == ("", "")
+    assert (names(aws, "model"), names(aws, "endpoint_config")) == before
+    for command in (("twin",), ("explain", "--image", "sign.png", "--yes")):
+        assert "Stack quiet: expected React=true, got false." in tool(
+            *command, "--stack", "quiet", fails=True
+        )
+    said = tool("remove", "--stack", "quiet", "--yes")
+    assert "Stack quiet is deleted." in said
+    assert "Endpoint blind serves its own config." in said
 
 
 # ---------------------------------------------------------------- an endpoint of the stack's own

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import ROOT
 from benchmarks.saliency import Bucket, read
-from glassbox.fullgrad import explain, full_gradient
+from glassbox.explanation.fullgrad import explain, full_gradient
 from hook import Tracer
 
 sys.path.append(str(ROOT / "tests"))

@@ -23,8 +23,8 @@ import psutil
 
 from benchmarks import ROOT
 from benchmarks.side_by_side import milliseconds, row, show
-from glassbox.capture import chunks, read
-from glassbox.tally import tally
+from glassbox.monitoring.capture import chunks, read
+from glassbox.monitoring.counts import tally
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
 CLASSES = 43

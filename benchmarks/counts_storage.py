@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from benchmarks.side_by_side import show
 from glassbox.aws import counts_table
 from glassbox.aws.counts_table import CountsTable
-from glassbox.tally import RETENTION, SLOT, Counts, Window, slot_start, windows
+from glassbox.monitoring.counts import RETENTION, SLOT, Counts, Window, slot_start, windows
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
 PREDICTIONS = 100  # of a capture file, which an instance flushes every minute

@@ -18,7 +18,7 @@ from smdebug import modes
 from benchmarks.saliency import CLASSES, SIZE, WIDTH, traced
 from benchmarks.side_by_side import row, show
 from benchmarks.trace import embedded_s3
-from glassbox import tensor_names as names
+from glassbox.explanation import trace_format as names
 from hook import Tracer
 from local.emulator import REGION
 from resnet import ResNet18

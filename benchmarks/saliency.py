@@ -9,9 +9,9 @@ import scipy.ndimage
 import torch
 
 from benchmarks.side_by_side import milliseconds, row, show
-from glassbox import tensor_names as names
-from glassbox.fullgrad import effective_bias_bn, explain, full_gradient
-from glassbox.trace import Array, Trace, read_index, read_trace
+from glassbox.explanation import trace_format as names
+from glassbox.explanation.fullgrad import effective_bias_bn, explain, full_gradient
+from glassbox.explanation.trace_reader import Array, Trace, read_index, read_trace
 from hook import Tracer
 from resnet import ResNet18
 

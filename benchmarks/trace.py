@@ -10,7 +10,7 @@ import boto3
 from benchmarks.saliency import Bucket, traced
 from benchmarks.side_by_side import milliseconds, row, show
 from glassbox.aws.objects import Objects
-from glassbox.trace import read_index, read_trace
+from glassbox.explanation.trace_reader import read_index, read_trace
 from local.emulator import REGION, EmbeddedAws
 
 

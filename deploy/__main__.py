@@ -30,9 +30,9 @@ from deploy.watched import Watched, events_are_on, is_missing, is_refused, read_
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
-from glassbox.incident import State
+from glassbox.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.workflow import State
 from glassbox.replay_marker import PublicKey
-from glassbox.violation import COMMAND_DETAIL_TYPE
 
 WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
 RESTORE_SECONDS = 3600.0

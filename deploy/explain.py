@@ -17,9 +17,9 @@ from deploy import DeployError
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import RetryableError
-from glassbox.incident import Incident, State
+from glassbox.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.workflow import Incident, State
 from glassbox.replay_marker import LIFETIME, TRACE, ReplayMarker, write_marker
-from glassbox.violation import COMMAND_DETAIL_TYPE
 
 OPERATOR = "glassbox.operator"
 HOLD_MINUTES = 30

@@ -27,9 +27,9 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
+from glassbox.explanation.trace_format import REPLAY_EVENT_ID
+from glassbox.monitoring.counts import WINDOW, Window, total
 from glassbox.replay_marker import TRACE, ReplayMarker, write_marker
-from glassbox.tally import WINDOW, Window, total
-from glassbox.tensor_names import REPLAY_EVENT_ID
 from local import demo_page
 from local.scene import ATTACK, NORMAL, TARGETED, load_scene, numbers_needed, plan_attack
 from local.stack import running_stack

@@ -28,10 +28,10 @@ from PIL import Image, ImageOps
 CORE = Path(__file__).resolve().parents[1] / "layers" / "core" / "python"
 sys.path[0:1] = [str(CORE)]  # instead of this folder: the model's code is to come from its archive
 
-from glassbox import picture  # noqa: E402
-from glassbox.fullgrad import Explanation, explain  # noqa: E402
-from glassbox.tensor_names import FULL, REDUCED  # noqa: E402
-from glassbox.trace import read_index, read_trace  # noqa: E402
+from glassbox.explanation import heatmap  # noqa: E402
+from glassbox.explanation.fullgrad import Explanation, explain  # noqa: E402
+from glassbox.explanation.trace_format import FULL, REDUCED  # noqa: E402
+from glassbox.explanation.trace_reader import read_index, read_trace  # noqa: E402
 
 ROUNDS, WARM_UP = 20, 3
 LISTED = 60  # modules
@@ -116,7 +116,7 @@ def check(name: str, archive: Path, image: Path | None, out: Path | None) -> Ite
         explanation = traced.explain()
         yield from _explained(explanation, image)
         if out:
-            out.write_bytes(picture.render(explanation))
+            out.write_bytes(heatmap.render(explanation))
             yield f"What ops would see: {out}"
         yield from _measured(inference, plain, traced, body)
         full = Traced(inference, hook, plain, FULL)

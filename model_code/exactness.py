@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glassbox.tensor_names import RANDOM
+from glassbox.explanation.trace_format import RANDOM
 
 # Kinds of nodes, by the name that autograd gives the function.
 # fmt: off

@@ -3,7 +3,7 @@
 The forward hooks of a traced request live as long as its forward pass, so a plain request meets none. Parameters are
 frozen: the backward pass computes the gradients of the picture and of the biased modules' outputs, nothing else. A
 thread of its own lets smdebug write what is kept, and uploads it: trouble with the disk or with S3 costs a trace and
-never an answer. Names and shapes of the tensors: ``glassbox/tensor_names.py``.
+never an answer. Names and shapes of the tensors: ``glassbox/explanation/trace_format.py``.
 
 Of smdebug, its writers are used and not its ``Hook``: that one stays on the model for good, keeps a step back until
 the next request comes, and uploads it while that request waits.
@@ -41,8 +41,8 @@ from smdebug.core.tfevent.util import make_tensor_proto
 from torch import Tensor, nn
 
 from exactness import inexact
-from glassbox import tensor_names as names
 from glassbox.errors import SettingsError
+from glassbox.explanation import trace_format as names
 from glassbox.replay_marker import REPAIR, PublicKey, verified_marker
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,14 @@ HERE = Path(__file__).resolve().parent
 CORE = HERE.parent / "layers" / "core" / "python" / "glassbox"
 
 CODE = ("inference.py", "decode.py", "hook.py", "exactness.py", "resnet.py", "requirements.txt")
-CORE_MODULES = ("__init__.py", "errors.py", "replay_marker.py", "settings.py", "tensor_names.py")
+CORE_MODULES = (
+    "__init__.py",
+    "errors.py",
+    "explanation/__init__.py",
+    "explanation/trace_format.py",
+    "replay_marker.py",
+    "settings.py",
+)
 
 # Mean and std are ImageNet's, with which torchvision's networks are trained.
 DEFAULT_CONFIG: dict[str, Any] = {

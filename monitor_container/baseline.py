@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import evaluation
-from glassbox import report
-from glassbox.count import CountingSettings
 from glassbox.errors import GlassboxError, SettingsError
+from glassbox.monitoring import monitor_files
+from glassbox.monitoring.count_file import CountingSettings
 from glassbox.settings import from_env
 
 log = logging.getLogger("baseline")
@@ -58,10 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name, document in {
-        "statistics": report.statistics(counts, confidences),
-        "constraints": report.constraints(counts, confidences),
+        "statistics": monitor_files.statistics(counts, confidences),
+        "constraints": monitor_files.constraints(counts, confidences),
     }.items():
-        (chosen.out / f"{name}.json").write_bytes(report.to_json(document))
+        (chosen.out / f"{name}.json").write_bytes(monitor_files.to_json(document))
     log.info(
         "%d predictions of %d classes, %d records unreadable",
         counts.n,

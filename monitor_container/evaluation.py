@@ -23,15 +23,15 @@ from typing import Any
 # in a checkout; in the image the core lies beside this file
 sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "python"))
 
-from glassbox import report
-from glassbox.capture import CaptureFile, chunks, moment, read, read_key
-from glassbox.count import CountingSettings
 from glassbox.errors import BadInputError, GlassboxError, SettingsError, printable
+from glassbox.monitoring import monitor_files
+from glassbox.monitoring.capture import CaptureFile, chunks, moment, read, read_key
+from glassbox.monitoring.checks import Verdict, judge
+from glassbox.monitoring.count_file import CountingSettings
+from glassbox.monitoring.counts import SLOT, Confidences, Counts, Tally, Window, tally, total
+from glassbox.monitoring.response import Label, ResponseForm, UnreadableError
 from glassbox.replay_marker import PublicKey
-from glassbox.response import Label, ResponseForm, UnreadableError
 from glassbox.settings import from_env, setting
-from glassbox.tally import SLOT, Confidences, Counts, Tally, Window, tally, total
-from glassbox.verdict import Verdict, judge
 
 log = logging.getLogger("evaluation")
 
@@ -203,21 +203,21 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
     window, baseline = settings.window, None
     if settings.baseline_statistics:
         path = _moved(settings.baseline_statistics, opt_ml)
-        baseline = report.read_baseline(path.read_bytes(), str(path))
+        baseline = monitor_files.read_baseline(path.read_bytes(), str(path))
     files = capture_files(_moved(settings.dataset_source, opt_ml), settings.sagemaker_endpoint_name)
     replay_key = read_replay_key(settings, opt_ml)
     tallies = measure(files, settings, window=window, processes=settings.processes, replay_key=replay_key)
     for example in (example for counted in tallies.values() for example in counted.examples):
         log.warning("unreadable: %s", example)
     counts, confidences = merged(tallies)
-    log.info("Predicted classes %s", dict(report.by_class(counts.classes)))
+    log.info("Predicted classes %s", dict(monitor_files.by_class(counts.classes)))
     verdicts = list(_verdicts(tallies, settings, baseline))
     for verdict in verdicts:
         log.log(logging.WARNING if verdict.violated else logging.INFO, "%s", verdict.reason)
     folder = _moved(settings.output_path, opt_ml)
-    _write(folder / "statistics.json", report.statistics(counts, confidences))
-    _write(folder / "constraints.json", report.constraints(counts, confidences))
-    _write(folder / "constraint_violations.json", report.violations(verdicts))
+    _write(folder / "statistics.json", monitor_files.statistics(counts, confidences))
+    _write(folder / "constraints.json", monitor_files.constraints(counts, confidences))
+    _write(folder / "constraint_violations.json", monitor_files.violations(verdicts))
     if settings.publish_cloudwatch_metrics and verdicts:
         _write_metrics(opt_ml, settings, counts, confidences, verdicts)
     reasons = [verdict.reason for verdict in verdicts if verdict.violated]
@@ -242,7 +242,7 @@ def _verdicts(
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(report.to_json(document))
+    path.write_bytes(monitor_files.to_json(document))
 
 
 def _write_metrics(
@@ -254,7 +254,7 @@ def _write_metrics(
         "Endpoint": settings.sagemaker_endpoint_name,
         "MonitoringSchedule": settings.sagemaker_monitoring_schedule_name,
     }
-    metrics = report.cloudwatch(
+    metrics = monitor_files.cloudwatch(
         counts, confidences, verdicts, {name: value for name, value in dimensions.items() if value}
     )
     path.write_text("".join(json.dumps(metric) + "\n" for metric in metrics))

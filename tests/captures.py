@@ -5,8 +5,8 @@ import json
 from collections import defaultdict
 
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.tally import Counts, total
-from glassbox.verdict import Told
+from glassbox.monitoring.checks import Told
+from glassbox.monitoring.counts import Counts, total
 
 KEY = "capture/traffic-signs/AllTraffic/2026/11/23/10/20-02-871-0b7bfd33-c8a7-4adf-a09a-98fd0af79974.jsonl"
 STREAM = "traffic-signs/AllTraffic"

@@ -14,8 +14,8 @@ import boto3
 
 from captures import FakeCaptures, created, file
 from glassbox.aws.counts_table import CountsTable
-from glassbox.count import CountingSettings, count_file
-from glassbox.response import ResponseForm
+from glassbox.monitoring.count_file import CountingSettings, count_file
+from glassbox.monitoring.response import ResponseForm
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
 PREDICTIONS = 100

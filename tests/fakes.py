@@ -6,7 +6,7 @@ Each fake passes the same contract tests as its adapter (tests/integration).
 from dataclasses import replace
 
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incident import DELETED, JOINED_KEPT, PICTURES_KEPT, Live, State
+from glassbox.incidents.workflow import DELETED, JOINED_KEPT, PICTURES_KEPT, Live, State
 
 
 class FakeObjects:

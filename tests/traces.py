@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glassbox import tensor_names
-from glassbox.trace import read_index, read_trace
+from glassbox.explanation import trace_format
+from glassbox.explanation.trace_reader import read_index, read_trace
 from zoo import BATCH_NORM
 
 
@@ -16,7 +16,7 @@ def meta(terms, model, form, **other):
     """``glassbox/meta`` as the hook writes it; ``other`` replaces parts of it."""
     modules = dict(model.named_modules())
     described = {
-        "version": tensor_names.VERSION,
+        "version": trace_format.VERSION,
         "form": form,
         "model": model._get_name(),
         "modules": [
@@ -43,7 +43,7 @@ def meta(terms, model, form, **other):
 
 def reduced(terms, model, picture=None, **other):
     """The tensors of the reduced form, computed in float64."""
-    parts = {tensor_names.INPUT: terms.image * terms.image_gradient}
+    parts = {trace_format.INPUT: terms.image * terms.image_gradient}
     for name, (bias, gradient) in terms.modules.items():
         parts[name] = bias.view(1, -1, *[1] * (gradient.ndim - 2)) * gradient
     stats, maps = [], {}
@@ -54,11 +54,11 @@ def reduced(terms, model, picture=None, **other):
         row = [channels, absolute.amin(1), absolute.amax(1), flat.sum(1), absolute.sum(1)]
         stats.append(torch.stack(row, 1))
         if term.ndim == 4:
-            maps[tensor_names.abs_map(name)] = term.double().abs().sum(1).float().numpy()
+            maps[trace_format.abs_map(name)] = term.double().abs().sum(1).float().numpy()
     return {
-        tensor_names.META: meta(terms, model, tensor_names.REDUCED, **other),
+        trace_format.META: meta(terms, model, trace_format.REDUCED, **other),
         **_common(terms, picture),
-        tensor_names.STATS_TENSOR: torch.stack(stats, 1).numpy(),
+        trace_format.STATS_TENSOR: torch.stack(stats, 1).numpy(),
         **maps,
     }
 
@@ -67,20 +67,20 @@ def full(terms, model, picture=None, **other):
     """The tensors of the full form: gradients and parameters under smdebug's names."""
     name = model._get_name()
     tensors = {
-        tensor_names.META: meta(terms, model, tensor_names.FULL, **other),
+        trace_format.META: meta(terms, model, trace_format.FULL, **other),
         **_common(terms, picture),
-        tensor_names.model_input(name): terms.image.float().numpy(),
-        tensor_names.IMAGE_GRADIENT: terms.image_gradient.float().numpy(),
+        trace_format.model_input(name): terms.image.float().numpy(),
+        trace_format.IMAGE_GRADIENT: terms.image_gradient.float().numpy(),
     }
     modules = dict(model.named_modules())
     for call, (_, gradient) in terms.modules.items():
-        tensors[tensor_names.output_gradient(call)] = gradient.float().numpy()
+        tensors[trace_format.output_gradient(call)] = gradient.float().numpy()
         module = modules[call.partition("#")[0]]
         for parameter, value in module.named_parameters(recurse=False):
-            tensors[tensor_names.parameter(name, call, parameter)] = value.detach().numpy()
+            tensors[trace_format.parameter(name, call, parameter)] = value.detach().numpy()
         if isinstance(module, BATCH_NORM):
             for statistic in ("running_mean", "running_var"):
-                tensors[tensor_names.running(call, statistic)] = getattr(module, statistic).numpy()
+                tensors[trace_format.running(call, statistic)] = getattr(module, statistic).numpy()
     return tensors
 
 
@@ -111,7 +111,7 @@ def _common(terms, picture):
         low, high = terms.image.min(), terms.image.max()
         picture = ((terms.image - low) / (high - low) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return {
-        tensor_names.PICTURE: picture,
-        tensor_names.LOGITS: terms.logits.float().numpy(),
-        tensor_names.TARGET: terms.target.numpy(),
+        trace_format.PICTURE: picture,
+        trace_format.LOGITS: terms.logits.float().numpy(),
+        trace_format.TARGET: terms.target.numpy(),
     }

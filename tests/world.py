@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from fakes import FakeEndpoint, FakeIncidents, FakeNotices
 from glassbox.errors import GlassboxError
-from glassbox.incident import Configs, Desk, Limits, Replays, Report, confirm, restore, swap
+from glassbox.incidents.workflow import Configs, Desk, Limits, Replays, Report, confirm, restore, swap
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 IDS = frozenset({"event-1", "event-2"})

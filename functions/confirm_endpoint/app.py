@@ -11,17 +11,17 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 from botocore.config import Config
 
+from glassbox.aws.bootstrap import DeskSettings, desk
 from glassbox.aws.counts_table import CountsTable
-from glassbox.aws.desk import DeskSettings, desk
 from glassbox.aws.endpoint import Runtime
 from glassbox.aws.objects import Objects
 from glassbox.aws.replay_key import ReplayKey
-from glassbox.incident import confirm
-from glassbox.page import write_page
-from glassbox.replay import flagged_inputs, replay, variants_of
-from glassbox.response import ResponseForm
+from glassbox.incidents.incident_report import write_page
+from glassbox.incidents.replay import flagged_inputs, replay, variants_of
+from glassbox.incidents.workflow import confirm
+from glassbox.monitoring.counts import CLASSES
+from glassbox.monitoring.response import ResponseForm
 from glassbox.settings import from_env, names, setting
-from glassbox.tally import CLASSES
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 # a request that was not answered is sent again by a later sweep: two of them must fit into the function's timeout

@@ -15,12 +15,12 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.events import Events
 from glassbox.aws.objects import Objects
 from glassbox.aws.replay_key import ReplayKey
-from glassbox.count import CountingSettings, count_file, judge_file
-from glassbox.event import event_time, read_event
-from glassbox.report import SHARES, fetch_baseline, file_metrics
-from glassbox.response import ResponseForm
+from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.counts import RETENTION
+from glassbox.monitoring.monitor_files import SHARES, fetch_baseline, file_metrics
+from glassbox.monitoring.response import ResponseForm
+from glassbox.queue_message import event_time, read_event
 from glassbox.settings import from_env, setting
-from glassbox.tally import RETENTION
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)

@@ -11,8 +11,8 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.objects import Objects
-from glassbox.event import object_key, read_event
-from glassbox.saliency import render_step
+from glassbox.explanation.render import render_step
+from glassbox.queue_message import object_key, read_event
 from glassbox.settings import from_env, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()

@@ -10,11 +10,11 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
-from glassbox.aws.desk import DeskSettings, desk
-from glassbox.event import read_event
-from glassbox.incident import obey, read_command, restore
+from glassbox.aws.bootstrap import DeskSettings, desk
+from glassbox.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.workflow import obey, read_command, restore
+from glassbox.queue_message import read_event
 from glassbox.settings import from_env
-from glassbox.violation import COMMAND_DETAIL_TYPE
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)

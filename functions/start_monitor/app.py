@@ -11,8 +11,8 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from glassbox.aws.objects import Objects
 from glassbox.aws.processing import ProcessingJobs
 from glassbox.aws.replay_key import ReplayKey
-from glassbox.event import read_event
-from glassbox.monitor import MonitorSettings, read_time, start_monitor
+from glassbox.monitoring.processing_job import MonitorSettings, read_time, start_monitor
+from glassbox.queue_message import read_event
 from glassbox.settings import from_env
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()

@@ -9,12 +9,12 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
-from glassbox.aws.desk import DeskSettings, desk
+from glassbox.aws.bootstrap import DeskSettings, desk
 from glassbox.aws.objects import Objects
-from glassbox.event import read_event
-from glassbox.incident import swap
+from glassbox.events import read_violation
+from glassbox.incidents.workflow import swap
+from glassbox.queue_message import read_event
 from glassbox.settings import from_env
-from glassbox.violation import read_violation
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)

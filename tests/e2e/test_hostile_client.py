@@ -19,8 +19,8 @@ import replays
 from deploy.explain import command
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.replay_key import ReplayKey
+from glassbox.monitoring.counts import WINDOW, Window, slot_start, total
 from glassbox.replay_marker import TRACE, ReplayMarker, verified_marker, write_marker
-from glassbox.tally import WINDOW, Window, slot_start, total
 from local import signs
 from local.emulator import ACCOUNT, REGION
 from local.stack import running_stack

@@ -7,7 +7,7 @@ import pytest
 
 import captures
 from glassbox.aws.counts_table import CountsTable
-from glassbox.tally import WINDOW, Window, total
+from glassbox.monitoring.counts import WINDOW, Window, total
 from local.stack import running_stack
 from watching import Inbox, incident, wait_for
 

@@ -16,17 +16,17 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.endpoint import Runtime, SageMakerEndpoint
 from glassbox.aws.events import Events
 from glassbox.aws.incidents_table import IncidentsTable, _item
-from glassbox.aws.notices import Topic
 from glassbox.aws.objects import Objects
 from glassbox.aws.processing import ProcessingJobs
 from glassbox.aws.replay_key import ReplayKey
+from glassbox.aws.topic import Topic
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incident import FINDINGS_KEPT, JOINED_KEPT, PICTURES_KEPT, Incident, Live, State
-from glassbox.message import Notice
-from glassbox.replay import Request
+from glassbox.events import Violation
+from glassbox.incidents.notifications import Notice
+from glassbox.incidents.replay import Request
+from glassbox.incidents.workflow import FINDINGS_KEPT, JOINED_KEPT, PICTURES_KEPT, Incident, Live, State
+from glassbox.monitoring.counts import Window
 from glassbox.replay_marker import PublicKey
-from glassbox.tally import Window
-from glassbox.violation import Violation
 
 AT = datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
 CAUSE = Violation("traffic-signs", "class_share", AT, AT + timedelta(hours=1), "Class 14 …", "AllTraffic", 14)

@@ -13,9 +13,9 @@ import replays
 from captures import ARTICLE, KEY, STREAM, file, line
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import BadInputError, SettingsError
+from glassbox.monitoring.counts import Confidences, Counts
+from glassbox.monitoring.monitor_files import statistics
 from glassbox.replay_marker import TRACE, ReplayMarker, write_marker
-from glassbox.report import statistics
-from glassbox.tally import Confidences, Counts
 
 BUCKET = "amzn-s3-demo-bucket"
 CONTEXT = SimpleNamespace(

@@ -20,10 +20,10 @@ import counting_worker
 from captures import STREAM, FakeCaptures, FakeEvents, created, file
 from counting_worker import HOUR
 from glassbox.aws.counts_table import CountsTable
-from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import RetryableError
-from glassbox.response import ResponseForm
-from glassbox.tally import Counts, Window, total
+from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.counts import Counts, Window, total
+from glassbox.monitoring.response import ResponseForm
 
 WINDOW = Window(HOUR, HOUR + timedelta(hours=1))
 WORKERS, FILES, DUPLICATES = 4, 500, 100

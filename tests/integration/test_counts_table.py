@@ -16,11 +16,11 @@ from botocore.stub import Stubber
 
 from captures import ARTICLE, STREAM, FakeCaptures, FakeCounts, FakeEvents, created, file
 from glassbox.aws.counts_table import BLOCK, FILE_ID_BYTES, SHARDS, CountsTable, shard
-from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.response import ResponseForm
-from glassbox.tally import UNKNOWN, Counts, Window, total
-from glassbox.verdict import Bounds, Told, class_share
+from glassbox.monitoring.checks import Bounds, Told, class_share
+from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.counts import UNKNOWN, Counts, Window, total
+from glassbox.monitoring.response import ResponseForm
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)

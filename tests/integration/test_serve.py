@@ -23,8 +23,8 @@ from PIL import Image
 
 import package
 import replays
-from glassbox.fullgrad import explain
-from glassbox.trace import read_index, read_trace
+from glassbox.explanation.fullgrad import explain
+from glassbox.explanation.trace_reader import read_index, read_trace
 from resnet import ResNet18
 
 SERVE = Path(__file__).parent.parent.parent / "model_code" / "serve.py"

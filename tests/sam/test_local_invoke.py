@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 from PIL import Image
 
 from glassbox.aws.counts_table import CountsTable
-from glassbox.capture import moment
-from glassbox.tally import WINDOW, Window, total
+from glassbox.monitoring.capture import moment
+from glassbox.monitoring.counts import WINDOW, Window, total
 from local import invoke
 from local.emulator import REGION, ROOT, docker_bridge
 from local.stack import running_stack

@@ -6,7 +6,7 @@ import pytest
 from samtranslator.yaml_helper import yaml_parse
 
 from conftest import ROOT
-from glassbox.count import CountingSettings
+from glassbox.monitoring.count_file import CountingSettings
 
 # The parameters that come from the outputs of the Glassbox stack, and what has to be given here.
 REQUIRED = {

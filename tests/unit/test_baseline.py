@@ -7,7 +7,7 @@ import baseline
 import evaluation
 import replays
 from captures import file, line
-from glassbox.report import read_baseline
+from glassbox.monitoring.monitor_files import read_baseline
 
 
 @pytest.fixture

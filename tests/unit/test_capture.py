@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import captures
 import replays
-from glassbox.capture import LINE_BYTES, Record, Unreadable, chunks, lines, moment, read, read_key
 from glassbox.errors import BadInputError
-from glassbox.response import ResponseForm, UnreadableError
+from glassbox.monitoring.capture import LINE_BYTES, Record, Unreadable, chunks, lines, moment, read, read_key
+from glassbox.monitoring.response import ResponseForm, UnreadableError
 
 
 def read_all(*texts, form=None):

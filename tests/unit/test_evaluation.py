@@ -16,11 +16,17 @@ import evaluation
 import replays
 from captures import ARTICLE, FakeCaptures, FakeCounts, FakeEvents, created, file, line
 from glassbox.aws.replay_key import ReplayKey
-from glassbox.count import CountingSettings, count_file, judge_file
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.report import constraints, fetch_baseline, file_metrics, read_baseline, statistics
-from glassbox.response import ResponseForm
-from glassbox.tally import WINDOW, Confidences, Counts
+from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.counts import WINDOW, Confidences, Counts
+from glassbox.monitoring.monitor_files import (
+    constraints,
+    fetch_baseline,
+    file_metrics,
+    read_baseline,
+    statistics,
+)
+from glassbox.monitoring.response import ResponseForm
 
 SCRIPT = Path(evaluation.__file__)
 

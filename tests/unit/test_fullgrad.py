@@ -17,10 +17,10 @@ from torch import nn
 import hook
 import traces
 import zoo
-from glassbox import tensor_names
 from glassbox.errors import BadInputError
-from glassbox.fullgrad import effective_bias_bn, explain, full_gradient
-from glassbox.trace import read_index, read_trace
+from glassbox.explanation import trace_format
+from glassbox.explanation.fullgrad import effective_bias_bn, explain, full_gradient
+from glassbox.explanation.trace_reader import read_index, read_trace
 
 EXACT = [name for name, net in zoo.ZOO.items() if net.exact]
 INEXACT = [name for name, net in zoo.ZOO.items() if not net.exact]
@@ -232,8 +232,8 @@ class TestAgainstTheArticle:
         model, image = zoo.build("depthwise convolutions")
         terms = zoo.autograd_terms(model, image, dtype=torch.float32)
         tensors = traces.full(terms, model)
-        described = traces.meta(terms, model, tensor_names.FULL).tobytes().replace(b"1e-05", b"1e-20")
-        tensors[tensor_names.META] = np.frombuffer(described, np.uint8)
+        described = traces.meta(terms, model, trace_format.FULL).tobytes().replace(b"1e-05", b"1e-20")
+        tensors[trace_format.META] = np.frombuffer(described, np.uint8)
         for name in [n for n in tensors if "running_var" in n]:
             tensors[name] = tensors[name].clip(min=1e-7)
         found = explain(traces.read_step(tmp_path / "t", traces.write_step(tmp_path / "t", tensors)))
@@ -358,7 +358,7 @@ class TestFaithful:
     def test_the_explanation_of_a_random_network_is_never_faithful(self, explanation):
         exact = dataclasses.replace(explanation, logit=10.0, total=10.0, inexact=())
         assert exact.faithful
-        random = f"Net: {tensor_names.RANDOM} (bernoulli in eval mode)"
+        random = f"Net: {trace_format.RANDOM} (bernoulli in eval mode)"
         assert not dataclasses.replace(exact, inexact=("act: SiLU is not piecewise linear", random)).faithful
         assert dataclasses.replace(exact, inexact=("act: SiLU is not piecewise linear",)).faithful
 
@@ -500,7 +500,7 @@ class Bucket(dict):
 class TestChain:
     """From the hook's own events to the explanation, for every network of the zoo."""
 
-    @pytest.mark.parametrize("form", [tensor_names.REDUCED, tensor_names.FULL])
+    @pytest.mark.parametrize("form", [trace_format.REDUCED, trace_format.FULL])
     @pytest.mark.parametrize("name", list(zoo.ZOO))
     def test_hook_to_explanation(self, name, form):
         model, image = zoo.build(name)
@@ -586,45 +586,45 @@ class TestExplanation:
             assert said.request["inference_id"] == "request-1"
 
     def test_probabilities_of_huge_logits(self, good):
-        said = good("reduced", {tensor_names.LOGITS: lambda t: t * np.float32(1e30)})[0]
+        said = good("reduced", {trace_format.LOGITS: lambda t: t * np.float32(1e30)})[0]
         assert said.probability == 1.0
         assert said.probabilities.sum() == pytest.approx(1.0)
 
     def test_the_target_need_not_be_the_predicted_class(self, good):
-        said = good("reduced", {tensor_names.TARGET: lambda t: (t + 1) % 10})[0]
+        said = good("reduced", {trace_format.TARGET: lambda t: (t + 1) % 10})[0]
         assert said.top[0][0] != said.target
         assert said.probability < said.top[0][1]
 
     def test_no_labels(self, good):
-        change = {tensor_names.META: lambda t: _replaced(t, b'["Stop", "Yield"]', b"null")}
+        change = {trace_format.META: lambda t: _replaced(t, b'["Stop", "Yield"]', b"null")}
         assert good("reduced", change)[0].label is None
 
     @pytest.mark.parametrize(
         ("form", "name", "change", "reason"),
         [
-            ("reduced", tensor_names.PICTURE, lambda t: None, "no tensor glassbox/picture"),
-            ("reduced", tensor_names.PICTURE, lambda t: t.astype(np.int32), "glassbox/picture: int32"),
-            ("reduced", tensor_names.PICTURE, lambda t: t[..., :2], "no picture"),
-            ("reduced", tensor_names.PICTURE, lambda t: t[:, :8], "does not fit the picture"),
+            ("reduced", trace_format.PICTURE, lambda t: None, "no tensor glassbox/picture"),
+            ("reduced", trace_format.PICTURE, lambda t: t.astype(np.int32), "glassbox/picture: int32"),
+            ("reduced", trace_format.PICTURE, lambda t: t[..., :2], "no picture"),
+            ("reduced", trace_format.PICTURE, lambda t: t[:, :8], "does not fit the picture"),
             (
                 "reduced",
-                tensor_names.PICTURE,
+                trace_format.PICTURE,
                 lambda t: np.zeros((1, 2049, 2048, 1), np.uint8),
                 "no picture of at most",
             ),
-            ("reduced", tensor_names.PICTURE, lambda t: t[:1], "glassbox/logits: .* does not fit"),
-            ("reduced", tensor_names.LOGITS, lambda t: None, "no tensor glassbox/logits"),
-            ("reduced", tensor_names.LOGITS, lambda t: t.reshape(-1), "glassbox/logits: .* does not fit"),
-            ("reduced", tensor_names.LOGITS, lambda t: t * np.float32(np.nan), "not finite"),
-            ("reduced", tensor_names.LOGITS, lambda t: t[:, :1], "no class of 1"),
-            ("reduced", tensor_names.TARGET, lambda t: t - 100, "no class of 10"),
-            ("reduced", tensor_names.TARGET, lambda t: t.astype(np.int32), "glassbox/target: int32"),
-            ("reduced", tensor_names.STATS_TENSOR, lambda t: None, "no tensor glassbox/stats"),
-            ("reduced", tensor_names.STATS_TENSOR, lambda t: t[:, 1:], "does not fit 8 modules"),
-            ("reduced", tensor_names.STATS_TENSOR, lambda t: t[..., :4], "does not fit 8 modules"),
+            ("reduced", trace_format.PICTURE, lambda t: t[:1], "glassbox/logits: .* does not fit"),
+            ("reduced", trace_format.LOGITS, lambda t: None, "no tensor glassbox/logits"),
+            ("reduced", trace_format.LOGITS, lambda t: t.reshape(-1), "glassbox/logits: .* does not fit"),
+            ("reduced", trace_format.LOGITS, lambda t: t * np.float32(np.nan), "not finite"),
+            ("reduced", trace_format.LOGITS, lambda t: t[:, :1], "no class of 1"),
+            ("reduced", trace_format.TARGET, lambda t: t - 100, "no class of 10"),
+            ("reduced", trace_format.TARGET, lambda t: t.astype(np.int32), "glassbox/target: int32"),
+            ("reduced", trace_format.STATS_TENSOR, lambda t: None, "no tensor glassbox/stats"),
+            ("reduced", trace_format.STATS_TENSOR, lambda t: t[:, 1:], "does not fit 8 modules"),
+            ("reduced", trace_format.STATS_TENSOR, lambda t: t[..., :4], "does not fit 8 modules"),
             ("reduced", "glassbox/abs/input", lambda t: None, "no tensor glassbox/abs/input"),
             ("reduced", "glassbox/abs/3", lambda t: None, "no tensor glassbox/abs/3"),
-            ("reduced", tensor_names.STATS_TENSOR, lambda t: t + np.inf, "contradicts"),
+            ("reduced", trace_format.STATS_TENSOR, lambda t: t + np.inf, "contradicts"),
             ("reduced", "glassbox/abs/0", lambda t: t[:1], "glassbox/abs/0: .* does not fit"),
             ("full", "Sequential_input_0", lambda t: None, "no tensor Sequential_input_0"),
             ("full", "gradient/image", lambda t: t[:, :1], "differ"),
@@ -674,7 +674,7 @@ class TestReducedMaps:
     )
     def test_statistics_of_no_terms(self, good, change, reason):
         with pytest.raises(BadInputError, match=f"worker_0.tfevents: glassbox/stats: {reason}"):
-            good("reduced", {tensor_names.STATS_TENSOR: change})
+            good("reduced", {trace_format.STATS_TENSOR: change})
 
     @pytest.mark.parametrize(
         "change",
@@ -710,7 +710,7 @@ class TestReducedMaps:
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 5))
         terms = zoo.autograd_terms(model, torch.randn(2, 3, 8, 8))
         tensors = traces.reduced(terms, model)
-        row = tensors[tensor_names.STATS_TENSOR][0, 1]
+        row = tensors[trace_format.STATS_TENSOR][0, 1]
         assert row[1] > 0
         row[:] = change(*row)
         step = traces.write_step(tmp_path / "t", tensors)
@@ -725,7 +725,7 @@ class TestReducedMaps:
         with pytest.raises(BadInputError, match="no tensor glassbox/abs/10"):
             good(
                 "reduced",
-                {tensor_names.META: lambda t: _replaced(t, b'"map": false', b'"map": true ')},
+                {trace_format.META: lambda t: _replaced(t, b'"map": false', b'"map": true ')},
             )
 
 

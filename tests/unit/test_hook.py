@@ -21,11 +21,11 @@ from torch import nn
 import hook
 import replays
 import zoo
-from glassbox import tensor_names as names
 from glassbox.aws.objects import Objects
 from glassbox.errors import SettingsError
-from glassbox.fullgrad import explain
-from glassbox.trace import read_index, read_tensors, read_trace
+from glassbox.explanation import trace_format as names
+from glassbox.explanation.fullgrad import explain
+from glassbox.explanation.trace_reader import read_index, read_tensors, read_trace
 from resnet import ResNet18
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:smdebug")

@@ -9,7 +9,7 @@ from torch import nn
 
 import zoo
 from exactness import inexact
-from glassbox import tensor_names as names
+from glassbox.explanation import trace_format as names
 from hook import biased_modules, effective_bias, record, reduced
 
 

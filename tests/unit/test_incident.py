@@ -9,9 +9,10 @@ from random import Random
 import pytest
 
 from fakes import FakeObjects
-from glassbox import message
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incident import (
+from glassbox.events import read_violation
+from glassbox.incidents import notifications
+from glassbox.incidents.workflow import (
     JOINED_KEPT,
     PICTURES_KEPT,
     TRANSITIONS,
@@ -25,7 +26,6 @@ from glassbox.incident import (
     obey,
     read_command,
 )
-from glassbox.violation import read_violation
 from world import IDS, NOW, World, following
 
 
@@ -1043,23 +1043,23 @@ def everything_told(violation):
     )
     configs, other = Configs("p" * 63, "h" * 63, "s" * 128), incident.cause
     return [
-        message.opened(incident, Limits()),
-        message.opened(replace(incident, notify_only=True), Limits()),
-        message.pending(incident, live.failure, Limits()),
-        message.closed(incident),
-        message.closed(replace(incident, unreported=live.failure)),
-        message.closed(replace(incident, notify_only=True)),
-        message.cooling_down(incident, other, NOW),
-        message.cap_reached(incident, other, Limits()),
-        message.stale_twin(name, live, configs),
-        message.aborted(incident),
-        message.foreign_config(incident, live, configs),
-        message.superseded(incident, live, configs),
-        message.broken_endpoint(incident, live),
-        message.rolled_back(incident, live),
-        message.refused(incident, live.failure),
-        message.not_restored(incident, live.failure, NOW),
-        message.not_seen(incident, live.failure),
+        notifications.opened(incident, Limits()),
+        notifications.opened(replace(incident, notify_only=True), Limits()),
+        notifications.pending(incident, live.failure, Limits()),
+        notifications.closed(incident),
+        notifications.closed(replace(incident, unreported=live.failure)),
+        notifications.closed(replace(incident, notify_only=True)),
+        notifications.cooling_down(incident, other, NOW),
+        notifications.cap_reached(incident, other, Limits()),
+        notifications.stale_twin(name, live, configs),
+        notifications.aborted(incident),
+        notifications.foreign_config(incident, live, configs),
+        notifications.superseded(incident, live, configs),
+        notifications.broken_endpoint(incident, live),
+        notifications.rolled_back(incident, live),
+        notifications.refused(incident, live.failure),
+        notifications.not_restored(incident, live.failure, NOW),
+        notifications.not_seen(incident, live.failure),
     ]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, GlassboxError, RetryableError
-from glassbox.incident import Command, State, obey
-from glassbox.violation import read_violation
+from glassbox.events import read_violation
+from glassbox.incidents.workflow import Command, State, obey
 from world import IDS, World
 
 DAY = 24 * 60

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glassbox.errors import BadInputError
-from glassbox.input_image import BODY_BYTES, browser_image
+from glassbox.incidents.input_image import BODY_BYTES, browser_image
 
 
 def npy(array):

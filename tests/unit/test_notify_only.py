@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fakes import FakeObjects
-from glassbox.aws.desk import DeskSettings
+from glassbox.aws.bootstrap import DeskSettings
 from glassbox.errors import BadInputError, RetryableError, SettingsError
-from glassbox.incident import Command, Limits, Live, State, obey
+from glassbox.events import read_violation
+from glassbox.incidents.workflow import Command, Limits, Live, State, obey
 from glassbox.settings import from_env
-from glassbox.violation import read_violation
 from world import World, following
 
 OVER = datetime(2026, 11, 23, 11, tzinfo=UTC)  # the end of the violation's window

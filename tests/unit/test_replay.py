@@ -8,11 +8,11 @@ import captures
 import replays
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.incident import Incident, State
-from glassbox.replay import flagged_inputs, replay
+from glassbox.events import read_violation
+from glassbox.incidents.replay import flagged_inputs, replay
+from glassbox.incidents.workflow import Incident, State
+from glassbox.monitoring.response import ResponseForm
 from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
-from glassbox.response import ResponseForm
-from glassbox.violation import read_violation
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
 FOLDER = "capture/traffic-signs/AllTraffic/2026/11/23/10/"

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glassbox.errors import SettingsError
-from glassbox.response import RESPONSE_BYTES, Prediction, ResponseForm, UnreadableError, predictions
+from glassbox.monitoring.response import (
+    RESPONSE_BYTES,
+    Prediction,
+    ResponseForm,
+    UnreadableError,
+    predictions,
+)
 
 
 def read(data, encoding="JSON", content_type="application/json", **paths):

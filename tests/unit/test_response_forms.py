@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glassbox import npy
 from glassbox.errors import SettingsError
-from glassbox.response import PREDICTIONS, ResponseForm, UnreadableError, predictions
+from glassbox.monitoring import npy
+from glassbox.monitoring.response import PREDICTIONS, ResponseForm, UnreadableError, predictions
 
 NPY, LINES = "application/x-npy", "application/jsonlines"
 

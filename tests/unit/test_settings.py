@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glassbox.count import CountingSettings
 from glassbox.errors import SettingsError
+from glassbox.monitoring.count_file import CountingSettings
 from glassbox.settings import from_env, setting
 
 

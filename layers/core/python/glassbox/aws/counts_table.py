@@ -21,8 +21,8 @@ from typing import Any
 
 from glassbox.aws.errors import AWS_ERRORS, code_of, translate
 from glassbox.errors import BadInputError
-from glassbox.tally import LONGEST_WINDOW, RETENTION, SLOT, UNKNOWN, Counts, Window
-from glassbox.verdict import Told, Verdict
+from glassbox.monitoring.checks import Told, Verdict
+from glassbox.monitoring.counts import LONGEST_WINDOW, RETENTION, SLOT, UNKNOWN, Counts, Window
 
 BLOCK = 145
 # Part of the stored form. A file must find its shard again on redelivery, also after a deploy; so this is no parameter.

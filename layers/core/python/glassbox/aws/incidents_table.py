@@ -23,8 +23,8 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 
 from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.errors import ConflictError
-from glassbox.incident import JOINED_KEPT, PICTURES_KEPT, Incident, State
-from glassbox.violation import Violation, read_time
+from glassbox.events import Violation, read_time
+from glassbox.incidents.workflow import JOINED_KEPT, PICTURES_KEPT, Incident, State
 
 RETENTION_DAYS = 400
 

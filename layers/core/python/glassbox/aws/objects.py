@@ -6,8 +6,8 @@ from typing import Any, cast
 from botocore.exceptions import BotoCoreError
 
 from glassbox.aws.errors import AWS_ERRORS, translate
-from glassbox.capture import CHUNK_BYTES
 from glassbox.errors import BadInputError, RetryableError
+from glassbox.monitoring.capture import CHUNK_BYTES
 
 _GONE = {"NoSuchKey", "NoSuchBucket", "404"}
 

@@ -1,0 +1,40 @@
+"""What the reactions to an incident work with, made of boto3's clients."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from glassbox.aws.endpoint import SageMakerEndpoint
+from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.aws.topic import Topic
+from glassbox.incidents.workflow import Configs, Desk, Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeskSettings(Limits):
+    """The settings that every function at the desk has. The configs are needed unless REACT is false."""
+
+    incidents_table: str
+    topic_arn: str
+    stack_name: str
+    plain_config: str = ""
+    hooked_config: str = ""
+    rollback_alarm: str = ""
+
+    def problems(self) -> Iterable[str]:
+        """What is missing to swap the endpoint."""
+        if self.react is True:
+            for name in ("plain_config", "hooked_config"):
+                if not getattr(self, name):
+                    yield f"{name.upper()} is not set, and needed unless REACT is false"
+
+
+def desk(settings: DeskSettings, boto3: Any) -> Desk:
+    """``boto3`` is the module or a session."""
+    return Desk(
+        Configs(settings.plain_config, settings.hooked_config, settings.stack_name),
+        settings,
+        SageMakerEndpoint(boto3.client("sagemaker"), settings.rollback_alarm),
+        IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
+        Topic(boto3.client("sns"), settings.topic_arn),
+    )

@@ -1,0 +1,53 @@
+"""Messages to ops over SNS."""
+
+import json
+from typing import Any
+
+from glassbox.aws.errors import AWS_ERRORS, translate
+from glassbox.errors import printable
+from glassbox.incidents.notifications import Notice
+
+# SNS takes 262,144 bytes: the text is sent three times, and JSON may write a character in six
+_TEXT_CHARACTERS = 12_000
+_SUBJECT_CHARACTERS = 100
+
+
+class Topic:
+    """Publishes through a boto3 ``sns`` client."""
+
+    def __init__(self, client: Any, topic_arn: str) -> None:
+        self._client, self._topic_arn = client, topic_arn
+
+    def publish(self, notice: Notice) -> None:
+        """Publish; control characters are escaped, and a text beyond _TEXT_CHARACTERS is cut.
+
+        Raises:
+            RetryableError: SNS does not take it now.
+            BadInputError: it never will.
+        """
+        notice = _as_sns_takes_it(notice)
+        try:
+            self._client.publish(
+                TopicArn=self._topic_arn,
+                Subject=notice.subject,
+                Message=json.dumps(
+                    {"default": notice.machine_readable(), "email": notice.text, "sms": notice.text}
+                ),
+                MessageStructure="json",
+                MessageAttributes={
+                    name: {"DataType": "String", "StringValue": value}
+                    for name, value in notice.attributes.items()
+                },
+            )
+        except AWS_ERRORS as error:
+            raise translate(
+                error, f"SNS did not take {notice.subject!r}", bad=("InvalidParameter",)
+            ) from error
+
+
+def _as_sns_takes_it(notice: Notice) -> Notice:
+    subject = printable(notice.subject).encode("ascii", "replace").decode()[:_SUBJECT_CHARACTERS]
+    text = "\n".join(printable(line) for line in notice.text.split("\n"))
+    if len(text) > _TEXT_CHARACTERS:
+        text = f"{text[:_TEXT_CHARACTERS]}\n… {len(text) - _TEXT_CHARACTERS:,} more characters"
+    return Notice(subject, text, notice.attributes)

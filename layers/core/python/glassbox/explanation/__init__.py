@@ -1,0 +1,1 @@
+"""Trace of a request -> heat map with its completeness error."""

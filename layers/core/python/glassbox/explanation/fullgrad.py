@@ -1,0 +1,376 @@
+"""FullGrad: what every part of the network adds to a logit, as a map over the picture.
+
+S. Srinivas, F. Fleuret: Full-Gradient Representation for Neural Network Visualization, NeurIPS 2019
+(arXiv:1905.00780). For a network of linear layers and piecewise linear activations (equation 3 and proposition 1)::
+
+    f(x) = Σ x · ∂f/∂x + Σ_m Σ b_m · ∂f/∂z_m        z_m the output of the module m, b_m its bias
+
+The terms of this sum make the map (equation 8, ψ as in the authors' code: absolute value, rescaling to 0..1 over
+channels and pixels, bilinear interpolation), and whether they really add up to the logit says how far to trust it.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from glassbox.errors import BadInputError
+from glassbox.explanation import trace_format
+from glassbox.explanation.trace_reader import Array, Module, Trace
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+RESCALE_EPS = 1e-6
+"""In the denominator of the rescaling, as in the authors' code."""
+
+FLAT = 1e-6
+"""A layer whose |terms| differ by less than this part of them is flat: the difference is rounding, and is no map."""
+
+RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-4, 1e-6
+
+MAP_TOLERANCE = 1e-5
+"""Between a reduced map in float32 and its statistics; what the hook writes differs by 1e-7."""
+
+CHANNELS, MIN_ABS, MAX_ABS, SUM, SUM_ABS = range(len(trace_format.STATS))
+
+
+@dataclass(frozen=True, eq=False)
+class FullGradient:
+    """The full gradient of N logits.
+
+    ``saliency`` (N, H, W) float32 ≥ 0 is the sum of the maps, not rescaled at the end. ``total`` (N,) float64 is
+    Σ of all terms, which equals the logit; ``sum_abs`` (N,) float64 is Σ of their absolute values.
+    """
+
+    saliency: Float32
+    total: Float64
+    sum_abs: Float64
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one module (or the input) adds to the logit."""
+
+    name: str
+    type: str
+    contribution: float
+    """Σ of its terms: the contributions of all layers add up to the logit."""
+    share: float
+    """Σ|terms| of the layer / Σ|terms| of all, 0..1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Why one picture got its class: ``target``, the class whose logit was differentiated."""
+
+    step: int
+    sample: int
+    model: str
+    form: str
+    picture: npt.NDArray[np.uint8]
+    """(H, W, C), C 1 or 3."""
+    saliency: Float32
+    """(H, W), ≥ 0, not rescaled."""
+    target: int
+    label: str | None
+    logit: float
+    probability: float
+    probabilities: Float64
+    """(K,) softmax of the logits."""
+    total: float
+    """Σ of all terms."""
+    sum_abs: float
+    """Σ of their absolute values."""
+    layers: tuple[Layer, ...]
+    inexact: tuple[str, ...]
+    request: Mapping[str, str | None]
+
+    @property
+    def top(self) -> list[tuple[int, float]]:
+        """The three most probable classes with their probabilities."""
+        order = np.argsort(-self.probabilities, kind="stable")[:3]
+        return [(int(c), float(self.probabilities[c])) for c in order]
+
+    @property
+    def residual(self) -> float:
+        """|logit − Σ terms|, the completeness error."""
+        return abs(self.logit - self.total)
+
+    @property
+    def relative_error(self) -> float | None:
+        """The completeness error relative to the logit; None where that is no number (a logit of 0)."""
+        relative = self.residual / abs(self.logit) if self.logit else math.inf
+        return relative if math.isfinite(relative) else None
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the terms add up to the logit, up to what float32 rounds away, and the logit is reproducible.
+
+        The terms of a network that is random in eval mode add up to the logit of one draw. Rounding grows with
+        Σ|terms|, so a small logit made of large terms may miss the relative tolerance.
+        """
+        return not any(trace_format.RANDOM in part for part in self.inexact) and (
+            self.residual <= RELATIVE_TOLERANCE * abs(self.logit)
+            or self.residual <= ROUNDING_TOLERANCE * self.sum_abs
+        )
+
+
+def effective_bias_bn(weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> Float64:
+    """The bias of a BatchNorm in eval mode, seen as the affine map it then is: bias − mean · weight / √(var + eps).
+
+    Args: (C,) each. Without eps a channel of variance 0 gives NaN, and small variances a wrong bias.
+    """
+    return np.asarray(
+        bias.astype(np.float64) - mean.astype(np.float64) * weight / np.sqrt(var.astype(np.float64) + eps)
+    )
+
+
+def full_gradient(
+    image: Array, image_gradient: Array, bias_terms: Mapping[str, tuple[Array, Array]]
+) -> FullGradient:
+    """The full gradient from its parts.
+
+    Args:
+        image: (N, C, H, W) float32, the normalised input.
+        image_gradient: the same shape, gradient of the logit with respect to it.
+        bias_terms: module -> its (effective) bias (C,) and the gradient of the logit with respect to its output,
+            (N, C, h, w) or, for modules without a map, (N, C). The latter only enter ``total`` and ``sum_abs``.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    reduced = [_reduce_image(image, image_gradient)]
+    for name, (bias, gradient) in bias_terms.items():
+        if len(gradient) != len(image):
+            raise ValueError(f"{name}: gradient {gradient.shape} does not fit image {image.shape}")
+        reduced.append(_reduce_bias(name, bias, gradient))
+    stats = np.stack([s for s, _ in reduced], 1)
+    return FullGradient(
+        _saliency(stats, [m for _, m in reduced]), stats[..., SUM].sum(1), stats[..., SUM_ABS].sum(1)
+    )
+
+
+def explain(trace: Trace) -> list[Explanation]:
+    """Explain every sample of a traced step, full or reduced.
+
+    Raises:
+        BadInputError: a tensor is missing, of another shape or dtype than the format says, or not finite; or the maps
+            of a reduced trace are not those whose sums are to add up to the logit.
+    """
+    try:
+        return _explain(trace)
+    except ValueError as error:
+        raise BadInputError(f"{trace.key}: {error}") from error
+
+
+def _explain(trace: Trace) -> list[Explanation]:
+    meta = trace.meta
+    picture = _tensor(trace, trace_format.PICTURE, "u1", 4)
+    n, height, width, channels = picture.shape
+    if channels not in (1, 3) or n * height * width > trace_format.STEP_PIXELS:
+        raise ValueError(
+            f"{trace_format.PICTURE} {picture.shape} is no picture of at most {trace_format.STEP_PIXELS} pixels"
+        )
+    logits = _tensor(trace, trace_format.LOGITS, "f4", 2, n).astype(np.float64)
+    target = _tensor(trace, trace_format.TARGET, "i8", 1, n)
+    if not ((target >= 0) & (target < logits.shape[1])).all():
+        raise ValueError(f"{trace_format.TARGET} {target.tolist()} is no class of {logits.shape[1]}")
+    if meta.labels is not None and len(meta.labels) != n:
+        raise ValueError(f"{len(meta.labels)} labels for {n} samples")
+    # What a broken file holds may overflow; it is refused below, by what came out.
+    with np.errstate(all="ignore"):
+        stats, maps = (_reduced if meta.form == trace_format.REDUCED else _full)(trace, n)
+        saliency = _saliency(stats, maps)
+        if saliency.shape != (n, height, width):
+            raise ValueError(f"a map of {saliency.shape} does not fit the picture {picture.shape}")
+        totals = stats.sum(1)
+        probabilities = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities /= probabilities.sum(1, keepdims=True)
+    if not all(np.isfinite(values).all() for values in (logits, totals, saliency)):
+        raise ValueError("logits, terms or maps are not finite")
+    return [
+        Explanation(
+            step=trace.step,
+            sample=i,
+            model=meta.model,
+            form=meta.form,
+            picture=picture[i],
+            saliency=saliency[i],
+            target=int(target[i]),
+            label=meta.labels[i] if meta.labels else None,
+            logit=float(logits[i, target[i]]),
+            probability=float(probabilities[i, target[i]]),
+            probabilities=probabilities[i],
+            total=float(totals[i, SUM]),
+            sum_abs=float(totals[i, SUM_ABS]),
+            layers=_layers(stats[i], meta.modules),
+            inexact=meta.inexact,
+            request=meta.request,
+        )
+        for i in range(n)
+    ]
+
+
+def _layers(stats: Float64, modules: Iterable[Module]) -> tuple[Layer, ...]:
+    sum_abs = stats[:, SUM_ABS].sum() or 1.0
+    parts = [(trace_format.INPUT, "input"), *((module.name, module.type) for module in modules)]
+    return tuple(
+        Layer(name, kind, float(row[SUM]), float(row[SUM_ABS] / sum_abs))
+        for (name, kind), row in zip(parts, stats, strict=True)
+    )
+
+
+def _tensor(trace: Trace, name: str, dtype: str, ndim: int | None = None, n: int | None = None) -> Array:
+    tensor = trace.tensors.get(name)
+    if tensor is None:
+        raise ValueError(f"no tensor {name}")
+    if (
+        tensor.dtype != dtype
+        or not tensor.size
+        or (ndim and tensor.ndim != ndim)
+        or (n and tensor.shape[:1] != (n,))
+    ):
+        raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} does not fit the format")
+    return tensor
+
+
+def _reduced(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
+    names = [trace_format.INPUT, *(module.name for module in trace.meta.modules)]
+    stats = _tensor(trace, trace_format.STATS_TENSOR, "f8", 3, n)
+    if stats.shape[1:] != (len(names), len(trace_format.STATS)):
+        raise ValueError(f"{trace_format.STATS_TENSOR} {stats.shape} does not fit {len(names)} modules")
+    channels, low, high, total, sum_abs = stats.transpose(2, 0, 1)
+    if not ((channels >= 1) & (channels == np.floor(channels))).all():
+        raise ValueError(f"{trace_format.STATS_TENSOR}: channels are no whole numbers from 1")
+    above = 1 + MAP_TOLERANCE
+    if not ((low >= 0) & (low <= high) & (high <= above * sum_abs) & (abs(total) <= above * sum_abs)).all():
+        raise ValueError(f"{trace_format.STATS_TENSOR}: sums and absolute values contradict each other")
+    drawn = [0, *(i for i, module in enumerate(trace.meta.modules, 1) if module.has_map)]
+    maps = {i: _tensor(trace, trace_format.abs_map(names[i]), "f4", 3, n) for i in drawn}
+    contradicted = ~_fit(stats[:, drawn], list(maps.values()))
+    if contradicted.any():
+        sample, layer = np.argwhere(contradicted)[0]
+        name = trace_format.abs_map(names[drawn[layer]])
+        raise ValueError(f"{name}: the map of sample {sample} contradicts {trace_format.STATS_TENSOR}")
+    return stats, [maps.get(i) for i in range(len(names))]
+
+
+def _fit(stats: Float64, maps: list[Float32]) -> npt.NDArray[np.bool_]:
+    """(N, L), whether each map Σ_c|term| has the sum of its statistics, and pixels between C·min, max and C·max."""
+    channels, low, high, _, sum_abs = stats.transpose(2, 0, 1)
+    # all maps in a row: a few calls, however many layers there are
+    pixels = np.concatenate([m.reshape(len(m), -1) for m in maps], 1)
+    begins = np.cumsum([0, *(m[0].size for m in maps[:-1])])
+    darkest, brightest = (f.reduceat(pixels, begins, 1) for f in (np.minimum, np.maximum))
+    total = np.add.reduceat(pixels, begins, 1, dtype=np.float64)
+    below, above = 1 - MAP_TOLERANCE, 1 + MAP_TOLERANCE
+    return np.asarray(
+        (darkest >= below * channels * low)
+        & (brightest <= above * channels * high)
+        & (brightest >= below * high)
+        & (abs(total - sum_abs) <= MAP_TOLERANCE * sum_abs)
+    )
+
+
+def _full(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
+    image = _tensor(trace, trace_format.model_input(trace.meta.model), "f4", 4, n)
+    reduced = [_reduce_image(image, _tensor(trace, trace_format.IMAGE_GRADIENT, "f4", 4, n))]
+    for module in trace.meta.modules:
+        gradient = _tensor(trace, trace_format.output_gradient(module.name), "f4", None, n)
+        reduced.append(_reduce_bias(module.name, _bias(trace, module), gradient))
+    return np.stack([stats for stats, _ in reduced], 1), [map_ for _, map_ in reduced]
+
+
+def _bias(trace: Trace, module: Module) -> Array:
+    def vector(name: str, default: float | None = None) -> Array:
+        if default is not None and name not in trace.tensors:
+            return np.full_like(mean, default)
+        return _tensor(trace, name, "f4", 1)
+
+    weight, bias = (trace_format.parameter(trace.meta.model, module.name, p) for p in ("weight", "bias"))
+    statistics = [trace_format.running(module.name, s) for s in ("running_mean", "running_var")]
+    if not module.type.startswith("BatchNorm") and statistics[0] not in trace.tensors:
+        return vector(bias)
+    mean, var = map(vector, statistics)
+    # A BatchNorm with affine=False has neither parameter.
+    return effective_bias_bn(vector(weight, 1.0), vector(bias, 0.0), mean, var, module.eps)
+
+
+def _reduce_image(image: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
+    if image.shape != gradient.shape:
+        raise ValueError(f"image {image.shape} and its gradient {gradient.shape} differ")
+    return _reduce(image * gradient)
+
+
+def _reduce_bias(name: str, bias: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
+    if gradient.shape[1:2] != bias.shape:
+        raise ValueError(f"{name}: gradient {gradient.shape} does not fit bias {bias.shape}")
+    return _reduce(bias.astype(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 2)) * gradient)
+
+
+def _reduce(term: Float32) -> tuple[Float64, Float32 | None]:
+    """(N, C, …), overwritten -> the statistics (N, 5) and, of a feature map, Σ_c|term| (N, h, w).
+
+    A product with ones adds up the channels, three times as fast as ``sum``; over the pixels float64 adds them up.
+    """
+    n, channels, *size = term.shape
+    term = np.ascontiguousarray(term).reshape(n, channels, -1)
+    ones = np.ones(channels, term.dtype)
+    stats = np.empty((n, len(trace_format.STATS)))
+    stats[:, CHANNELS] = channels
+    stats[:, SUM] = (ones @ term).sum(1, dtype=np.float64)
+    np.abs(term, out=term)
+    flat, sum_abs = term.reshape(n, -1), ones @ term
+    stats[:, MIN_ABS], stats[:, MAX_ABS] = flat.min(1), flat.max(1)
+    stats[:, SUM_ABS] = sum_abs.sum(1, dtype=np.float64)
+    return stats, sum_abs.reshape(n, *size) if len(size) == 2 else None
+
+
+def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
+    """Rescale each layer's map, and add them at the size of the first, which is the input's.
+
+    Σ_c (|t| − min) / (max − min + 1e-6) = (Σ_c|t| − C·min) / (max − min + 1e-6), and interpolation is linear: so the
+    channels of a layer and the layers of a size are added before they are interpolated.
+    """
+    low, high = stats[..., MIN_ABS], stats[..., MAX_ABS]
+    scale = np.where(high - low > FLAT * high, 1 / (high - low + RESCALE_EPS), 0)
+    offset = (stats[..., CHANNELS] * low * scale).astype(np.float32)[..., None, None]
+    scale = scale.astype(np.float32)[..., None, None]
+    by_size: dict[tuple[int, ...], Float32] = {}
+    for layer, sum_abs in enumerate(maps):
+        if sum_abs is None:
+            continue
+        rescaled = sum_abs * scale[:, layer]
+        rescaled -= offset[:, layer]
+        if sum_abs.shape in by_size:
+            by_size[sum_abs.shape] += rescaled
+        else:
+            by_size[sum_abs.shape] = rescaled
+    total, *others = by_size.values()
+    _, height, width = total.shape
+    for smaller in others:
+        total += _interpolate(_interpolate(smaller, width, 2), height, 1)
+    # Σ|t| is rounded, and may fall below C·min by as much.
+    return np.maximum(total, 0).astype(np.float32, copy=False)
+
+
+def _interpolate(maps: Float32, size: int, axis: int) -> Float32:
+    """Linear interpolation along one axis that keeps the corners (``align_corners=True``)."""
+    left, right, weight = _neighbours(maps.shape[axis], size)
+    found, beside = maps.take(left, axis), maps.take(right, axis)
+    beside -= found
+    beside *= weight.reshape(-1, *[1] * (maps.ndim - 1 - axis))
+    found += beside
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _neighbours(n_in: int, n_out: int) -> tuple[Array, Array, Float32]:
+    """Of every new point the old ones on both sides, and how far it is from the left to the right one, 0..1."""
+    position = np.linspace(0, n_in - 1, n_out) if n_out > 1 else np.zeros(1)
+    left = position.astype(int)
+    return left, np.minimum(left + 1, n_in - 1), (position - left).astype(np.float32)

@@ -1,0 +1,255 @@
+"""An explanation as a picture a human reads at once, and as the facts that lie beside it."""
+
+import bisect
+import functools
+import io
+import unicodedata
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from glassbox.explanation.fullgrad import Explanation
+from glassbox.explanation.trace_format import REPLAY_EVENT_ID
+
+Pixels = npt.NDArray[np.uint8]
+
+# Evenly spaced control points, least relevant first.
+PALETTES = {
+    "rainbow": ["#1f2a8c", "#2f6be0", "#35c3e8", "#7be08a", "#f6e04b", "#f58a1f", "#d01c1c"],
+    "colorblind": ["#1b0c41", "#40307d", "#345f8d", "#20888c", "#3bb273", "#a3d339", "#fdf05a"],
+}
+"""``rainbow`` is red for the most and blue for the least relevant; ``colorblind`` grows evenly lighter."""
+
+CLIP = (1.0, 99.5)
+"""Percentiles of the map between which the colours run: one outlier pixel does not darken all others."""
+
+PANEL = 320
+"""Pixels of a panel's longer side at least, and twice that at most."""
+
+INK, GREY, PAPER, ALARM, CALM = "#1d2129", "#667080", "#ffffff", "#b3261e", "#1b6e3c"
+
+
+def render(explanation: Explanation, palette: str = "rainbow") -> bytes:
+    """PNG with the input, the heat map and their overlay side by side, a colour scale and the key facts.
+
+    The same explanation always gives the same bytes. The key facts are in the PNG's text chunks too.
+
+    Args:
+        explanation: see :func:`glassbox.explanation.fullgrad.explain`.
+        palette: one of :data:`PALETTES`.
+
+    Raises:
+        KeyError: no such palette.
+    """
+    size = _panel_size(explanation.saliency.shape)
+    colours = _colours(PALETTES[palette])
+    relevance = _resized(_displayed(explanation.saliency), size)
+    heat = colours[np.round(relevance * 255).astype(np.uint8)]
+    seen = _picture(explanation.picture, size)
+    panels = [("Input", seen), ("Relevance", heat), ("Overlay", _overlay(seen, heat, relevance))]
+    canvas = _page(explanation, panels, colours)
+    out = io.BytesIO()
+    # the default level spends more time on the last few percent of the bytes than all the drawing takes
+    canvas.save(out, "PNG", compress_level=4, pnginfo=_chunks(explanation))
+    return out.getvalue()
+
+
+def facts(explanation: Explanation) -> dict[str, Any]:
+    """Everything known about the picture, ready for JSON."""
+    e = explanation
+    low, high = _range(e.saliency)
+    return {
+        "class": e.target,
+        "label": e.label,
+        "probability": e.probability,
+        "logit": e.logit,
+        "top": [{"class": c, "probability": p} for c, p in e.top],
+        "completeness": {
+            "faithful": e.faithful,
+            "logit": e.logit,
+            "sum": e.total,
+            "residual": e.residual,
+            "relative_error": e.relative_error,
+            "sum_abs": e.sum_abs,
+            "inexact": list(e.inexact),
+        },
+        "layers": [
+            {"name": la.name, "type": la.type, "contribution": la.contribution, "share": la.share}
+            for la in e.layers
+        ],
+        "display": {"percentiles": list(CLIP), "low": low, "high": high},
+        "picture": {
+            "height": e.picture.shape[0],
+            "width": e.picture.shape[1],
+            "channels": e.picture.shape[2],
+        },
+        "model": e.model,
+        "form": e.form,
+        "step": e.step,
+        "sample": e.sample,
+        "request": dict(e.request),
+    }
+
+
+def _range(saliency: npt.NDArray[np.float32]) -> tuple[float, float]:
+    low, high = np.percentile(saliency, CLIP)
+    return float(low), float(high)
+
+
+def _displayed(saliency: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """0..1; a map that is the same everywhere says nothing and is 0."""
+    low, high = _range(saliency)
+    return np.clip((saliency - low) / ((high - low) or 1), 0, 1).astype(np.float32)
+
+
+def _panel_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height of a panel: small inputs enlarged by a whole factor, large ones reduced."""
+    height, width = shape
+    longest = max(shape)
+    scale = -(-PANEL // longest) if longest < PANEL else min(1.0, 2 * PANEL / longest)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _resized(array: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    return np.clip(np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC)), 0, 1)
+
+
+def _picture(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture))
+    return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+
+
+def _overlay(seen: Pixels, heat: Pixels, relevance: npt.NDArray[np.float32]) -> Pixels:
+    """The heat over the picture in grey, stretched to full contrast: the stronger, the more relevant."""
+    grey = ImageOps.autocontrast(Image.fromarray(seen).convert("L"), cutoff=0.5)
+    opacity = (0.2 + 0.45 * relevance)[..., None]
+    return np.round(np.asarray(grey, np.float32)[..., None] * (1 - opacity) + heat * opacity).astype(np.uint8)
+
+
+def _colours(points: list[str]) -> Pixels:
+    """(256, 3) through the control points."""
+    rgb = np.array([[int(point[i : i + 2], 16) for i in (1, 3, 5)] for point in points])
+    at = np.linspace(0, len(points) - 1, 256)
+    return (
+        np.stack([np.interp(at, np.arange(len(points)), channel) for channel in rgb.T], 1)
+        .round()
+        .astype(np.uint8)
+    )
+
+
+def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: Pixels) -> Image.Image:
+    height, width = panels[0][1].shape[:2]
+    column = max(width, PANEL)
+    unit = column / PANEL
+
+    def scaled(length: float) -> int:
+        return round(length * unit)
+
+    margin, top = scaled(18), scaled(86)
+    canvas = Image.new("RGB", (3 * column + 4 * margin, top + height + scaled(72)), PAPER)
+    write = functools.partial(_write, ImageDraw.Draw(canvas))
+    inner = canvas.width - 2 * margin
+    write((margin, scaled(12)), _title(explanation), scaled(25), INK, inner)
+    verdict, colour = _verdict(explanation), CALM
+    if not explanation.faithful:
+        canvas.paste(ALARM, (0, scaled(48), canvas.width, scaled(76)))
+        colour = PAPER
+    write((margin, scaled(55)), verdict, scaled(14), colour, inner)
+
+    below = top + height + scaled(6)
+    notes = [
+        _runners_up(explanation),
+        "",
+        f"colours run from percentile {CLIP[0]:g} to {CLIP[1]:g} of the map",
+    ]
+    for i, ((name, pixels), note) in enumerate(zip(panels, notes, strict=True)):
+        left = margin + i * (column + margin)
+        if i and not explanation.faithful:
+            canvas.paste(ALARM, (left - 4, top - 4, left + width + 4, top + height + 4))
+        canvas.paste(Image.fromarray(pixels), (left, top))
+        write((left, below), name, scaled(14), INK, column)
+        write((left, below + scaled(24)), note, scaled(12), GREY, column)
+    left, bar = 2 * margin + column, below + scaled(26)
+    ramp = Image.fromarray(np.ascontiguousarray(np.broadcast_to(colours, (scaled(12), 256, 3))))
+    canvas.paste(ramp.resize((column, ramp.height)), (left, bar))
+    write((left, bar + scaled(16)), "least relevant", scaled(12), GREY, column)
+    write((left + column, bar + scaled(16)), "most relevant", scaled(12), GREY, column, anchor="ra")
+    return canvas
+
+
+def _title(explanation: Explanation) -> str:
+    label = f" · {explanation.label}" if explanation.label else ""
+    return f"{_percent(explanation.probability)}  class {explanation.target}{label}"
+
+
+def _percent(share: float) -> str:
+    """To one decimal; what would be rounded to 0 or to 100 says so."""
+    return "<0.1%" if 0 < share < 0.0005 else ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
+
+
+def _runners_up(explanation: Explanation) -> str:
+    others = [(c, p) for c, p in explanation.top if c != explanation.target][:2]
+    return "next: " + ", ".join(f"class {c} {_percent(p)}" for c, p in others) if others else ""
+
+
+def _verdict(explanation: Explanation) -> str:
+    error = explanation.relative_error
+    said = f"completeness error {error:.1e} of the logit" if error is not None else "the logit is 0"
+    if explanation.faithful:
+        return f"Faithful: {said}"
+    more = len(explanation.inexact) - 1
+    because = f" ({explanation.inexact[0]}{f', and {more} more' if more else ''})" if more >= 0 else ""
+    return f"UNFAITHFUL, do not rely on this map: {said}{because}"
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    size: int,
+    colour: str,
+    width: int,
+    anchor: str = "la",
+) -> None:
+    """One line, shortened to ``width`` pixels."""
+    font = ImageFont.load_default(size=size)
+    text = _drawable(text)[:width]
+    if draw.textlength(text, font) > width:
+        fits = bisect.bisect(
+            range(len(text)), float(width), key=lambda n: draw.textlength(text[:n] + "…", font)
+        )
+        text = text[: max(fits - 1, 0)] + "…"
+    draw.text(at, text, colour, font, anchor=anchor)
+
+
+def _drawable(text: str) -> str:
+    """With the letters that Pillow's built-in font has; the text chunks and the facts keep the name as it is."""
+    text = "".join(
+        c for c in unicodedata.normalize("NFKD", text.replace("ß", "ss")) if not unicodedata.combining(c)
+    )
+    return "".join(c if (c.isascii() and c.isprintable()) or c in "·…" else "?" for c in text)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _chunks(explanation: Explanation) -> PngImagePlugin.PngInfo:
+    e = explanation
+    chunks = PngImagePlugin.PngInfo()
+    for name, value in {
+        "Title": _title(e),
+        "Description": _verdict(e),
+        "Software": "Glassbox",
+        "class": e.target,
+        "probability": e.probability,
+        "logit": e.logit,
+        "completeness residual": e.residual,
+        "sum of absolute terms": e.sum_abs,
+        "faithful": "yes" if e.faithful else "no",
+        "request": e.request.get(REPLAY_EVENT_ID) or e.request.get("sha256") or "",
+    }.items():
+        chunks.add_text(name, _printable(str(value)))
+    return chunks

@@ -1,0 +1,1 @@
+"""Violation -> incident -> swap, replay, restore, report."""

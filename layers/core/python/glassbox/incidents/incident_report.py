@@ -1,0 +1,213 @@
+"""The page of an incident: what broke, what the model looked at, what was done.
+
+One HTML file that needs nothing from elsewhere.
+"""
+
+import base64
+import contextlib
+import importlib.resources
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+import jinja2
+import msgspec
+
+from glassbox.errors import BadInputError, printable
+from glassbox.events import MONITOR_CHECK, Violation
+from glassbox.incidents.input_image import browser_image
+from glassbox.incidents.replay import Input
+from glassbox.incidents.workflow import Incident, Report
+from glassbox.monitoring.counts import Counts, Window, total
+from glassbox.monitoring.response import Label
+
+PICTURES = 60  # that a page shows
+GROUPS = ("Flagged: what the model looked at", "For comparison", "Live traffic meanwhile")
+_PICTURE_BYTES = 8 << 20
+_CLASSES = 20  # with a line in the message
+_NAMED = 5  # unreadable pictures and the like, of which the message names so many
+_REASON_CHARACTERS = 200
+
+
+class Objects(Protocol):
+    """See :class:`glassbox.aws.objects.Objects`."""
+
+    def sizes(self, bucket: str, prefix: str) -> Iterable[tuple[str, int]]: ...
+    def get(self, bucket: str, key: str, at_most: int = ...) -> bytes: ...
+    def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None: ...
+
+
+class CountsStore(Protocol):
+    """See :class:`glassbox.aws.counts_table.CountsTable`."""
+
+    def read(self, stream: str, window: Window) -> Mapping[datetime, Counts]: ...
+
+
+class _Completeness(msgspec.Struct, frozen=True):
+    faithful: bool
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What a page needs of :func:`glassbox.explanation.heatmap.facts`."""
+
+    predicted: int = msgspec.field(name="class")
+    label: str | None
+    probability: float
+    completeness: _Completeness
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    """Lies in the place of the facts, see :func:`glassbox.explanation.render.render_step`."""
+
+    refused: str
+
+
+_FACTS, _REFUSAL = msgspec.json.Decoder(_Facts), msgspec.json.Decoder(_Refusal)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on the page: its index in GROUPS, its facts, and its PNG in base64."""
+
+    name: str
+    group: int
+    facts: _Facts
+    png: str
+
+
+def write_page(
+    incident: Incident,
+    *,
+    bucket: str,
+    objects: Objects,
+    counts: CountsStore,
+    variants: Callable[[Violation], Iterable[str]],
+    inputs: Callable[[Incident], Sequence[Input]] = lambda _: (),
+) -> Report:
+    """Write ``incidents/<endpoint>/<incident>/index.html``; writing it again changes nothing.
+
+    What is broken below the incident's prefix is left out and named.
+
+    Args:
+        variants: the variants that the violation is about, whose counts are shown together.
+        inputs: the flagged inputs as they were captured, shown where nothing is explained (notify-only).
+
+    Raises:
+        RetryableError: S3 or the counts table does not answer.
+    """
+    pictures, left_out = _pictures(incident, bucket, objects)
+    cause = incident.cause
+    window = Window(cause.window_start, cause.window_end)
+    streams = [f"{incident.endpoint}/{variant}" for variant in variants(cause)]
+    counted = total(slot for stream in streams for slot in counts.read(stream, window).values())
+    flagged = [_input(captured) for captured in inputs(incident)] if incident.notify_only else []
+    key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
+    page = render(incident, pictures, counted, left_out, flagged)
+    objects.put(bucket, key, page.encode(), "text/html; charset=utf-8")
+    found = list(findings([picture.facts for picture in pictures])[:_CLASSES])
+    if incident.notify_only:
+        found = [_counted(counted), f"{len(flagged)} flagged inputs are shown"]
+    found += [f"{name}: {reason}" for name, reason in left_out[:_NAMED]]
+    if len(left_out) > _NAMED:
+        found.append(f"and {len(left_out) - _NAMED:,} more without a picture")
+    return Report(f"s3://{bucket}/{key}", tuple(found))
+
+
+def _pictures(incident: Incident, bucket: str, objects: Objects) -> tuple[list[Shown], list[tuple[str, str]]]:
+    """The pictures to show, and (name, reason) of those that are missing."""
+    folder = f"saliency/{incident.endpoint}/{incident.id}/"
+    drawn = [key.removeprefix(folder) for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")]
+    names = sorted((key.removesuffix(".json") for key in drawn), key=lambda name: _group(name, incident))
+    pictures, left_out = [], []
+    for name in names[:PICTURES]:
+        try:
+            facts = _facts(objects.get(bucket, f"{folder}{name}.json", at_most=1 << 20))
+            png = objects.get(bucket, f"{folder}{name}.png", at_most=_PICTURE_BYTES)
+        except BadInputError as error:
+            left_out.append((printable(name, 80), printable(error, _REASON_CHARACTERS)))
+        else:
+            pictures.append(Shown(name, _group(name, incident), facts, base64.b64encode(png).decode()))
+    missing = sorted((incident.replays or frozenset()) - set(names))
+    left_out += [(name, "sent again, and no readable trace of it has arrived") for name in missing]
+    return pictures, left_out
+
+
+def _facts(text: bytes) -> _Facts:
+    try:
+        return _FACTS.decode(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"its facts cannot be read: {error}"
+    with contextlib.suppress(ValueError, RecursionError):
+        reason = f"cannot be drawn: {_REFUSAL.decode(text).refused}"
+    raise BadInputError(reason)
+
+
+def _input(captured: Input) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "name": captured.event_id,
+        "label": captured.label,
+        "confidence": captured.confidence,
+    }
+    try:
+        kind, image = browser_image(captured.body)
+    except BadInputError as error:
+        return shown | {"uri": "", "reason": str(error)}
+    return shown | {"uri": f"data:{kind};base64,{base64.b64encode(image).decode()}", "reason": ""}
+
+
+def _counted(counts: Counts) -> str:
+    most = sorted(counts.classes.items(), key=lambda item: (-item[1], str(item[0])))[:3]
+    of = ", ".join(f"{n} x class {printable(label, 80)}" for label, n in most)
+    return f"{counts.n} predictions in the window" + (f", the most frequent: {of}" if of else "")
+
+
+def _group(name: str, incident: Incident) -> int:
+    """Index of the group in GROUPS that a picture belongs to; of a batch, the further ones end in their number."""
+    replayed = {name, name.rpartition("-")[0]}
+    return 0 if replayed & incident.flagged else 1 if replayed & (incident.replays or set()) else 2
+
+
+def findings(facts: Sequence[_Facts]) -> tuple[str, ...]:
+    """The key facts of pictures, a line a class, the most frequent class first."""
+    by_class: dict[tuple[int, str], list[_Facts]] = defaultdict(list)
+    for fact in facts:
+        by_class[fact.predicted, fact.label or ""].append(fact)
+    lines = []
+    for (number, label), found in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
+        sure = [fact.probability for fact in found]
+        unfaithful = sum(not fact.completeness.faithful for fact in found)
+        lines.append(
+            f"{len(found)} x class {number}{f' ({printable(label, 80)})' if label else ''}, "
+            f"probability {min(sure):.0%} to {max(sure):.0%}, "
+            + (f"{unfaithful} NOT FAITHFUL" if unfaithful else "all faithful")
+        )
+    return tuple(lines)
+
+
+def render(
+    incident: Incident,
+    pictures: Sequence[Shown],
+    counts: Counts,
+    left_out: Sequence[tuple[str, str]] = (),
+    inputs: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The HTML; ``left_out`` are names and reasons, ``inputs`` name, label, confidence, uri and reason each."""
+    blamed: Label | None = incident.cause.label
+    if blamed is None and incident.cause.check == MONITOR_CHECK:  # it names no class, and its replays do
+        flagged = Counter(picture.facts.predicted for picture in pictures if picture.group == 0)
+        blamed = max(flagged, key=lambda label: flagged[label], default=None)
+    bars = sorted(counts.classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+    source = importlib.resources.files("glassbox.incidents").joinpath("incident_report.html").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source).render(
+        incident=incident,
+        blamed=blamed,
+        groups=[(title, [p for p in pictures if p.group == i]) for i, title in enumerate(GROUPS)],
+        left_out=left_out,
+        inputs=inputs,
+        bars=bars,
+        largest=max(counts.classes.values(), default=1),
+        counted=counts.n,
+    )

@@ -1,0 +1,797 @@
+"""The incident of an endpoint: from a violation to the endpoint back as it was.
+
+::
+
+    NORMAL ──violation──▶ SWAPPING ──in service, hooked──▶ HOOKED ──enough pictures, or time up──▶ RESTORING ──▶ NORMAL
+                              └──────────────────┬────────────┴────────────────────────────────────────┘
+                                              FAILED ──another config is in service──▶ NORMAL
+                                                 └──still hooked: tried again, or an operator asks──▶ RESTORING
+
+    NORMAL ──violation, notify-only──▶ WATCHING ──the window is over──▶ NORMAL
+
+Three entries, one per function: :func:`swap` (a violation), :func:`confirm` (the endpoint changed its state) and
+:func:`restore` (a picture was made). A scheduled sweep calls the last two as well, so an event that was lost only
+costs time. Each compares what the table says with what is live, does what is missing, and records it after it is
+done: any of them may be called twice, late or in another order. An endpoint whose live config is neither the plain
+nor the hooked one is somebody else's, and never updated.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, ParamSpec, Protocol
+
+from glassbox.errors import BadInputError, ConflictError, GlassboxError, RetryableError, printable
+from glassbox.events import OPERATOR_CHECK, Violation, read_time
+from glassbox.incidents import notifications
+from glassbox.settings import setting
+
+
+class State(StrEnum):
+    """Where an incident stands."""
+
+    NORMAL = "NORMAL"
+    SWAPPING = "SWAPPING"
+    HOOKED = "HOOKED"
+    RESTORING = "RESTORING"
+    FAILED = "FAILED"
+    WATCHING = "WATCHING"
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.NORMAL: frozenset({State.SWAPPING, State.WATCHING}),
+    State.SWAPPING: frozenset({State.HOOKED, State.FAILED}),
+    State.HOOKED: frozenset({State.RESTORING, State.FAILED}),
+    State.RESTORING: frozenset({State.NORMAL, State.FAILED}),
+    State.FAILED: frozenset({State.NORMAL, State.RESTORING}),
+    State.WATCHING: frozenset({State.NORMAL}),
+}
+
+# EndpointStatus of DescribeEndpoint
+IN_SERVICE = "InService"
+_UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
+
+DELETED = "Deleted"  # none of SageMaker's: there is no such endpoint
+
+# The function that changes the state sends the notification. After this time, any later invocation does.
+_TELLING = timedelta(minutes=1)
+
+# An endpoint that stays hooked is restored again after 10, 20, 40, … minutes, at most every 4 hours.
+_FIRST_RETRY, _LONGEST_RETRY = timedelta(minutes=10), timedelta(hours=4)
+
+# A replay that the endpoint did not answer is sent again, until it was sent so often.
+_RESEND, SENDS = timedelta(minutes=1), 5
+
+# An incident is one DynamoDB item (400 KB at most), and every write of it must succeed whatever clients send: the
+# names of pictures that nobody asked for, the violations that join and the lines of the time line are bounded.
+PICTURES_KEPT = 1000
+JOINED_KEPT, _JOINED_REASON = 32, 400
+_LINES_KEPT, _FIRST_LINES, _LINE_CHARACTERS = 60, 20, 240
+_FAILURE_CHARACTERS, _UNREPORTED_CHARACTERS = 4000, 1000
+FINDINGS_KEPT = 30
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One incident, as the table holds it.
+
+    Attributes:
+        cause: the violation that opened it; ``joined`` are those that came on top.
+        since: when the present state was entered, or UpdateEndpoint was accepted in it.
+        deadline: when explaining ends, at the latest (None: the hooked model was never in service).
+        hold: until when an operator wants the hooked model kept, whatever is drawn by then.
+        aborted: an operator wants the endpoint restored now.
+        requested: UpdateEndpoint was accepted for the present state.
+        replays: names of the requests that are sent again (None: not yet); ``flagged`` are those behind the violation.
+        unsent: those of them that the endpoint has not answered yet, ``sends`` times tried, last at ``sent``.
+        pictures: names of what was drawn: every replay, and at most PICTURES_KEPT names in all.
+        refused: replays whose trace cannot be drawn.
+        retries: how often it was tried again to restore the endpoint.
+        told: which messages ops have got.
+        failure: what ops are told of a failure, whole; ``headline`` is its subject.
+        report: S3 URI of the page; ``findings`` are the key facts of its pictures, a line each; ``unreported`` is why
+            there is none.
+        notify_only: the endpoint is left alone.
+        timeline: what happened, a line each: time (UTC) and text.
+        revision: counts the writes, so that two writers cannot overlook one another.
+    """
+
+    endpoint: str
+    id: str
+    opened: datetime
+    state: State
+    since: datetime
+    plain_config: str
+    hooked_config: str
+    cause: Violation
+    joined: frozenset[Violation] = frozenset()
+    deadline: datetime | None = None
+    hold: datetime | None = None
+    aborted: bool = False
+    requested: bool = False
+    replays: frozenset[str] | None = None
+    flagged: frozenset[str] = frozenset()
+    unsent: frozenset[str] = frozenset()
+    sends: int = 0
+    sent: datetime | None = None
+    pictures: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    retries: int = 0
+    told: frozenset[str] = frozenset()
+    failure: str = ""
+    headline: str = ""
+    report: str = ""
+    findings: tuple[str, ...] = ()
+    unreported: str = ""
+    notify_only: bool = False
+    timeline: tuple[str, ...] = ()
+    revision: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether pictures that are made now belong to it."""
+        return self.state in (State.SWAPPING, State.HOOKED, State.RESTORING)
+
+    def covers(self, violation: Violation) -> bool:
+        """Whether the violation is one that this incident has handled."""
+        return any(violation.same_matter(known) for known in (self.cause, *self.joined))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of an incident: its S3 URI, and the key facts of its pictures, a line each."""
+
+    uri: str
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Replays:
+    """The names under which requests are sent again, and what an operator has to know about them.
+
+    ``flagged`` are those behind the violation, the others are for comparison; ``unsent`` are those that the endpoint
+    did not answer: they are sent again later.
+    """
+
+    names: frozenset[str]
+    flagged: frozenset[str] = frozenset()
+    note: str = ""
+    unsent: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Live:
+    """What an endpoint is running (DescribeEndpoint): status, config, and why the last update failed."""
+
+    status: str
+    config: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The two endpoint configs that Glassbox knows, and the stack whose parameters name them."""
+
+    plain: str
+    hooked: str
+    stack: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long, how often and how many: settings of every function that works on an incident. Times in minutes.
+
+    ``react`` False is notify-only: a violation opens an incident, and the endpoint is left alone.
+    """
+
+    react: bool = True
+    explain_minutes: float = setting(15.0, within=(0, 24 * 60))
+    update_minutes: float = setting(60.0, within=(1, 24 * 60))
+    cooldown_minutes: float = setting(30.0, within=(0, 24 * 60))
+    incidents_per_day: int = setting(5, within=(1, 1000))
+    pictures: int = setting(24, within=(1, 1000))
+
+
+class Endpoint(Protocol):
+    """See :class:`glassbox.aws.endpoint.SageMakerEndpoint`."""
+
+    def describe(self, name: str) -> Live: ...
+    def update(self, name: str, config: str, *, guarded: bool) -> None: ...
+
+
+class Incidents(Protocol):
+    """See :class:`glassbox.aws.incidents_table.IncidentsTable`."""
+
+    def current(self, endpoint: str) -> Incident | None: ...
+    def past(self, endpoint: str, since: datetime) -> Sequence[Incident]: ...
+    def open(self, incident: Incident) -> None: ...
+    def save(self, before: Incident, after: Incident) -> None: ...
+    def attach(self, incident: Incident, violation: Violation) -> None: ...
+    def add_picture(self, incident: Incident, name: str) -> None: ...
+    def add_refusal(self, incident: Incident, name: str) -> None: ...
+    def has_seen(self, endpoint: str, config: str) -> bool: ...
+    def see(self, endpoint: str, config: str) -> None: ...
+
+
+class Notices(Protocol):
+    """See :class:`glassbox.aws.topic.Topic`."""
+
+    def publish(self, notice: notifications.Notice) -> None: ...
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every reaction works with."""
+
+    configs: Configs
+    limits: Limits
+    endpoint: Endpoint
+    incidents: Incidents
+    notices: Notices
+
+
+P = ParamSpec("P")
+_LOOKS = 5
+
+
+def _looking_again(react: Callable[P, str]) -> Callable[P, str]:
+    """Where somebody else changed the incident between a look at it and a write, go on from what it is now."""
+
+    @functools.wraps(react)
+    def look(*args: P.args, **kwargs: P.kwargs) -> str:
+        conflict = None
+        for _ in range(_LOOKS):
+            try:
+                return react(*args, **kwargs)
+            except ConflictError as error:
+                conflict = error
+        raise RetryableError(f"{_LOOKS} times somebody else was faster: {conflict}") from conflict
+
+    return look
+
+
+@_looking_again
+def swap(violation: Violation, desk: Desk, now: datetime) -> str:
+    """A violation: open an incident or join one, and swap the endpoint to the hooked config.
+
+    Returns:
+        ``swapping``, ``watching`` (notify-only), ``pending`` (an update of the endpoint is in progress, or AWS refused
+        for now: the next state change or the sweep takes it up), ``joined`` (an incident is open, or this window was
+        handled already), ``cooling down``, ``cap reached``, ``known`` (a repetition) or ``failed``.
+
+    Raises:
+        RetryableError: the table or the topic does not answer.
+    """
+    incident = desk.incidents.current(violation.endpoint)
+    if incident is None or incident.state is State.NORMAL:
+        refusal = _refusal(violation, incident, desk, now)
+        if refusal:
+            return refusal
+        incident = _new_incident(violation, desk, now)
+        desk.incidents.open(incident)
+        if not incident.notify_only:
+            return _begin_swap(incident, desk, now, opened=True)
+    if violation != incident.cause:
+        _join(incident, violation, desk)
+        return "joined"
+    if incident.state is State.WATCHING:
+        _tell(incident, "opened", notifications.opened(incident, desk.limits), desk)
+        return "watching"
+    if incident.requested or incident.state is not State.SWAPPING:
+        return "known"
+    return _begin_swap(incident, desk, now)
+
+
+def _refusal(violation: Violation, last: Incident | None, desk: Desk, now: datetime) -> str:
+    """Why a violation opens no incident, if it does not; ops are told once an incident, and check."""
+    yesterday = now - timedelta(days=1)
+    # a message that was brought back from a dead-letter queue may be older than a day
+    past = desk.incidents.past(violation.endpoint, min(yesterday, violation.window_start))
+    for incident in past:
+        if incident.covers(violation):
+            _join(incident, violation, desk)
+            return "joined"
+    if last is None or violation.check == OPERATOR_CHECK:  # an operator knows
+        return ""
+    cooled_down = last.since + timedelta(minutes=desk.limits.cooldown_minutes)
+    if now < cooled_down:
+        notice = notifications.cooling_down(last, violation, cooled_down)
+        _tell(last, f"cooldown {violation.check}", notice, desk)
+        return "cooling down"
+    if sum(incident.opened >= yesterday for incident in past) >= desk.limits.incidents_per_day:
+        _tell(last, "cap", notifications.cap_reached(last, violation, desk.limits), desk)
+        return "cap reached"
+    return ""
+
+
+def _join(incident: Incident, violation: Violation, desk: Desk) -> None:
+    desk.incidents.attach(incident, replace(violation, reason=printable(violation.reason, _JOINED_REASON)))
+
+
+def _new_incident(violation: Violation, desk: Desk, now: datetime) -> Incident:
+    return Incident(
+        endpoint=violation.endpoint,
+        id=f"{now:%Y%m%dt%H%M%S}-{violation.check.replace('_', '-')}",
+        opened=now,
+        state=State.SWAPPING if desk.limits.react else State.WATCHING,
+        since=now,
+        plain_config=desk.configs.plain,
+        hooked_config=desk.configs.hooked,
+        cause=violation,
+        notify_only=not desk.limits.react,
+        timeline=(_line(now, f"opened: {violation.reason}"),),
+    )
+
+
+def _begin_swap(incident: Incident, desk: Desk, now: datetime, *, opened: bool = False) -> str:
+    if incident.aborted:
+        _fail(incident, notifications.aborted(incident), desk, now)
+        return "failed"
+    try:
+        live = desk.endpoint.describe(incident.endpoint)
+        if _serves(live, incident.plain_config):
+            desk.endpoint.update(incident.endpoint, incident.hooked_config, guarded=True)
+    except BadInputError as error:
+        _fail(incident, notifications.refused(incident, str(error)), desk, now)
+        return "failed"
+    except RetryableError as error:
+        return _wait(incident, str(error), desk, now, opened)
+    if live.status == DELETED:
+        _fail(incident, notifications.broken_endpoint(incident, live), desk, now)
+        return "failed"
+    if live.config not in (incident.plain_config, incident.hooked_config):
+        _fail(incident, notifications.foreign_config(incident, live, desk.configs), desk, now)
+        return "failed"
+    if live.status in _UNDER_WAY:
+        return _wait(incident, f"the endpoint is {live.status}", desk, now, opened)
+    if live.status != IN_SERVICE:
+        _fail(incident, notifications.broken_endpoint(incident, live), desk, now)
+        return "failed"
+    incident = _requested(incident, incident.hooked_config, desk, now)
+    _tell(incident, "opened", notifications.opened(incident, desk.limits), desk)
+    return "swapping"
+
+
+def _wait(incident: Incident, reason: str, desk: Desk, now: datetime, opened: bool) -> str:
+    if overdue(incident, desk.limits, now):
+        _fail(incident, notifications.refused(incident, reason), desk, now)
+        return "failed"
+    # whoever did not open it may see the update of who did, and who is about to tell
+    if opened or now >= incident.since + _TELLING:
+        _tell(incident, "opened", notifications.pending(incident, reason, desk.limits), desk)
+    return "pending"
+
+
+@_looking_again
+def confirm(
+    endpoint: str,
+    desk: Desk,
+    now: datetime,
+    *,
+    replay: Callable[[Incident], Replays],
+    report: Callable[[Incident], Report],
+) -> str:
+    """The endpoint's state changed, or the sweep came round: verify what is live and go on from there.
+
+    Args:
+        replay: sends the flagged inputs to the hooked model again; the names of the pictures to expect.
+        report: writes the incident's page.
+
+    Returns:
+        The state the incident is in; ``stale twin`` where somebody deployed a config that Glassbox does not know, or
+        ``no endpoint``.
+    """
+    incident = desk.incidents.current(endpoint)
+    if incident is None or incident.state is State.NORMAL:
+        return _between_incidents(endpoint, incident, desk, now)
+    if incident.state is State.WATCHING:
+        incident = _while_watching(incident, desk, now, report)
+    else:
+        try:
+            live = desk.endpoint.describe(endpoint)
+        except (BadInputError, RetryableError) as error:
+            incident = _cannot_look(incident, error, desk, now)
+        else:
+            incident = _go_on(incident, live, desk, now, replay, report)
+    return str(_tell_late(incident, desk, now).state)
+
+
+def _go_on(
+    incident: Incident,
+    live: Live,
+    desk: Desk,
+    now: datetime,
+    replay: Callable[[Incident], Replays],
+    report: Callable[[Incident], Report],
+) -> Incident:
+    if incident.state is State.SWAPPING:
+        incident = _after_swapping(incident, live, desk, now)
+        return (
+            _while_hooked(incident, live, desk, now, replay, report)
+            if incident.state is State.HOOKED
+            else incident
+        )
+    if incident.state is State.HOOKED:
+        return _while_hooked(incident, live, desk, now, replay, report)
+    if incident.state is State.RESTORING:
+        return _after_restoring(incident, live, desk, now, report)
+    return _after_failing(incident, live, desk, now, report)
+
+
+def _cannot_look(incident: Incident, error: GlassboxError, desk: Desk, now: datetime) -> Incident:
+    """DescribeEndpoint is refused: nothing is done without a look, and ops are told when it lasts."""
+    if incident.state is State.FAILED:  # ops know; every sweep looks again
+        return incident
+    ended = [time for time in (incident.deadline, incident.hold) if time and incident.state is State.HOOKED]
+    if isinstance(error, RetryableError) and not _late(max([incident.since, *ended]), desk.limits, now):
+        raise error
+    return _fail(incident, notifications.not_seen(incident, str(error)), desk, now)
+
+
+def _tell_late(incident: Incident, desk: Desk, now: datetime) -> Incident:
+    """Send what its sender could not: after the work, so that a topic that refuses holds nothing up."""
+    if now < incident.since + _TELLING:
+        return incident
+    if incident.state is State.FAILED:
+        return _tell(incident, "failed", notifications.failed(incident), desk)
+    if incident.state is State.NORMAL or (incident.state is State.SWAPPING and not incident.requested):
+        return incident
+    return _tell(incident, "opened", notifications.opened(incident, desk.limits), desk)
+
+
+def _between_incidents(endpoint: str, last: Incident | None, desk: Desk, now: datetime) -> str:
+    if last is not None and (last.report or last.unreported) and now >= last.since + _TELLING:
+        _tell(last, "closed", notifications.closed(last), desk)
+    if not desk.limits.react:
+        return str(State.NORMAL)
+    live = desk.endpoint.describe(endpoint)
+    if live.status == DELETED:
+        return "no endpoint"
+    if live.status == IN_SERVICE and live.config not in (desk.configs.plain, desk.configs.hooked):
+        if not desk.incidents.has_seen(endpoint, live.config):
+            desk.notices.publish(notifications.stale_twin(endpoint, live, desk.configs))
+            desk.incidents.see(endpoint, live.config)
+        return "stale twin"
+    return str(State.NORMAL)
+
+
+def _while_watching(
+    incident: Incident, desk: Desk, now: datetime, report: Callable[[Incident], Report]
+) -> Incident:
+    ended = max(incident.cause.window_end, incident.hold or incident.cause.window_end)
+    if incident.aborted:
+        return _close(incident, desk, now, report, "an operator aborted it")
+    return incident if now < ended else _close(incident, desk, now, report, "the window is over", due=ended)
+
+
+def _after_swapping(incident: Incident, live: Live, desk: Desk, now: datetime) -> Incident:
+    if _serves(live, incident.hooked_config):
+        deadline = now + timedelta(minutes=desk.limits.explain_minutes)
+        note = "the hooked model is in service"
+        incident = _move(incident, State.HOOKED, desk, now, note, deadline=deadline)
+        return _tell(incident, "opened", notifications.opened(incident, desk.limits), desk)
+    if not incident.requested:
+        _begin_swap(incident, desk, now)
+        return desk.incidents.current(incident.endpoint) or incident
+    if _serves(live, incident.plain_config):
+        return _fail(incident, notifications.rolled_back(incident, live), desk, now)
+    if live.status not in _UNDER_WAY or overdue(incident, desk.limits, now):
+        return _lose(incident, live, desk, now)
+    return incident
+
+
+def _while_hooked(
+    incident: Incident,
+    live: Live,
+    desk: Desk,
+    now: datetime,
+    replay: Callable[[Incident], Replays],
+    report: Callable[[Incident], Report],
+) -> Incident:
+    if live.status in _UNDER_WAY:  # somebody updates it: it goes on from what comes out of that
+        return incident
+    if _serves(live, incident.plain_config):
+        incident = _move(incident, State.RESTORING, desk, now, "somebody put the plain config back")
+        return _close(incident, desk, now, report)
+    if not _serves(live, incident.hooked_config):
+        return _lose(incident, live, desk, now)
+    if incident.aborted:
+        return _restore(incident, desk, now, "an operator aborted it")
+    if incident.replays is None or (incident.unsent and incident.sent and now >= incident.sent + _RESEND):
+        return _send(incident, desk, now, replay)
+    return incident
+
+
+def _send(incident: Incident, desk: Desk, now: datetime, replay: Callable[[Incident], Replays]) -> Incident:
+    """Send the flagged inputs again, or those that the endpoint did not answer last time."""
+    try:
+        sent = replay(incident)
+    except BadInputError as error:
+        sent = Replays(frozenset(), note=str(error))
+    names, unsent, sends = sent.names, sent.unsent, incident.sends + 1
+    note = f"replayed {len(names - unsent)} requests"
+    if unsent and sends >= SENDS:
+        note += f", gave up {len(unsent)} that the endpoint did not answer in {sends} tries"
+        names, unsent = names - unsent, frozenset()
+    elif unsent:
+        note += f", {len(unsent)} not answered yet"
+    answered = (incident.replays or frozenset()) - incident.unsent
+    return _save(
+        incident,
+        desk,
+        replays=answered | names,
+        flagged=(incident.flagged & answered) | (sent.flagged & names),
+        unsent=unsent,
+        sends=sends,
+        sent=now,
+        timeline=_noted(incident, now, note + (f": {sent.note}" if sent.note else "")),
+    )
+
+
+def _after_failing(
+    incident: Incident, live: Live, desk: Desk, now: datetime, report: Callable[[Incident], Report]
+) -> Incident:
+    if live.status != IN_SERVICE:
+        return incident
+    if (
+        live.config == incident.hooked_config
+    ):  # restoring waits for no notification: the end is told in any case
+        if incident.deadline is None:
+            return _restore(incident, desk, now, "the swap came through after all", deadline=now)
+        if now >= next_retry(incident):
+            return _restore(incident, desk, now, "tried again", retries=incident.retries + 1)
+        return incident
+    if "failed" not in incident.told:
+        return incident
+    if live.config == incident.plain_config and incident.pictures:
+        return _close(incident, desk, now, report)
+    # the next violation opens an incident of its own
+    return _move(incident, State.NORMAL, desk, now, f"{live.config} is in service")
+
+
+def next_retry(failed: Incident) -> datetime:
+    """When it is tried again to restore the endpoint of an incident that has failed."""
+    wait: timedelta = _FIRST_RETRY * (1 << min(failed.retries, 10))
+    return failed.since + min(_LONGEST_RETRY, wait)
+
+
+@_looking_again
+def restore(endpoint: str, desk: Desk, now: datetime) -> str:
+    """A picture was made, or the sweep came round: swap back when there are enough pictures or the time is up.
+
+    Returns:
+        ``restoring``, or why not: ``waiting``, ``nothing to restore``, ``failed`` (somebody else has deployed).
+
+    Raises:
+        RetryableError: the table, the topic or SageMaker does not answer.
+    """
+    incident = desk.incidents.current(endpoint)
+    asked = incident is not None and incident.state is State.FAILED and incident.aborted
+    if incident is None or not (incident.state is State.HOOKED or asked):
+        return "nothing to restore"
+    reason = _enough(incident, desk.limits, now)
+    if not reason:
+        return "waiting"
+    try:
+        live = desk.endpoint.describe(endpoint)
+    except (BadInputError, RetryableError) as error:
+        _cannot_look(incident, error, desk, now)
+        return "failed"
+    if _serves(live, incident.hooked_config):
+        _restore(incident, desk, now, reason)
+        return "restoring"
+    if live.status == DELETED:
+        return "nothing to restore"  # which confirm tells
+    if live.status in _UNDER_WAY and not (incident.deadline and _late(incident.deadline, desk.limits, now)):
+        return "waiting"  # somebody updates it: confirm goes on from what comes out of that
+    if asked or _serves(live, incident.plain_config):
+        return "nothing to restore"
+    _lose(incident, live, desk, now)
+    return "failed"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What an operator asks of the open incident: ``abort``, or ``extend``: keep the hooked model ``until`` then."""
+
+    endpoint: str
+    action: str
+    until: datetime
+
+
+def read_command(event: Mapping[str, Any]) -> Command:
+    """Read a ``Glassbox Command`` event; BadInputError when it is none that can be obeyed.
+
+    ``minutes`` are counted from the time of the event, so that it may come twice.
+    """
+    if not isinstance(event, Mapping):
+        raise BadInputError(f"not a command: expected a JSON object, got {type(event).__name__}")
+    try:
+        detail, minutes = event["detail"], float(event["detail"].get("minutes", 15))
+        if detail["action"] not in ("extend", "abort") or not 0 < minutes <= 24 * 60:
+            raise ValueError(f"action {detail['action']!r}, minutes {minutes:g}")
+        until = read_time(event["time"]) + timedelta(minutes=minutes)
+        return Command(str(detail["endpoint"]), detail["action"], until)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BadInputError(f"event {event.get('id')}: not a command, {error!r}") from error
+
+
+@_looking_again
+def obey(command: Command, desk: Desk, now: datetime) -> str:
+    """Note what an operator wants; :func:`restore` and :func:`confirm` do it.
+
+    ``abort`` restores the endpoint and ends the incident, if need be without a report; ``extend`` keeps the hooked
+    model, or watches on, until then.
+
+    Returns:
+        The action, or ``no incident to change``.
+    """
+    incident = desk.incidents.current(command.endpoint)
+    if incident is None or incident.state is State.NORMAL:
+        return "no incident to change"
+    if command.action == "abort":
+        _save(incident, desk, aborted=True, timeline=_noted(incident, now, "an operator: abort"))
+    elif incident.state in (State.SWAPPING, State.HOOKED, State.WATCHING):
+        hold = max(command.until, incident.hold or command.until)
+        kept = "watch" if incident.notify_only else "keep the hooked model"
+        note = f"an operator: {kept} until {hold:%Y-%m-%d %H:%M:%S} UTC"
+        _save(incident, desk, hold=hold, timeline=_noted(incident, now, note))
+    else:
+        return "no incident to change"
+    return command.action
+
+
+def _enough(incident: Incident, limits: Limits, now: datetime) -> str:
+    """Why the endpoint is to be restored; empty while it is not."""
+    if incident.aborted:
+        return "an operator aborted it"
+    if incident.hold is not None and now < incident.hold:
+        return ""
+    if incident.deadline is not None and now >= incident.deadline:
+        return f"the time is up with {len(incident.pictures)} pictures"
+    if incident.replays:
+        if not incident.replays <= incident.pictures | incident.refused:
+            return ""
+        refused = len(incident.replays - incident.pictures)
+        also = f", except {refused} that cannot be drawn" if refused else ""
+        return f"all {len(incident.replays)} replayed requests are explained{also}"
+    return f"{limits.pictures} pictures are made" if len(incident.pictures) >= limits.pictures else ""
+
+
+def _restore(incident: Incident, desk: Desk, now: datetime, reason: str, **changes: Any) -> Incident:
+    """Of an endpoint that serves the hooked config."""
+    told = incident.told - {"failed"}  # should it fail once more, that is news
+    incident = _move(
+        incident, State.RESTORING, desk, now, reason, requested=False, aborted=False, told=told, **changes
+    )
+    return _begin_restore(incident, desk, now)
+
+
+def _begin_restore(incident: Incident, desk: Desk, now: datetime) -> Incident:
+    try:
+        desk.endpoint.update(incident.endpoint, incident.plain_config, guarded=False)
+    except BadInputError as error:
+        return _fail_to_restore(incident, str(error), desk, now)
+    except RetryableError as error:
+        if incident.retries or overdue(incident, desk.limits, now):
+            return _fail_to_restore(incident, str(error), desk, now)
+        return incident
+    return _requested(incident, incident.plain_config, desk, now)
+
+
+def _fail_to_restore(incident: Incident, reason: str, desk: Desk, now: datetime) -> Incident:
+    retry = next_retry(replace(incident, since=now))
+    return _fail(incident, notifications.not_restored(incident, reason, retry), desk, now)
+
+
+def _after_restoring(
+    incident: Incident, live: Live, desk: Desk, now: datetime, report: Callable[[Incident], Report]
+) -> Incident:
+    if _serves(live, incident.plain_config):
+        return _close(incident, desk, now, report)
+    if _serves(live, incident.hooked_config):
+        if not incident.requested:
+            return _begin_restore(incident, desk, now)
+        return _fail_to_restore(incident, live.failure or "SageMaker rolled it back", desk, now)
+    if live.status not in _UNDER_WAY or overdue(incident, desk.limits, now):
+        return _lose(incident, live, desk, now)
+    return incident
+
+
+def _close(
+    incident: Incident,
+    desk: Desk,
+    now: datetime,
+    report: Callable[[Incident], Report],
+    note: str = "the plain config is in service",
+    *,
+    due: datetime | None = None,
+) -> Incident:
+    """End the incident with its report; when that cannot be written for too long, without one.
+
+    Args:
+        due: since when it could have been closed; None is since it is in its state.
+    """
+    due = due or incident.since
+    changes: dict[str, Any] = {}
+    try:
+        if _late(due, desk.limits, now, 2):  # an invocation that was killed has raised nothing
+            raise BadInputError("writing it did not end; the log of confirm_endpoint says more")
+        made = report(incident)
+        changes = {"report": made.uri, "findings": made.findings[:FINDINGS_KEPT]}
+    except BadInputError as error:
+        changes = {"unreported": printable(error, _UNREPORTED_CHARACTERS)}
+    except RetryableError as error:
+        if not incident.aborted and not _late(due, desk.limits, now):
+            raise
+        changes = {"unreported": printable(error, _UNREPORTED_CHARACTERS)}
+    incident = _move(incident, State.NORMAL, desk, now, note, **changes)
+    return _tell(incident, "closed", notifications.closed(incident), desk)
+
+
+def _lose(incident: Incident, live: Live, desk: Desk, now: datetime) -> Incident:
+    """The endpoint runs what somebody else deployed, or it is broken."""
+    if live.status == IN_SERVICE:
+        return _fail(incident, notifications.superseded(incident, live, desk.configs), desk, now)
+    return _fail(incident, notifications.broken_endpoint(incident, live), desk, now)
+
+
+def _fail(incident: Incident, notice: notifications.Notice, desk: Desk, now: datetime) -> Incident:
+    said, failure = notice.text.partition("\n")[0], notice.text[:_FAILURE_CHARACTERS]
+    incident = _move(
+        incident, State.FAILED, desk, now, said, failure=failure, headline=notice.subject, aborted=False
+    )
+    return _tell(incident, "failed", notice, desk)
+
+
+def overdue(incident: Incident, limits: Limits, now: datetime) -> bool:
+    """Whether the present state lasts longer than an update of the endpoint may take."""
+    return _late(incident.since, limits, now)
+
+
+def _late(since: datetime, limits: Limits, now: datetime, times: int = 1) -> bool:
+    return now > since + times * timedelta(minutes=limits.update_minutes)
+
+
+def _serves(live: Live, config: str) -> bool:
+    # a failed update returns silently to the old config: InService alone is no success
+    return live.status == IN_SERVICE and live.config == config
+
+
+def _move(incident: Incident, state: State, desk: Desk, now: datetime, note: str, **changes: Any) -> Incident:
+    if state not in TRANSITIONS[incident.state]:
+        raise ValueError(f"{incident.state} does not lead to {state}")
+    timeline = _noted(incident, now, f"{state}: {note}")
+    return _save(incident, desk, state=state, since=now, timeline=timeline, **changes)
+
+
+def _requested(incident: Incident, config: str, desk: Desk, now: datetime) -> Incident:
+    timeline = _noted(incident, now, f"UpdateEndpoint to {config}")
+    return _save(incident, desk, requested=True, since=now, timeline=timeline)
+
+
+def _save(incident: Incident, desk: Desk, **changes: Any) -> Incident:
+    after = replace(incident, revision=incident.revision + 1, **changes)
+    desk.incidents.save(incident, after)
+    return after
+
+
+def _tell(incident: Incident, what: str, notice: notifications.Notice, desk: Desk) -> Incident:
+    if what in incident.told:
+        return incident
+    desk.notices.publish(notice)
+    return _save(incident, desk, told=incident.told | {what})
+
+
+def _noted(incident: Incident, now: datetime, text: str) -> tuple[str, ...]:
+    """The time line and one line more; of many, the first and the last."""
+    lines = (*incident.timeline, _line(now, text))
+    if len(lines) <= _LINES_KEPT:
+        return lines
+    return (*lines[:_FIRST_LINES], "(some lines are left out)", *lines[_FIRST_LINES + 1 - _LINES_KEPT :])
+
+
+def _line(now: datetime, text: str) -> str:
+    return f"{now:%Y-%m-%dT%H:%M:%S}Z {printable(text, _LINE_CHARACTERS)}"

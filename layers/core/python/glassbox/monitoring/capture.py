@@ -1,0 +1,280 @@
+"""Data capture: the lines of a capture file -> records of predictions.
+
+The record is that of the SageMaker developer guide, "Capture data from real-time endpoint": a JSON object a line,
+each side encoded for itself. Only what counting needs is decoded: the output, the time of the inference and the
+custom attributes. The input is decoded only where the request carries a replay marker, which is bound to the body.
+"""
+
+import base64
+import binascii
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import IO, Annotated, NamedTuple
+
+import msgspec
+
+from glassbox.errors import BadInputError, printable
+from glassbox.monitoring.response import Prediction, ResponseForm, UnreadableError
+from glassbox.replay_marker import KeySource, is_marked, verified_marker
+
+CHUNK_BYTES = 1 << 16  # larger pieces come from fresh pages, which costs more than the calls it saves
+LINE_BYTES = 32 << 20  # two bodies of 6 MiB (InvokeEndpoint's limit), escaped or in base64, fit
+
+_YEARS = range(2000, 2200)
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """A captured inference: its time (ISO 8601, as captured) and one prediction per sample of the batch.
+
+    A replay, whose marker verifies, has no predictions: it is not traffic. ``forged``: it carries a marker that does
+    not verify, and is ordinary traffic.
+    """
+
+    time: str
+    predictions: Sequence[Prediction]
+    replayed: bool = False
+    forged: bool = False
+
+
+class Unreadable(NamedTuple):
+    """A line that cannot be counted: where it is and why; its time where at least that can be read."""
+
+    source: str
+    line: int
+    reason: str
+    time: str | None
+    forged: bool = False
+
+    def __str__(self) -> str:
+        return printable(f"{self.source}, line {self.line}: {self.reason}")
+
+
+def read(
+    chunks: Iterable[bytes],
+    source: str,
+    form: ResponseForm | None = None,
+    replay_key: KeySource | None = None,
+) -> Iterator[Record | Unreadable]:
+    """Read a capture file from its bytes, in pieces of any size; memory does not grow with the file.
+
+    Args:
+        chunks: the bytes, for instance of :func:`chunks`.
+        source: the file's name, for what is said about unreadable lines.
+        form: how responses are read; None understands the usual forms.
+        replay_key: gives the public key that replay markers verify with; None takes every request as traffic.
+
+    Raises:
+        RetryableError: the key cannot be read now. Nothing must be counted then.
+    """
+    form = form or ResponseForm()
+    for number, line in enumerate(lines(chunks), 1):
+        try:
+            yield read_line(line, form, replay_key)
+        except UnreadableError as error:
+            if line is None or line.strip():
+                yield Unreadable(source, number, str(error), error.time, error.forged)
+
+
+def chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """The bytes of a file, in pieces."""
+    return iter(functools.partial(file.read, CHUNK_BYTES), b"")
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
+    """The lines without their ends; None stands for one that is longer than LINE_BYTES."""
+    pieces: list[memoryview] = []  # of a line that spans chunks, copied once: an image fills a chunk
+    size = 0
+    for chunk in chunks:
+        first, last, view = chunk.find(b"\n"), chunk.rfind(b"\n"), memoryview(chunk)
+        pieces.append(view if first < 0 else view[:first])
+        size += len(pieces[-1])
+        if size > LINE_BYTES:
+            pieces.clear()
+        if first >= 0:
+            yield b"".join(pieces) if size <= LINE_BYTES else None
+            if first < last:
+                yield from chunk[first + 1 : last].split(b"\n")
+            pieces = [view[last + 1 :]]
+            size = len(pieces[0])
+    if size:
+        yield b"".join(pieces) if size <= LINE_BYTES else None
+
+
+# What is decoded of a line; what is not named here is skipped.
+
+
+class _Output(msgspec.Struct, gc=False, rename="camel"):
+    encoding: str | None = None
+    data: str | None = None
+    observed_content_type: str | None = None
+
+
+class _CaptureData(msgspec.Struct, gc=False, rename="camel"):
+    endpoint_output: _Output | None = None
+
+
+class _EventMetadata(msgspec.Struct, gc=False, rename="camel"):
+    inference_time: Annotated[str, msgspec.Meta(max_length=40)]
+    custom_attributes: list[str] | str | None = None
+
+
+class _Captured(msgspec.Struct, gc=False, rename="camel"):
+    capture_data: _CaptureData
+    event_metadata: _EventMetadata
+
+
+# Of a line that is no capture record, its time at least: a record without one is counted under its neighbour's slot.
+class _Moment(msgspec.Struct, gc=False, rename="camel"):
+    inference_time: Annotated[str, msgspec.Meta(max_length=40)]
+
+
+class _Timed(msgspec.Struct, gc=False, rename="camel"):
+    event_metadata: _Moment
+
+
+class _Input(msgspec.Struct, gc=False):
+    data: str | None = None
+    encoding: str | None = None
+
+
+class _Inputs(msgspec.Struct, gc=False, rename="camel"):
+    endpoint_input: _Input | None = None
+
+
+class _CapturedInput(msgspec.Struct, gc=False, rename="camel"):
+    capture_data: _Inputs
+
+
+_LINE, _TIMED = msgspec.json.Decoder(_Captured), msgspec.json.Decoder(_Timed)
+_INPUT = msgspec.json.Decoder(_CapturedInput)
+
+
+def read_line(line: bytes | None, form: ResponseForm, replay_key: KeySource | None = None) -> Record:
+    """Read one line of a capture file, None for one that was too long.
+
+    Raises:
+        UnreadableError: why it cannot be counted.
+        RetryableError: the replay key cannot be read now.
+    """
+    if line is None:
+        raise UnreadableError(f"longer than {LINE_BYTES >> 20} MiB")
+    try:
+        captured = _LINE.decode(line)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"not a capture record: {error}", _time_of(line)) from error
+    output, metadata = captured.capture_data.endpoint_output, captured.event_metadata
+    time = metadata.inference_time
+    moment(time)
+    forged = bool(metadata.custom_attributes) and is_marked(metadata.custom_attributes)
+    if forged and _is_replay(line, metadata, replay_key):
+        return Record(time, (), True)
+    try:
+        if output is None:
+            raise UnreadableError("the record has no output")
+        if output.data is None or output.encoding is None:
+            missing = "data" if output.data is None else "encoding"
+            raise UnreadableError(f"endpointOutput.{missing}: expected text, got none")
+        predictions = form.read(output.data, output.encoding, output.observed_content_type)
+        return Record(time, predictions, forged=forged)
+    except UnreadableError as error:
+        error.time, error.forged = time, forged
+        raise
+
+
+def _time_of(line: bytes) -> str | None:
+    """The time of a line that is no capture record, where it can be read."""
+    try:
+        time = _TIMED.decode(line).event_metadata.inference_time
+        moment(time)
+    except (ValueError, RecursionError):  # UnreadableError is one
+        return None
+    return time
+
+
+def _is_replay(line: bytes, metadata: _EventMetadata, replay_key: KeySource | None) -> bool:
+    """Whether the marker of a record verifies. An input that was not captured leaves signature and age."""
+    try:
+        captured = _INPUT.decode(line).capture_data.endpoint_input
+        body = (
+            None
+            if captured is None or captured.data is None
+            else input_body(captured.data, captured.encoding)
+        )
+    except (ValueError, RecursionError):
+        return False
+    time = moment(metadata.inference_time)
+    attributes = metadata.custom_attributes
+    return bool(replay_key and verified_marker(attributes, body=body, now=time, key=replay_key))
+
+
+def input_body(data: str, encoding: str | None) -> bytes:
+    """Return a captured body: decoded from BASE64, otherwise its text as UTF-8.
+
+    Whether AWS captures text byte for byte is not documented; ``make smoke`` checks it.
+
+    Raises:
+        ValueError: it is not base64, or holds half of a surrogate pair.
+    """
+    if encoding != "BASE64":
+        return data.encode()
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"captured input: expected base64, got {error}") from error
+
+
+@functools.lru_cache(maxsize=4096)
+def moment(time: str) -> datetime:
+    """A time as captured (ISO 8601; without an offset it is UTC), as UTC; UnreadableError for anything else."""
+    try:
+        parsed = datetime.fromisoformat(time)
+        utc = parsed.replace(tzinfo=parsed.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UnreadableError(f"{time!r} is no time (ISO 8601)") from None
+    if utc.year not in _YEARS:
+        raise UnreadableError(f"the time {time!r} is centuries away")
+    return utc
+
+
+class CaptureFile(NamedTuple):
+    """A capture object: whose predictions it holds, and the hour its directory names."""
+
+    endpoint: str
+    variant: str
+    hour: datetime
+
+    @property
+    def stream(self) -> str:
+        """What its predictions are counted under."""
+        return f"{self.endpoint}/{self.variant}"
+
+
+_KEY = re.compile(
+    r"(?:.+/)?(?P<endpoint>[A-Za-z0-9-]{1,63})/(?P<variant>[A-Za-z0-9-]{1,63})"
+    r"/(?P<hour>\d{4}/\d\d/\d\d/\d\d)/[^/]+\.jsonl"
+)
+
+
+def read_key(key: str, folder: str | None = None) -> CaptureFile:
+    """Read ``<prefix>/<endpoint>/<variant>/yyyy/mm/dd/hh/<file>.jsonl``; the prefix may be empty or hold slashes.
+
+    Args:
+        folder: ``<prefix>/<endpoint>`` of the watched endpoint; None takes the files of every endpoint.
+
+    Raises:
+        BadInputError: the key is of another form, or outside ``folder``.
+    """
+    if match := _KEY.fullmatch(key) if isinstance(key, str) else None:
+        if folder is not None and key[: match.end("endpoint")] != folder:
+            raise BadInputError(
+                f"{key}: expected a capture file below {folder}/<variant>/, got one of another endpoint"
+            )
+        try:
+            hour = datetime.strptime(match["hour"], "%Y/%m/%d/%H").replace(tzinfo=UTC)
+        except ValueError:
+            hour = datetime.min.replace(tzinfo=UTC)
+        if hour.year in _YEARS:
+            return CaptureFile(match["endpoint"], match["variant"], hour)
+    raise BadInputError(f"{key}: not the key of a capture file (…/endpoint/variant/yyyy/mm/dd/hh/name.jsonl)")

@@ -1,0 +1,254 @@
+"""Records -> counts per window.
+
+Counts are kept per **slot**, the ten minutes of the event time (UTC). They are judged per **window**: WINDOW_HOURS
+that start at any slot (a hopping window), so that a burst around the full hour lies whole in one of them. The clock
+hour is the window of one hour that starts at :00, a plain sum of six slots.
+"""
+
+import functools
+import itertools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Self
+
+from glassbox.monitoring.capture import Record, Unreadable, moment
+from glassbox.monitoring.response import Label
+
+SLOT = timedelta(minutes=10)
+WINDOW = timedelta(hours=1)  # of the hourly monitor; count_predictions judges windows of WINDOW_HOURS
+LONGEST_WINDOW = timedelta(hours=24)
+RETENTION = timedelta(
+    days=90
+)  # of the counts, from the start of their slot; a file that arrives later is refused
+CLASSES = 10_000
+UNKNOWN = "unknown"
+EXAMPLES = 20  # unreadable lines that are told one by one
+BUCKETS = 10  # of the confidences
+_TOGETHER = 256  # records that are counted at a time
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """A span of event time, [start, end), UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __contains__(self, moment: datetime) -> bool:
+        return self.start <= moment < self.end
+
+    def __str__(self) -> str:
+        day = "%Y-%m-%d " if self.end - self.start >= timedelta(days=1) else ""
+        return f"{self.start:%Y-%m-%d %H:%M} to {self.end:{day}%H:%M} UTC"
+
+    def overlaps(self, other: "Window") -> bool:
+        """Whether the two have a moment in common."""
+        return self.start < other.end and other.start < self.end
+
+
+def slot_start(moment: datetime) -> datetime:
+    """The start of the slot that ``moment`` lies in."""
+    return moment.replace(minute=moment.minute // 10 * 10, second=0, microsecond=0)
+
+
+def windows(slots: Iterable[datetime], length: timedelta) -> list[Window]:
+    """Return every window of ``length`` that holds one of the slots, the latest first."""
+    starts = {slot - n * SLOT for slot in slots for n in range(length // SLOT)}
+    return [Window(start, start + length) for start in sorted(starts, reverse=True)]
+
+
+@dataclass
+class Counts:
+    """What was counted in a span of time. Adding two spans adds every number.
+
+    Attributes:
+        classes: predictions per class.
+        rated: predictions whose confidence is known; ``low`` of them were under LOW_CONFIDENCE.
+        records: readable records of live traffic (a batch is one record); ``unreadable`` ones come on top.
+        replayed: records of replayed requests, part of none of the other numbers.
+        forged: records with a replay marker that does not verify. They are ordinary traffic, counted above too.
+    """
+
+    classes: Counter[Label] = field(default_factory=Counter)
+    rated: int = 0
+    low: int = 0
+    records: int = 0
+    unreadable: int = 0
+    replayed: int = 0
+    forged: int = 0
+
+    @property
+    def n(self) -> int:
+        """Number of predictions."""
+        return self.classes.total()
+
+    def add(self, records: Sequence[Record | Unreadable], low_confidence: float | None) -> list[float]:
+        """Count some records, many at a time, which is several times faster than one by one.
+
+        Returns:
+            The confidences that are known.
+        """
+        readable = [record for record in records if isinstance(record, Record)]
+        live = [record for record in readable if not record.replayed]
+        predictions = [prediction for record in live for prediction in record.predictions]
+        rated = [p.confidence for p in predictions if p.confidence is not None]
+        self.unreadable += len(records) - len(readable)
+        self.replayed += len(readable) - len(live)
+        self.forged += sum([record.forged for record in records])
+        self.records += len(live)
+        self.rated += len(rated)
+        if low_confidence is not None:
+            self.low += sum([confidence < low_confidence for confidence in rated])
+        self.classes.update([prediction.label for prediction in predictions])
+        return rated
+
+    def __iadd__(self, other: "Counts") -> Self:
+        self.classes.update(other.classes)
+        self.rated += other.rated
+        self.low += other.low
+        self.records += other.records
+        self.unreadable += other.unreadable
+        self.replayed += other.replayed
+        self.forged += other.forged
+        return self
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum; none of the summands is changed."""
+    result = Counts()
+    for part in counts:
+        result += part
+    return result
+
+
+@dataclass
+class Confidences:
+    """The confidences (0..1) of many predictions in constant space: moments, and ten equal buckets."""
+
+    n: int = 0
+    sum: float = 0.0
+    squares: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
+    buckets: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+
+    def add(self, values: Sequence[float]) -> None:
+        """Take note of some confidences."""
+        self.n += len(values)
+        self.sum += sum(values)
+        self.squares += sum([value * value for value in values])
+        self.least = min(self.least, min(values, default=math.inf))
+        self.most = max(self.most, max(values, default=-math.inf))
+        for bucket, count in Counter([int(value * BUCKETS) for value in values]).items():
+            self.buckets[min(bucket, BUCKETS - 1)] += count
+
+    def __iadd__(self, other: "Confidences") -> Self:
+        self.n += other.n
+        self.sum += other.sum
+        self.squares += other.squares
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+        return self
+
+
+@dataclass
+class Tally:
+    """The counts of some files per slot, their confidences, and the first few unreadable lines as examples."""
+
+    slots: dict[datetime, Counts] = field(default_factory=dict)
+    confidences: Confidences = field(default_factory=Confidences)
+    examples: list[Unreadable] = field(default_factory=list)
+
+    @property
+    def counts(self) -> Counts:
+        """The counts of all slots together."""
+        return total(self.slots.values())
+
+    def __iadd__(self, other: "Tally") -> Self:
+        for start, counts in other.slots.items():
+            self.slots[start] = total((self.slots.get(start, Counts()), counts))
+        self.confidences += other.confidences
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+        return self
+
+
+def tally(
+    records: Iterable[Record | Unreadable],
+    hour: datetime,
+    *,
+    low_confidence: float | None = None,
+    classes: int | None = None,
+    within: Window | None = None,
+) -> Tally:
+    """Count the records of one file.
+
+    Args:
+        hour: the hour of the file's directory. An unreadable line has no time of its own at worst: it is counted
+            where the line before it was, or at the start of this hour.
+        low_confidence: a prediction less probable than this is low (None counts none).
+        classes: the number of classes. Any other number is counted as ``unknown``, and names are unknown too;
+            None knows every name and the numbers below CLASSES.
+        within: leaves out what lies outside.
+    """
+    result = Tally(defaultdict(Counts))
+    slot = slot_start(hour) if within is None or hour in within else None
+    records = iter(records)
+    while some := list(itertools.islice(records, _TOGETHER)):
+        slots = {
+            time: _slot(time) if within is None or moment(time) in within else None
+            for time in {record.time for record in some}
+            if time
+        }
+        for at, neighbours in _groups(some, slots, slot):
+            slot = at
+            if slot:
+                counts = result.slots[slot]
+                result.confidences.add(counts.add(neighbours, low_confidence))
+                if len(counts.classes) > 2 * CLASSES:  # names without end: folded before they fill the memory
+                    counts.classes = _known(counts.classes, classes)
+                bad = [record for record in neighbours if isinstance(record, Unreadable)]
+                result.examples += bad[: EXAMPLES - len(result.examples)]
+    for counts in result.slots.values():
+        counts.classes = _known(counts.classes, classes)
+    return Tally(dict(result.slots), result.confidences, result.examples)
+
+
+def _groups(
+    records: Sequence[Record | Unreadable], slots: Mapping[str, datetime | None], slot: datetime | None
+) -> Iterator[tuple[datetime | None, Sequence[Record | Unreadable]]]:
+    """Neighbours of one slot together; a record without a time is where the one before it was, at first ``slot``."""
+    if set(slots.values()) <= {slot}:  # as nearly always
+        yield slot, records
+        return
+
+    def place(record: Record | Unreadable) -> datetime | None:
+        nonlocal slot
+        slot = slots[record.time] if record.time else slot
+        return slot
+
+    for at, neighbours in itertools.groupby(records, place):
+        yield at, list(neighbours)
+
+
+@functools.lru_cache(maxsize=4096)
+def _slot(time: str) -> datetime:
+    return slot_start(moment(time))
+
+
+def _known(counted: Mapping[Label, int], classes: int | None) -> Counter[Label]:
+    """The counts of the known classes, at most CLASSES of them in the order they came, and of all others together."""
+    known: Counter[Label] = Counter()
+    for label, count in counted.items():
+        room = len(known) < CLASSES or label in known
+        known[label if room and is_known(label, classes) else UNKNOWN] += count
+    return known
+
+
+def is_known(label: Label, classes: int | None) -> bool:
+    """Whether it is one of ``classes`` classes; None knows every name and the numbers below CLASSES."""
+    if isinstance(label, int):
+        return 0 <= label < (classes or CLASSES)
+    return classes is None

@@ -1,0 +1,66 @@
+"""How far two samples of classes are apart, and how far apart chance alone puts them."""
+
+import math
+import statistics
+from collections.abc import Mapping
+
+from glassbox.monitoring.response import Label
+
+_LARGE = 50  # counts from which the second-order expansion is as good as the sum
+
+
+def jensen_shannon_distance(p: Mapping[Label, int], q: Mapping[Label, int]) -> float:
+    """The square root of the Jensen-Shannon divergence (base 2) of two samples' distributions, 0..1.
+
+    Lin, Divergence measures based on the Shannon entropy, 1991. ValueError for a sample without a count.
+    """
+    n, m = sum(p.values()), sum(q.values())
+    if not n or not m:
+        raise ValueError("a distribution needs at least one count")
+    divergence = math.fsum(_term(p.get(label, 0) / n, q.get(label, 0) / m) for label in p.keys() | q.keys())
+    return math.sqrt(max(0.0, divergence))  # rounding may leave -1e-17
+
+
+def distance_by_chance(p: Mapping[Label, int], q: Mapping[Label, int], exceeded: float) -> float:
+    """The distance that two samples of one and the same distribution exceed with probability ``exceeded``.
+
+    Under that hypothesis each of the t counts of a class falls to either sample as if drawn for it: binomially,
+    in proportion to the samples' sizes. That gives the mean and the variance of the class's share of the divergence,
+    for rare classes too, where the usual χ² approximation does not hold. Their sum is taken for a scaled χ² of
+    that mean and variance (Satterthwaite 1946), whose quantile is Wilson and Hilferty's (1931). The sizes are not
+    held fixed, as if there were one class more: with few classes the bound is a little wide, never narrow.
+    """
+    n, m = sorted((sum(p.values()), sum(q.values())))
+    totals = [p.get(label, 0) + q.get(label, 0) for label in p.keys() | q.keys()]
+    moments = {t: _moments(t, n, m) for t in set(totals)}
+    mean = math.fsum(moments[t][0] for t in totals)
+    variance = math.fsum(moments[t][1] for t in totals)
+    if variance <= 0:  # two samples of one count each
+        return min(1.0, math.sqrt(mean))
+    freedom = 2 * mean * mean / variance
+    z = statistics.NormalDist().inv_cdf(1 - exceeded)
+    root = 1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))
+    return min(1.0, math.sqrt(mean * max(0.0, root) ** 3))
+
+
+def _moments(t: int, n: int, m: int) -> tuple[float, float]:
+    """Mean and variance of a class's share of the divergence, its t counts falling to n and m (n <= m) by chance."""
+    w = n / (n + m)
+    if t * w > _LARGE:
+        mean = (1 / n + 1 / m) / (8 * math.log(2))
+        return mean, 2 * mean * mean
+    probability, mean, square = math.exp(t * math.log1p(-w)), 0.0, 0.0
+    for a in range(t + 1):
+        term = _term(a / n, (t - a) / m)
+        mean += probability * term
+        square += probability * term * term
+        if a > t * w and probability < 1e-12:
+            break
+        probability *= (t - a) / (a + 1) * w / (1 - w)
+    return mean, square - mean * mean
+
+
+def _term(a: float, b: float) -> float:
+    """The share of the divergence of a class that makes up a of one sample and b of the other."""
+    middle = (a + b) / 2
+    return sum(x / 2 * math.log2(x / middle) for x in (a, b) if x)

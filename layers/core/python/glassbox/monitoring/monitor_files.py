@@ -1,0 +1,267 @@
+"""Counts and verdicts -> what others read: Model Monitor's files, CloudWatch metrics, the baseline.
+
+The files' schemas are those of the SageMaker developer guide, "Schema for statistics", "Schema for constraints" and
+"Schema for violations".
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from glassbox.errors import BadInputError, SettingsError, is_printable, printable
+from glassbox.monitoring.checks import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
+from glassbox.monitoring.counts import BUCKETS, Confidences, Counts
+from glassbox.monitoring.response import LABEL_CHARACTERS, Label
+
+CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
+
+# Classes with a CloudWatch metric of their own; what more there is counts as ClassOther.
+METRIC_CLASSES = 80
+SHARES = {
+    CLASS_SHARE: "LargestClassShare",
+    LOW_CONFIDENCE_SHARE: "LowConfidenceShare",
+    DRIFT: "DriftDistance",
+    UNREADABLE_SHARE: "UnreadableShare",
+}
+
+_FEATURES = {
+    CLASS_SHARE: (CLASS_FEATURE, "baseline_drift_check"),
+    DRIFT: (CLASS_FEATURE, "baseline_drift_check"),
+    LOW_CONFIDENCE_SHARE: (CONFIDENCE_FEATURE, "baseline_drift_check"),
+    UNREADABLE_SHARE: (CLASS_FEATURE, "completeness_check"),
+}
+
+
+def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
+    """statistics.json. A record that cannot be read is a missing class."""
+    features: list[dict[str, Any]] = [
+        {
+            "name": CLASS_FEATURE,
+            "inferred_type": "String",
+            "string_statistics": {
+                "common": {"num_present": counts.n, "num_missing": counts.unreadable},
+                "distinct_count": len(counts.classes),
+                "distribution": {
+                    "categorical": {
+                        "buckets": [{"value": str(c), "count": n} for c, n in by_class(counts.classes)]
+                    }
+                },
+            },
+        }
+    ]
+    if confidences.n:
+        mean = confidences.sum / confidences.n
+        features.append(
+            {
+                "name": CONFIDENCE_FEATURE,
+                "inferred_type": "Fractional",
+                "numerical_statistics": {
+                    "common": {"num_present": confidences.n, "num_missing": counts.n - confidences.n},
+                    "mean": mean,
+                    "sum": confidences.sum,
+                    "std_dev": math.sqrt(max(0.0, confidences.squares / confidences.n - mean * mean)),
+                    "min": confidences.least,
+                    "max": confidences.most,
+                    "distribution": {
+                        "kll": {
+                            "buckets": [
+                                {"lower_bound": i / BUCKETS, "upper_bound": (i + 1) / BUCKETS, "count": n}
+                                for i, n in enumerate(confidences.buckets)
+                            ]
+                        }
+                    },
+                },
+            }
+        )
+    return {"version": 0, "dataset": {"item_count": counts.records + counts.unreadable}, "features": features}
+
+
+def constraints(counts: Counts, confidences: Confidences) -> dict[str, Any]:
+    """constraints.json: what these counts suggest for later ones."""
+    records = counts.records + counts.unreadable
+    features: list[dict[str, Any]] = [
+        {
+            "name": CLASS_FEATURE,
+            "inferred_type": "String",
+            "completeness": counts.records / records if records else 1.0,
+            "string_constraints": {"domains": [str(label) for label, _ in by_class(counts.classes)]},
+        }
+    ]
+    if confidences.n:
+        features.append(
+            {
+                "name": CONFIDENCE_FEATURE,
+                "inferred_type": "Fractional",
+                "completeness": confidences.n / counts.n if counts.n else 1.0,
+                "num_constraints": {"is_non_negative": True},
+            }
+        )
+    return {
+        "version": 0,
+        "features": features,
+        "monitoring_config": {
+            "evaluate_constraints": "Enabled",
+            "emit_metrics": "Enabled",
+            "datatype_check_threshold": 0.1,
+            "domain_content_threshold": 0.1,
+            "distribution_constraints": {
+                "perform_comparison": "Enabled",
+                "comparison_threshold": 0.1,
+                "comparison_method": "Simple",
+            },
+        },
+    }
+
+
+def violations(verdicts: Iterable[Verdict]) -> dict[str, Any]:
+    """constraint_violations.json, of the verdicts that are violated."""
+    return {
+        "violations": [
+            {
+                "feature_name": _FEATURES[verdict.name][0],
+                "constraint_check_type": _FEATURES[verdict.name][1],
+                "description": verdict.reason,
+            }
+            for verdict in verdicts
+            if verdict.violated
+        ]
+    }
+
+
+def cloudwatch(
+    counts: Counts, confidences: Confidences, verdicts: Iterable[Verdict], dimensions: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The lines of cloudwatch_metrics.jsonl, under the names of Model Monitor, at the end of the verdicts' window."""
+    verdicts = list(verdicts)
+    common = {
+        "Timestamp": f"{max(v.window.end for v in verdicts):%Y-%m-%dT%H:%M:%SZ}",
+        "Dimensions": [{"Name": name, "Value": value} for name, value in dimensions.items()],
+    }
+    numbers = {label: n for label, n in counts.classes.items() if isinstance(label, int)}
+    if numbers:
+        yield (
+            _statistic(
+                f"feature_data_{CLASS_FEATURE}",
+                min(numbers),
+                max(numbers),
+                sum(numbers.values()),
+                sum(label * n for label, n in numbers.items()),
+            )
+            | common
+        )
+    if confidences.n:
+        yield (
+            _statistic(
+                f"feature_data_{CONFIDENCE_FEATURE}",
+                confidences.least,
+                confidences.most,
+                confidences.n,
+                confidences.sum,
+            )
+            | common
+        )
+    yield {"MetricName": f"feature_non_null_{CLASS_FEATURE}", "Value": counts.n} | common
+    yield {"MetricName": f"feature_non_null_{CONFIDENCE_FEATURE}", "Value": confidences.n} | common
+    drifts = [v.value for v in verdicts if v.name == DRIFT and v.value is not None]
+    if drifts:
+        yield {"MetricName": f"feature_baseline_drift_{CLASS_FEATURE}", "Value": max(drifts)} | common
+
+
+def _statistic(name: str, least: float, most: float, n: int, total: float) -> dict[str, Any]:
+    values = {"Minimum": least, "Maximum": most, "SampleCount": n, "Sum": total}
+    return {"MetricName": name, "StatisticValues": values}
+
+
+def by_class(classes: Mapping[Label, int]) -> list[tuple[Label, int]]:
+    """In the order of the class numbers, names after them."""
+    return sorted(classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+
+
+def file_metrics(counts: Counts) -> dict[str, int]:
+    """The counts of a file as CloudWatch metrics, in a bounded number of names."""
+    metrics = Counter(
+        {
+            "Predictions": counts.n,
+            "UnreadableRecords": counts.unreadable,
+            "ReplayedRecords": counts.replayed,
+            "ForgedMarkers": counts.forged,
+            "LowConfidencePredictions": counts.low,
+        }
+    )
+    for label, count in counts.classes.items():
+        own = isinstance(label, int) and label < METRIC_CLASSES
+        metrics[f"Class{label}" if own else "ClassOther"] += count
+    return dict(metrics)
+
+
+# ---------------------------------------------------------------- the baseline
+
+_COUNT = 1 << 53  # of a class: beyond, a float is no longer exact
+
+
+class Objects(Protocol):
+    """See :class:`glassbox.aws.objects.Objects`."""
+
+    def get(self, bucket: str, key: str) -> bytes: ...
+
+
+def fetch_baseline(uri: str | None, objects: Objects) -> dict[Label, int] | None:
+    """The baseline at ``s3://bucket/key``, if there is one.
+
+    Raises:
+        SettingsError: the URI is none.
+        BadInputError, RetryableError: it cannot be read.
+    """
+    if uri is None:
+        return None
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not uri.startswith("s3://") or not key:
+        raise SettingsError(f"BASELINE_STATISTICS={uri!r} is not of the form s3://bucket/key")
+    return read_baseline(objects.get(bucket, key), uri)
+
+
+def read_baseline(text: bytes, source: str) -> dict[Label, int]:
+    """The predictions per class in a statistics.json.
+
+    Raises:
+        BadInputError: it holds no counts of the predicted class.
+    """
+    counts: Counter[Label] = Counter()
+    try:
+        (feature,) = (f for f in msgspec.json.decode(text)["features"] if f["name"] == CLASS_FEATURE)
+        for bucket in feature["string_statistics"]["distribution"]["categorical"]["buckets"]:
+            counts[_baseline_label(bucket["value"])] += _baseline_count(bucket["count"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInputError(f"{source}: no counts of {CLASS_FEATURE} in it, {error!r}") from error
+    if not any(counts.values()) or min(counts.values()) < 0:
+        raise BadInputError(f"{source}: the counts of {CLASS_FEATURE} are empty")
+    return dict(counts)
+
+
+def _baseline_label(value: Any) -> Label:
+    if type(value) is int:
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"value: expected a class as text, got {type(value).__name__}")
+    if len(value) > LABEL_CHARACTERS or not is_printable(value):
+        raise ValueError(
+            f"value: expected at most {LABEL_CHARACTERS} printable characters, got {value[:100]!r}"
+        )
+    return int(value) if value.isascii() and value.isdecimal() else value
+
+
+def _baseline_count(count: Any) -> int:
+    if type(count) not in (int, float) or not abs(count) <= _COUNT or count != int(count):
+        raise ValueError(
+            f"count: expected a whole number of at most {_COUNT}, got {printable(repr(count), 40)}"
+        )
+    return int(count)
+
+
+def to_json(document: Mapping[str, Any]) -> bytes:
+    """As the reports are written."""
+    return json.dumps(document, indent=2).encode() + b"\n"

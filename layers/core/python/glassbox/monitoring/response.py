@@ -1,0 +1,579 @@
+"""A captured response -> the predictions in it."""
+
+import base64
+import binascii
+import csv
+import functools
+import io
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import jmespath
+import msgspec
+
+from glassbox.errors import SettingsError, is_printable, printable
+from glassbox.monitoring import npy
+
+RESPONSE_BYTES = 8 << 20  # decoded, a response may take 25 times as much
+PREDICTIONS = 10_000  # of one response: 6 MiB of `1,` would be 3 million
+LABEL_CHARACTERS = 64
+_ROW_VALUES = 100_000  # of one CSV row
+_PATH_CHARACTERS = 1000
+_SHORT = 40  # characters
+_REASON_CHARACTERS = 300
+_DEPTH = 4  # lists within lists around a prediction
+_NAME = re.compile(
+    r"[^\W\d_][\w.-]*"
+)  # a letter first and no blanks: what is no CSV at all seldom looks like it
+_ANY_TEXT = re.compile(r".*", re.DOTALL)
+_BOM = "\ufeff"
+
+# Softmax in float16 gives up to 1.001; the names of a long list, each rounded, sum to less exact a 1.
+_ROUNDING, _SUM_ROUNDING = 0.001, 0.05
+
+_CLASS_KEYS = ("class", "predicted_class", "class_id", "predicted_label", "label")
+_CONFIDENCE_KEYS = ("probability", "confidence", "score")
+_SCORES_KEYS = ("probabilities", "scores", "logits")
+_ERROR_KEYS = ("message", "error", "errormessage", "detail")
+# Members that responses have besides classes: an object that has one of them is no table of named scores.
+_KNOWN_KEYS = {
+    *(*_CLASS_KEYS, *_CONFIDENCE_KEYS, *_SCORES_KEYS, *_ERROR_KEYS),
+    *("prediction", "predictions", "output", "outputs", "result", "results", "prob", "probs", "softmax"),
+    *("threshold", "certainty", "entropy", "accuracy", "loss", "margin", "temperature", "uncertainty"),
+    *("id", "index", "code", "status", "version", "model", "name", "value", "time", "latency", "duration"),
+}
+
+_PAIR_HINT = "set ClassPath to '[*][0]' and ConfidencePath to '[*][1]' (class, confidence)"
+Label = int | str
+
+
+class Prediction(msgspec.Struct, frozen=True, gc=False):
+    """One predicted class, and its probability (0..1) where the response tells it."""
+
+    label: Label
+    confidence: float | None = None
+
+
+class UnreadableError(ValueError):
+    """Why a record, or the response in it, cannot be read; the record's time where that can be read.
+
+    ``forged``: the record carries a replay marker that does not verify.
+    """
+
+    def __init__(self, reason: str, time: str | None = None) -> None:
+        super().__init__(printable(reason, _REASON_CHARACTERS))
+        self.time = time
+        self.forged = False
+
+
+class ResponseForm:
+    """How a response is read. Without paths, every usual form is understood; see :func:`predictions`.
+
+    Args:
+        class_path: JMESPath from the response to the class, the classes of a batch, or the scores. Of JSON Lines,
+            each line is a response of its own; CSV is a list of rows.
+        confidence_path: JMESPath to the probability of each predicted class.
+
+    Raises:
+        SettingsError: a path is no JMESPath.
+    """
+
+    def __init__(self, class_path: str | None = None, confidence_path: str | None = None) -> None:
+        self._class = _compiled("CLASS_PATH", class_path)
+        self._confidence = _compiled("CONFIDENCE_PATH", confidence_path)
+        self._usual = self._class is None and self._confidence is None
+        # of short responses there are few: [[14]] is one of 43
+        self._read_short = functools.lru_cache(maxsize=4096)(self._read)
+
+    def read(self, data: str, encoding: str, content_type: str | None) -> Sequence[Prediction]:
+        """The predictions in a captured response, one per sample.
+
+        Args:
+            data: as captured: the body itself, or its base64.
+            encoding: JSON, CSV or BASE64.
+            content_type: what the response called itself.
+
+        Raises:
+            UnreadableError: there is no prediction in it.
+        """
+        if len(data) <= _SHORT:
+            return self._read_short(data, encoding, content_type)
+        if len(data) > RESPONSE_BYTES:
+            raise UnreadableError(f"the response has {len(data)} bytes, at most {RESPONSE_BYTES} are decoded")
+        return self._read(data, encoding, content_type)
+
+    def _read(self, data: str, encoding: str, content_type: str | None) -> Sequence[Prediction]:
+        if not self._usual:
+            documents = _documents(data, encoding, content_type, text=_ANY_TEXT)
+            return _at_most(itertools.chain.from_iterable(map(self._found, documents)))
+        if encoding == "JSON" and data.startswith('{"predictions":'):
+            try:
+                return _OURS.decode(data).predictions
+            except (msgspec.DecodeError, RecursionError):
+                pass  # another form that has this member, or none: the way below says why
+        documents = _documents(data, encoding, content_type, text=_NAME)
+        if len(documents) == 1:
+            return predictions(documents[0])
+        return _at_most(_all([_as_sample(line) for line in documents], _DEPTH, _Place("", rows=False)))
+
+    def _found(self, response: Any) -> list[Prediction]:
+        at_class = _search(self._class, response)
+        if at_class is None:
+            raise UnreadableError("CLASS_PATH finds nothing in the response")
+        if self._class is not None and _is_batch(at_class):
+            found = _at_most(Prediction(_label(value)) for value in at_class)
+        else:
+            found = predictions(at_class)
+        if self._confidence is None:
+            return found
+        confidences = _search(self._confidence, response)
+        confidences = confidences if isinstance(confidences, list) else [confidences]
+        if len(confidences) != len(found):
+            raise UnreadableError(
+                f"CONFIDENCE_PATH finds {len(confidences)} values for {len(found)} predictions"
+            )
+        return [Prediction(p.label, _confidence(_number(c))) for p, c in zip(found, confidences, strict=True)]
+
+
+def _compiled(name: str, path: str | None) -> Any:
+    if not path:
+        return None
+    if len(path) > _PATH_CHARACTERS:
+        raise SettingsError(
+            f"{name}: expected at most {_PATH_CHARACTERS} characters of JMESPath, got {len(path)}"
+        )
+    try:
+        return jmespath.compile(path)
+    except (jmespath.exceptions.JMESPathError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{name}={printable(path, 100)!r} is no JMESPath: {error}") from error
+
+
+def _search(path: Any, response: Any) -> Any:
+    try:
+        return response if path is None else path.search(response)
+    except (
+        jmespath.exceptions.JMESPathError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:  # jmespath's functions pass on whatever Python raises for an argument they do not expect
+        raise UnreadableError(f"the path cannot be followed: {error}") from error
+
+
+def _is_batch(found: Any) -> bool:
+    """Whether a path found a list of classes: a list of whole numbers is nothing else where a path leads to it."""
+    return isinstance(found, list) and bool(found) and all(type(value) is int for value in found)
+
+
+def _at_most(found: Iterable[Prediction]) -> list[Prediction]:
+    """All of them, or an error before they fill the memory."""
+    held = list(itertools.islice(found, PREDICTIONS + 1))
+    if len(held) > PREDICTIONS:
+        raise _too_many()
+    if not held:
+        raise UnreadableError("the response holds no prediction")
+    return held
+
+
+def _too_many() -> UnreadableError:
+    return UnreadableError(f"more than {PREDICTIONS} predictions in one response; send smaller batches")
+
+
+# ---------------------------------------------------------------- from the captured text to values
+
+
+def _documents(data: str, encoding: str, content_type: str | None, *, text: re.Pattern[str]) -> Sequence[Any]:
+    """The response as JSON-like values: one, or one a line of JSON Lines. ``text`` is what a CSV cell may be."""
+    if encoding == "JSON":
+        return _json(data)
+    if encoding == "CSV":
+        return [_csv(data, text)]
+    if encoding != "BASE64":
+        raise UnreadableError(f"encoding {encoding[:40]!r} is none of JSON, CSV, BASE64")
+    try:
+        body = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UnreadableError(f"the response is not base64: {error}") from error
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind.endswith(("json", "jsonlines", "jsonl")):
+        return _json(body)
+    if kind == "text/csv":
+        return [_csv(_text(body), text)]
+    if body.startswith(npy.MAGIC):
+        return [_npy(body)]
+    if kind not in ("", "application/octet-stream", "text/plain"):
+        raise UnreadableError(f"a response of type {kind} tells no class")
+    try:
+        return _json(body)
+    except UnreadableError:
+        return [_csv(_text(body), None)]
+
+
+def _json(text: str | bytes) -> Sequence[Any]:
+    """One document, or the documents of JSON Lines."""
+    text = text.removeprefix(_BOM) if isinstance(text, str) else text.removeprefix(_BOM.encode())
+    try:
+        return [msgspec.json.decode(text)]
+    except (ValueError, RecursionError) as error:
+        lines = _json_lines(text)
+        if not lines:
+            raise UnreadableError(f"the response is not JSON: {error}") from error
+        return lines
+
+
+def _json_lines(text: str | bytes) -> Sequence[Any]:
+    """The documents of JSON Lines; none where it is something else."""
+    newlines = text.count("\n") if isinstance(text, str) else text.count(b"\n")
+    if not newlines:
+        return ()
+    try:
+        lines = _JSON_LINES.decode_lines(text)
+    except (ValueError, RecursionError):
+        return ()
+    if len(lines) > PREDICTIONS:
+        raise _too_many()
+    return lines
+
+
+_JSON_LINES = msgspec.json.Decoder()
+
+
+def _as_sample(document: Any) -> Any:
+    """What a line of JSON Lines holds, as an element of a batch."""
+    document = _unwrapped(document)
+    return document if isinstance(document, list) else [document]
+
+
+def _npy(body: bytes) -> Any:
+    try:
+        return npy.read(body, rows=PREDICTIONS)
+    except ValueError as error:
+        raise UnreadableError(f"the response is no array that can be read: {error}") from error
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"the response is not UTF-8: {error}") from error
+
+
+def _csv(content: str, text: re.Pattern[str] | None) -> list[list[Label | float]]:
+    """One row a sample: numbers, and texts where ``text`` matches them (_NAME: a row of a single cell only)."""
+    rows: list[list[Label | float]] = []
+    try:
+        for cells in _cells(content.removeprefix(_BOM)):
+            allowed = text if len(cells) == 1 or text is _ANY_TEXT else None
+            rows.append([_cell(cell.strip(), allowed) for cell in cells])
+            if len(rows) > PREDICTIONS:
+                raise _too_many()
+    except UnreadableError:
+        raise
+    except (ValueError, csv.Error) as error:
+        hint = "" if text is None else "; where rows hold a name and numbers, " + _PAIR_HINT
+        raise UnreadableError(f"the response is no CSV of numbers: {error}{hint}") from error
+    return rows
+
+
+def _cells(content: str) -> Iterator[list[str]]:
+    # a line at a time: a list of 3 million lines takes 180 MB
+    lines = (line for line in io.StringIO(content, newline=None) if line.strip())
+    if '"' in content:
+        yield from csv.reader(lines, strict=True)
+        return
+    for line in lines:
+        if line.count(",") >= _ROW_VALUES:
+            raise UnreadableError(f"a CSV row of more than {_ROW_VALUES} values")
+        yield line.split(",")
+
+
+def _cell(cell: str, text: re.Pattern[str] | None) -> Label | float:
+    value: Label | float = _number(cell)
+    if isinstance(value, str) and (text is None or not text.fullmatch(value)):
+        raise ValueError(f"{printable(cell, 60)!r} is no number")
+    return value
+
+
+# ---------------------------------------------------------------- from values to classes
+
+
+class _OurPrediction(Prediction, frozen=True, gc=False):
+    label: int = msgspec.field(name="class")
+    confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = msgspec.field(name="probability")
+
+
+class _OurResponse(msgspec.Struct, gc=False):
+    """The response of the project's own model, by far the most frequent one: decoded as what it is."""
+
+    predictions: Annotated[list[_OurPrediction], msgspec.Meta(min_length=1, max_length=PREDICTIONS)]
+
+
+_OURS = msgspec.json.Decoder(_OurResponse)
+
+
+def predictions(response: Any) -> list[Prediction]:
+    """The predictions of a decoded response, one per sample.
+
+    Understood are: our own form ``{"predictions": [{"class": 14, "probability": 0.93, …}, …]}``; a class (``14``,
+    ``[[14]]``, ``"14"``, ``"Stop"``); a list of classes (whole numbers); a class and its confidence (``[14, 0.93]``);
+    scores or probabilities of all classes (``[0.1, 0.7, 0.2]``, one list a sample; the largest is the prediction, and
+    its value the confidence when all lie in 0..1); ``{"probabilities": [...]}``; ``{"Stop": 0.93, "Yield": 0.07}``;
+    and ``[{"label": "Stop", "score": 0.93}, …]``, the ranking of one sample, or one answer per sample where labels
+    repeat or scores sum to over 1. The rows of one response are read alike.
+
+    Raises:
+        UnreadableError: there is no class in it, or there is more than one way to read it; the reason names the
+            paths that settle it.
+    """
+    value = _unwrapped(response)
+    return _at_most(_all(value, _DEPTH, _Place("" if value is response else "predictions")))
+
+
+def _unwrapped(response: Any) -> Any:
+    return response["predictions"] if isinstance(response, dict) and "predictions" in response else response
+
+
+class _Place(NamedTuple):
+    """Where a value lies: the JMESPath to it, and whether that leads to rows or, in JSON Lines, to a row a line."""
+
+    path: str
+    rows: bool = True
+
+    def may_be(self, value: str, readings: str, column: int = 0) -> UnreadableError:
+        """The error for numbers that permit several readings; it names a path for each."""
+        one_class = f"{self.path}{'[*]' if self.rows else ''}[{column}]"
+        scores = f"{self.path}[*].{{scores: @}}" if self.rows else f"{{scores: {self.path or '@'}}}"
+        return UnreadableError(
+            f"{value} may be {readings}: set ClassPath to '{one_class}' (class beside other numbers), "
+            f"'{self.path}[].[@]' (a class per value) or '{scores}' (scores)"
+        )
+
+
+def _all(value: Any, depth: int, place: _Place) -> Iterator[Prediction]:
+    if isinstance(value, dict):
+        yield from _entry(value)
+    elif not isinstance(value, list):
+        yield Prediction(_label(value))
+    elif not depth:
+        raise UnreadableError(f"lists within lists, deeper than {_DEPTH}")
+    elif value and _are_numbers(value):
+        yield from _row(value, _Place(place.path, rows=False))
+    elif value and all(isinstance(item, list) and _are_numbers(item) for item in value):
+        yield from _rows(value, place)
+    elif value and all(isinstance(item, dict) and item.keys() == {"label", "score"} for item in value):
+        yield from _labelled(value, place)
+    else:
+        for item in value:
+            yield from _all(item, depth - 1, _Place(f"{place.path}[] | "))
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+def _is_whole(value: int | float) -> bool:
+    return isinstance(value, int) or value.is_integer()
+
+
+# ---- numbers: classes, scores, or classes with their confidences
+
+
+def _row(row: Sequence[int | float], place: _Place) -> Iterator[Prediction]:
+    """A list of numbers: one sample's scores, its class and confidence, or a class per sample."""
+    if len(row) == 2 and sorted(row) == [0, 1] and type(row[0]) is int:
+        raise place.may_be(str(list(row)), "scores, two classes, or a class and its confidence")
+    if all(type(value) is int for value in row):
+        yield from (Prediction(_label(value)) for value in row)
+    else:
+        yield from _rows([row], place)
+
+
+def _rows(rows: Sequence[Sequence[int | float]], place: _Place) -> Iterator[Prediction]:
+    """Lists of numbers, a sample each, all read in the same way."""
+    if len(rows) > PREDICTIONS:
+        raise _too_many()
+    whole = all(_is_whole(value) for row in rows for value in row)
+    widths = {len(row) for row in rows}
+    if widths == {1} or (whole and len(widths) > 1):
+        yield from (Prediction(_label(value)) for row in rows for value in row)
+    elif len(widths) > 1:
+        raise UnreadableError(
+            f"rows of {min(widths)} to {max(widths)} numbers: expected one length, set ClassPath"
+        )
+    elif widths == {2} and _are_pairs(rows, place):
+        yield from (Prediction(_label(row[0]), _confidence(row[1])) for row in rows)
+    elif not whole or all(_is_one_hot(row) for row in rows):
+        _refuse_column_of_classes(rows, place)
+        yield from _scores(rows)
+    else:
+        yield from (Prediction(_label(value)) for row in rows for value in row)
+
+
+def _are_pairs(rows: Sequence[Sequence[int | float]], place: _Place) -> bool:
+    """Whether rows of two are a class and its confidence, and not two scores: the first is written as an integer.
+
+    Raises:
+        UnreadableError: the numbers permit several readings.
+    """
+    if not all(_is_whole(a) and a >= 0 and 0 <= b <= 1 + _ROUNDING for a, b in rows):
+        return False
+    integers = all(type(a) is int for a, _ in rows)
+    example = str(list(rows[0]))
+    if all(a <= 1 and abs(a + b - 1) <= _ROUNDING for a, b in rows):
+        if not integers or (len(rows) > 1 and any(a == 1 for a, _ in rows)):
+            return False  # one-hot scores: nothing is predicted with confidence 0
+        raise place.may_be(example, "scores, or a class and its confidence")
+    if not integers and not all(_is_whole(b) for _, b in rows):
+        raise place.may_be(example, "scores, or a class and its confidence in an array of floats")
+    if integers and all(type(b) is int for _, b in rows):
+        raise place.may_be(example, "two classes, or a class and its confidence")
+    return integers
+
+
+def _is_one_hot(row: Sequence[int | float]) -> bool:
+    return row.count(1) == 1 and row.count(0) == len(row) - 1
+
+
+def _scores(rows: Sequence[Sequence[int | float]]) -> Iterator[Prediction]:
+    """Scores of all classes, a row a sample; the values are confidences where all rows lie in 0..1."""
+    # an int may be beyond every float
+    if not all(abs(score) <= sys.float_info.max for row in rows for score in row):
+        raise UnreadableError("the scores are not all finite floats")
+    if len(rows[0]) == 1:
+        raise UnreadableError("one score alone tells no class: expected a score per class, or set ClassPath")
+    probabilities = all(_are_probabilities(row) for row in rows)
+    for row in rows:
+        best = max(range(len(row)), key=row.__getitem__)
+        yield Prediction(best, _confidence(row[best]) if probabilities else None)
+
+
+def _are_probabilities(row: Sequence[int | float]) -> bool:
+    if max(row) > 1 + _ROUNDING or min(row) < -_ROUNDING:
+        return False
+    return min(row) >= 0 or abs(sum(row) - 1) <= _ROUNDING  # rounding may leave -1e-9
+
+
+def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]], place: _Place) -> None:
+    """Raise where one column alone lies outside 0..1 and holds whole numbers: class numbers beside probabilities."""
+    outside = {i for row in rows for i, value in enumerate(row) if not 0 <= value <= 1 + _ROUNDING}
+    if len(outside) != 1:
+        return
+    (column,) = outside
+    values = [row[column] for row in rows]
+    if all(value >= 0 and _is_whole(value) for value in values):
+        raise place.may_be(f"{values[0]} beside probabilities", "a class number, or a score", column)
+
+
+# ---- objects
+
+
+def _labelled(entries: Sequence[Mapping[str, Any]], place: _Place) -> Iterator[Prediction]:
+    """``[{"label", "score"}, …]``: the ranking of one sample, or one answer per sample.
+
+    Labels that repeat, and scores that sum to over 1, are no ranking of one sample.
+    """
+    found = [prediction for entry in entries for prediction in _entry(entry)]
+    scores = [0.0 if prediction.confidence is None else prediction.confidence for prediction in found]
+    if len({prediction.label for prediction in found}) < len(found) or sum(scores) > 1 + _SUM_ROUNDING:
+        yield from found
+    elif sum(scores) < 1 - _SUM_ROUNDING and scores != sorted(scores, reverse=True):
+        raise UnreadableError(
+            f"labels with scores may be an answer per input or the ranking of one: set ClassPath to "
+            f"'{place.path}[*].[@]' (an answer per input) or 'max_by({place.path or '@'}, &score)' (a ranking)"
+        )
+    else:
+        yield found[scores.index(max(scores))]
+
+
+def _entry(entry: Mapping[str, Any]) -> Iterator[Prediction]:
+    for key in _CLASS_KEYS:
+        if entry.get(key) is not None:
+            confidence = next((entry[k] for k in _CONFIDENCE_KEYS if k in entry), None)
+            yield Prediction(_label(entry[key]), _confidence(_number(confidence)))
+            return
+    for key in _SCORES_KEYS:
+        scores = entry.get(key)
+        if isinstance(scores, list) and (rows := _score_rows(scores)):
+            if len({len(row) for row in rows}) > 1:
+                raise UnreadableError(f"{key}: expected rows of one length, got several")
+            yield from _scores(rows)
+            return
+        if isinstance(scores, dict) and _are_named_scores(scores):
+            yield _named(scores)
+            return
+    if _are_named_scores(entry):
+        yield _named(entry)
+        return
+    for key, value in entry.items():
+        if key.lower() in _ERROR_KEYS and isinstance(value, str):
+            raise UnreadableError(f"an error instead of a prediction: {value}")
+    raise UnreadableError(
+        f"no class among its members {_listed(entry)}; set ClassPath where one of them is it"
+    )
+
+
+def _score_rows(scores: list[Any]) -> Sequence[Sequence[int | float]] | None:
+    """The rows of a list of scores or of several; None where it holds anything else."""
+    rows = scores if scores and isinstance(scores[0], list) else [scores]
+    return rows if all(isinstance(row, list) and row and _are_numbers(row) for row in rows) else None
+
+
+def _are_named_scores(entry: Mapping[str, Any]) -> bool:
+    """Whether an object is one sample's scores under the names of the classes: two or more that sum to about 1."""
+    return (
+        len(entry) > 1
+        and _KNOWN_KEYS.isdisjoint(map(str.lower, entry))
+        and _are_numbers(list(entry.values()))
+        and all(0 <= value <= 1 + _ROUNDING for value in entry.values())
+        and abs(sum(entry.values()) - 1) <= _SUM_ROUNDING
+    )
+
+
+def _named(scores: Mapping[str, Any]) -> Prediction:
+    name, confidence = max(scores.items(), key=lambda item: item[1])
+    return Prediction(_label(name), _confidence(confidence))
+
+
+def _listed(entry: Mapping[str, Any]) -> str:
+    return printable(", ".join(itertools.islice(entry, 10)), 100)
+
+
+def _label(value: Any) -> Label:
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        name = value.strip()
+        number = _number(name)
+        if isinstance(number, str) and 0 < len(name) <= LABEL_CHARACTERS and is_printable(name):
+            return sys.intern(name)  # a file repeats a few names a million times
+        if not isinstance(number, str) and len(name) <= LABEL_CHARACTERS and float(number).is_integer():
+            return int(number)
+    raise UnreadableError(f"{_shown(value)} is no class; set ClassPath where the class is elsewhere")
+
+
+def _number(text: Any) -> Any:
+    """The number that a text is, else what it was: CSV and some servers write numbers as texts."""
+    if not isinstance(text, str) or not text.isascii():
+        return text
+    try:
+        return int(text) if text.isdecimal() else float(text.replace("_", "?"))  # 1_0 is a name
+    except ValueError:
+        return text
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"an object of {_listed(value)}"
+    return f"a list of {len(value)}" if isinstance(value, list) else printable(repr(value), 40)
+
+
+def _confidence(value: Any) -> float | None:
+    return min(1.0, float(value)) if type(value) in (int, float) and 0 <= value <= 1 + _ROUNDING else None

@@ -1,0 +1,374 @@
+import itertools
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import replays
+from captures import ARTICLE, KEY, STREAM, FakeCaptures, FakeCounts, FakeEvents, created, file, line
+from glassbox.errors import BadInputError, RetryableError, SettingsError
+from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.counts import Counts, total
+from glassbox.monitoring.response import ResponseForm
+from glassbox.settings import from_env
+
+NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
+HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
+HALF = CountingSettings(threshold=0.5)
+
+
+class World:
+    """The core with fakes around it, and the files that have arrived."""
+
+    def __init__(self, files=None, settings=HALF, hours=1, **fakes):
+        self.captures = FakeCaptures(files or {})
+        self.counts, self.events = FakeCounts(**fakes), FakeEvents()
+        self.settings = settings
+        self.baseline, self.length = None, timedelta(hours=hours)
+        self.replay_key = replays.key
+
+    def deliver(self, key=KEY, arrived=NOW, **changes):
+        """What was counted, and what was judged."""
+        counted = count_file(
+            created(key, **changes),
+            settings=self.settings,
+            form=ResponseForm(),
+            replay_key=self.replay_key,
+            captures=self.captures,
+            counts=self.counts,
+            arrived=arrived,
+        )
+        return counted, judge_file(
+            counted,
+            settings=self.settings,
+            length=self.length,
+            baseline=self.baseline,
+            counts=self.counts,
+            events=self.events,
+        )
+
+    def retry(self, key=KEY):
+        """Deliver until it succeeds, as the queue does."""
+        while True:
+            try:
+                return self.deliver(key)
+            except RetryableError:
+                pass
+
+    @property
+    def violations(self):
+        return [detail for _, _, detail in self.events.events]
+
+
+def key(name, variant="AllTraffic", hour="10"):
+    return f"capture/traffic-signs/{variant}/2026/11/23/{hour}/{name}.jsonl"
+
+
+def at(minutes):
+    return f"{HOUR + timedelta(minutes=minutes):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def test_the_reference_case_is_counted_judged_and_told_once():
+    world = World({KEY: file(ARTICLE)})
+    counted, judged = world.deliver()
+    assert counted.new
+    assert world.counts.slots[STREAM][HOUR] == Counts(Counter(ARTICLE), rated=400, records=400)
+    (detail,) = world.violations
+    assert (detail["check"], detail["class"], detail["value"], detail["n"]) == ("class_share", 14, 0.805, 400)
+    assert detail["window"] == {"start": "2026-11-23T10:00:00Z", "end": "2026-11-23T11:00:00Z"}
+    assert world.events.events[0][:2] == ("glassbox", "Glassbox Violation")
+    assert [v.name for v in judged.violations] == ["class_share"]
+
+
+def test_a_second_delivery_changes_no_count_and_tells_nothing_twice():
+    world = World({KEY: file(ARTICLE)})
+    world.deliver()
+    before = dict(world.counts.slots[STREAM])
+    again, judged = world.deliver()
+    assert not again.new
+    assert (judged.violations, len(world.violations)) == ([], 1)
+    assert world.counts.slots[STREAM] == before
+
+
+def test_another_version_of_an_object_is_another_file():
+    world = World({KEY: file([1])})
+    world.deliver()
+    assert world.deliver(etag="other")[0].new
+    assert world.counts.slots[STREAM][HOUR].n == 2
+
+
+@pytest.mark.parametrize("crash", range(4))
+def test_a_crash_at_any_point_loses_nothing_and_counts_nothing_twice(crash):
+    """Before the counts, between counts and judgement, before the event, between event and record."""
+    calls = {0: 0, 1: 1, 3: 3}.get(crash)
+    refuse = [] if calls is None else [None] * calls + [RetryableError()]
+    world = World({KEY: file(ARTICLE)}, refuse=refuse)
+    world.events.away = crash == 2
+    world.retry()
+    assert world.counts.slots[STREAM][HOUR].n == 400
+    assert len(world.violations) == (2 if crash == 3 else 1)  # published first, recorded after
+    world.deliver()
+    assert len(world.violations) == (2 if crash == 3 else 1)
+
+
+def test_a_burst_around_the_full_hour_is_seen_whole():
+    """26 and 26 predictions: either clock hour alone has not enough of them."""
+    world = World({key("a", hour="09"): file([14] * 26, at(-3)), key("b"): file([14] * 26, at(2))})
+    world.deliver(key("a", hour="09"))
+    assert world.violations == []
+    world.deliver(key("b"))
+    (detail,) = world.violations
+    assert detail["n"] == 52
+    assert detail["window"] == {"start": "2026-11-23T09:50:00Z", "end": "2026-11-23T10:50:00Z"}
+
+
+def test_a_burst_after_quiet_traffic_is_seen_within_its_ten_minutes():
+    everyday = file(list(range(40)) * 25, at(5))
+    world = World({key("a"): everyday, key("b"): file([14] * 60, at(52))})
+    world.deliver(key("a"))
+    world.deliver(key("b"))
+    (detail,) = world.violations
+    assert (detail["window"]["start"], detail["n"]) == ("2026-11-23T10:50:00Z", 60)
+
+
+def test_a_lasting_violation_is_told_once_an_hour():
+    files = {key(f"m{minute:03d}"): file([14] * 60, at(minute)) for minute in range(0, 180, 10)}
+    world = World(files)
+    for name in files:
+        world.deliver(name)
+    starts = [detail["window"]["start"][11:16] for detail in world.violations]
+    assert starts == ["10:00", "11:00", "12:00"]
+
+
+def test_late_records_count_in_their_own_window_and_it_is_judged_again():
+    """The hour is not a violation until 20 late records arrive in another hour's file."""
+    late = b"".join(line([[14]], at(3)) + b"\n" for _ in range(20)) + file([3], at(70))
+    world = World({key("a"): file([14] * 40 + [3] * 30 + [5] * 15, at(4)), key("late", hour="11"): late})
+    world.deliver(key("a"))
+    assert world.violations == []
+    world.deliver(key("late", hour="11"))
+    assert [(d["window"]["start"], d["n"]) for d in world.violations] == [("2026-11-23T10:00:00Z", 105)]
+    assert world.counts.slots[STREAM][HOUR].n == 105
+    assert world.counts.slots[STREAM][HOUR + timedelta(minutes=70)].n == 1
+
+
+def test_one_file_over_several_hours_can_break_each_of_them():
+    world = World({KEY: file([14] * 60, at(0)) + file([3] * 60, at(90)) + file([1] * 60, at(200))})
+    world.deliver()
+    assert sorted((d["window"]["start"][11:16], d["class"]) for d in world.violations) == [
+        ("10:00", 14),
+        ("11:30", 3),
+        ("13:20", 1),
+    ]
+
+
+def test_each_check_is_told_for_itself():
+    everything = replace(
+        HALF, low_confidence=0.95, low_confidence_threshold=0.5, baseline_statistics="s3://b/k"
+    )
+    world = World({KEY: file([14] * 60) + b"oops\n" * 30}, replace(everything, drift_threshold=0.2))
+    world.baseline = dict.fromkeys(range(43), 100)
+    world.deliver()
+    assert {d["check"] for d in world.violations} == {
+        "class_share",
+        "low_confidence_share",
+        "drift",
+        "unreadable_share",
+    }
+
+
+def test_a_shadow_is_counted_apart_judged_and_no_reason_to_act():
+    world = World(
+        {key("a", "Canary"): file([14] * 60), KEY: file(range(40))},
+        replace(HALF, shadow_variants="Canary, B"),
+    )
+    _, shadow = world.deliver(key("a", "Canary"))
+    world.deliver()
+    assert world.violations == []
+    assert shadow.verdicts[0].violated
+    assert world.counts.slots["traffic-signs/Canary"][HOUR].n == 60
+    assert world.counts.slots[STREAM][HOUR].n == 40
+
+
+def test_another_endpoint_is_kept_apart():
+    other = KEY.replace("traffic-signs", "traffic-signs-2")
+    world = World({KEY: file([1]), other: file([2, 3])})
+    world.deliver()
+    world.deliver(other)
+    assert world.counts.slots[STREAM][HOUR].classes == {1: 1}
+    assert world.counts.slots["traffic-signs-2/AllTraffic"][HOUR].classes == {2: 1, 3: 1}
+
+
+def test_replayed_requests_are_no_traffic():
+    marked = b"".join(line([[14]], customAttributes=[replays.marker()]) + b"\n" for _ in range(100))
+    world = World({KEY: marked + file([3])})
+    world.deliver()
+    assert world.violations == []
+    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, replayed=100)
+
+
+def test_a_client_cannot_hide_an_attack_behind_forged_markers():
+    marked = b"".join(line([[14]], customAttributes=[replays.FORGED]) + b"\n" for _ in range(100))
+    world = World({KEY: marked})
+    world.deliver()
+    assert [d["class"] for d in world.violations] == [14]
+    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({14: 100}), records=100, forged=100)
+
+
+def test_a_key_that_cannot_be_read_is_a_retry_and_never_a_count():
+    def unreadable():
+        raise RetryableError("KMS is away")
+
+    world = World({KEY: file([3]) + line([[14]], customAttributes=[replays.marker()])})
+    world.replay_key = unreadable
+    with pytest.raises(RetryableError, match="KMS is away"):
+        world.deliver()
+    assert world.counts.files == set()
+    world.replay_key = replays.key
+    world.deliver()
+    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, replayed=1)
+
+
+def test_bad_lines_are_told_and_the_others_count():
+    world = World({KEY: b"oops\n" + file([3]) + line("[[14]]")[:-9]})
+    counted, _ = world.deliver()
+    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, unreadable=2)
+    assert [(e.source, e.line) for e in counted.tally.examples] == [
+        (f"s3://bucket/{KEY}", 1),
+        (f"s3://bucket/{KEY}", 3),
+    ]
+
+
+def test_a_few_bad_records_are_no_violation_of_an_hour_that_has_just_begun():
+    """Every window from 10:50 on holds them alone, and lasts a while yet."""
+    bad = b"".join(line({"code": 400}, at(50)) + b"\n" for _ in range(3))
+    world = World({key("a"): file(list(range(40)) * 25, at(45)), key("b"): bad})
+    for name in (key("a"), key("b")):
+        world.deliver(name)
+    assert world.violations == []
+
+
+def test_nothing_readable_is_a_violation_as_soon_as_there_is_enough_of_it():
+    world = World({KEY: b"".join(line({"code": 400}, at(50)) + b"\n" for _ in range(50))})
+    world.deliver()
+    assert [(d["check"], d["value"], d["n"]) for d in world.violations] == [("unreadable_share", 1.0, 50)]
+
+
+def test_a_file_of_a_hundred_thousand_records_counts_to_the_last():
+    classes = [n % 43 for n in range(100_000)]
+    world = World({KEY: file(classes[:50_000]) + file(classes[50_000:], at(13))})
+    world.deliver()
+    counted = world.counts.slots[STREAM]
+    assert sum(counts.records for counts in counted.values()) == 100_000
+    assert total(counted.values()).classes == Counter(classes)
+
+
+def test_an_empty_file_is_nothing():
+    world = World({KEY: b"\n"})
+    counted, judged = world.deliver()
+    assert (counted.tally.slots, judged.verdicts) == ({}, [])
+    assert world.counts.files == set()
+
+
+def test_slots_older_than_the_retention_are_refused_with_their_number_and_the_rest_counts():
+    ninety_days = timedelta(days=90)
+    body = file([1] * 3, at(0)) + file([2] * 2, at(10)) + line([[14]], at(0)) + b"\noops\n"
+    world = World({KEY: body})
+    counted, _ = world.deliver(arrived=HOUR + ninety_days)
+    assert world.counts.slots[STREAM] == {
+        HOUR + timedelta(minutes=10): Counts(Counter({2: 2}), rated=2, records=2)
+    }
+    assert (counted.new, counted.expired) == (True, 5)
+    assert (counted.counts.n, counted.counts.unreadable) == (2, 5)
+    # one second earlier nothing is too old
+    world = World({KEY: body})
+    counted, _ = world.deliver(arrived=HOUR + ninety_days - timedelta(seconds=1))
+    assert (counted.expired, counted.counts.n) == (0, 6)
+
+
+def test_a_file_that_is_too_old_as_a_whole_is_neither_counted_nor_judged():
+    world = World({KEY: file([14] * 60)})
+    counted, judged = world.deliver(arrived=HOUR + timedelta(days=400))
+    assert (counted.counts.n, counted.counts.unreadable) == (0, 60)
+    assert (world.counts.files, world.violations, judged.verdicts) == (set(), [], [])
+
+
+@pytest.mark.parametrize(("hours", "violated"), [(1, False), (2, False), (3, True), (24, True)])
+def test_a_longer_window_gathers_what_an_hour_lacks(hours, violated):
+    """20 predictions an hour: three hours make the 50 that are judged."""
+    files = {key(f"f{hour}", hour=f"{hour}"): file([14] * 20, at(60 * (hour - 10))) for hour in (10, 11, 12)}
+    world = World(files, hours=hours)
+    for name in files:
+        world.deliver(name)
+    assert [d["n"] for d in world.violations] == [60] * violated
+    for detail in world.violations:
+        start, end = (datetime.fromisoformat(detail["window"][name]) for name in ("start", "end"))
+        assert end - start == timedelta(hours=hours)
+
+
+def test_a_lasting_violation_of_a_day_is_told_once_a_day():
+    files = {key(f"h{hour:02d}"): file([14] * 10, at(60 * hour)) for hour in range(60)}
+    world = World(files, hours=24)
+    for name in files:
+        world.deliver(name)
+    starts = [datetime.fromisoformat(detail["window"]["start"]) for detail in world.violations]
+    assert len(starts) >= 2
+    assert all(later - earlier >= timedelta(hours=24) for earlier, later in itertools.pairwise(starts))
+
+
+@pytest.mark.parametrize("name", ["capture/x.jsonl", key("gone"), key("a").replace("jsonl", "json")])
+def test_what_is_no_capture_file_is_bad_input(name):
+    with pytest.raises(BadInputError):
+        World({KEY: file([1])}).deliver(name)
+
+
+def test_an_event_without_an_object_is_bad_input():
+    with pytest.raises(BadInputError, match="not the event of an object"):
+        count_file(
+            {"bucket": {}},
+            settings=HALF,
+            form=None,
+            replay_key=None,
+            captures=None,
+            counts=None,
+            arrived=NOW,
+        )
+
+
+def test_drift_needs_a_baseline():
+    env = {"THRESHOLD": "0.5", "DRIFT_THRESHOLD": "0.1"}
+    with pytest.raises(SettingsError, match="DRIFT_THRESHOLD needs BASELINE_STATISTICS"):
+        from_env(CountingSettings, env)
+    assert from_env(CountingSettings, env | {"BASELINE_STATISTICS": "s3://b/k"}).drift_threshold == 0.1
+
+
+FILES = {
+    key(f"f{n}"): file([14] * (20 + n) + [n % 43] * (n % 7), at(11 * n))
+    + (b"oops\n" if n % 3 == 0 else b"")
+    + file([n], at(11 * n + 9))
+    for n in range(8)
+}
+EXPECTED = World(FILES)
+for name in FILES:
+    EXPECTED.deliver(name)
+
+
+@given(
+    st.lists(st.sampled_from(sorted(FILES)), max_size=12),
+    st.permutations(sorted(FILES)),
+    st.lists(st.sampled_from([None, None, RetryableError()]), max_size=30),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_interleaving_of_deliveries_gives_the_same_counts(extra, order, refuse):
+    """Duplicates, any order, and AWS away at any moment: every count is exact, and what is told overlaps nothing."""
+    world = World(FILES, refuse=refuse)
+    for name in [*extra, *order]:
+        world.retry(name)
+    assert world.counts.slots == EXPECTED.counts.slots
+    for check in ("class_share", "unreadable_share"):
+        starts = sorted(window.start for name, window in world.counts.told[STREAM] if name == check)
+        assert starts
+        assert all(later - earlier >= timedelta(hours=1) for earlier, later in itertools.pairwise(starts))

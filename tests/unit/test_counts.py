@@ -1,0 +1,236 @@
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glassbox.monitoring.capture import Record, Unreadable
+from glassbox.monitoring.counts import (
+    CLASSES,
+    EXAMPLES,
+    UNKNOWN,
+    WINDOW,
+    Confidences,
+    Counts,
+    Tally,
+    Window,
+    slot_start,
+    tally,
+    total,
+    windows,
+)
+from glassbox.monitoring.response import Prediction
+
+HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
+
+
+def at(minutes, seconds=0):
+    return HOUR + timedelta(minutes=minutes, seconds=seconds)
+
+
+def record(time, *predictions, replayed=False):
+    return Record(f"{time:%Y-%m-%dT%H:%M:%SZ}", [Prediction(*p) for p in predictions], replayed)
+
+
+def unreadable(line=1, time=None):
+    return Unreadable("file.jsonl", line, "oops", time and f"{time:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def test_predictions_are_counted_in_the_ten_minutes_of_their_own_time():
+    counted = tally(
+        [
+            record(at(0), (14, 0.9), (3, 0.2)),
+            record(at(9, 59), (14, None)),
+            record(at(10), (14, 0.5)),
+            record(at(61), (14, 0.5)),  # beyond the file's own hour
+            record(at(5), (3, 0.5)),  # and back
+        ],
+        HOUR,
+        low_confidence=0.5,
+    )
+    assert counted.slots == {
+        at(0): Counts(Counter({14: 2, 3: 2}), rated=3, low=1, records=3),
+        at(10): Counts(Counter({14: 1}), rated=1, records=1),
+        at(60): Counts(Counter({14: 1}), rated=1, records=1),
+    }
+
+
+def test_a_confidence_at_the_bound_is_not_low_and_without_a_bound_none_is():
+    records = [record(at(0), (1, 0.4), (1, 0.5), (1, None), (1, 1.0))]
+    assert tally(records, HOUR, low_confidence=0.5).slots[HOUR].low == 1
+    assert tally(records, HOUR).slots[HOUR].low == 0
+    assert tally(records, HOUR).slots[HOUR].rated == 3
+
+
+def test_replays_and_unreadable_records_are_no_predictions():
+    counted = tally([record(at(0), replayed=True), unreadable(2, at(20)), record(at(0), (1, None))], HOUR)
+    assert counted.slots == {
+        at(0): Counts(Counter({1: 1}), records=1, replayed=1),
+        at(20): Counts(unreadable=1),
+    }
+    assert [e.line for e in counted.examples] == [2]
+
+
+def test_an_unreadable_line_without_a_time_counts_where_the_line_before_it_did():
+    counted = tally([unreadable(1), record(at(25), (1, None)), unreadable(3)], HOUR)
+    assert {start: c.unreadable for start, c in counted.slots.items()} == {at(0): 1, at(20): 1}
+
+
+def test_examples_are_the_first_few():
+    counted = tally((unreadable(n) for n in range(1000)), HOUR)
+    assert counted.slots[HOUR].unreadable == 1000
+    assert [e.line for e in counted.examples] == list(range(EXAMPLES))
+    both = Tally()
+    for _ in range(2):
+        both += tally([unreadable(7)] * 15, HOUR)
+    assert len(both.examples) == EXAMPLES
+    assert both.slots[HOUR].unreadable == 30
+
+
+def test_classes_outside_the_known_range_are_counted_as_unknown():
+    records = [record(at(0), (42, None), (43, None), (-1, None), ("Stop", None), (0, None))]
+    assert tally(records, HOUR, classes=43).slots[HOUR].classes == {42: 1, 0: 1, UNKNOWN: 3}
+    assert tally(records, HOUR).slots[HOUR].classes == {42: 1, 43: 1, UNKNOWN: 1, "Stop": 1, 0: 1}
+    assert tally([record(at(0), (10**30, None))], HOUR).slots[HOUR].classes == {UNKNOWN: 1}
+
+
+def test_only_what_lies_within_is_counted_to_the_second():
+    window = Window(at(5), at(15))
+    records = [
+        unreadable(1),
+        record(at(4, 59), (1, None)),
+        unreadable(3),
+        record(at(5), (2, None)),
+        unreadable(5),
+        record(at(14, 59), (3, None)),
+        record(at(15), (4, None)),
+        unreadable(8, at(15)),
+    ]
+    counted = tally(records, HOUR, within=window)
+    assert counted.slots == {
+        at(0): Counts(Counter({2: 1}), records=1, unreadable=1),
+        at(10): Counts(Counter({3: 1}), records=1),
+    }
+    assert [e.line for e in counted.examples] == [5]
+    assert tally([unreadable(1)], HOUR, within=Window(at(0), at(60))).slots == {HOUR: Counts(unreadable=1)}
+
+
+def test_nothing_counted_is_no_slot():
+    assert tally([], HOUR) == Tally()
+
+
+def test_a_slot_begins_at_full_ten_minutes():
+    assert slot_start(datetime(2026, 11, 23, 10, 59, 59, 999999, tzinfo=UTC)) == at(50)
+    assert slot_start(at(10)) == at(10)
+
+
+def test_the_windows_of_a_slot_are_the_six_hours_that_hold_it():
+    starts = [w.start for w in windows([at(0)], WINDOW)]
+    assert starts == [at(0), at(-10), at(-20), at(-30), at(-40), at(-50)]
+    assert all(w.end - w.start == timedelta(hours=1) and at(0) in w for w in windows([at(0)], WINDOW))
+    assert len(windows([at(0), at(10)], WINDOW)) == 7
+
+
+@pytest.mark.parametrize("hours", [1, 2, 24])
+def test_every_window_of_any_length_that_holds_the_slot_is_found_once(hours):
+    length = timedelta(hours=hours)
+    found = windows([at(0)], length)
+    assert len(set(found)) == len(found) == 6 * hours
+    assert found == sorted(found, reverse=True)
+    assert all(w.end - w.start == length and at(0) in w for w in found)
+
+
+def test_a_window_of_a_day_tells_both_its_days():
+    assert str(Window(at(0), at(60))) == "2026-11-23 10:00 to 11:00 UTC"
+    assert str(Window(at(0), at(24 * 60))) == "2026-11-23 10:00 to 2026-11-24 10:00 UTC"
+
+
+def test_a_window_holds_its_start_and_not_its_end():
+    window = Window(at(0), at(60))
+    assert at(0) in window
+    assert at(60) not in window
+    assert window.overlaps(Window(at(50), at(110)))
+    assert not window.overlaps(Window(at(60), at(120)))
+    assert str(window) == "2026-11-23 10:00 to 11:00 UTC"
+
+
+records = st.lists(
+    st.builds(
+        lambda minute, label, confidence, kind: [
+            record(at(minute), (label, confidence)),
+            record(at(minute), (label, confidence), (label, None)),
+            record(at(minute), replayed=True),
+            unreadable(1, at(minute)),
+        ][kind],
+        st.integers(0, 120),
+        st.integers(-1, 44),
+        st.none() | st.floats(0, 1),
+        st.integers(0, 3),
+    ),
+    max_size=40,
+)
+
+
+@given(records, st.integers(0, 40))
+def test_a_split_file_counts_as_the_whole_one_did(records, cut):
+    def count(part):
+        return tally(part, HOUR, low_confidence=0.5, classes=43)
+
+    merged, whole = count(records[:cut]), count(records)
+    merged += count(records[cut:])
+    assert merged.slots == whole.slots
+    assert merged.examples == whole.examples
+    assert merged.confidences.buckets == whole.confidences.buckets
+
+
+@given(
+    records
+    | records.map(lambda found: [r._replace(time=None) if isinstance(r, Unreadable) else r for r in found])
+)
+def test_it_does_not_matter_how_many_are_counted_at_a_time(records):
+    def count(together):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("glassbox.monitoring.counts._TOGETHER", together)
+            return tally(records, HOUR, low_confidence=0.5, within=Window(at(3), at(80)))
+
+    one, many = count(1), count(1000)
+    assert one.slots == many.slots
+    assert one.examples == many.examples
+    assert one.confidences.buckets == many.confidences.buckets
+    assert one.confidences.sum == pytest.approx(many.confidences.sum)
+
+
+@given(records)
+def test_the_order_of_records_does_not_matter(records):
+    assert tally(records, HOUR, classes=43).slots == tally(records[::-1], HOUR, classes=43).slots
+
+
+def test_confidences_are_known_by_moments_and_buckets():
+    found = Confidences()
+    for part in ([], [0.0, 0.05, 1.0], [0.1], [0.999]):
+        found.add(part)
+    other = Confidences()
+    other.add([0.5, 0.5])
+    found += other
+    assert (found.n, found.least, found.most) == (7, 0.0, 1.0)
+    assert found.sum == pytest.approx(3.149)
+    assert found.squares == pytest.approx(0.0025 + 1 + 0.01 + 0.998001 + 0.5)
+    assert found.buckets == [2, 1, 0, 0, 0, 2, 0, 0, 0, 2]
+
+
+def test_a_total_changes_no_summand():
+    one, other = Counts(Counter({1: 1}), records=1), Counts(Counter({1: 2, 3: 1}), low=1)
+    assert total([one, other]) == Counts(Counter({1: 3, 3: 1}), records=1, low=1)
+    assert one == Counts(Counter({1: 1}), records=1)
+    assert total([]) == Counts()
+    assert total([one, other]).n == 4
+
+
+def test_names_without_end_are_counted_as_unknown_beyond_the_bound():
+    names = [f"name-{i}" for i in range(5 * CLASSES)]
+    records = [record(HOUR, (name,)) for name in ["Stop", *names, "Stop"]]
+    counted = tally(records, HOUR).counts
+    assert counted.n == len(records)
+    assert counted.classes["Stop"] == 2
+    assert CLASSES <= len(counted.classes) <= CLASSES + 1

@@ -1,0 +1,228 @@
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes import FakeObjects
+from glassbox.errors import BadInputError, is_printable
+from glassbox.events import REASON_CHARACTERS, read_violation
+from glassbox.incidents.workflow import read_command
+
+EVENTS = Path(__file__).parents[2] / "events"
+
+REASON = "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold"
+REPORT = "monitoring/traffic-signs/hourly/2026/11/23/10/constraint_violations.json"
+
+
+def reports(violations):
+    return FakeObjects({("amzn-s3-demo-bucket", REPORT): json.dumps({"violations": violations}).encode()})
+
+
+FOUND = [
+    {"feature_name": "PredictedClass", "constraint_check_type": "baseline_drift_check", "description": REASON}
+]
+
+
+def test_three_roads_become_one_shape(load_event):
+    names = ("violation", "monitor-report-created", "monitor-job-violations")
+    ours, report, job = (read_violation(load_event(name), reports(FOUND)) for name in names)
+    assert report == job
+    assert {v.endpoint for v in (ours, report)} == {"traffic-signs"}
+    assert {v.window_start for v in (ours, report)} == {datetime(2026, 11, 23, 10, tzinfo=UTC)}
+    assert {v.window_end for v in (ours, report)} == {datetime(2026, 11, 23, 11, tzinfo=UTC)}
+    assert {v.reason for v in (ours, report)} == {REASON}
+    assert (ours.check, report.check) == ("class_share", "monitor")
+    assert (ours.variant, ours.label) == ("AllTraffic", 14)
+
+
+def test_a_report_of_model_monitor_lies_under_the_hour_after_its_window(load_event):
+    event = load_event("monitor-report-created")
+    key = "monitoring/traffic-signs/traffic-signs-hourly/2026/11/23/11/constraint_violations.json"
+    event["detail"]["object"]["key"] = key
+    stored = {("amzn-s3-demo-bucket", key): json.dumps({"violations": FOUND}).encode()}
+    assert read_violation(event, FakeObjects(stored)) == read_violation(
+        load_event("monitor-report-created"), reports(FOUND)
+    )
+
+
+def test_a_report_without_violations_is_no_violation(load_event):
+    assert read_violation(load_event("monitor-report-created"), reports([])) is None
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"violations": [{}]}', b'{"violations": 7}'])
+def test_a_report_that_is_none_is_refused(load_event, body):
+    broken = FakeObjects({("amzn-s3-demo-bucket", REPORT): body})
+    with pytest.raises(BadInputError, match="not a violation"):
+        read_violation(load_event("monitor-report-created"), broken)
+
+
+def test_a_report_that_is_gone_says_so(load_event):
+    with pytest.raises(BadInputError, match="NoSuchKey"):
+        read_violation(load_event("monitor-report-created"), FakeObjects())
+
+
+def test_times_with_blanks_as_the_documentation_prints_them(load_event):
+    event = load_event("monitor-job-violations")
+    event["detail"]["Environment"]["start_time"] = "2026-11-23T10: 00: 00Z"
+    assert read_violation(event, FakeObjects()).window_start == datetime(2026, 11, 23, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("name", ["monitor-job-clean", "tensor-index-created", "picture-created"])
+def test_what_is_no_violation_is_refused(load_event, name):
+    with pytest.raises(BadInputError, match=load_event(name)["id"]):
+        read_violation(load_event(name), FakeObjects())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("endpoint", ...),
+        ("check", "../../etc"),
+        ("check", None),
+        ("window", {}),
+        ("window", "today"),
+        ("reason", ...),
+        ("endpoint", ["traffic-signs"]),
+        ("endpoint", "a/b"),
+        ("endpoint", "a\nb"),
+        ("endpoint", "n" * 64),
+        ("variant", {}),
+        ("variant", "../x"),
+        ("class", []),
+        ("class", {}),
+        ("class", float("nan")),
+        ("class", 1.5),
+        ("class", True),
+        ("class", 10**400),
+        ("class", "n" * 65),
+        ("class", "a\nb"),
+        ("class", "\x1b[31mred"),
+        ("window", {"start": "0001-01-01T00:00:00+14:00", "end": "0001-01-01T01:00:00Z"}),
+        ("window", {"start": "9999-12-31T23:00:00Z", "end": "9999-12-31T23:59:59-14:00"}),
+        ("window", {"start": "2026-11-23T10:00:00Z", "end": "2026-11-23T10:00:00Z"}),
+        ("window", {"start": "2026-11-23T10:00:00Z", "end": "2036-11-23T10:00:00Z"}),
+        ("window", {"start": 20261123, "end": "2026-11-23T11:00:00Z"}),
+        ("window", [1]),
+        (None, None),
+        (None, []),
+        (None, "x"),
+    ],
+)
+def test_a_malformed_violation_is_refused(load_event, field, value):
+    event = load_event("violation")
+    if field is None:
+        event["detail"] = value
+    elif value is ...:
+        del event["detail"][field]
+    else:
+        event["detail"][field] = value
+    with pytest.raises(BadInputError, match="not a violation"):
+        read_violation(event, FakeObjects())
+
+
+def test_an_operators_open_is_a_violation_of_the_hour_before(load_event):
+    violation = read_violation(load_event("command-open"), FakeObjects())
+    assert (violation.check, violation.reason) == ("operator", "looks odd since the deployment")
+    assert violation.window_end - violation.window_start == timedelta(hours=1)
+    assert violation.window_end == datetime(2026, 11, 23, 10, 30, tzinfo=UTC)
+
+
+def test_other_commands_are_no_violation(load_event):
+    with pytest.raises(BadInputError, match="abort"):
+        read_violation(load_event("command-abort"), FakeObjects())
+
+
+@pytest.mark.parametrize(
+    "time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00", "soon", None, 5, [], {}]
+)
+@pytest.mark.parametrize("action", ["open", "abort", "extend"])
+def test_a_command_of_another_age_or_without_a_time_is_refused(load_event, action, time):
+    event = load_event("command-open")
+    event["detail"]["action"], event["time"] = action, time
+    with pytest.raises(BadInputError):
+        read_violation(event, FakeObjects())
+    with pytest.raises(BadInputError, match="not a command"):
+        read_command(event)
+
+
+@pytest.mark.parametrize("minutes", [10**400, float("nan"), float("inf"), "x", [], None, -1, 0])
+def test_a_command_of_other_minutes_is_refused(load_event, minutes):
+    event = load_event("command-abort")
+    event["detail"]["minutes"] = minutes
+    with pytest.raises(BadInputError, match="not a command"):
+        read_command(event)
+
+
+@pytest.mark.parametrize(
+    "event", [None, [], "x", 5, {}, {"detail-type": []}, {"detail-type": "Glassbox Command"}]
+)
+def test_what_is_no_event_is_refused(event):
+    for read in (read_command, lambda event: read_violation(event, FakeObjects())):
+        with pytest.raises(BadInputError):
+            read(event)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"violations":' * 2_000,
+        b"\xff",
+        b'{"violations": [[]]}',
+        b'{"violations": {"a": 1}}',
+    ],
+)
+def test_a_report_of_deep_lists_is_refused(load_event, body):
+    with pytest.raises(BadInputError, match="not a violation"):
+        read_violation(
+            load_event("monitor-report-created"), FakeObjects({("amzn-s3-demo-bucket", REPORT): body})
+        )
+
+
+def test_a_report_under_a_year_that_is_none_is_refused(load_event):
+    event = load_event("monitor-report-created")
+    key = "monitoring/traffic-signs/other/0001/01/01/00/constraint_violations.json"
+    event["detail"]["object"]["key"] = key
+    stored = {("amzn-s3-demo-bucket", key): json.dumps({"violations": FOUND}).encode()}
+    with pytest.raises(BadInputError, match="not a violation"):
+        read_violation(event, FakeObjects(stored))
+
+
+def test_a_report_of_many_violations_has_a_short_reason(load_event):
+    found = [{"description": f"{number}: " + "x" * 300} for number in range(1200)]
+    reason = read_violation(load_event("monitor-report-created"), reports(found)).reason
+    assert reason.endswith("; and 1,190 more")
+    assert len(reason) <= REASON_CHARACTERS
+
+
+def test_a_reason_is_one_line_without_control_characters(load_event):
+    event = load_event("violation")
+    event["detail"]["reason"] = "Class 14\nSubject: x\x1b[2J\u2028"
+    assert read_violation(event, FakeObjects()).reason == r"Class 14\nSubject: x\x1b[2J\u2028"
+    job = load_event("monitor-job-violations")
+    job["detail"]["ExitMessage"] = "CompletedWithViolations: a\nb\n"
+    assert read_violation(job, FakeObjects()).reason == r"a\nb"
+
+
+@given(
+    st.recursive(
+        st.none() | st.floats() | st.integers() | st.text(max_size=3), lambda x: st.lists(x, max_size=2)
+    )
+)
+@pytest.mark.parametrize("name", ["violation", "command-open", "monitor-job-violations"])
+@pytest.mark.parametrize(
+    "field", ["endpoint", "class", "variant", "reason", "window", "Environment", "ExitMessage"]
+)
+def test_any_value_of_a_field_gives_a_hashable_violation_or_bad_input(name, field, value):
+    event = json.loads((EVENTS / f"{name}.json").read_text())
+    event["detail"][field] = value
+    try:
+        violation = read_violation(event, FakeObjects())
+    except BadInputError as error:
+        assert is_printable(str(error))
+        return
+    assert violation in {violation}
+    assert is_printable(violation.reason)

@@ -1,0 +1,296 @@
+"""The picture is read back: what it shows, what it says, and that nothing it is given breaks it."""
+
+import dataclasses
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glassbox.explanation import heatmap
+from glassbox.explanation.fullgrad import Explanation, Layer
+
+PAPER, ALARM = (255, 255, 255), (179, 38, 30)
+
+
+def explanation(height=48, width=48, channels=3, **changes):
+    """A picture of noise whose relevance grows from left to right."""
+    rng = np.random.default_rng(0)
+    saliency = np.broadcast_to(np.linspace(2, 9, width, dtype=np.float32), (height, width))
+    made = Explanation(
+        step=7,
+        sample=1,
+        model="ResNet18",
+        form="reduced",
+        picture=rng.integers(0, 256, (height, width, channels), np.uint8),
+        saliency=np.ascontiguousarray(saliency),
+        target=14,
+        label="Stop",
+        logit=8.0,
+        probability=0.75,
+        probabilities=np.array([0.05, 0.15, 0.05, *[0.0] * 11, 0.75]),
+        total=8.000001,
+        sum_abs=100.0,
+        layers=(Layer("input", "input", 5.0, 0.25), Layer("bn1", "BatchNorm2d", 3.000001, 0.75)),
+        inexact=(),
+        request={"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def opened(*args, **kwargs):
+    image = Image.open(io.BytesIO(heatmap.render(*args, **kwargs)))
+    image.load()
+    return image
+
+
+def blocks(image):
+    """The largest areas of a row through the middle of the panels that are not paper: (left, right) of each panel."""
+    row = np.asarray(image)[image.height // 2]
+    ink = (row != PAPER).any(1)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], ink.astype(int), [0]])))
+    return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 20]
+
+
+class TestWhatItShows:
+    def test_three_panels_of_one_size(self):
+        panels = blocks(opened(explanation()))
+        assert len(panels) == 3
+        assert {right - left for left, right in panels} == {336}  # 7 × 48: a whole factor, at least 320
+
+    def test_the_input_is_the_picture(self):
+        image = opened(explanation(512, 512))
+        (left, right), *_ = blocks(image)
+        assert right - left == 512
+        pixels = np.asarray(image)
+        top = next(
+            y
+            for y in range(image.height)
+            if (pixels[y, left:right] == explanation(512, 512).picture[0]).all()
+        )
+        np.testing.assert_array_equal(pixels[top : top + 512, left:right], explanation(512, 512).picture)
+
+    def test_red_is_most_and_blue_least_relevant(self):
+        image = opened(explanation())
+        _, (left, right), _ = blocks(image)
+        row = np.asarray(image)[image.height // 2, left:right].astype(int)
+        (r, g, b), (r0, _, b0) = row[-1], row[0]
+        assert r - max(g, b) > 150
+        assert b0 - r0 > 100
+
+    def test_the_scale_shows_the_same_colours(self):
+        image = opened(explanation())
+        _, (left, right), _ = blocks(image)
+        pixels = np.asarray(image)
+        heat = pixels[image.height // 2, left:right].astype(int)
+        scale = [
+            y for y in range(image.height // 2, image.height) if (pixels[y, left:right] != PAPER).any(1).all()
+        ][-1]
+        assert np.abs(pixels[scale, left:right].astype(int) - heat).mean() < 4
+
+    def test_one_outlier_does_not_darken_the_rest(self):
+        usual, outlier = explanation(), explanation()
+        outlier.saliency[0, 0] = 1e6
+        heat = [np.asarray(opened(e))[250, 700].astype(int) for e in (usual, outlier)]
+        assert np.abs(heat[0] - heat[1]).max() < 25
+
+    def test_the_overlay_shows_both(self):
+        """Where nothing is relevant the picture stays; the most relevant side takes the colour."""
+        image = opened(explanation(64, 64, picture=np.full((64, 64, 3), 128, np.uint8)))
+        *_, (left, right) = blocks(image)
+        row = np.asarray(image)[image.height // 2, left:right].astype(int)
+        spread = row.max(1) - row.min(1)
+        assert spread[-1] > 2 * spread[0]
+
+    @pytest.mark.parametrize(
+        ("size", "panel"),
+        [
+            ((1, 1), 320),
+            ((48, 48), 336),
+            ((128, 128), 384),
+            ((224, 224), 448),
+            ((512, 512), 512),
+            ((900, 900), 640),
+        ],
+    )
+    def test_small_pictures_are_enlarged_and_large_ones_reduced(self, size, panel):
+        (left, right), *_ = blocks(opened(explanation(*size)))
+        assert right - left == panel
+
+    @pytest.mark.parametrize("size", [(30, 200), (200, 30), (1, 64), (64, 1), (7, 5), (2000, 3)])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_any_shape(self, size, channels):
+        image = opened(explanation(*size, channels))
+        assert image.mode == "RGB"
+        assert image.width >= 3 * 320
+
+    @pytest.mark.parametrize(
+        "saliency", [np.zeros((48, 48)), np.full((48, 48), 3e38), np.full((48, 48), 1e-45)]
+    )
+    @pytest.mark.filterwarnings("error::RuntimeWarning")
+    def test_a_map_without_differences_is_blue(self, saliency):
+        image = opened(explanation(saliency=saliency.astype(np.float32)))
+        _, (left, right), _ = blocks(image)
+        r, _, b = np.asarray(image)[image.height // 2, left + 5 : right - 5].mean(0)
+        assert b > 2 * r
+
+
+class TestPalettes:
+    def luminance(self, colours):
+        linear = np.where(colours <= 10.31, colours / 3294.6, ((colours / 255 + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    def ramp(self, palette):
+        image = opened(explanation(), palette=palette)
+        _, (left, right), _ = blocks(image)
+        return np.asarray(image)[image.height // 2, left:right].astype(float)
+
+    def test_the_colourblind_one_only_grows_lighter(self):
+        """So its order can be read in any colour vision, and in print."""
+        lightness = 116 * np.cbrt(self.luminance(self.ramp("colorblind"))) - 16
+        assert (np.diff(lightness) > -0.5).all()
+        assert lightness[-1] - lightness[0] > 75
+
+    def test_the_rainbow_is_not_like_that(self):
+        assert (np.diff(self.luminance(self.ramp("rainbow"))) < -0.001).any()
+
+    def test_an_unknown_one(self):
+        with pytest.raises(KeyError, match="jet"):
+            heatmap.render(explanation(), palette="jet")
+
+
+class TestWhatItSays:
+    def banner(self, image):
+        """Whether the alarm's colour runs from the left to the right edge."""
+        return (np.asarray(image) == ALARM).all(2)[:, [0, 1, -2, -1]].all(1).any()
+
+    def test_unfaithful_is_seen_at_once(self):
+        faithful, unfaithful = opened(explanation()), opened(explanation(total=7.0))
+        assert self.banner(unfaithful)
+        assert not self.banner(faithful)
+        assert not (np.asarray(faithful) == ALARM).all(2).any()
+        # heat map and overlay are framed too
+        middle = np.asarray(unfaithful)[unfaithful.height // 2]
+        assert (middle == ALARM).all(1).sum() == 4 * 4
+
+    def test_the_text_chunks(self):
+        text = opened(explanation()).text
+        assert text["Title"] == "75.0%  class 14 · Stop"
+        assert text["Description"] == "Faithful: completeness error 1.2e-07 of the logit"
+        assert text["class"] == "14"
+        assert float(text["probability"]) == 0.75
+        assert float(text["logit"]) == 8.0
+        assert float(text["completeness residual"]) == pytest.approx(1e-6)
+        assert float(text["sum of absolute terms"]) == 100.0
+        assert text["faithful"] == "yes"
+        assert text["request"] == "ab" * 32  # not the InferenceId, which a client chooses
+
+    def test_why_unfaithful(self):
+        parts = (
+            "act1: SiLU is not piecewise linear",
+            "act2: SiLU is not piecewise linear",
+            "norm: LayerNorm",
+        )
+        text = opened(explanation(total=7.0, inexact=parts)).text
+        assert text["Description"] == (
+            "UNFAITHFUL, do not rely on this map: completeness error 1.2e-01 of the logit "
+            "(act1: SiLU is not piecewise linear, and 2 more)"
+        )
+        assert text["faithful"] == "no"
+
+    def test_a_replay_is_known_by_its_event_id(self):
+        changed = explanation(request={"replay_event_id": "event-1", "sha256": "cd" * 32})
+        assert opened(changed).text["request"] == "event-1"
+
+    @pytest.mark.parametrize(
+        ("probability", "said"),
+        [(0.99996, ">99.9%"), (1.0, "100.0%"), (1e-5, "<0.1%"), (0.0, "0.0%"), (0.931, "93.1%")],
+    )
+    def test_no_probability_is_rounded_to_certainty(self, probability, said):
+        assert opened(explanation(probability=probability)).text["Title"].startswith(said + " ")
+
+    @pytest.mark.parametrize(
+        "label",
+        [
+            None,
+            "",
+            "End of no passing by vehicles over 3.5 metric tons " * 50,
+            "W" * 10_000,
+            "\u0301" * 5_000,
+            "Überholverbot für Kraftfahrzeuge über 3,5 t",
+            "停止",
+            "line\nbreak\ttab\0nul\x1b[31m",
+            "\ud800",
+        ],
+    )
+    def test_no_label_leaves_the_page(self, label):
+        image = opened(explanation(label=label, inexact=(str(label),) * 3, total=7.0))
+        pixels = np.asarray(image)
+        title = pixels[:48]
+        assert (title[:, :18] == PAPER).all()
+        assert (title[:, -18:] == PAPER).all()
+        banner = (pixels == ALARM).all(2)[:, 0].nonzero()[0]
+        assert (pixels[banner][:, -18:] == ALARM).all()
+
+    def test_accents_are_drawn_without(self):
+        """The built-in font has none; the text chunk keeps them."""
+        with_accent, without = (opened(explanation(label=label)) for label in ("Überholen", "Uberholen"))
+        assert with_accent.tobytes() == without.tobytes()
+        assert with_accent.text["Title"].endswith("Überholen")
+
+    def test_the_same_explanation_gives_the_same_bytes(self):
+        assert heatmap.render(explanation()) == heatmap.render(explanation())
+        assert heatmap.render(explanation()) != heatmap.render(explanation(probability=0.7))
+
+
+class TestFacts:
+    def test_all_of_them(self):
+        facts = json.loads(json.dumps(heatmap.facts(explanation()), allow_nan=False))
+        assert facts == {
+            "class": 14,
+            "label": "Stop",
+            "probability": 0.75,
+            "logit": 8.0,
+            "top": [
+                {"class": 14, "probability": 0.75},
+                {"class": 1, "probability": 0.15},
+                {"class": 0, "probability": 0.05},
+            ],
+            "completeness": {
+                "faithful": True,
+                "logit": 8.0,
+                "sum": 8.000001,
+                "residual": pytest.approx(1e-6),
+                "relative_error": pytest.approx(1.25e-7),
+                "sum_abs": 100.0,
+                "inexact": [],
+            },
+            "layers": [
+                {"name": "input", "type": "input", "contribution": 5.0, "share": 0.25},
+                {"name": "bn1", "type": "BatchNorm2d", "contribution": 3.000001, "share": 0.75},
+            ],
+            "display": {
+                "percentiles": [1.0, 99.5],
+                "low": pytest.approx(2.0, abs=0.01),
+                "high": pytest.approx(9.0, abs=0.01),
+            },
+            "picture": {"height": 48, "width": 48, "channels": 3},
+            "model": "ResNet18",
+            "form": "reduced",
+            "step": 7,
+            "sample": 1,
+            "request": {"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
+        }
+
+    def test_a_logit_of_nothing_has_no_relative_error(self):
+        facts = heatmap.facts(explanation(logit=0.0, total=0.0, sum_abs=0.0))
+        assert facts["completeness"]["relative_error"] is None
+        assert facts["completeness"]["faithful"] is True
+        assert opened(explanation(logit=0.0)).text["Description"].endswith("the logit is 0")
+
+    def test_numbers_that_json_has_no_word_for_never_get_in(self):
+        facts = heatmap.facts(explanation(logit=5e-324, total=1e300))
+        json.dumps(facts, allow_nan=False)
+        assert math.isfinite(facts["completeness"]["residual"])

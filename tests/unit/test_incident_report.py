@@ -1,0 +1,222 @@
+import base64
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fakes import FakeObjects
+from glassbox.events import read_violation
+from glassbox.incidents.incident_report import write_page
+from glassbox.incidents.replay import Input
+from glassbox.incidents.workflow import Incident, State
+from glassbox.monitoring.counts import Counts
+
+START = datetime(2026, 11, 23, 10, tzinfo=UTC)
+
+
+class Store:
+    def read(self, stream, window):
+        assert (stream, window.start) == ("traffic-signs/AllTraffic", START)
+        return {START: Counts(classes=Counter({14: 322, 3: 78}))}
+
+
+@pytest.fixture
+def incident(load_event):
+    cause = read_violation(load_event("violation"), FakeObjects())
+    return Incident(
+        "traffic-signs",
+        "id",
+        START,
+        State.RESTORING,
+        START,
+        "plain",
+        "hooked",
+        cause,
+        replays=frozenset({"event-1", "event-2"}),
+        flagged=frozenset({"event-1"}),
+        timeline=("2026-11-23T10:21:05Z opened: <b>not markup</b>",),
+    )
+
+
+def facts(label, faithful=True):
+    facts = {"class": label, "label": None, "probability": 0.75, "completeness": {"faithful": faithful}}
+    return json.dumps(facts).encode()
+
+
+def test_the_page_shows_everything_and_needs_nothing(incident):
+    folder = "saliency/traffic-signs/id/"
+    objects = FakeObjects(
+        {
+            ("bucket", folder + "event-1.json"): facts(14),
+            ("bucket", folder + "event-1.png"): b"first",
+            ("bucket", folder + "event-2.json"): facts(3, faithful=False),
+            ("bucket", folder + "event-2.png"): b"second",
+            ("bucket", folder + "a-run-000007.json"): facts(3),
+            ("bucket", folder + "a-run-000007.png"): b"third",
+            ("bucket", "saliency/traffic-signs/another/event-3.json"): facts(14),
+        }
+    )
+    report = write_page(
+        incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
+    )
+    assert report.uri == "s3://bucket/incidents/traffic-signs/id/index.html"
+    assert report.findings == (
+        "2 x class 3, probability 75% to 75%, 1 NOT FAITHFUL",
+        "1 x class 14, probability 75% to 75%, all faithful",
+    )
+    page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
+    order = ["Flagged:", b"first", "For comparison", b"second", "Live traffic meanwhile", b"third"]
+    places = [page.index(x if isinstance(x, str) else base64.b64encode(x).decode()) for x in order]
+    assert places == sorted(places)
+    assert page.count("not faithful") == 1
+    assert re.search('fill="#c4262e"><title>class 14: 322', page)
+    assert re.search('fill="#2f6fb0"><title>class 3: 78', page)
+    assert "400 predictions" in page
+    assert incident.cause.reason in page
+    assert "&lt;b&gt;not markup&lt;/b&gt;" in page
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    again = dict(objects.objects)
+    write_page(
+        incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
+    )
+    assert objects.objects == again
+
+
+def test_an_incident_without_pictures_says_so(incident):
+    objects = FakeObjects()
+    write_page(
+        incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
+    )
+    page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
+    assert "None of the flagged requests was explained" in page
+
+
+def test_of_the_monitors_incident_the_flagged_class_is_marked_though_it_names_none(incident, load_event):
+    cause = replace(
+        read_violation(load_event("monitor-job-violations"), FakeObjects()),
+        window_start=START,
+        window_end=START + timedelta(hours=1),
+    )
+    folder = "saliency/traffic-signs/id/"
+    objects = FakeObjects(
+        {
+            ("bucket", f"{folder}event-{n}.{kind}"): facts(label)
+            for n, label in ((1, 14), (2, 3))
+            for kind in ("json", "png")
+        }
+    )
+    incident = replace(incident, cause=cause)
+    write_page(incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda _: ["AllTraffic"])
+    page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
+    assert re.search('fill="#c4262e"><title>class 14: 322', page)
+    assert page.index("Flagged:") < page.index("saliency of event-1") < page.index("For comparison")
+
+
+FOLDER = "saliency/traffic-signs/id/"
+
+
+def write(incident, objects, **options):
+    options = {"counts": Store(), "variants": lambda cause: ["AllTraffic"]} | options
+    report = write_page(incident, bucket="bucket", objects=objects, **options)
+    return report, objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"7",
+        b"null",
+        b"[" * 100_000,
+        b'{"class": "14"}',
+        b'{"class": 14, "label": 7, "probability": 0.5, "completeness": {"faithful": true}}',
+        b'{"class": 14, "label": null, "probability": null, "completeness": {"faithful": true}}',
+        b'{"class": 14, "label": null, "probability": NaN, "completeness": {"faithful": true}}',
+        b'{"class": 14, "label": null, "probability": 0.5, "completeness": []}',
+        b'{"class": 1e400, "label": null, "probability": 0.5, "completeness": {"faithful": true}}',
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_left_out_and_named(incident, body):
+    objects = FakeObjects(
+        {
+            ("bucket", FOLDER + "a.json"): body,
+            ("bucket", FOLDER + "a.png"): b"first",
+            ("bucket", FOLDER + "event-1.json"): facts(14),
+            ("bucket", FOLDER + "event-1.png"): b"second",
+            ("bucket", FOLDER + "event-2.json"): facts(3),
+        }
+    )
+    report, page = write(incident, objects)
+    assert base64.b64encode(b"second").decode() in page
+    assert base64.b64encode(b"first").decode() not in page
+    assert "Without a picture" in page
+    assert report.findings[0] == "1 x class 14, probability 75% to 75%, all faithful"
+    assert {line.partition(":")[0] for line in report.findings[1:]} == {"a", "event-2"}  # its PNG is gone
+    assert all(len(line) < 300 for line in report.findings)
+
+
+def test_a_replay_ends_in_a_picture_or_in_a_reason(incident):
+    objects = FakeObjects(
+        {
+            ("bucket", FOLDER + "event-1.json"): json.dumps({"refused": "tensor <x> is missing"}).encode(),
+        }
+    )
+    report, page = write(incident, objects)
+    assert report.findings == (
+        "event-1: cannot be drawn: tensor <x> is missing",
+        "event-2: sent again, and no readable trace of it has arrived",
+    )
+    assert "event-1: cannot be drawn: tensor &lt;x&gt; is missing" in page
+
+
+def test_of_many_that_are_missing_the_message_names_a_few_and_the_page_all(incident):
+    lost = frozenset(f"event-{n:03d}" for n in range(200))
+    report, page = write(replace(incident, replays=lost), FakeObjects())
+    assert report.findings[-1] == "and 195 more without a picture"
+    assert len(report.findings) == 6
+    assert all(name in page for name in lost)
+
+
+def test_the_samples_of_a_batch_stand_in_the_group_of_their_request(incident):
+    names = ("event-1", "event-1-1", "event-2", "event-2-1", "event-12-1")
+    objects = FakeObjects(
+        {
+            ("bucket", f"{FOLDER}{name}.{kind}"): facts(14) if kind == "json" else name.encode()
+            for name in names
+            for kind in ("json", "png")
+        }
+    )
+    _, page = write(incident, objects)
+    groups = [page.index(title) for title in ("Flagged:", "For comparison", "Live traffic meanwhile")]
+    places = [page.index(f'saliency of {name}"') for name in names]
+    of = [sum(start < place for start in groups) for place in places]
+    assert of == [1, 1, 2, 2, 3]
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (8).to_bytes(4) * 2
+
+
+def test_the_page_of_a_notify_only_incident_shows_the_inputs_and_says_why_one_is_not_shown(incident):
+    found = [
+        Input("event-1", "<b>Stop</b>", 0.93, PNG, "image/png"),
+        Input("event-2", 14, None, b"\0" * 10, "application/octet-stream"),
+    ]
+    watched = replace(incident, notify_only=True, replays=None, flagged=frozenset())
+    report, page = write(watched, FakeObjects(), inputs=lambda incident: found)
+    assert f"data:image/png;base64,{base64.b64encode(PNG).decode()}" in page
+    assert "class &lt;b&gt;Stop&lt;/b&gt;, 0.930" in page
+    assert "Not shown: input: expected PNG, JPEG or a uint8 array" in page
+    assert "FullGrad" not in page
+    assert "400 predictions" in page
+    assert report.findings == (
+        "400 predictions in the window, the most frequent: 322 x class 14, 78 x class 3",
+        "2 flagged inputs are shown",
+    )
+    _, page = write(watched, FakeObjects())
+    assert "The capture of the window holds no inputs." in page

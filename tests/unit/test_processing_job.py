@@ -1,0 +1,297 @@
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import botocore.session
+import pytest
+from botocore.validate import validate_parameters
+
+import evaluation
+import replays
+from glassbox.errors import BadInputError, ConflictError, RetryableError, SettingsError
+from glassbox.monitoring.processing_job import MonitorSettings, job_name, read_time, start_monitor
+from glassbox.replay_marker import PublicKey
+from glassbox.settings import from_env
+
+TEN_PAST = datetime(2026, 11, 23, 11, 10, tzinfo=UTC)
+ROLE = "arn:aws:iam::111122223333:role/monitor"
+ENVIRONMENT = {
+    "ENDPOINT_NAME": "traffic-signs",
+    "CAPTURE_BUCKET": "amzn-s3-demo-bucket",
+    "CAPTURE_PREFIX": "capture",
+    "BUCKET": "amzn-s3-demo-bucket",
+    "MONITOR_IMAGE": "111122223333.dkr.ecr.eu-west-1.amazonaws.com/class-monitor:1",
+    "MONITOR_ROLE_ARN": ROLE,
+    "REPLAY_KEY_ARN": "arn:aws:kms:eu-west-1:111122223333:key/0f6f4a0e",
+    "THRESHOLD": "0.5",
+}
+SETTINGS = from_env(MonitorSettings, ENVIRONMENT)
+
+
+class FakeFolders:
+    def __init__(self, *keys):
+        self.keys, self.written = keys, {}
+
+    def put(self, bucket, key, body, content_type):
+        self.written[bucket, key] = body
+
+    def folders(self, bucket, prefix):
+        assert bucket == "amzn-s3-demo-bucket"
+        return sorted({k.removeprefix(prefix).split("/")[0] for k in self.keys if k.startswith(prefix)})
+
+    def any(self, bucket, prefix):
+        return any(key.startswith(prefix) for key in self.keys)
+
+
+class FakeJobs:
+    """SageMaker's rule: a name is used once."""
+
+    def __init__(self, error=None):
+        self.requests, self.error = [], error
+
+    def create(self, request):
+        if self.error:
+            raise self.error
+        if request["ProcessingJobName"] in [r["ProcessingJobName"] for r in self.requests]:
+            raise ConflictError("ResourceInUse")
+        self.requests.append(request)
+
+
+def capture(hour, variant="AllTraffic", endpoint="traffic-signs"):
+    return f"capture/{endpoint}/{variant}/2026/11/23/{hour:02d}/20-02-871-uuid.jsonl"
+
+
+def start(captures, jobs, settings=SETTINGS, scheduled=TEN_PAST):
+    return start_monitor(scheduled, settings=settings, replay_key=replays.key, captures=captures, jobs=jobs)
+
+
+def test_the_hour_before_is_judged_from_its_directory_and_the_one_before():
+    jobs = FakeJobs()
+    outcome = start(FakeFolders(capture(9), capture(10), capture(11), capture(8)), jobs)
+    assert outcome == ("started", "class-monitor-traffic-signs-20261123t1000", [])
+    (request,) = jobs.requests
+    assert [(i["S3Input"]["S3Uri"], i["S3Input"]["LocalPath"]) for i in request["ProcessingInputs"]] == [
+        (
+            f"s3://amzn-s3-demo-bucket/capture/traffic-signs/AllTraffic/2026/11/23/{hour}",
+            f"/opt/ml/processing/input/endpoint/traffic-signs/AllTraffic/2026/11/23/{hour}",
+        )
+        for hour in ("09", "10")
+    ] + [
+        (
+            "s3://amzn-s3-demo-bucket/monitoring/traffic-signs/replay-key",
+            "/opt/ml/processing/replay-key",
+        )
+    ]
+    environment = request["Environment"]
+    assert (environment["start_time"], environment["end_time"]) == (
+        "2026-11-23T10:00:00Z",
+        "2026-11-23T11:00:00Z",
+    )
+    assert request["ProcessingOutputConfig"]["Outputs"][0]["S3Output"]["S3Uri"] == (
+        "s3://amzn-s3-demo-bucket/monitoring/traffic-signs/hourly/2026/11/23/10"
+    )
+
+
+def test_the_job_gets_the_replay_key_as_a_file():
+    jobs, captures = FakeJobs(), FakeFolders(capture(10))
+    start(captures, jobs)
+    ((place, pem),) = captures.written.items()
+    assert place == ("amzn-s3-demo-bucket", "monitoring/traffic-signs/replay-key/public.pem")
+    assert PublicKey.from_pem(pem) == replays.KEY
+    assert jobs.requests[0]["Environment"]["replay_key"] == "/opt/ml/processing/replay-key/public.pem"
+
+
+def test_without_the_replay_key_no_job_is_started():
+    def unreadable():
+        raise RetryableError("KMS is away")
+
+    jobs = FakeJobs()
+    with pytest.raises(RetryableError, match="KMS is away"):
+        start_monitor(
+            TEN_PAST,
+            settings=SETTINGS,
+            replay_key=unreadable,
+            captures=FakeFolders(capture(10)),
+            jobs=jobs,
+        )
+    assert jobs.requests == []
+
+
+def test_the_request_is_one_that_sagemaker_takes():
+    jobs = FakeJobs()
+    start(FakeFolders(capture(10)), jobs)
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    validate_parameters(jobs.requests[0], model.operation_model("CreateProcessingJob").input_shape)
+
+
+def test_network_and_volume_key_are_the_ones_that_are_given():
+    jobs = FakeJobs()
+    start(FakeFolders(capture(10)), jobs)
+    key = "arn:aws:kms:eu-west-1:111122223333:key/volume"
+    given = {
+        "SUBNET_IDS": "subnet-2, subnet-1",
+        "SECURITY_GROUP_IDS": "sg-1",
+        "MONITOR_KEY_ARN": key,
+        "MONITOR_NETWORK_ISOLATION": "true",
+    }
+    guarded = FakeJobs()
+    start(FakeFolders(capture(10)), guarded, from_env(MonitorSettings, ENVIRONMENT | given))
+    (request,), (guarded_request,) = jobs.requests, guarded.requests
+    assert request["NetworkConfig"] == {"EnableNetworkIsolation": False}
+    assert "VolumeKmsKeyId" not in request["ProcessingResources"]["ClusterConfig"]
+    assert guarded_request["NetworkConfig"] == {
+        "EnableNetworkIsolation": True,
+        "VpcConfig": {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]},
+    }
+    assert guarded_request["ProcessingResources"]["ClusterConfig"]["VolumeKmsKeyId"] == key
+    model = botocore.session.get_session().get_service_model("sagemaker")
+    validate_parameters(guarded_request, model.operation_model("CreateProcessingJob").input_shape)
+
+
+@pytest.mark.parametrize("given", [{"SUBNET_IDS": "subnet-1"}, {"SECURITY_GROUP_IDS": "sg-1"}])
+def test_subnets_and_security_groups_need_each_other(given):
+    with pytest.raises(SettingsError, match="SUBNET_IDS and SECURITY_GROUP_IDS need each other"):
+        from_env(MonitorSettings, ENVIRONMENT | given)
+
+
+def test_the_container_understands_the_environment_it_is_given(tmp_path):
+    everything = replace(
+        SETTINGS,
+        min_predictions=10,
+        low_confidence=0.6,
+        low_confidence_threshold=0.2,
+        drift_threshold=0.1,
+        baseline_statistics="s3://amzn-s3-demo-bucket/baseline/statistics.json",
+        class_path="results[].id",
+        classes=43,
+        shadow_variants="Canary",
+    )
+    jobs = FakeJobs()
+    start(FakeFolders(capture(10)), jobs, everything)
+    environment = jobs.requests[0]["Environment"]
+    assert all(len(value) <= 256 for value in environment.values())
+    understood = from_env(evaluation.Settings, {name.upper(): value for name, value in environment.items()})
+    for name in (
+        "threshold",
+        "min_predictions",
+        "unreadable_threshold",
+        "low_confidence",
+        "low_confidence_threshold",
+    ):
+        assert getattr(understood, name) == getattr(everything, name)
+    for name in ("drift_threshold", "class_path", "confidence_path", "classes", "shadows"):
+        assert getattr(understood, name) == getattr(everything, name)
+    assert understood.baseline_statistics == "/opt/ml/processing/baseline/statistics.json"
+    assert understood.window.start == datetime(2026, 11, 23, 10, tzinfo=UTC)
+    baseline = jobs.requests[0]["ProcessingInputs"][-1]["S3Input"]
+    assert (baseline["S3Uri"], baseline["LocalPath"]) == (
+        everything.baseline_statistics,
+        "/opt/ml/processing/baseline",
+    )
+
+
+def test_an_empty_hour_starts_no_job():
+    jobs = FakeJobs()
+    others = (capture(8), capture(11), capture(10, endpoint="traffic-signs-2"))
+    assert start(FakeFolders(*others), jobs).outcome == "no data"
+    assert jobs.requests == []
+
+
+def test_a_duplicate_of_the_schedule_is_quiet():
+    jobs, captures = FakeJobs(), FakeFolders(capture(10))
+    assert start(captures, jobs)[0] == "started"
+    assert start(captures, jobs, scheduled=TEN_PAST.replace(minute=13))[0] == "started before"
+    assert len(jobs.requests) == 1
+
+
+def test_variants_are_inputs_and_shadows_are_not():
+    jobs = FakeJobs()
+    start(
+        FakeFolders(capture(9, "Blue"), capture(10, "Canary"), capture(10, "Green")),
+        jobs,
+        replace(SETTINGS, shadow_variants="Canary"),
+    )
+    uris = [i["S3Input"]["S3Uri"] for i in jobs.requests[0]["ProcessingInputs"]]
+    assert [uri.split("/")[5:] for uri in uris[:2]] == [
+        ["Blue", "2026", "11", "23", "09"],
+        ["Green", "2026", "11", "23", "10"],
+    ]
+    names = [i["InputName"] for i in jobs.requests[0]["ProcessingInputs"]]
+    assert names == ["capture-1", "capture-2", "replay-key"]
+
+
+BASELINE = replace(
+    SETTINGS, baseline_statistics="s3://amzn-s3-demo-bucket/baseline/statistics.json", drift_threshold=0.1
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variants", "left_out"),
+    [
+        (SETTINGS, 4, []),
+        (SETTINGS, 5, ["v4"]),
+        (BASELINE, 5, ["v3", "v4"]),
+        (SETTINGS, 6, ["v3", "v4", "v5"]),
+        (BASELINE, 8, [f"v{n}" for n in range(8)]),
+        (SETTINGS, 9, [f"v{n}" for n in range(9)]),
+    ],
+)
+def test_what_a_job_cannot_take_is_left_out_of_the_hour_before_and_told(settings, variants, left_out):
+    jobs = FakeJobs()
+    captures = FakeFolders(*(capture(hour, f"v{n}") for hour in (9, 10) for n in range(variants)))
+    assert start(captures, jobs, settings).left_out == [f"{v}/2026/11/23/09" for v in left_out]
+    uris = [i["S3Input"]["S3Uri"] for i in jobs.requests[0]["ProcessingInputs"]]
+    assert len(uris) <= 10
+    root = "s3://amzn-s3-demo-bucket/capture/traffic-signs/"
+    taken = {uri.removeprefix(root) for uri in uris if uri.startswith(root)}
+    assert taken == {
+        f"v{n}/2026/11/23/{hour}"
+        for n in range(variants)
+        for hour in ("09", "10")
+        if hour == "10" or f"v{n}" not in left_out
+    }
+    assert (settings.baseline_statistics in uris) is (settings is BASELINE)
+
+
+@pytest.mark.parametrize(("settings", "variants"), [(SETTINGS, 10), (BASELINE, 9)])
+def test_more_variants_than_a_job_takes_are_refused(settings, variants):
+    captures = FakeFolders(*(capture(10, f"v{n}") for n in range(variants)))
+    with pytest.raises(BadInputError, match=f"{variants} variants"):
+        start(captures, FakeJobs(), settings)
+
+
+def test_midnight_belongs_to_the_day_before():
+    jobs = FakeJobs()
+    captures = FakeFolders("capture/traffic-signs/AllTraffic/2026/11/22/23/x.jsonl")
+    outcome = start(captures, jobs, scheduled=datetime(2026, 11, 23, 0, 10, tzinfo=UTC))
+    assert outcome == ("started", "class-monitor-traffic-signs-20261122t2300", [])
+
+
+@pytest.mark.parametrize("error", [RetryableError("away"), BadInputError("no such role")])
+def test_other_answers_of_sagemaker_are_not_quiet(error):
+    with pytest.raises(type(error)):
+        start(FakeFolders(capture(10)), FakeJobs(error))
+
+
+def test_job_names_are_short_and_one_per_endpoint_and_hour():
+    long = ["x" * 62 + "a", "x" * 62 + "b", "x-" * 31 + "x", "short"]
+    names = [job_name(endpoint, TEN_PAST) for endpoint in long]
+    assert len(set(names)) == 4
+    pattern = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"
+    assert all(re.fullmatch(pattern, name) for name in names)
+
+
+def test_the_schedules_message_tells_the_time(load_event):
+    body = json.loads(load_event("sqs-monitor")["Records"][0]["body"])
+    assert read_time(body) == TEN_PAST
+    for wrong in ({}, {"time": None}, {"time": "soon"}, [], {"time": "<aws.scheduler.scheduled-time>"}):
+        with pytest.raises(BadInputError, match="not a message of the schedule"):
+            read_time(wrong)
+
+
+def test_missing_settings_are_named_together():
+    with pytest.raises(SettingsError) as error:
+        from_env(MonitorSettings, {"THRESHOLD": "2", "CONFIDENCE_PATH": "a."})
+    for name in (*ENVIRONMENT, "THRESHOLD='2'", "CONFIDENCE_PATH='a.' is no JMESPath"):
+        assert name in str(error.value)

@@ -1,0 +1,207 @@
+"""A step in S3 -> its pictures in S3; the step is one that smdebug's writer wrote."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+
+import traces
+import zoo
+from fakes import FakeIncidents, FakeObjects
+from glassbox.errors import BadInputError
+from glassbox.events import read_violation
+from glassbox.explanation.render import render_step
+from glassbox.incidents.workflow import Incident, State
+
+RUN = "20261123T101512Z-host-1-5f0c9a3e"
+INDEX = f"tensors/traffic-signs/{RUN}/index/000000000/000000000000_worker_0.json"
+START = datetime(2026, 11, 23, 10, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def network():
+    model, image = zoo.build("1×1 maps, one channel")
+    return model, zoo.autograd_terms(model, image, dtype=torch.float32)
+
+
+@pytest.fixture
+def step(network, tmp_path):
+    """Lays a step of two samples into a fake bucket; the ids are those of a verified marker."""
+
+    def write(event_id=None, incident=None):
+        model, terms = network
+        request = {
+            "inference_id": "../../etc/passwd",
+            "custom_attributes": "glassbox=1.trace.20261123t100000-x.unverified..x.x",
+            "sha256": "0" * 64,
+            "time": "2026-11-23T10:00:01.123Z",
+        }
+        request |= {"replay_event_id": event_id} if event_id is not None else {}
+        request |= {"replay_incident": incident} if incident is not None else {}
+        traces.write_step(tmp_path, traces.reduced(terms, model, request=request))
+        files = {
+            p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()
+        }
+        return FakeObjects(
+            {("bucket", f"tensors/traffic-signs/{RUN}/{name}"): b for name, b in files.items()}
+        )
+
+    return write
+
+
+@pytest.fixture
+def incident(load_event):
+    cause = read_violation(load_event("violation"), FakeObjects())
+    return Incident("traffic-signs", "the-incident", START, State.HOOKED, START, "plain", "hooked", cause)
+
+
+def render(objects, incidents, key=INDEX, pictures=24):
+    return render_step(
+        key,
+        bucket="bucket",
+        endpoint="traffic-signs",
+        pictures=pictures,
+        objects=objects,
+        incidents=incidents,
+    )
+
+
+def names(objects):
+    return {key for _, key in objects.objects if key.startswith("saliency/")}
+
+
+def test_every_sample_gets_a_picture_and_its_facts_named_by_run_and_step(step):
+    objects = step()
+    drawn = render(objects, FakeIncidents())
+    stem = f"saliency/traffic-signs/live/{RUN}-000000"
+    assert names(objects) == {f"{stem}.png", f"{stem}.json", f"{stem}-1.png", f"{stem}-1.json"}
+    assert [picture.key for picture in drawn] == [f"{stem}.png", f"{stem}-1.png"]
+    assert objects.get("bucket", f"{stem}.png").startswith(b"\x89PNG")
+    facts = json.loads(objects.get("bucket", f"{stem}.json"))
+    assert facts["completeness"]["faithful"] is drawn[0].faithful is True
+
+
+def test_a_step_that_comes_twice_writes_the_same_again(step):
+    objects = step()
+    render(objects, FakeIncidents())
+    once = dict(objects.objects)
+    render(objects, FakeIncidents())
+    assert objects.objects == once
+
+
+def test_a_replay_is_named_by_the_captured_event_and_belongs_to_the_incident(step, incident):
+    objects, incidents = step("0f6f4a0e-5f39", incident.id), FakeIncidents()
+    incidents.open(incident)
+    render(objects, incidents)
+    assert f"saliency/traffic-signs/{incident.id}/0f6f4a0e-5f39.png" in names(objects)
+    assert incidents.current("traffic-signs").pictures == {"0f6f4a0e-5f39", "0f6f4a0e-5f39-1"}
+
+
+def test_a_replay_belongs_to_the_incident_that_sent_it_whichever_is_open(step, incident):
+    incidents, late = FakeIncidents(), step("event-1", "an-earlier-one")
+    incidents.open(incident)
+    render(late, incidents)
+    assert "saliency/traffic-signs/an-earlier-one/event-1.png" in names(late)
+    assert incidents.current("traffic-signs").pictures == frozenset()
+    own = step("event-1", incident.id)
+    render(own, incidents)
+    assert f"saliency/traffic-signs/{incident.id}/event-1.png" in names(own)
+    assert incidents.current("traffic-signs").pictures == {"event-1", "event-1-1"}
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 65, "ä", None])
+def test_an_id_that_may_not_stand_in_a_key_is_not_used(step, name):
+    for ids in ((name, "an-incident"), ("event-1", name)):
+        objects = step(*ids)
+        render(objects, FakeIncidents())
+        assert all(key.startswith(f"saliency/traffic-signs/live/{RUN}-000000") for key in names(objects))
+
+
+def test_live_traffic_beyond_the_incidents_quota_is_not_drawn_but_replays_are(step, incident):
+    incidents = FakeIncidents()
+    incidents.open(replace(incident, pictures=frozenset("ab")))
+    objects = step()
+    assert render(objects, incidents, pictures=2) == []
+    assert names(objects) == set()
+    assert len(render(step(), incidents, pictures=3)) == 1  # of the two in the step
+    assert len(render(step("c", incident.id), incidents, pictures=2)) == 2
+
+
+def test_a_picture_after_the_incident_is_live_traffic_again(step, incident):
+    incidents = FakeIncidents()
+    incidents.open(replace(incident, state=State.NORMAL))
+    objects = step()
+    render(objects, incidents)
+    assert all("/live/" in key for key in names(objects))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        INDEX.replace("traffic-signs", "traffic-signs-2"),
+        INDEX.replace("tensors/", "saliency/"),
+        INDEX.replace(RUN, "../secret"),
+        INDEX.replace("worker_0.json", "worker_0.tfevents"),
+    ],
+)
+def test_a_key_that_is_not_of_this_endpoints_steps_is_refused_unread(key):
+    with pytest.raises(BadInputError, match="not the index of a step"):
+        render(FakeObjects({("bucket", key): b"{}"}), FakeIncidents(), key)
+
+
+def test_a_step_whose_events_are_gone_is_refused_by_name(step):
+    objects = step()
+    del objects.objects[
+        "bucket", INDEX.replace("index/000000000/", "events/000000000000/").replace("json", "tfevents")
+    ]
+    with pytest.raises(BadInputError, match="tfevents"):
+        render(objects, FakeIncidents())
+
+
+def broken(objects, network, tmp_path, request):
+    """A step whose tensors fit one another and cannot be explained: a logit is not a number."""
+    model, terms = network
+    tensors = traces.reduced(terms, model, request=request)
+    tensors["glassbox/logits"] = np.full_like(tensors["glassbox/logits"], np.nan)
+    traces.write_step(tmp_path / "broken", tensors)
+    for path in (tmp_path / "broken").rglob("*"):
+        if path.is_file():
+            name = path.relative_to(tmp_path / "broken").as_posix()
+            objects.objects["bucket", f"tensors/traffic-signs/{RUN}/{name}"] = path.read_bytes()
+
+
+def test_a_replay_that_cannot_be_explained_ends_in_a_refusal_with_its_reason(network, tmp_path, incident):
+    objects, incidents = FakeObjects(), FakeIncidents()
+    incidents.open(replace(incident, replays=frozenset({"event-1"})))
+    broken(objects, network, tmp_path, {"replay_event_id": "event-1", "replay_incident": incident.id})
+    for _ in range(2):
+        (refusal,) = render(objects, incidents)
+        assert "finite" in refusal.refused
+        assert not refusal.faithful
+    assert names(objects) == {f"saliency/traffic-signs/{incident.id}/event-1.json"}
+    written = json.loads(objects.get("bucket", refusal.key))
+    assert written == {"refused": refusal.refused}
+    current = incidents.current("traffic-signs")
+    assert (current.refused, current.pictures) == ({"event-1"}, frozenset())
+
+
+def test_live_traffic_that_cannot_be_explained_is_bad_input(network, tmp_path, incident):
+    objects, incidents = FakeObjects(), FakeIncidents()
+    incidents.open(incident)
+    broken(objects, network, tmp_path, {})
+    with pytest.raises(BadInputError, match="finite"):
+        render(objects, incidents)
+    assert names(objects) == set()
+    assert incidents.current("traffic-signs").refused == frozenset()
+
+
+def test_a_refusal_of_an_earlier_incident_is_none_of_the_open_one(network, tmp_path, incident):
+    objects, incidents = FakeObjects(), FakeIncidents()
+    incidents.open(incident)
+    broken(objects, network, tmp_path, {"replay_event_id": "event-1", "replay_incident": "an-earlier-one"})
+    render(objects, incidents)
+    assert names(objects) == {"saliency/traffic-signs/an-earlier-one/event-1.json"}
+    assert incidents.current("traffic-signs").refused == frozenset()

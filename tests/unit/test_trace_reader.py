@@ -1,0 +1,479 @@
+"""What smdebug wrote is read bit for bit; what it did not write is refused with key and reason."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from smdebug.core.tfevent.proto.event_pb2 import Event
+from smdebug.core.tfevent.proto.summary_pb2 import Summary
+from smdebug.core.tfevent.proto.tensor_pb2 import TensorProto
+from smdebug.core.tfevent.proto.tensor_shape_pb2 import TensorShapeProto
+
+import hook
+import traces
+import zoo
+from glassbox.errors import BadInputError
+from glassbox.explanation import fullgrad, heatmap, trace_format
+from glassbox.explanation.trace_reader import MAX_TENSORS, read_index, read_tensors, read_trace
+
+KEY = "tensors/signs/run-1/index/000000000/000000000007_worker_0.json"
+EVENTS = "events/000000000007/000000000007_worker_0.tfevents"
+FLOAT = 1
+TWO_FLOATS = struct.pack("<2f", 1, 2)
+
+
+def frame(name="a", step=7, dtype=FLOAT, shape=(2,), content=TWO_FLOATS, tensor=None):
+    """One TFRecord frame, made with protobuf."""
+    dims = [TensorShapeProto.Dim(size=size) for size in shape]
+    tensor = tensor or TensorProto(
+        dtype=dtype, tensor_shape=TensorShapeProto(dim=dims), tensor_content=content
+    )
+    value = Summary.Value(tag=name, tensor=tensor)
+    event = Event(step=step, summary=Summary(value=[value])).SerializeToString()
+    return struct.pack("<QI", len(event), 0) + event + struct.pack("<I", 0)
+
+
+def index_of(*ranges, events=EVENTS):
+    payload = [{"tensorname": name, "start_idx": start, "length": length} for name, start, length in ranges]
+    meta = {"mode": "PREDICT", "mode_step": 7, "event_file_name": events}
+    return json.dumps({"meta": meta, "tensor_payload": payload, "shape_payload": []}).encode()
+
+
+def read(*frames, names=None):
+    """The tensors of an events file of these frames."""
+    starts = np.cumsum([0, *map(len, frames)])
+    names = names or ["a", "b", "c"]
+    ranges = [(name, int(start), len(f)) for name, start, f in zip(names, starts, frames, strict=False)]
+    return read_tensors(read_index(KEY, index_of(*ranges)), b"".join(frames))
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory):
+    """A small traced step: its folder and the path of its index."""
+    folder = tmp_path_factory.mktemp("step") / "run"
+    model, image = zoo.build("1×1 maps, one channel")
+    terms = zoo.autograd_terms(model, image)
+    return folder, traces.write_step(folder, traces.reduced(terms, model, labels=["Stop", "Yield"]), step=7)
+
+
+class TestReading:
+    def test_gives_what_create_trial_gives_bit_for_bit(self, tmp_path):
+        from smdebug.core.modes import ModeKeys
+        from smdebug.trials import create_trial
+
+        model, image = zoo.build("a block used twice")
+        tensors = traces.full(zoo.autograd_terms(model, image), model) | {
+            "scalar": np.array([3.5], np.float32),
+            "half": np.linspace(-1, 1, 5, dtype=np.float16),
+            "double": np.array([[np.pi, -0.0], [np.nan, np.inf]]),
+            "integers": np.array([-(2**31), 2**31 - 1], np.int32),
+            "longs": np.array([-(2**63), 2**63 - 1]),
+            "flags": np.array([[True], [False]]),
+        }
+        path = traces.write_step(tmp_path / "run", tensors, step=1234)
+        assert path == "index/000000001/000000001234_worker_0.json"
+        index = read_index(path, (tmp_path / "run" / path).read_bytes())
+        ours = read_tensors(index, (tmp_path / "run" / index.events_key).read_bytes())
+
+        trial = create_trial(str(tmp_path / "run"))
+        assert set(trial.tensor_names()) == set(ours) == set(tensors)
+        for name, value in ours.items():
+            theirs = trial.tensor(name).value(1234, mode=ModeKeys.PREDICT)
+            assert (value.dtype, value.shape) == (theirs.dtype, theirs.shape), name
+            assert value.tobytes() == theirs.tobytes() == tensors[name].tobytes(), name
+
+    def test_copies_nothing_and_lets_nothing_be_changed(self, step):
+        folder, path = step
+        index = read_index(path, (folder / path).read_bytes())
+        events = (folder / index.events_key).read_bytes()
+        for tensor in read_tensors(index, events).values():
+            assert np.shares_memory(tensor, np.frombuffer(events, np.uint8))
+            assert not tensor.flags.writeable
+
+    @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,) * 8])
+    def test_shapes_at_the_edge(self, shape):
+        count = int(np.prod(shape))
+        found = read(frame(shape=shape, content=struct.pack(f"<{count}f", *range(count))))["a"]
+        assert found.shape == shape
+
+    def test_the_trace_says_what_the_hook_said(self, step):
+        trace = traces.read_step(*step)
+        assert trace.step == 7
+        assert trace.meta.form == trace_format.REDUCED
+        assert trace.meta.model == "Sequential"
+        described = [(m.name, m.type, m.has_map, m.eps) for m in trace.meta.modules]
+        assert described[:3] == [
+            ("0", "Conv2d", True, 0.0),
+            ("1", "BatchNorm2d", True, 1e-3),
+            ("3", "Conv2d", True, 0.0),
+        ]
+        assert described[-1] == ("11", "BatchNorm1d", False, 1e-5)
+        assert trace.meta.labels == ("Stop", "Yield")
+        assert trace.meta.request["inference_id"] == "request-1"
+        assert trace.tensors[trace_format.PICTURE].shape == (2, 16, 16, 3)
+
+    def test_the_events_lie_where_the_index_lies(self):
+        index = read_index(KEY, index_of(("a", 0, 20)))
+        assert index.events_key == f"tensors/signs/run-1/{EVENTS}"
+        assert index.step == 7
+
+
+class TestBrokenIndex:
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "tensors/signs/run-1/events/000000000007/000000000007_worker_0.tfevents",
+            "tensors/signs/run-1/index/000000000/000000000007_worker_0.json.gz",
+            "tensors/signs/run-1/index/000000000/seven_worker_0.json",
+            "tensors/signs/run-1/index/000000000/000000000007_../../x.json",
+            "tensors/signs/run-1/collections/000000000/worker_0_collections.json",
+            "",
+        ],
+    )
+    def test_of_another_name(self, key):
+        with pytest.raises(BadInputError, match="not the key of a step's index"):
+            read_index(key, index_of(("a", 0, 20)))
+
+    @pytest.mark.parametrize(
+        "events",
+        [
+            "events/000000000008/000000000008_worker_0.tfevents",
+            "../other-run/" + EVENTS,
+            "/" + EVENTS,
+            "s3://elsewhere/" + EVENTS,
+            EVENTS + "/..",
+            None,
+            7,
+        ],
+    )
+    def test_that_names_other_events_is_not_followed(self, events):
+        with pytest.raises(BadInputError, match=r"000000000007_worker_0\.json: names .* as its events"):
+            read_index(KEY, index_of(("a", 0, 20), events=events))
+
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [
+            (b"", "not JSON"),
+            (b"\xff\xfe\x00", "not JSON"),
+            (b"{", "not JSON"),
+            (b"[" * 100_000, "not JSON"),
+            (b"[]", "object is expected"),
+            (b"null", "object is expected"),
+            (b"{}", "object is expected"),
+            (b'{"meta": []}', "object is expected"),
+            (b'{"version": 1, "violations": []}', "object is expected"),
+            (index_of(), "names 0 tensors"),
+            (index_of(*[(str(i), 0, 20) for i in range(MAX_TENSORS + 1)]), "names 4097 tensors"),
+            (index_of(("a", -1, 20)), "no range"),
+            (index_of(("a", 0, 0)), "no range"),
+            (index_of(("a", 0.0, 20)), "no range"),
+            (index_of(("a", True, 20)), "no range"),
+            (index_of(("a", None, 20)), "no range"),
+            (index_of(("a", 0, float("nan"))), "no range"),
+            (index_of(("a", 0, 20), ("a", 20, 20)), "named twice"),
+            (index_of((None, 0, 20)), "must be a text"),
+            (index_of(("a", 0, 20)).replace(b'[{"tensor', b'[7, {"tensor'), "object is expected"),
+            (b" " * (5 << 20), "at most"),
+        ],
+    )
+    def test_of_another_content(self, data, reason):
+        with pytest.raises(BadInputError, match=reason) as error:
+            read_index(KEY, data)
+        assert str(error.value).startswith(KEY)
+
+
+class TestBrokenEvents:
+    def fails(self, reason, events, *ranges):
+        with pytest.raises(BadInputError, match=reason) as error:
+            read_tensors(read_index(KEY, index_of(*ranges)), events)
+        assert EVENTS in str(error.value)
+        assert "'a'" in str(error.value)
+
+    def test_cut_short(self):
+        whole = frame()
+        for length in range(len(whole)):
+            self.fails("the file has", whole[:length], ("a", 0, len(whole)))
+
+    def test_a_range_that_is_no_record(self):
+        whole = frame()
+        for start, length in [(1, len(whole) - 1), (0, len(whole) - 1), (0, 16), (0, 1), (len(whole) - 4, 4)]:
+            self.fails("no record|no tensor", whole, ("a", start, length))
+
+    def test_far_beyond_the_file(self):
+        self.fails("the file has", frame(), ("a", 10**30, 10**30))
+
+    def test_another_tensor_in_its_place(self):
+        other = frame("b")
+        self.fails("'b' lies in its place", other, ("a", 0, len(other)))
+
+    def test_another_step(self):
+        other = frame(step=8)
+        self.fails("belongs to step 8, not 7", other, ("a", 0, len(other)))
+
+    @pytest.mark.parametrize("dtype", [0, 7, 11, 14, 20, 99])
+    def test_unknown_dtype(self, dtype):
+        other = frame(dtype=dtype)
+        self.fails(f"unknown dtype {dtype}", other, ("a", 0, len(other)))
+
+    @pytest.mark.parametrize(
+        "shape", [(3,), (1,), (), (0,), (2, 2), (-1,), (-2, -1), (2**62, 2**62), (2**32, 2**32), (2,) * 3]
+    )
+    def test_shape_does_not_fit_the_content(self, shape):
+        other = frame(shape=shape)
+        self.fails("does not fit 8 bytes", other, ("a", 0, len(other)))
+
+    def test_too_many_dimensions(self):
+        other = frame(shape=(1,) * 9 + (2,))
+        self.fails("10 dimensions", other, ("a", 0, len(other)))
+
+    def test_texts_are_no_tensor(self):
+        other = frame(tensor=TensorProto(string_val=[b"x"]))
+        self.fails("unknown dtype 0", other, ("a", 0, len(other)))
+
+    @pytest.mark.parametrize(
+        "event",
+        [
+            Event(step=7),
+            Event(step=7, summary=Summary()),
+            Event(step=7, summary=Summary(value=[Summary.Value(tag="a")])),
+            Event(step=7, summary=Summary(value=[Summary.Value(tensor=TensorProto(dtype=FLOAT))])),
+        ],
+    )
+    def test_a_record_without_a_tensor(self, event):
+        event = event.SerializeToString()
+        other = struct.pack("<QI", len(event), 0) + event + b"\0\0\0\0"
+        self.fails("no tensor in its record", other, ("a", 0, len(other)))
+
+    def test_a_content_that_is_cut_off_though_its_shape_fits(self):
+        """Eight bytes are there and fit the shape, but twelve are announced."""
+        whole = frame(shape=(2,), content=b"\1\2\3\4\5\6\7\x7f" + b"last")
+        at = whole.index(b"\1\2\3\4\5\6\7\x7f")
+        assert whole[at - 1] == 12
+        cut = whole[: at + 8]
+        cut = struct.pack("<Q", len(cut) - 12) + cut[8:] + b"\0\0\0\0"
+        self.fails("truncated record", cut, ("a", 0, len(cut)))
+
+    def test_a_number_without_end(self):
+        """protobuf's numbers have ten bytes at most; Python's could take hours."""
+        event = b"\x10" + b"\x80" * 10 + b"\x00" + frame()[12:-4]
+        other = struct.pack("<QI", len(event), 0) + event + b"\0\0\0\0"
+        self.fails("truncated record", other, ("a", 0, len(other)))
+
+    @pytest.mark.parametrize(
+        "garbage",
+        [
+            b"\xff" * 30,
+            b"\x2a\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
+            b"\x0b",
+            b"\x2a",
+            b"\x09\0\0",
+            b"\x80" * 9,
+        ],
+    )
+    def test_bytes_that_are_no_protobuf(self, garbage):
+        other = struct.pack("<QI", len(garbage), 0) + garbage + b"\0\0\0\0"
+        self.fails("truncated record|corrupt record|no tensor", other, ("a", 0, len(other)))
+
+
+class TestMeta:
+    def trace(self, **meta):
+        described = {
+            "version": 3,
+            "form": "reduced",
+            "model": "M",
+            "modules": [],
+            "inexact": [],
+            "labels": None,
+        }
+        content = json.dumps(described | {"request": {}} | meta).encode()
+        whole = frame(trace_format.META, dtype=4, shape=(len(content),), content=content)
+        return read_trace(read_index(KEY, index_of((trace_format.META, 0, len(whole)))), whole)
+
+    def test_a_minimal_one_is_read(self):
+        assert self.trace().meta.modules == ()
+
+    def test_fields_of_later_hooks_are_ignored(self):
+        assert self.trace(gpu=True).meta == self.trace().meta
+
+    def test_a_label_enters_e_mails_as_one_line_of_bounded_length(self):
+        labels = self.trace(labels=["Stop\nSubject: x\x1b[2J", "x" * 5000, None]).meta.labels
+        assert labels[0] == r"Stop\nSubject: x\x1b[2J"
+        assert len(labels[1]) <= 200
+        assert labels[2] is None
+
+    @pytest.mark.parametrize("version", [0, 1, 2, "3", None, 1.5, [2]])
+    def test_another_version_is_refused(self, version):
+        with pytest.raises(BadInputError, match=r"written by version .* of the hook, version 3 is read"):
+            self.trace(version=version)
+
+    @pytest.mark.parametrize(
+        ("meta", "reason"),
+        [
+            ({"form": "tiny"}, "unknown form 'tiny'"),
+            ({"form": ["reduced"]}, "unknown form"),
+            ({"model": None}, "model must be a text"),
+            ({"modules": None}, "modules must be a list"),
+            ({"modules": ["bn1"]}, "object is expected"),
+            ({"modules": [{"name": "bn1", "map": True}]}, "module type must be a text"),
+            ({"modules": [{"name": 1, "type": "BatchNorm2d", "map": True}]}, "module name must be a text"),
+            ({"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": "small"}]}, "eps must be a number"),
+            ({"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": -1}]}, "eps must be a number"),
+            (
+                {"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": float("nan")}]},
+                "eps must be a number",
+            ),
+            ({"modules": [{"name": "a", "type": "Linear"}]}, "map must be true or false, not None"),
+            ({"modules": [{"name": "a", "type": "Linear", "map": 1}]}, "map must be true or false, not 1"),
+            ({"modules": [{"name": "a", "type": "Linear", "map": False}] * 2}, "named twice"),
+            ({"inexact": "SiLU"}, "inexact must be a list"),
+            ({"inexact": [None]}, "inexact must be a text"),
+            ({"labels": "Stop"}, "labels must be a list"),
+            ({"labels": [14]}, "labels must be a text"),
+            ({"request": None}, "object is expected"),
+            ({"request": {"inference_id": 7}}, "inference_id must be a text"),
+        ],
+    )
+    def test_that_does_not_fit_is_refused(self, meta, reason):
+        with pytest.raises(BadInputError, match=f"{EVENTS}: glassbox/meta: .*{reason}"):
+            self.trace(**meta)
+
+    @pytest.mark.parametrize(
+        ("dtype", "shape", "content", "reason"),
+        [
+            (FLOAT, (2,), b"\0" * 8, "holds no text"),
+            (4, (2, 1), b"{}", "holds no text"),
+            (4, (2,), b"\xff\xff", "not JSON"),
+            (4, (2,), b"{}", "version None"),
+            (4, (2 << 20,), b" " * (2 << 20), "holds no text"),
+        ],
+    )
+    def test_that_is_no_text_is_refused(self, dtype, shape, content, reason):
+        whole = frame(trace_format.META, dtype=dtype, shape=shape, content=content)
+        with pytest.raises(BadInputError, match=reason):
+            read_trace(read_index(KEY, index_of((trace_format.META, 0, len(whole)))), whole)
+
+    def test_a_step_of_another_hook_is_refused(self):
+        whole = frame()
+        with pytest.raises(BadInputError, match="no step of Glassbox's hook"):
+            read_trace(read_index(KEY, index_of(("a", 0, len(whole)))), whole)
+
+
+damage = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "insert", "delete", "zero"]),
+        st.floats(0, 1, exclude_max=True),
+        st.binary(min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def damaged(data, blows):
+    data = bytearray(data)
+    for kind, where, content in blows:
+        at = int(where * len(data))
+        if kind == "flip" and data:
+            data[at] ^= content[0] or 1
+        elif kind == "cut":
+            del data[at:]
+        elif kind == "insert":
+            data[at:at] = content
+        elif kind == "delete":
+            del data[at : at + len(content)]
+        else:
+            data[at : at + 8] = bytes(len(data[at : at + 8]))
+    return bytes(data)
+
+
+class TestCorruption:
+    """Whatever happens to the bytes: a picture with finite facts, or BadInputError. Nothing else, and no warning.
+
+    Where the hook wrote them, with their checksum: the picture that they were, or BadInputError.
+    """
+
+    def render(self, path, index_bytes, events):
+        """The facts and the map of each sample; None where the step is refused."""
+        try:
+            index = read_index(path, index_bytes)
+            seen = []
+            for explanation in fullgrad.explain(read_trace(index, events)):
+                assert np.isfinite(explanation.saliency).all()
+                facts = json.dumps(heatmap.facts(explanation), allow_nan=False)
+                seen.append((facts, explanation.saliency.tobytes(), explanation.picture.tobytes()))
+            heatmap.render(explanation)
+        except BadInputError as error:
+            assert path in str(error) or "events/" in str(error)
+            return None
+        return seen
+
+    @pytest.fixture(scope="class")
+    def sealed(self, step, tmp_path_factory):
+        """The same step as the hook writes it: the index's key, its bytes and the events."""
+        folder = tmp_path_factory.mktemp("sealed")
+        events, index = hook.write_step(folder, 7, traces.read_step(*step).tensors)
+        return index.relative_to(folder).as_posix(), index.read_bytes(), events.read_bytes()
+
+    @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        st.sampled_from(
+            [trace_format.PICTURE, trace_format.LOGITS, trace_format.STATS_TENSOR, "glassbox/abs/3"]
+        ),
+        st.floats(0, 1, exclude_max=True),
+        st.integers(1, 255),
+    )
+    def test_a_flipped_byte_of_a_tensor_is_refused(self, sealed, name, where, flip):
+        path, index_bytes, events = sealed
+        assert self.render(*sealed) is not None
+        events = bytearray(events)
+        content = read_tensors(read_index(path, index_bytes), events)[name].reshape(-1).view(np.uint8)
+        content[int(where * content.size)] ^= flip
+        with pytest.raises(BadInputError, match=r"\.tfevents: not what was written"):
+            read_trace(read_index(path, index_bytes), bytes(events))
+
+    @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(blows=damage, of_index=st.booleans())
+    def test_of_what_the_hook_wrote_changes_no_picture(self, sealed, blows, of_index):
+        path, index_bytes, events = sealed
+        broken = (damaged(index_bytes, blows), events) if of_index else (index_bytes, damaged(events, blows))
+        assert self.render(path, *broken) in (None, self.render(*sealed))
+
+    @pytest.mark.filterwarnings("error::RuntimeWarning")
+    @settings(max_examples=250, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(blows=damage)
+    def test_of_the_events(self, step, blows):
+        folder, path = step
+        index = (folder / path).read_bytes()
+        events = (folder / read_index(path, index).events_key).read_bytes()
+        self.render(path, index, damaged(events, blows))
+
+    @pytest.mark.filterwarnings("error::RuntimeWarning")
+    @settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(blows=damage)
+    def test_of_the_index(self, step, blows):
+        folder, path = step
+        index = (folder / path).read_bytes()
+        events = (folder / read_index(path, index).events_key).read_bytes()
+        self.render(path, damaged(index, blows), events)
+
+    @pytest.mark.filterwarnings("error::RuntimeWarning")
+    @settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        st.sampled_from(
+            [trace_format.STATS_TENSOR, trace_format.LOGITS, "glassbox/abs/input", trace_format.META]
+        ),
+        st.floats(0, 1, exclude_max=True),
+        st.sampled_from([np.nan, np.inf, -np.inf, 1e38, -1e38, 1e308, 0.0, -1.0]),
+    )
+    def test_of_single_values(self, step, name, where, value):
+        folder, path = step
+        index_bytes = (folder / path).read_bytes()
+        index = read_index(path, index_bytes)
+        events = bytearray((folder / index.events_key).read_bytes())
+        tensor = read_tensors(index, events)[name].reshape(-1)
+        with np.errstate(all="ignore"):
+            tensor[int(where * tensor.size)] = np.array(value).astype(tensor.dtype)
+        self.render(path, index_bytes, bytes(events))

@@ -5,7 +5,7 @@ import json
 from collections import defaultdict
 
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.monitoring.checks import Told
+from glassbox.monitoring.checks import PublishedViolation
 from glassbox.monitoring.counts import Counts, total
 
 KEY = "capture/traffic-signs/AllTraffic/2026/11/23/10/20-02-871-0b7bfd33-c8a7-4adf-a09a-98fd0af79974.jsonl"
@@ -68,7 +68,7 @@ class FakeCounts:
     """The counts table; ``refuse`` gives the exceptions that the next calls raise (None lets one through)."""
 
     def __init__(self, refuse=()):
-        self.files, self.slots, self.told = set(), defaultdict(dict), defaultdict(dict)
+        self.files, self.slots, self.violations = set(), defaultdict(dict), defaultdict(dict)
         self.refuse = list(refuse)
 
     def _answer(self):
@@ -90,11 +90,11 @@ class FakeCounts:
 
     def published(self, stream, window):
         self._answer()
-        return [Told(check, w) for (check, w) in self.told[stream] if w.overlaps(window)]
+        return [PublishedViolation(check, w) for (check, w) in self.violations[stream] if w.overlaps(window)]
 
     def record(self, stream, verdict):
         self._answer()
-        self.told[stream][verdict.name, verdict.window] = verdict
+        self.violations[stream][verdict.name, verdict.window] = verdict
 
 
 class FakeEvents:

@@ -17,7 +17,7 @@ from botocore.stub import Stubber
 from captures import ARTICLE, STREAM, FakeCaptures, FakeCounts, FakeEvents, created, file
 from glassbox.aws.counts_table import BLOCK, FILE_ID_BYTES, SHARDS, CountsTable, shard
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.monitoring.checks import Bounds, Told, class_share
+from glassbox.monitoring.checks import Bounds, PublishedViolation, class_share
 from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
 from glassbox.monitoring.counts import UNKNOWN, Counts, Window, total
 from glassbox.monitoring.response import ResponseForm
@@ -125,10 +125,10 @@ def test_a_violation_is_remembered_with_its_window(counts):
     verdict = class_share(some(c14=60), Window(HOUR + TEN, HOUR + 7 * TEN), Bounds(threshold=0.5))
     for _ in range(2):
         counts.record(STREAM, verdict)
-    told = [Told("class_share", verdict.window)]
-    assert counts.published(STREAM, WINDOW) == told
-    assert counts.published(STREAM, Window(HOUR + 6 * TEN, HOUR + 12 * TEN)) == told
-    assert counts.published(STREAM, Window(HOUR - 6 * TEN, HOUR + 2 * TEN)) == told
+    published = [PublishedViolation("class_share", verdict.window)]
+    assert counts.published(STREAM, WINDOW) == published
+    assert counts.published(STREAM, Window(HOUR + 6 * TEN, HOUR + 12 * TEN)) == published
+    assert counts.published(STREAM, Window(HOUR - 6 * TEN, HOUR + 2 * TEN)) == published
     assert counts.published(STREAM, Window(HOUR - 6 * TEN, HOUR + TEN)) == []
     assert counts.published(STREAM, Window(HOUR + 7 * TEN, HOUR + 13 * TEN)) == []
     assert counts.published("traffic-signs/Canary", WINDOW) == []
@@ -139,7 +139,7 @@ def test_a_violation_of_the_longest_window_is_found_until_it_ends(counts):
     day = Window(HOUR, HOUR + timedelta(hours=24))
     counts.record(STREAM, class_share(some(c14=60), day, Bounds(threshold=0.5)))
     last = Window(day.end - TEN, day.end + 5 * TEN)
-    assert counts.published(STREAM, last) == [Told("class_share", day)]
+    assert counts.published(STREAM, last) == [PublishedViolation("class_share", day)]
     assert counts.published(STREAM, Window(day.end, day.end + 6 * TEN)) == []
 
 
@@ -390,7 +390,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
 def test_the_reference_case_reads_back(counts_table):
     events = FakeEvents()
     count_and_judge(created(), {created()["object"]["key"]: file(ARTICLE)}, counts_table, events)
-    slots, told = counts_table.read(STREAM, WINDOW), counts_table.published(STREAM, WINDOW)
+    slots, published = counts_table.read(STREAM, WINDOW), counts_table.published(STREAM, WINDOW)
     assert total(slots.values()) == Counts(Counter(ARTICLE), rated=400, records=400)
-    assert told == [Told("class_share", WINDOW)]
+    assert published == [PublishedViolation("class_share", WINDOW)]
     assert len(events.events) == 1

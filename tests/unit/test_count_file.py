@@ -369,6 +369,6 @@ def test_any_interleaving_of_deliveries_gives_the_same_counts(extra, order, refu
         world.retry(name)
     assert world.counts.slots == EXPECTED.counts.slots
     for check in ("class_share", "unreadable_share"):
-        starts = sorted(window.start for name, window in world.counts.told[STREAM] if name == check)
+        starts = sorted(window.start for name, window in world.counts.violations[STREAM] if name == check)
         assert starts
         assert all(later - earlier >= timedelta(hours=1) for earlier, later in itertools.pairwise(starts))

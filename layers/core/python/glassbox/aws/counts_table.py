@@ -21,7 +21,7 @@ from typing import Any
 
 from glassbox.aws.errors import AWS_ERRORS, code_of, translate
 from glassbox.errors import BadInputError
-from glassbox.monitoring.checks import Told, Verdict
+from glassbox.monitoring.checks import PublishedViolation, Verdict
 from glassbox.monitoring.counts import LONGEST_WINDOW, RETENTION, SLOT, UNKNOWN, Counts, Window
 
 BLOCK = 145
@@ -77,13 +77,13 @@ class CountsTable:
                 slots[_time(item["sk"]["S"].partition("#")[0])] += _counts(item)
         return dict(slots)
 
-    def published(self, stream: str, window: Window) -> list[Told]:
+    def published(self, stream: str, window: Window) -> list[PublishedViolation]:
         """Return the published violations whose windows overlap ``window`` (consistent)."""
-        told = []
+        found = []
         for item in self._query(stream, window.start - LONGEST_WINDOW, window.end - SLOT):
             start, _, check = item["sk"]["S"].partition("#")
-            told.append(Told(check, Window(_time(start), _time(item["end"]["S"]))))
-        return [violation for violation in told if violation.window.overlaps(window)]
+            found.append(PublishedViolation(check, Window(_time(start), _time(item["end"]["S"]))))
+        return [violation for violation in found if violation.window.overlaps(window)]
 
     def record(self, stream: str, verdict: Verdict) -> None:
         """Remember that a violation was published; recording it again changes nothing."""

@@ -64,7 +64,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Told:
+class PublishedViolation:
     """A violation that has been published."""
 
     check: str

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from glassbox.errors import BadInputError, SettingsError
 from glassbox.events import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 from glassbox.monitoring.capture import CaptureFile, read, read_key
-from glassbox.monitoring.checks import Bounds, Told, Verdict, detail, judge
+from glassbox.monitoring.checks import Bounds, PublishedViolation, Verdict, detail, judge
 from glassbox.monitoring.counts import CLASSES, RETENTION, SLOT, Counts, Tally, Window, tally, total, windows
 from glassbox.monitoring.response import Label, ResponseForm
 from glassbox.replay_marker import KeySource
@@ -53,7 +53,7 @@ class CountsStore(Protocol):
 
     def add(self, file: str, stream: str, slots: Mapping[datetime, Counts]) -> bool: ...
     def read(self, stream: str, window: Window) -> dict[datetime, Counts]: ...
-    def published(self, stream: str, window: Window) -> list[Told]: ...
+    def published(self, stream: str, window: Window) -> list[PublishedViolation]: ...
     def record(self, stream: str, verdict: Verdict) -> None: ...
 
 
@@ -165,7 +165,7 @@ def judge_file(
     touched = windows(counted.tally.slots, length)
     span = Window(touched[-1].start, touched[0].end)
     slots = counts.read(counted.file.stream, span)
-    told = counts.published(counted.file.stream, span)
+    published = counts.published(counted.file.stream, span)
     judged = {
         window: judge(total(c for start, c in slots.items() if start in window), window, settings, baseline)
         for window in touched
@@ -174,11 +174,11 @@ def judge_file(
     violations = []
     if variant not in settings.shadows:  # a shadow is counted and judged, but no reason to act
         for verdict in (v for verdicts in judged.values() for v in verdicts if v.violated):
-            if any(t.check == verdict.name and t.window.overlaps(verdict.window) for t in told):
+            if any(t.check == verdict.name and t.window.overlaps(verdict.window) for t in published):
                 continue
             events.put(VIOLATION_SOURCE, VIOLATION_DETAIL_TYPE, detail(endpoint, variant, verdict))
             counts.record(counted.file.stream, verdict)
-            told.append(Told(verdict.name, verdict.window))
+            published.append(PublishedViolation(verdict.name, verdict.window))
             violations.append(verdict)
     latest = max(counted.tally.slots) + SLOT
     return Judged(judged[Window(latest - length, latest)], violations)

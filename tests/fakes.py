@@ -6,7 +6,7 @@ Each fake passes the same contract tests as its adapter (tests/integration).
 from dataclasses import replace
 
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incidents.workflow import DELETED, JOINED_KEPT, PICTURES_KEPT, Live, State
+from glassbox.incidents.workflow import DELETED, PICTURES_KEPT, RELATED_KEPT, EndpointState, State
 
 
 class FakeObjects:
@@ -44,12 +44,12 @@ class FakeEndpoint:
     """
 
     def __init__(self, config, status="InService", refuse=()):
-        self.live = Live(status, config)
+        self.live = EndpointState(status, config)
         self.updates, self.guarded, self.refuse = [], [], list(refuse)
 
     def describe(self, name):
         if self.live is None:
-            return Live(DELETED, "", f'Could not find endpoint "{name}".')
+            return EndpointState(DELETED, "", f'Could not find endpoint "{name}".')
         return self.live
 
     def update(self, name, config, *, guarded):
@@ -62,17 +62,17 @@ class FakeEndpoint:
         self.live = replace(self.live, status="Updating", failure="")
 
     def settle(self):
-        self.live = Live("InService", self.updates[-1])
+        self.live = EndpointState("InService", self.updates[-1])
 
     def roll_back(self, reason):
-        self.live = Live("InService", self.live.config, reason)
+        self.live = EndpointState("InService", self.live.config, reason)
 
     def delete(self):
         self.live = None
 
     def deploy(self, config):
         """What somebody else does."""
-        self.live = Live("InService", config)
+        self.live = EndpointState("InService", config)
 
 
 class FakeIncidents:
@@ -99,13 +99,18 @@ class FakeIncidents:
         current = self.items.get(before.endpoint)
         if current is None or (current.id, current.revision) != (before.id, before.revision):
             raise ConflictError("changed meanwhile")
-        kept = replace(after, joined=current.joined, pictures=current.pictures, refused=current.refused)
+        kept = replace(
+            after,
+            related_violations=current.related_violations,
+            pictures=current.pictures,
+            refused=current.refused,
+        )
         self.items[before.endpoint] = kept
         if after.state is State.NORMAL and before.state is not State.NORMAL:
             self.closed[after.id] = kept
 
     def attach(self, incident, violation):
-        self._add(incident, "joined", violation, JOINED_KEPT)
+        self._add(incident, "related_violations", violation, RELATED_KEPT)
 
     def add_picture(self, incident, name):
         self._add(incident, "pictures", name, PICTURES_KEPT)
@@ -121,10 +126,10 @@ class FakeIncidents:
             if len(held) < most or value in (items[key].replays or ()):
                 items[key] = replace(items[key], **{to: held | {value}})
 
-    def has_seen(self, endpoint, config):
+    def was_config_reported(self, endpoint, config):
         return (endpoint, config) in self.seen
 
-    def see(self, endpoint, config):
+    def record_config_report(self, endpoint, config):
         self.seen.add((endpoint, config))
 
 

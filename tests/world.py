@@ -1,4 +1,4 @@
-"""The desk with fakes, and time: what the scenarios of the incident are played in."""
+"""The incident handlers with fake dependencies, and time: what the scenarios of the incident are played in."""
 
 import contextlib
 from dataclasses import replace
@@ -6,21 +6,30 @@ from datetime import UTC, datetime, timedelta
 
 from fakes import FakeEndpoint, FakeIncidents, FakeNotices
 from glassbox.errors import GlassboxError
-from glassbox.incidents.workflow import Configs, Desk, Limits, Replays, Report, confirm, restore, swap
+from glassbox.incidents.workflow import (
+    EndpointConfigs,
+    IncidentDependencies,
+    Limits,
+    Replays,
+    Report,
+    confirm,
+    restore,
+    swap,
+)
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 IDS = frozenset({"event-1", "event-2"})
 
 
 class World:
-    """The desk with fakes, and time. ``refuse`` lets one call of AWS fail until ``allow``."""
+    """Fake dependencies, and time. ``refuse`` lets one call of AWS fail until ``allow``."""
 
     def __init__(self, **limits):
         self.now = NOW
         self.endpoint, self.incidents, self.notices = FakeEndpoint("plain"), FakeIncidents(), FakeNotices()
         self.refused = {}
-        self.desk = Desk(
-            Configs("plain", "hooked", "glassbox"),
+        self.dependencies = IncidentDependencies(
+            EndpointConfigs("plain", "hooked", "glassbox"),
             Limits(**{"pictures": 6, "incidents_per_day": 3} | limits),
             Refusing(self.endpoint, self.refused),
             Refusing(self.incidents, self.refused),
@@ -35,7 +44,7 @@ class World:
         self.refused.clear()
 
     def swap(self, violation):
-        return swap(violation, self.desk, self.now)
+        return swap(violation, self.dependencies, self.now)
 
     def replay(self, incident):
         self._check("replay")
@@ -55,14 +64,14 @@ class World:
             raise self.refused[call]
 
     def confirm(self):
-        return confirm("traffic-signs", self.desk, self.now, replay=self.replay, report=self.report)
+        return confirm("traffic-signs", self.dependencies, self.now, replay=self.replay, report=self.report)
 
     def restore(self):
-        return restore("traffic-signs", self.desk, self.now)
+        return restore("traffic-signs", self.dependencies, self.now)
 
     def draw(self, *names):
         for name in names:
-            self.desk.incidents.add_picture(self.incident, name)
+            self.dependencies.incidents.add_picture(self.incident, name)
 
     def later(self, minutes):
         self.now += timedelta(minutes=minutes)
@@ -72,7 +81,7 @@ class World:
         return self.incidents.current("traffic-signs")
 
     @property
-    def told(self):
+    def notified(self):
         return [notice.attributes["event"] for notice in self.notices.published]
 
     def run(self, violation):

@@ -11,7 +11,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 from botocore.config import Config
 
-from glassbox.aws.bootstrap import DeskSettings, desk
+from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.endpoint import Runtime
 from glassbox.aws.objects import Objects
@@ -30,7 +30,7 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DeskSettings):
+class Settings(IncidentSettings):
     endpoint_name: str
     counts_table: str
     bucket: str
@@ -66,7 +66,7 @@ def build():
     return functools.partial(
         confirm,
         settings.endpoint_name,
-        desk(settings, boto3),
+        incident_dependencies(settings, boto3),
         replay=functools.partial(
             replay,
             **chosen,

@@ -10,9 +10,9 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
-from glassbox.aws.bootstrap import DeskSettings, desk
+from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
 from glassbox.events import COMMAND_DETAIL_TYPE
-from glassbox.incidents.workflow import obey, read_command, restore
+from glassbox.incidents.workflow import apply_command, read_command, restore
 from glassbox.queue_message import read_event
 from glassbox.settings import from_env
 
@@ -21,23 +21,23 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DeskSettings):
+class Settings(IncidentSettings):
     endpoint_name: str
 
 
 @functools.cache
 def build():
     settings = from_env(Settings, os.environ)
-    return settings.endpoint_name, desk(settings, boto3)
+    return settings.endpoint_name, incident_dependencies(settings, boto3)
 
 
 @tracer.capture_method(capture_response=False)
 def restore_for(record):
-    endpoint, at_desk = build()
+    endpoint, dependencies = build()
     event, now = read_event(record.body), datetime.now(UTC)
     if event.get("detail-type") == COMMAND_DETAIL_TYPE:
-        logger.info("command", outcome=obey(read_command(event), at_desk, now))
-    outcome = restore(endpoint, at_desk, now)
+        logger.info("command", outcome=apply_command(read_command(event), dependencies, now))
+    outcome = restore(endpoint, dependencies, now)
     metrics.add_metric("Restores", MetricUnit.Count, outcome == "restoring")
     logger.info("restore", outcome=outcome)
 

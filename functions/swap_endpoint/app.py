@@ -9,7 +9,7 @@ from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
-from glassbox.aws.bootstrap import DeskSettings, desk
+from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
 from glassbox.aws.objects import Objects
 from glassbox.events import read_violation
 from glassbox.incidents.workflow import swap
@@ -22,17 +22,17 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 
 @functools.cache
 def build():
-    return Objects(boto3.client("s3")), desk(from_env(DeskSettings, os.environ), boto3)
+    return Objects(boto3.client("s3")), incident_dependencies(from_env(IncidentSettings, os.environ), boto3)
 
 
 @tracer.capture_method(capture_response=False)
 def swap_for(record):
-    reports, at_desk = build()
+    reports, dependencies = build()
     violation = read_violation(read_event(record.body), reports)
     if violation is None:
         logger.info("the monitor's report holds no violations")
         return
-    outcome = swap(violation, at_desk, datetime.now(UTC))
+    outcome = swap(violation, dependencies, datetime.now(UTC))
     metrics.add_dimension("endpoint", violation.endpoint)
     metrics.add_metric("Violations", MetricUnit.Count, 1)
     metrics.add_metric("Swaps", MetricUnit.Count, outcome == "swapping")

@@ -102,7 +102,7 @@ def calls(stack):
     scheduled = json.dumps({"time": f"{hour + timedelta(hours=1):%Y-%m-%dT%H}:10:00Z"})
     queue = stack.resources("AWS::SQS::Queue")["MonitorQueue"]
     stack.client("sqs").send_message(QueueUrl=queue, MessageBody=scheduled)
-    wait_for(lambda: incident(stack).joined)
+    wait_for(lambda: incident(stack).related_violations)
     first = incident(stack).id
 
     # an incident that finds the endpoint in the middle of somebody's update, at both of its ends

@@ -24,7 +24,14 @@ from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.events import Violation
 from glassbox.incidents.notifications import Notice
 from glassbox.incidents.replay import Request
-from glassbox.incidents.workflow import FINDINGS_KEPT, JOINED_KEPT, PICTURES_KEPT, Incident, Live, State
+from glassbox.incidents.workflow import (
+    FINDINGS_KEPT,
+    PICTURES_KEPT,
+    RELATED_KEPT,
+    EndpointState,
+    Incident,
+    State,
+)
 from glassbox.monitoring.counts import Window
 from glassbox.replay_marker import PublicKey
 
@@ -73,7 +80,7 @@ def test_what_is_saved_is_read_again(incidents):
         state=State.HOOKED,
         since=AT + timedelta(minutes=5),
         deadline=AT + timedelta(minutes=20),
-        hold=AT + timedelta(minutes=40),
+        keep_hooked_until=AT + timedelta(minutes=40),
         sent=AT + timedelta(minutes=6),
         sends=2,
         retries=3,
@@ -86,7 +93,7 @@ def test_what_is_saved_is_read_again(incidents):
         flagged=frozenset({"a"}),
         failure="It failed.\nIt is to be put right.",
         headline="Glassbox traffic-signs: failed",
-        told=frozenset({"opened"}),
+        sent_notifications=frozenset({"opened"}),
         report="s3://bucket/incidents/index.html",
         findings=("2 x class 14", "1 x class 3"),
         timeline=("2026-11-23T10:26:00Z HOOKED",),
@@ -113,12 +120,12 @@ def test_ten_thousand_names_do_not_fill_the_item_and_a_replays_name_always_fits(
         incidents.add_picture(
             FIRST, f"20261123T101512Z-ip-10-0-161-203.eu-west-1.compute.internal-1-5f0c9a3e-{n:06d}"
         )
-    for n in range(2 * JOINED_KEPT):
+    for n in range(2 * RELATED_KEPT):
         incidents.attach(FIRST, replace(LATE, window_start=AT - timedelta(minutes=n)))
     incidents.add_picture(FIRST, "asked-1")
     incidents.add_refusal(FIRST, "asked-2")
     current = incidents.current("traffic-signs")
-    assert (len(current.pictures), len(current.joined)) == (PICTURES_KEPT + 1, JOINED_KEPT)
+    assert (len(current.pictures), len(current.related_violations)) == (PICTURES_KEPT + 1, RELATED_KEPT)
     assert ("asked-1" in current.pictures, current.refused) == (True, {"asked-2"})
     restoring = replace(current, state=State.RESTORING, unsent=frozenset(), revision=2)
     incidents.save(current, restoring)
@@ -137,8 +144,8 @@ def test_an_incident_with_everything_at_its_bound_fits_into_an_item():
         FIRST,
         endpoint="e" * 63,
         cause=replace(violation, reason=wide * 2000),
-        joined=frozenset(
-            replace(violation, check=f"{n:041d}", reason=wide * 400) for n in range(JOINED_KEPT)
+        related_violations=frozenset(
+            replace(violation, check=f"{n:041d}", reason=wide * 400) for n in range(RELATED_KEPT)
         ),
         replays=replays,
         flagged=replays,
@@ -149,7 +156,7 @@ def test_an_incident_with_everything_at_its_bound_fits_into_an_item():
         findings=(wide * 160,) * FINDINGS_KEPT,
         unreported=wide * 1000,
         timeline=(wide * 262,) * 60,
-        told=frozenset(f"cooldown {n:041d}" for n in range(100)),
+        sent_notifications=frozenset(f"cooldown {n:041d}" for n in range(100)),
     )
     size = sum(len(name) + _bytes(value) for name, value in _item(full, "current").items())
     assert 300_000 < size < 409_600
@@ -177,7 +184,7 @@ def test_pictures_and_violations_are_added_whoever_saves_meanwhile(incidents):
     incidents.attach(FIRST, LATE)
     incidents.save(FIRST, replace(FIRST, requested=True, revision=1))
     current = incidents.current("traffic-signs")
-    assert (current.pictures, current.joined, current.requested) == ({"a", "b"}, {LATE}, True)
+    assert (current.pictures, current.related_violations, current.requested) == ({"a", "b"}, {LATE}, True)
     incidents.add_picture(SECOND, "of another incident")
     assert incidents.current("traffic-signs").pictures == {"a", "b"}
 
@@ -190,27 +197,32 @@ def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
     incidents.open(SECOND)
     incidents.attach(FIRST, LATE)
     (past,) = incidents.past("traffic-signs", AT - timedelta(days=1))
-    assert (past.id, past.state, past.pictures, past.joined) == (FIRST.id, State.NORMAL, {"a"}, {LATE})
+    assert (past.id, past.state, past.pictures, past.related_violations) == (
+        FIRST.id,
+        State.NORMAL,
+        {"a"},
+        {LATE},
+    )
     assert incidents.past("traffic-signs", AT + timedelta(minutes=1)) == []
-    assert incidents.current("traffic-signs").joined == frozenset()
+    assert incidents.current("traffic-signs").related_violations == frozenset()
 
 
 def test_a_closed_incident_is_still_written_to_and_its_copy_is_not(incidents):
     incidents.open(FIRST)
     closed = replace(FIRST, state=State.NORMAL, revision=1)
     incidents.save(FIRST, closed)
-    incidents.save(closed, replace(closed, told=frozenset({"cap"}), revision=2))
-    assert incidents.current("traffic-signs").told == {"cap"}
+    incidents.save(closed, replace(closed, sent_notifications=frozenset({"cap"}), revision=2))
+    assert incidents.current("traffic-signs").sent_notifications == {"cap"}
     (past,) = incidents.past("traffic-signs", AT - timedelta(days=1))
-    assert (past.told, past.revision) == (frozenset(), 1)
+    assert (past.sent_notifications, past.revision) == (frozenset(), 1)
 
 
 def test_an_unknown_config_that_was_seen_is_remembered(incidents):
-    incidents.see("traffic-signs", "new")
-    incidents.see("traffic-signs", "new")
-    assert incidents.has_seen("traffic-signs", "new")
-    assert not incidents.has_seen("traffic-signs", "newer")
-    assert not incidents.has_seen("another", "new")
+    incidents.record_config_report("traffic-signs", "new")
+    incidents.record_config_report("traffic-signs", "new")
+    assert incidents.was_config_reported("traffic-signs", "new")
+    assert not incidents.was_config_reported("traffic-signs", "newer")
+    assert not incidents.was_config_reported("another", "new")
 
 
 @pytest.fixture(params=["fake", "s3"])
@@ -303,7 +315,7 @@ def test_describe_gives_status_and_config(sagemaker):
         "LastModifiedTime": 0,
     }
     stub.add_response("describe_endpoint", answer, {"EndpointName": "traffic-signs"})
-    assert endpoint.describe("traffic-signs") == Live("InService", "plain", "")
+    assert endpoint.describe("traffic-signs") == EndpointState("InService", "plain", "")
     answer |= {"EndpointStatus": "Failed", "FailureReason": "container\nlog \x1b[31m"}
     stub.add_response("describe_endpoint", answer, {"EndpointName": "traffic-signs"})
     assert endpoint.describe("traffic-signs").failure == r"container\nlog \x1b[31m"

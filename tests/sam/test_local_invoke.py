@@ -149,7 +149,7 @@ def test_a_poison_message_comes_back_alone(stack):
 def test_what_eventbridge_would_send_is_put_into_a_message(stack, run):
     event = invoke.read_event(ROOT / "events" / "monitor-job-violations.json", stack)
     run("swap_endpoint", event)
-    assert len(incident(stack).joined) == 1
+    assert len(incident(stack).related_violations) == 1
     with pytest.raises(invoke.InvokeError, match=r"README\.md: not an event"):
         invoke.read_event(ROOT / "README.md", stack)
 

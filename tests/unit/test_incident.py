@@ -13,17 +13,17 @@ from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.events import read_violation
 from glassbox.incidents import notifications
 from glassbox.incidents.workflow import (
-    JOINED_KEPT,
     PICTURES_KEPT,
+    RELATED_KEPT,
     TRANSITIONS,
     Command,
-    Configs,
+    EndpointConfigs,
+    EndpointState,
     Incident,
     Limits,
-    Live,
     Replays,
     State,
-    obey,
+    apply_command,
     read_command,
 )
 from world import IDS, NOW, World, following
@@ -43,7 +43,7 @@ def test_from_the_violation_to_the_endpoint_as_it_was(world, violation):
     world.run(violation)
     assert world.endpoint.updates == ["hooked", "plain"]
     assert world.endpoint.guarded == [True, False]  # an alarm may undo the swap, and never the way back
-    assert world.told == ["swapping", "restored"]
+    assert world.notified == ["swapping", "restored"]
     begun, ended = world.notices.published
     assert violation.reason in begun.text
     assert violation.reason in ended.text
@@ -74,7 +74,7 @@ def test_every_event_twice_changes_nothing(world, violation):
     for _ in range(2):
         world.confirm()
     assert world.endpoint.updates == ["hooked", "plain"]
-    assert world.told == ["swapping", "restored"]
+    assert world.notified == ["swapping", "restored"]
     assert world.replayed == 1
 
 
@@ -88,7 +88,7 @@ def test_who_looks_between_the_update_and_its_being_noted_says_and_changes_nothi
 
     world.endpoint.update = update
     assert world.swap(violation) == "swapping"
-    assert world.told == ["swapping"]
+    assert world.notified == ["swapping"]
     assert (
         world.notices.published[0].subject
         == "Glassbox traffic-signs: violation, swapping to the hooked model"
@@ -114,7 +114,7 @@ def test_the_sweep_alone_finishes_an_incident_whose_events_are_lost(world, viola
         if world.endpoint.live.status == "Updating":
             world.endpoint.settle()
     assert world.incident.state is State.NORMAL
-    assert world.told == ["swapping", "restored"]
+    assert world.notified == ["swapping", "restored"]
     assert any("the time is up with 0 pictures" in line for line in world.incident.timeline)
 
 
@@ -123,9 +123,9 @@ def test_another_violation_joins_the_open_incident(world, violation, load_event)
     other = read_violation(load_event("monitor-job-violations"), FakeObjects())
     assert world.swap(other) == "joined"
     assert world.swap(other) == "joined"
-    assert world.incident.joined == {other}
+    assert world.incident.related_violations == {other}
     assert world.endpoint.updates == ["hooked"]
-    assert world.told == ["swapping"]
+    assert world.notified == ["swapping"]
 
 
 def test_the_hourly_monitor_after_the_fast_road_is_done_opens_nothing(world, violation, load_event):
@@ -133,7 +133,7 @@ def test_the_hourly_monitor_after_the_fast_road_is_done_opens_nothing(world, vio
     world.later(80)
     late = read_violation(load_event("monitor-job-violations"), FakeObjects())
     assert world.swap(late) == "joined"
-    assert world.incident.joined == {late}
+    assert world.incident.related_violations == {late}
     assert world.endpoint.updates == ["hooked", "plain"]
 
 
@@ -142,7 +142,7 @@ def test_another_check_after_the_incident_waits_for_the_cooldown(world, violatio
     world.later(5)
     drift = following(violation, 0, "drift")
     assert [world.swap(drift), world.swap(drift)] == ["cooling down", "cooling down"]
-    assert world.told == ["swapping", "restored", "cooling-down"]
+    assert world.notified == ["swapping", "restored", "cooling-down"]
     assert "none opens before 10:51 UTC" in world.notices.published[-1].text
     world.later(30)
     assert world.swap(drift) == "swapping"
@@ -169,33 +169,33 @@ def test_the_cap_is_told_once(world, violation):
         world.later(120)
     for _ in range(2):
         assert world.swap(following(violation, 8)) == "cap reached"
-    assert world.told.count("cap-reached") == 1
+    assert world.notified.count("cap-reached") == 1
     world.later(24 * 60)
     assert world.swap(following(violation, 30)) == "swapping"
 
 
 def test_an_endpoint_in_the_middle_of_an_update_is_swapped_when_it_is_done(world, violation):
-    world.endpoint.live = Live("Updating", "plain")
+    world.endpoint.live = EndpointState("Updating", "plain")
     assert world.swap(violation) == "pending"
     assert world.confirm() == "SWAPPING"
     assert world.endpoint.updates == []
     assert "Not yet: the endpoint is Updating" in world.notices.published[0].text
     world.later(55)
-    world.endpoint.live = Live("InService", "plain")
+    world.endpoint.live = EndpointState("InService", "plain")
     world.confirm()
     assert world.endpoint.updates == ["hooked"]
     world.later(50)  # the update has an hour from when it began, not from when it was wished for
     assert world.confirm() == "SWAPPING"
-    assert world.told == ["swapping"]
+    assert world.notified == ["swapping"]
 
 
 def test_an_endpoint_that_is_updated_for_too_long_is_told_not_to_be_swapped(world, violation):
-    world.endpoint.live = Live("Updating", "plain")
+    world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
     world.later(61)
     assert world.confirm() == "FAILED"
     assert "SageMaker refused the swap: the endpoint is Updating" in world.notices.published[-1].text
-    world.endpoint.live = Live("InService", "plain")
+    world.endpoint.live = EndpointState("InService", "plain")
     assert world.confirm() == "NORMAL"
 
 
@@ -208,11 +208,11 @@ def test_a_swap_that_comes_through_after_it_was_given_up_is_undone(world, violat
     world.endpoint.settle()
     assert world.confirm() == "NORMAL"
     assert world.endpoint.updates == ["hooked", "plain"]
-    assert world.told == ["swapping", "failed", "restored"]
+    assert world.notified == ["swapping", "failed", "restored"]
 
 
 def test_an_endpoint_that_is_already_hooked_is_not_updated_but_explained(world, violation):
-    world.endpoint.live = Live("InService", "hooked")
+    world.endpoint.live = EndpointState("InService", "hooked")
     assert world.swap(violation) == "swapping"
     assert world.confirm() == "HOOKED"
     assert world.endpoint.updates == []
@@ -220,7 +220,7 @@ def test_an_endpoint_that_is_already_hooked_is_not_updated_but_explained(world, 
 
 
 def test_a_config_that_is_neither_of_the_two_is_left_alone(world, violation):
-    world.endpoint.live = Live("InService", "somebody-elses")
+    world.endpoint.live = EndpointState("InService", "somebody-elses")
     assert world.swap(violation) == "failed"
     assert world.endpoint.updates == []
     (notice,) = world.notices.published
@@ -233,13 +233,13 @@ def test_a_silent_roll_back_is_told_with_sagemakers_reason_and_ends(world, viola
     world.swap(violation)
     world.endpoint.roll_back("did not pass the ping health check")
     assert [world.confirm(), world.confirm()] == ["FAILED", "NORMAL"]
-    assert world.told == ["swapping", "failed"]
+    assert world.notified == ["swapping", "failed"]
     assert "did not pass the ping health check" in world.notices.published[-1].text
     assert any("FAILED: SageMaker rolled the swap back" in line for line in world.incident.timeline)
 
 
 def test_a_failure_is_told_even_when_sns_is_away(world, violation):
-    world.endpoint.live = Live("InService", "somebody-elses")
+    world.endpoint.live = EndpointState("InService", "somebody-elses")
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.swap(violation)
@@ -247,7 +247,7 @@ def test_a_failure_is_told_even_when_sns_is_away(world, violation):
     assert world.incident.state is State.FAILED
     world.later(2)
     world.confirm()
-    assert world.told == ["failed"]
+    assert world.notified == ["failed"]
     (notice,) = world.notices.published
     assert notice.subject == "Glassbox traffic-signs: violation, NOT swapped: unknown endpoint config"
     assert "make twin STACK=glassbox" in notice.text
@@ -255,7 +255,7 @@ def test_a_failure_is_told_even_when_sns_is_away(world, violation):
 
 def test_an_endpoint_that_failed_is_told(world, violation):
     world.swap(violation)
-    world.endpoint.live = Live("Failed", "plain", "no capacity")
+    world.endpoint.live = EndpointState("Failed", "plain", "no capacity")
     assert world.confirm() == "FAILED"
     assert "no capacity" in world.notices.published[-1].text
     # no update is taken by a failed endpoint
@@ -268,7 +268,7 @@ def test_an_endpoint_that_breaks_on_the_hooked_model_is_told_at_once(world, viol
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
-    world.endpoint.live = Live(status, "hooked")
+    world.endpoint.live = EndpointState(status, "hooked")
     assert world.confirm() == "FAILED"
     assert world.notices.published[-1].subject == f"Glassbox traffic-signs: the endpoint is {status}"
 
@@ -281,14 +281,14 @@ def test_an_endpoint_that_is_deleted_during_an_incident_is_told_once(world, viol
         world.confirm()
     world.endpoint.delete()
     assert [world.confirm(), world.confirm(), world.restore()] == ["FAILED", "FAILED", "nothing to restore"]
-    assert world.told == ["swapping", "failed"]
+    assert world.notified == ["swapping", "failed"]
     assert "aws sagemaker create-endpoint" in world.notices.published[-1].text
 
 
 def test_an_endpoint_that_does_not_exist_between_incidents_is_no_error(world):
     world.endpoint.delete()
     assert world.confirm() == "no endpoint"
-    assert world.told == []
+    assert world.notified == []
 
 
 def test_an_update_that_does_not_end_is_told_after_an_hour(world, violation):
@@ -310,7 +310,7 @@ def test_an_endpoint_that_is_unknown_is_told(world, violation):
     assert world.swap(violation) == "failed"
     assert 'Could not find endpoint "traffic-signs"' in world.notices.published[-1].text
     assert [world.confirm(), world.confirm()] == ["FAILED", "FAILED"]
-    assert world.told == ["failed"]
+    assert world.notified == ["failed"]
 
 
 def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violation):
@@ -323,7 +323,7 @@ def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violat
     world.replays = Replays(IDS)
     world.confirm()
     assert world.incident.replays == IDS
-    assert world.told == ["swapping"]
+    assert world.notified == ["swapping"]
 
 
 def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):
@@ -332,10 +332,10 @@ def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):
     assert "Not yet: ResourceLimitExceeded" in world.notices.published[0].text
     world.later(2)
     world.confirm()
-    assert world.told == ["swapping"]
+    assert world.notified == ["swapping"]
     world.later(60)
     world.confirm()
-    assert world.told == ["swapping", "failed"]
+    assert world.notified == ["swapping", "failed"]
     assert "ResourceLimitExceeded" in world.notices.published[-1].text
 
 
@@ -347,7 +347,7 @@ def test_a_plain_config_that_is_gone_is_told_and_the_endpoint_keeps_serving(worl
     world.endpoint.refuse = [BadInputError('Could not find endpoint configuration "plain".')]
     world.restore()
     assert world.incident.state is State.FAILED
-    assert world.endpoint.live == Live("InService", "hooked")
+    assert world.endpoint.live == EndpointState("InService", "hooked")
     assert "NOT restored" in world.notices.published[-1].subject
     assert "--endpoint-config-name plain" in world.notices.published[-1].text
 
@@ -374,7 +374,7 @@ def test_somebody_who_deploys_during_an_incident_wins(world, violation):
     # and that is not the end of it: with the twin of the new model, the next violation is explained
     assert world.confirm() == "NORMAL"
     world.later(60)
-    world.endpoint.live = Live("InService", "plain")
+    world.endpoint.live = EndpointState("InService", "plain")
     world.run(replace(violation, window_start=violation.window_end, window_end=world.now))
 
 
@@ -391,7 +391,7 @@ def test_a_deployment_is_not_undone_when_the_pictures_come_at_the_same_time(worl
         world.restore()
     assert world.endpoint.updates == ["hooked"]
     assert world.endpoint.live.config == "a-new-model"
-    assert world.told == ["swapping", "failed", "stale-twin"]
+    assert world.notified == ["swapping", "failed", "stale-twin"]
 
 
 def test_a_deployment_under_way_is_waited_for_and_not_undone(world, violation):
@@ -399,7 +399,7 @@ def test_a_deployment_under_way_is_waited_for_and_not_undone(world, violation):
     world.endpoint.settle()
     world.confirm()
     world.draw(*IDS)
-    world.endpoint.live = Live("Updating", "hooked")
+    world.endpoint.live = EndpointState("Updating", "hooked")
     assert [world.restore(), world.confirm()] == ["waiting", "HOOKED"]
     world.endpoint.deploy("a-new-model")
     world.confirm()
@@ -425,9 +425,9 @@ def test_an_update_of_the_platforms_own_only_delays_the_way_back(world, violatio
     world.endpoint.settle()
     world.confirm()
     world.draw(*IDS)
-    world.endpoint.live = Live("SystemUpdating", "hooked")
+    world.endpoint.live = EndpointState("SystemUpdating", "hooked")
     assert world.restore() == "waiting"
-    world.endpoint.live = Live("InService", "hooked")
+    world.endpoint.live = EndpointState("InService", "hooked")
     assert world.restore() == "restoring"
     # and one that does not end is told
     world.endpoint.settle()
@@ -436,7 +436,7 @@ def test_an_update_of_the_platforms_own_only_delays_the_way_back(world, violatio
     world.swap(following(violation, 2))
     world.endpoint.settle()
     world.confirm()
-    world.endpoint.live = Live("SystemUpdating", "hooked")
+    world.endpoint.live = EndpointState("SystemUpdating", "hooked")
     world.later(15 + 61)
     assert world.restore() == "failed"
     assert "the endpoint is SystemUpdating" in world.notices.published[-1].subject
@@ -448,7 +448,7 @@ def test_the_plain_config_put_back_by_hand_ends_the_incident(world, violation):
     world.confirm()
     world.endpoint.deploy("plain")
     assert world.confirm() == "NORMAL"
-    assert world.told == ["swapping", "restored"]
+    assert world.notified == ["swapping", "restored"]
     assert world.endpoint.updates == ["hooked"]
 
 
@@ -474,13 +474,13 @@ def test_a_stale_twin_is_told_even_when_sns_is_away_for_a_while(world):
     with pytest.raises(RetryableError):
         world.confirm()
     assert [world.confirm(), world.confirm()] == ["stale twin", "stale twin"]
-    assert world.told == ["stale-twin"]
+    assert world.notified == ["stale-twin"]
 
 
 def test_a_config_that_somebody_deploys_is_told_at_once_and_once(world):
-    world.endpoint.live = Live("InService", "a-new-model")
+    world.endpoint.live = EndpointState("InService", "a-new-model")
     assert [world.confirm(), world.confirm()] == ["stale twin", "stale twin"]
-    assert world.told == ["stale-twin"]
+    assert world.notified == ["stale-twin"]
     assert "make twin STACK=glassbox" in world.notices.published[0].text
 
 
@@ -503,7 +503,7 @@ def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
         world.swap(violation)
     world.endpoint.settle()
     world.confirm()
-    assert world.told == ["swapping"]
+    assert world.notified == ["swapping"]
     world.draw(*IDS)
     world.restore()
     world.endpoint.settle()
@@ -511,11 +511,11 @@ def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
     with pytest.raises(RetryableError):
         world.confirm()
     world.confirm()
-    assert world.told == ["swapping"]  # whoever moved the incident may still be telling
+    assert world.notified == ["swapping"]  # whoever moved the incident may still be telling
     world.later(2)
     for _ in range(2):
         world.confirm()
-    assert world.told == ["swapping", "restored"]
+    assert world.notified == ["swapping", "restored"]
     assert world.endpoint.updates == ["hooked", "plain"]
 
 
@@ -532,7 +532,7 @@ def test_a_command_that_somebody_overtakes_is_obeyed_all_the_same(world, violati
     world.swap(violation)
     world.endpoint.settle()
     world.incidents.meanwhile = [world.confirm]
-    assert obey(read_command(load_event("command-abort")), world.desk, world.now) == "abort"
+    assert apply_command(read_command(load_event("command-abort")), world.dependencies, world.now) == "abort"
     assert world.replayed == 1
     assert world.restore() == "restoring"
 
@@ -541,17 +541,20 @@ def test_a_command_between_look_and_write_is_seen(world, violation, load_event):
     abort = read_command(load_event("command-abort"))
     world.swap(violation)
     world.endpoint.settle()
-    world.incidents.meanwhile = [lambda: obey(abort, world.desk, world.now)]
+    world.incidents.meanwhile = [lambda: apply_command(abort, world.dependencies, world.now)]
     assert world.confirm() == "RESTORING"
     assert world.replayed == 0
 
 
-def test_who_is_always_overtaken_comes_back_later(world, violation):
+def test_raises_retryable_after_repeated_conflicts(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     extend = Command("traffic-signs", "extend", world.now)
-    world.incidents.meanwhile = [lambda: obey(extend, world.desk, world.now), lambda: None] * 9
-    with pytest.raises(RetryableError, match="somebody else was faster"):
+    world.incidents.meanwhile = [
+        lambda: apply_command(extend, world.dependencies, world.now),
+        lambda: None,
+    ] * 9
+    with pytest.raises(RetryableError, match="gave up after 5 concurrent updates"):
         world.confirm()
 
 
@@ -559,15 +562,15 @@ def test_an_operator_aborts(world, violation, load_event):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
-    assert obey(read_command(load_event("command-abort")), world.desk, world.now) == "abort"
+    assert apply_command(read_command(load_event("command-abort")), world.dependencies, world.now) == "abort"
     assert world.restore() == "restoring"
 
 
 def test_an_operator_aborts_before_the_swap_has_begun(world, violation, load_event):
-    world.endpoint.live = Live("Updating", "plain")
+    world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
-    obey(read_command(load_event("command-abort")), world.desk, world.now)
-    world.endpoint.live = Live("InService", "plain")
+    apply_command(read_command(load_event("command-abort")), world.dependencies, world.now)
+    world.endpoint.live = EndpointState("InService", "plain")
     assert world.swap(violation) == "failed"  # the violation comes twice
     world.confirm()
     assert world.endpoint.updates == []
@@ -576,13 +579,13 @@ def test_an_operator_aborts_before_the_swap_has_begun(world, violation, load_eve
 
 def test_an_operator_aborts_while_the_swap_is_under_way(world, violation, load_event):
     world.swap(violation)
-    obey(read_command(load_event("command-abort")), world.desk, world.now)
+    apply_command(read_command(load_event("command-abort")), world.dependencies, world.now)
     world.endpoint.settle()
     assert world.confirm() == "RESTORING"
     assert world.replayed == 0
     world.endpoint.settle()
     assert world.confirm() == "NORMAL"
-    assert world.told == ["swapping", "restored"]
+    assert world.notified == ["swapping", "restored"]
 
 
 def test_an_abort_tries_to_restore_once_more_after_that_has_failed(world, violation, load_event):
@@ -596,15 +599,15 @@ def test_an_abort_tries_to_restore_once_more_after_that_has_failed(world, violat
     abort = read_command(load_event("command-abort"))
     for told in (2, 2, 2):
         assert world.restore() == "nothing to restore"
-        assert world.told.count("failed") == 1, told
-    obey(abort, world.desk, world.now)
+        assert world.notified.count("failed") == 1, told
+    apply_command(abort, world.dependencies, world.now)
     world.restore()
-    assert world.told.count("failed") == 2
-    obey(abort, world.desk, world.now)
+    assert world.notified.count("failed") == 2
+    apply_command(abort, world.dependencies, world.now)
     assert world.restore() == "restoring"
     world.endpoint.settle()
     assert world.confirm() == "NORMAL"
-    assert world.told == ["swapping", "failed", "failed", "restored"]
+    assert world.notified == ["swapping", "failed", "failed", "restored"]
 
 
 @pytest.mark.parametrize("deliveries", [1, 2])
@@ -613,7 +616,7 @@ def test_an_operator_extends(world, violation, load_event, deliveries):
     world.endpoint.settle()
     world.confirm()
     for _ in range(deliveries):  # 30 minutes, at 10:30
-        obey(read_command(load_event("command-extend")), world.desk, world.now)
+        apply_command(read_command(load_event("command-extend")), world.dependencies, world.now)
     world.draw(*IDS)  # however much is drawn
     world.now = datetime(2026, 11, 23, 10, 59, 59, tzinfo=UTC)
     assert world.restore() == "waiting"
@@ -622,11 +625,11 @@ def test_an_operator_extends(world, violation, load_event, deliveries):
 
 
 def test_an_operator_who_extends_before_the_swap_is_done_shortens_nothing(world, violation, load_event):
-    world.endpoint.live = Live("Updating", "plain")
+    world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
-    obey(read_command(load_event("command-extend")), world.desk, world.now)
+    apply_command(read_command(load_event("command-extend")), world.dependencies, world.now)
     world.now = datetime(2026, 11, 23, 10, 55, tzinfo=UTC)
-    world.endpoint.live = Live("InService", "plain")
+    world.endpoint.live = EndpointState("InService", "plain")
     world.confirm()
     world.endpoint.settle()
     assert world.confirm() == "HOOKED"
@@ -637,7 +640,10 @@ def test_an_operator_who_extends_before_the_swap_is_done_shortens_nothing(world,
 
 
 def test_a_command_without_an_incident_changes_nothing(world, load_event):
-    assert obey(read_command(load_event("command-abort")), world.desk, world.now) == "no incident to change"
+    assert (
+        apply_command(read_command(load_event("command-abort")), world.dependencies, world.now)
+        == "no incident to change"
+    )
 
 
 @pytest.mark.parametrize(
@@ -690,8 +696,8 @@ class Bus:
 @pytest.mark.parametrize("seed", range(5))
 def test_twenty_incidents_over_a_bad_bus_end_in_normal_with_the_right_messages(violation, seed):
     world, random = World(), Random(seed)
-    world.desk = replace(
-        world.desk, limits=Limits(incidents_per_day=1000, cooldown_minutes=0, explain_minutes=15)
+    world.dependencies = replace(
+        world.dependencies, limits=Limits(incidents_per_day=1000, cooldown_minutes=0, explain_minutes=15)
     )
     bus = Bus(world, random)
     for number in range(20):
@@ -713,7 +719,7 @@ def test_twenty_incidents_over_a_bad_bus_end_in_normal_with_the_right_messages(v
         assert world.incident.pictures == IDS
         world.later(60)
     assert world.endpoint.updates == ["hooked", "plain"] * 20
-    assert world.told == ["swapping", "restored"] * 20
+    assert world.notified == ["swapping", "restored"] * 20
     assert world.replayed == 20
     assert len(world.incidents.closed) == 20
 
@@ -744,8 +750,11 @@ def test_a_second_extend_does_not_shorten_the_first(world, violation):
     world.confirm()
     far, near = world.now + timedelta(minutes=90), world.now + timedelta(minutes=30)
     for until in (far, near):
-        assert obey(Command("traffic-signs", "extend", until), world.desk, world.now) == "extend"
-    assert world.incident.hold == far
+        assert (
+            apply_command(Command("traffic-signs", "extend", until), world.dependencies, world.now)
+            == "extend"
+        )
+    assert world.incident.keep_hooked_until == far
     world.later(89)
     assert world.restore() == "waiting"
     world.later(1)
@@ -765,7 +774,7 @@ def test_a_failure_is_not_left_before_it_was_told(world, violation):
         assert world.incident.state is State.FAILED
     world.notices.away = 0
     assert world.confirm() == "FAILED"
-    assert world.told == ["swapping", "failed"]
+    assert world.notified == ["swapping", "failed"]
     assert world.confirm() == "NORMAL"
 
 
@@ -801,7 +810,7 @@ def test_the_beginning_is_told_even_when_sns_refuses_it_twice(world, violation):
         world.confirm()
     world.later(2)
     assert world.confirm() == "HOOKED"
-    assert world.told == ["swapping"]
+    assert world.notified == ["swapping"]
     assert world.replayed == 1
 
 
@@ -811,7 +820,7 @@ def test_a_topic_that_is_away_for_the_whole_incident_holds_nothing_up(world, vio
     assert (world.incident.state, world.endpoint.updates) == (State.NORMAL, ["hooked", "plain"])
     world.notices.away = 0
     world.tick(violation, minutes=4)
-    assert world.told == ["restored"]
+    assert world.notified == ["restored"]
 
 
 def test_a_refused_restore_is_tried_again_with_growing_pauses_and_told_each_time(world, violation):
@@ -823,15 +832,15 @@ def test_a_refused_restore_is_tried_again_with_growing_pauses_and_told_each_time
     tried = []
     world.restore()
     while world.incident.state is State.FAILED:
-        before = world.told.count("failed")
+        before = world.notified.count("failed")
         world.later(2)
         world.confirm()
-        if world.told.count("failed") > before or world.incident.state is State.RESTORING:
+        if world.notified.count("failed") > before or world.incident.state is State.RESTORING:
             tried.append((world.now - world.incident.opened).total_seconds() / 60)
     assert tried == [10, 30, 70, 150]
     world.endpoint.settle()
     assert world.confirm() == "NORMAL"
-    assert world.told == ["swapping", *["failed"] * 4, "restored"]
+    assert world.notified == ["swapping", *["failed"] * 4, "restored"]
     failures = [n for n in world.notices.published if n.attributes["event"] == "failed"]
     assert [re.search(r"Tries so far: (\d)", n.text)[1] for n in failures] == ["1", "2", "3", "4"]
     assert "It is tried again at 10:31 UTC" in failures[0].text
@@ -870,10 +879,10 @@ def test_whoever_looks_first_tells_that_looking_is_refused(world, violation, fir
     world.draw(*IDS)
     world.refuse("describe", BadInputError("AccessDeniedException: no"))
     assert getattr(world, first)() in ("failed", "FAILED")
-    assert world.told == ["swapping", "failed"]
-    obey(read_command(load_event("command-abort")), world.desk, world.now)
+    assert world.notified == ["swapping", "failed"]
+    apply_command(read_command(load_event("command-abort")), world.dependencies, world.now)
     assert [world.restore(), world.confirm()] == ["failed", "FAILED"]  # no message is sent back to its queue
-    assert world.told == ["swapping", "failed"]
+    assert world.notified == ["swapping", "failed"]
 
 
 # ---------------------------------------------------------------- replays that the endpoint does not answer
@@ -974,9 +983,9 @@ def test_a_report_whose_writing_is_killed_each_time_is_given_up(world, violation
 def test_an_abort_ends_an_incident_whose_report_cannot_be_written(world, violation, load_event):
     after_the_restore(world, violation)
     world.refuse("report", RetryableError("S3 is away"))
-    assert obey(read_command(load_event("command-abort")), world.desk, world.now) == "abort"
+    assert apply_command(read_command(load_event("command-abort")), world.dependencies, world.now) == "abort"
     assert world.confirm() == "NORMAL"
-    assert world.told == ["swapping", "restored"]
+    assert world.notified == ["swapping", "restored"]
 
 
 def test_an_end_without_a_report_is_told_even_when_sns_is_away(world, violation):
@@ -988,7 +997,7 @@ def test_an_end_without_a_report_is_told_even_when_sns_is_away(world, violation)
     world.later(2)
     for _ in range(2):
         assert world.confirm() == "NORMAL"
-    assert world.told == ["swapping", "restored"]
+    assert world.notified == ["swapping", "restored"]
 
 
 # ---------------------------------------------------------------- sizes
@@ -1015,9 +1024,12 @@ def test_joining_violations_and_the_time_line_are_bounded(world, violation):
         other = replace(following(violation, n / 1000, "drift"), reason="x" * 2000)
         assert world.swap(other) == "joined"
         until = world.now + timedelta(minutes=n)
-        assert obey(Command("traffic-signs", "extend", until), world.desk, world.now) == "extend"
-    assert len(world.incident.joined) == JOINED_KEPT
-    assert max(len(joined.reason) for joined in world.incident.joined) <= 400
+        assert (
+            apply_command(Command("traffic-signs", "extend", until), world.dependencies, world.now)
+            == "extend"
+        )
+    assert len(world.incident.related_violations) == RELATED_KEPT
+    assert max(len(related.reason) for related in world.incident.related_violations) <= 400
     lines = world.incident.timeline
     assert len(lines) == 60
     assert "opened" in lines[0]
@@ -1027,7 +1039,7 @@ def test_joining_violations_and_the_time_line_are_bounded(world, violation):
 
 def everything_told(violation):
     """Every message there is, of an endpoint with the longest name and everything at its bound."""
-    name, live = "e" * 63, Live("UpdateRollbackFailed", "c" * 63, "reason " * 140)
+    name, live = "e" * 63, EndpointState("UpdateRollbackFailed", "c" * 63, "reason " * 140)
     incident = Incident(
         name,
         "20261123t102105-" + "c" * 41,
@@ -1041,7 +1053,7 @@ def everything_told(violation):
         timeline=("x" * 300,) * 60,
         report=f"s3://{'b' * 63}/{'k' * 200}",
     )
-    configs, other = Configs("p" * 63, "h" * 63, "s" * 128), incident.cause
+    configs, other = EndpointConfigs("p" * 63, "h" * 63, "s" * 128), incident.cause
     return [
         notifications.opened(incident, Limits()),
         notifications.opened(replace(incident, notify_only=True), Limits()),

@@ -12,7 +12,7 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, GlassboxError, RetryableError
 from glassbox.events import read_violation
-from glassbox.incidents.workflow import Command, State, obey
+from glassbox.incidents.workflow import Command, State, apply_command
 from world import IDS, World
 
 DAY = 24 * 60
@@ -62,10 +62,10 @@ def test_a_call_that_is_refused_for_a_day(violation, call, error, stage):
         assert last is None or last.state is State.NORMAL or not hooked
     elif last is not None:
         assert last.state in (State.NORMAL, State.FAILED)
-        assert last.state is State.NORMAL or "failed" in last.told
+        assert last.state is State.NORMAL or "failed" in last.sent_notifications
         if hooked and call == "update":
             assert (
-                8 <= world.told.count("failed") <= 20
+                8 <= world.notified.count("failed") <= 20
             )  # tried again, told each time, and not every two minutes
         if hooked and call == "describe":
             assert len(world.endpoint.updates) == updates  # nothing is done unseen
@@ -74,20 +74,22 @@ def test_a_call_that_is_refused_for_a_day(violation, call, error, stage):
     abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15))
     if call in TABLE:
         with pytest.raises(GlassboxError) if call == "current" else _as_it_may_be():
-            obey(abort, world.desk, world.now)
+            apply_command(abort, world.dependencies, world.now)
     else:
         open_now = last is not None and last.state is not State.NORMAL
-        assert obey(abort, world.desk, world.now) == ("abort" if open_now else "no incident to change")
+        assert apply_command(abort, world.dependencies, world.now) == (
+            "abort" if open_now else "no incident to change"
+        )
 
     # and when AWS answers again, everything is as it was
     world.allow()
     world.tick(violation, 6 * 60)
     assert world.incident.state is State.NORMAL
     assert world.endpoint.live.config == "plain"
-    assert world.told[-1:] in (["restored"], ["failed"])
-    assert world.told.count("restored") <= 1
-    if world.incident.pictures and "failed" not in world.told:
-        assert world.told[-1] == "restored"
+    assert world.notified[-1:] in (["restored"], ["failed"])
+    assert world.notified.count("restored") <= 1
+    if world.incident.pictures and "failed" not in world.notified:
+        assert world.notified[-1] == "restored"
 
 
 class _as_it_may_be:  # noqa: N801 (reads as a condition)
@@ -107,8 +109,10 @@ def test_an_abort_while_a_call_is_refused_leaves_the_endpoint_as_it_was_or_says_
     reach(world, violation, "it is hooked")
     world.refuse(call, error)
     abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15))
-    assert obey(abort, world.desk, world.now) == "abort"
+    assert apply_command(abort, world.dependencies, world.now) == "abort"
     world.tick(violation, 3 * 60)
     restored = world.incident.state is State.NORMAL and world.endpoint.live.config == "plain"
-    assert restored or (world.incident.state is State.FAILED and "failed" in world.incident.told)
+    assert restored or (
+        world.incident.state is State.FAILED and "failed" in world.incident.sent_notifications
+    )
     assert restored is (call not in ("describe", "update"))

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fakes import FakeObjects
-from glassbox.aws.bootstrap import DeskSettings
+from glassbox.aws.bootstrap import IncidentSettings
 from glassbox.errors import BadInputError, RetryableError, SettingsError
 from glassbox.events import read_violation
-from glassbox.incidents.workflow import Command, Limits, Live, State, obey
+from glassbox.incidents.workflow import Command, EndpointState, Limits, State, apply_command
 from glassbox.settings import from_env
 from world import World, following
 
@@ -37,7 +37,7 @@ def test_from_the_violation_to_the_report_without_touching_the_endpoint(world, v
     assert [world.confirm(), world.restore()] == ["WATCHING", "nothing to restore"]
     world.now = OVER
     assert [world.confirm(), world.confirm()] == ["NORMAL", "NORMAL"]
-    assert world.told == ["watching", "closed"]
+    assert world.notified == ["watching", "closed"]
     assert world.reported == 1
     begun, ended = world.notices.published
     assert begun.subject == "Glassbox traffic-signs: violation (notify-only)"
@@ -55,8 +55,8 @@ def test_every_event_twice_and_another_violation_open_one_incident(world, violat
     assert [world.swap(violation), world.swap(violation)] == ["watching", "watching"]
     other = following(violation, 0, "drift")
     assert [world.swap(other), world.swap(other)] == ["joined", "joined"]
-    assert world.incident.joined == {other}
-    assert world.told == ["watching"]
+    assert world.incident.related_violations == {other}
+    assert world.notified == ["watching"]
 
 
 def test_cooldown_and_cap_are_as_usual(world, violation):
@@ -68,7 +68,7 @@ def test_cooldown_and_cap_are_as_usual(world, violation):
         assert world.swap(following(violation, 2 * hours, "drift")) == "cooling down"
         world.later(55)
     assert world.swap(following(violation, 8)) == "cap reached"
-    assert world.told == ["watching", "closed", "cooling-down"] * 3 + ["cap-reached"]
+    assert world.notified == ["watching", "closed", "cooling-down"] * 3 + ["cap-reached"]
 
 
 def test_the_beginning_is_told_even_when_sns_is_away(world, violation):
@@ -76,7 +76,7 @@ def test_the_beginning_is_told_even_when_sns_is_away(world, violation):
     with pytest.raises(RetryableError):
         world.swap(violation)
     assert world.swap(violation) == "watching"
-    assert world.told == ["watching"]
+    assert world.notified == ["watching"]
 
 
 def test_the_beginning_is_told_by_the_sweep_when_the_violation_does_not_come_again(world, violation):
@@ -85,29 +85,29 @@ def test_the_beginning_is_told_by_the_sweep_when_the_violation_does_not_come_aga
         world.swap(violation)
     world.later(2)
     world.confirm()
-    assert world.told == ["watching"]
+    assert world.notified == ["watching"]
 
 
 def test_a_window_that_is_over_already_is_reported_by_the_next_sweep(world, load_event):
     assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == "watching"
     world.now = datetime(2026, 11, 23, 10, 30, tzinfo=UTC)
     assert world.confirm() == "NORMAL"
-    assert world.told == ["watching", "closed"]
+    assert world.notified == ["watching", "closed"]
 
 
 def test_an_abort_ends_it_now(world, violation):
     world.swap(violation)
-    assert obey(Command("traffic-signs", "abort", OVER), world.desk, world.now) == "abort"
+    assert apply_command(Command("traffic-signs", "abort", OVER), world.dependencies, world.now) == "abort"
     assert world.restore() == "nothing to restore"
     assert world.confirm() == "NORMAL"
-    assert world.told == ["watching", "closed"]
+    assert world.notified == ["watching", "closed"]
     assert world.endpoint.updates == []
 
 
 def test_an_extend_watches_on(world, violation):
     world.swap(violation)
     until = OVER + timedelta(minutes=30)
-    assert obey(Command("traffic-signs", "extend", until), world.desk, world.now) == "extend"
+    assert apply_command(Command("traffic-signs", "extend", until), world.dependencies, world.now) == "extend"
     assert any("watch until 2026-11-23 11:30:00 UTC" in line for line in world.incident.timeline)
     world.now = until - timedelta(seconds=1)
     assert world.confirm() == "WATCHING"
@@ -121,14 +121,14 @@ def test_a_report_that_cannot_be_written_does_not_keep_it_open(world, violation,
     world.swap(violation)
     world.tick(violation, 3 * 60)
     assert world.incident.state is State.NORMAL
-    assert world.told == ["watching", "closed"]
+    assert world.notified == ["watching", "closed"]
     assert str(error) in world.notices.published[-1].text
 
 
 def test_a_config_without_a_twin_is_no_news(world):
-    world.endpoint.live = Live("InService", "whatever")
+    world.endpoint.live = EndpointState("InService", "whatever")
     assert world.confirm() == "NORMAL"
-    assert world.told == []
+    assert world.notified == []
 
 
 def test_an_incident_that_was_swapped_before_is_restored_all_the_same(violation):
@@ -136,7 +136,7 @@ def test_an_incident_that_was_swapped_before_is_restored_all_the_same(violation)
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
-    world.desk = replace(world.desk, limits=Limits(react=False))
+    world.dependencies = replace(world.dependencies, limits=Limits(react=False))
     world.tick(violation, 60)
     assert world.incident.state is State.NORMAL
     assert world.endpoint.live.config == "plain"
@@ -147,9 +147,9 @@ ENVIRONMENT = {"INCIDENTS_TABLE": "t", "TOPIC_ARN": "a", "STACK_NAME": "s"}
 
 def test_the_configs_are_needed_where_the_endpoint_is_swapped():
     with pytest.raises(SettingsError, match=r"PLAIN_CONFIG is not set.*HOOKED_CONFIG is not set"):
-        from_env(DeskSettings, ENVIRONMENT)
+        from_env(IncidentSettings, ENVIRONMENT)
     with pytest.raises(SettingsError, match="REACT='maybe'"):
-        from_env(DeskSettings, ENVIRONMENT | {"REACT": "maybe"})
-    assert from_env(DeskSettings, ENVIRONMENT | {"REACT": "false", "HOOKED_CONFIG": ""}).react is False
+        from_env(IncidentSettings, ENVIRONMENT | {"REACT": "maybe"})
+    assert from_env(IncidentSettings, ENVIRONMENT | {"REACT": "false", "HOOKED_CONFIG": ""}).react is False
     both = ENVIRONMENT | {"PLAIN_CONFIG": "p", "HOOKED_CONFIG": "h"}
-    assert from_env(DeskSettings, both).react is True
+    assert from_env(IncidentSettings, both).react is True

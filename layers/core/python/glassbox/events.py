@@ -55,8 +55,8 @@ class Violation:
     variant: str | None = None
     label: Label | None = None
 
-    def same_matter(self, other: "Violation") -> bool:
-        """The same check (the monitor does not name its own) in windows that overlap."""
+    def is_duplicate_of(self, other: "Violation") -> bool:
+        """Return whether both report the same check (``monitor`` matches any) for overlapping windows."""
         if OPERATOR_CHECK in (self.check, other.check):
             return self == other
         same_check = self.check == other.check or MONITOR_CHECK in (self.check, other.check)

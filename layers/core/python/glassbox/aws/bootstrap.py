@@ -1,4 +1,4 @@
-"""What the reactions to an incident work with, made of boto3's clients."""
+"""The dependencies of the incident handlers, made of boto3's clients."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 from glassbox.aws.endpoint import SageMakerEndpoint
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.topic import Topic
-from glassbox.incidents.workflow import Configs, Desk, Limits
+from glassbox.incidents.workflow import EndpointConfigs, IncidentDependencies, Limits
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeskSettings(Limits):
-    """The settings that every function at the desk has. The configs are needed unless REACT is false."""
+class IncidentSettings(Limits):
+    """Settings of every incident handler. The two configs are required unless REACT is false."""
 
     incidents_table: str
     topic_arn: str
@@ -29,10 +29,10 @@ class DeskSettings(Limits):
                     yield f"{name.upper()} is not set, and needed unless REACT is false"
 
 
-def desk(settings: DeskSettings, boto3: Any) -> Desk:
-    """``boto3`` is the module or a session."""
-    return Desk(
-        Configs(settings.plain_config, settings.hooked_config, settings.stack_name),
+def incident_dependencies(settings: IncidentSettings, boto3: Any) -> IncidentDependencies:
+    """Return the dependencies with AWS adapters; ``boto3`` is the module or a session."""
+    return IncidentDependencies(
+        EndpointConfigs(settings.plain_config, settings.hooked_config, settings.stack_name),
         settings,
         SageMakerEndpoint(boto3.client("sagemaker"), settings.rollback_alarm),
         IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),

@@ -7,7 +7,7 @@ from botocore.exceptions import ClientError
 from glassbox.aws.errors import AWS_ERRORS, code_of, is_denied, translate
 from glassbox.errors import BadInputError, GlassboxError, RetryableError, printable
 from glassbox.incidents.replay import Request
-from glassbox.incidents.workflow import DELETED, Live
+from glassbox.incidents.workflow import DELETED, EndpointState
 
 BAKE_SECONDS = 120
 _FAILURE_CHARACTERS = 1024
@@ -26,16 +26,16 @@ class SageMakerEndpoint:
     def __init__(self, client: Any, rollback_alarm: str = "") -> None:
         self._client, self._rollback_alarm = client, rollback_alarm
 
-    def describe(self, name: str) -> Live:
+    def describe(self, name: str) -> EndpointState:
         """What the endpoint runs; an endpoint that does not exist has the status DELETED."""
         try:
             answer = self._client.describe_endpoint(EndpointName=name)
         except AWS_ERRORS as error:
             if _is_missing(error):
-                return Live(DELETED, "", str(error))
+                return EndpointState(DELETED, "", str(error))
             raise _sagemaker_error(error) from error
         failure = printable(answer.get("FailureReason", ""), _FAILURE_CHARACTERS)  # it enters e-mails
-        return Live(answer["EndpointStatus"], answer["EndpointConfigName"], failure)
+        return EndpointState(answer["EndpointStatus"], answer["EndpointConfigName"], failure)
 
     def update(self, name: str, config: str, *, guarded: bool) -> None:
         """Capture is that of ``config``. Instance counts and weights stay as they are, whatever scaling made of them:

@@ -5,12 +5,12 @@
 ======================  =====================================================================================
 the incident            ``current``: the open one, or the last one (state ``NORMAL``)
 past incidents          ``past#<when it was opened>``: a copy, written when it is closed
-unknown configs         ``seen#<config>``: ops have been told of it
+unknown configs         ``reported-config#<config>``: a notification of it was published
 ======================  =====================================================================================
 
 That there is one ``current`` item, written on conditions only, is what makes one open incident per endpoint.
-What joined it, its pictures and refusals are only ever added to, in place and up to a bound: an item holds 400 KB, and
-beyond that no write of it would succeed. A replay's name always fits in.
+Its related violations, pictures and refusals are only ever added to, in place and up to a bound: an item holds
+400 KB, and beyond that no write of it would succeed. A replay's name always fits in.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.errors import ConflictError
 from glassbox.events import Violation, read_time
-from glassbox.incidents.workflow import JOINED_KEPT, PICTURES_KEPT, Incident, State
+from glassbox.incidents.workflow import PICTURES_KEPT, RELATED_KEPT, Incident, State
 
 RETENTION_DAYS = 400
 
-_TIMES = ("opened", "since", "deadline", "hold", "sent")
-_SETS = ("replays", "flagged", "unsent", "pictures", "refused", "told")
-_ADDED = ("joined", "pictures", "refused")
+_TIMES = ("opened", "since", "deadline", "keep_hooked_until", "sent")
+_SETS = ("replays", "flagged", "unsent", "pictures", "refused", "sent_notifications")
+_ADDED = ("related_violations", "pictures", "refused")
 
 
 class IncidentsTable:
@@ -72,7 +72,7 @@ class IncidentsTable:
         )
 
     def save(self, before: Incident, after: Incident) -> None:
-        """Write what changed, all but what joined, the pictures and the refusals, which are only ever added to.
+        """Write what changed, all but the related violations, pictures and refusals, which are only ever added to.
 
         Raises ConflictError when somebody else changed the incident since ``before`` was read.
         """
@@ -93,8 +93,8 @@ class IncidentsTable:
         )
 
     def attach(self, incident: Incident, violation: Violation) -> None:
-        """Add a violation to an incident, open or closed, unless JOINED_KEPT have joined."""
-        self._add(incident, "joined", _violation_text(violation), JOINED_KEPT)
+        """Add a violation to an incident, open or closed, unless it holds RELATED_KEPT of them."""
+        self._add(incident, "related_violations", _violation_text(violation), RELATED_KEPT)
 
     def add_picture(self, incident: Incident, name: str) -> None:
         """Add a picture's name to an incident: of a replay always, of others up to PICTURES_KEPT names in all."""
@@ -104,13 +104,15 @@ class IncidentsTable:
         """Add the name of a replay whose trace cannot be drawn, bounded as the pictures are."""
         self._add(incident, "refused", name, PICTURES_KEPT)
 
-    def has_seen(self, endpoint: str, config: str) -> bool:
-        """Whether :meth:`see` was called for this config."""
-        return "Item" in self._call("get_item", Key=_key(endpoint, f"seen#{config}"), ConsistentRead=True)
+    def was_config_reported(self, endpoint: str, config: str) -> bool:
+        """Return whether :meth:`record_config_report` was called for this config."""
+        return "Item" in self._call(
+            "get_item", Key=_key(endpoint, f"reported-config#{config}"), ConsistentRead=True
+        )
 
-    def see(self, endpoint: str, config: str) -> None:
-        """Ops have been told of an unknown config."""
-        self._call("put_item", Item=_key(endpoint, f"seen#{config}"))
+    def record_config_report(self, endpoint: str, config: str) -> None:
+        """Remember that a notification of an unknown config was published."""
+        self._call("put_item", Item=_key(endpoint, f"reported-config#{config}"))
 
     def _add(self, incident: Incident, to: str, value: str, most: int) -> None:
         fits = "(attribute_not_exists(#set) OR size(#set) < :most OR contains(replays, :one))"
@@ -160,7 +162,7 @@ def _plain(incident: Incident) -> dict[str, Any]:
     values["state"] = incident.state.value
     values["timeline"], values["findings"] = list(incident.timeline), list(incident.findings)
     values["cause"] = _violation_text(incident.cause)
-    values["joined"] = {_violation_text(v) for v in incident.joined} or None
+    values["related_violations"] = {_violation_text(v) for v in incident.related_violations} or None
     values["replayed"] = incident.replays is not None
     for name in _SETS:
         values[name] = set(values[name] or ()) or None
@@ -186,9 +188,9 @@ def _incident(item: dict[str, Any]) -> Incident:
         plain_config=values["plain_config"],
         hooked_config=values["hooked_config"],
         cause=_violation(values["cause"]),
-        joined=frozenset(map(_violation, values.get("joined", ()))),
+        related_violations=frozenset(map(_violation, values.get("related_violations", ()))),
         deadline=read_time(values["deadline"]) if values.get("deadline") else None,
-        hold=read_time(values["hold"]) if values.get("hold") else None,
+        keep_hooked_until=read_time(values["keep_hooked_until"]) if values.get("keep_hooked_until") else None,
         sent=read_time(values["sent"]) if values.get("sent") else None,
         aborted=values["aborted"],
         requested=values["requested"],
@@ -199,7 +201,7 @@ def _incident(item: dict[str, Any]) -> Incident:
         refused=frozenset(values.get("refused") or ()),
         retries=int(values["retries"]),
         pictures=frozenset(values.get("pictures") or ()),
-        told=frozenset(values.get("told") or ()),
+        sent_notifications=frozenset(values.get("sent_notifications") or ()),
         failure=values["failure"],
         headline=values["headline"],
         report=values["report"],

@@ -15,7 +15,7 @@ from glassbox.errors import printable
 
 if TYPE_CHECKING:
     from glassbox.events import Violation
-    from glassbox.incidents.workflow import Configs, Incident, Limits, Live
+    from glassbox.incidents.workflow import EndpointConfigs, EndpointState, Incident, Limits
 
 
 _SUBJECT_CHARACTERS = 100  # of SNS, in ASCII
@@ -150,7 +150,7 @@ def cap_reached(incident: Incident, violation: Violation, limits: Limits) -> Not
     )
 
 
-def stale_twin(endpoint: str, live: Live, configs: Configs) -> Notice:
+def stale_twin(endpoint: str, live: EndpointState, configs: EndpointConfigs) -> Notice:
     """Somebody deployed a config that Glassbox does not know, outside any incident."""
     return Notice(
         _subject(endpoint, "a new config is live, its hooked twin is missing"),
@@ -183,7 +183,7 @@ def aborted(incident: Incident) -> Notice:
     )
 
 
-def foreign_config(incident: Incident, live: Live, configs: Configs) -> Notice:
+def foreign_config(incident: Incident, live: EndpointState, configs: EndpointConfigs) -> Notice:
     """The endpoint runs neither of the two configs: it was left alone."""
     return _notice(
         incident,
@@ -200,7 +200,7 @@ def foreign_config(incident: Incident, live: Live, configs: Configs) -> Notice:
     )
 
 
-def superseded(incident: Incident, live: Live, configs: Configs) -> Notice:
+def superseded(incident: Incident, live: EndpointState, configs: EndpointConfigs) -> Notice:
     """Somebody deployed during the incident, and keeps what was deployed."""
     return _notice(
         incident,
@@ -218,7 +218,7 @@ def superseded(incident: Incident, live: Live, configs: Configs) -> Notice:
     )
 
 
-def broken_endpoint(incident: Incident, live: Live) -> Notice:
+def broken_endpoint(incident: Incident, live: EndpointState) -> Notice:
     """The endpoint is in a state that no update leaves, or an update does not end."""
     return _notice(
         incident,
@@ -253,7 +253,7 @@ def not_seen(incident: Incident, error: str) -> Notice:
     )
 
 
-def _repair(incident: Incident, live: Live) -> Sequence[str]:
+def _repair(incident: Incident, live: EndpointState) -> Sequence[str]:
     name, plain = incident.endpoint, incident.plain_config
     create = f"aws sagemaker create-endpoint --endpoint-name {name} --endpoint-config-name {plain}"
     if live.status == "Deleted":
@@ -265,7 +265,7 @@ def _repair(incident: Incident, live: Live) -> Sequence[str]:
     return ("Look at it, then put the plain config back:", describe, _update(name, plain))
 
 
-def rolled_back(incident: Incident, live: Live) -> Notice:
+def rolled_back(incident: Incident, live: EndpointState) -> Notice:
     """SageMaker gave the update up and returned to the old config."""
     return _notice(
         incident,
@@ -378,5 +378,5 @@ def _command(endpoint: str, action: str) -> Sequence[str]:
     )
 
 
-def _twin(configs: Configs) -> str:
+def _twin(configs: EndpointConfigs) -> str:
     return f"make twin STACK={configs.stack}"

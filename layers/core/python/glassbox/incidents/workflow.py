@@ -67,7 +67,7 @@ _RESEND, SENDS = timedelta(minutes=1), 5
 # An incident is one DynamoDB item (400 KB at most), and every write of it must succeed whatever clients send: the
 # names of pictures that nobody asked for, the violations that join and the lines of the time line are bounded.
 PICTURES_KEPT = 1000
-JOINED_KEPT, _JOINED_REASON = 32, 400
+RELATED_KEPT, _RELATED_REASON_CHARACTERS = 32, 400
 _LINES_KEPT, _FIRST_LINES, _LINE_CHARACTERS = 60, 20, 240
 _FAILURE_CHARACTERS, _UNREPORTED_CHARACTERS = 4000, 1000
 FINDINGS_KEPT = 30
@@ -78,10 +78,10 @@ class Incident:
     """One incident, as the table holds it.
 
     Attributes:
-        cause: the violation that opened it; ``joined`` are those that came on top.
+        cause: the violation that opened it; ``related_violations`` are those that joined it later.
         since: when the present state was entered, or UpdateEndpoint was accepted in it.
         deadline: when explaining ends, at the latest (None: the hooked model was never in service).
-        hold: until when an operator wants the hooked model kept, whatever is drawn by then.
+        keep_hooked_until: an operator wants the hooked model kept until then, whatever is drawn by then.
         aborted: an operator wants the endpoint restored now.
         requested: UpdateEndpoint was accepted for the present state.
         replays: names of the requests that are sent again (None: not yet); ``flagged`` are those behind the violation.
@@ -89,7 +89,7 @@ class Incident:
         pictures: names of what was drawn: every replay, and at most PICTURES_KEPT names in all.
         refused: replays whose trace cannot be drawn.
         retries: how often it was tried again to restore the endpoint.
-        told: which messages ops have got.
+        sent_notifications: names of the notifications that were published.
         failure: what ops are told of a failure, whole; ``headline`` is its subject.
         report: S3 URI of the page; ``findings`` are the key facts of its pictures, a line each; ``unreported`` is why
             there is none.
@@ -106,9 +106,9 @@ class Incident:
     plain_config: str
     hooked_config: str
     cause: Violation
-    joined: frozenset[Violation] = frozenset()
+    related_violations: frozenset[Violation] = frozenset()
     deadline: datetime | None = None
-    hold: datetime | None = None
+    keep_hooked_until: datetime | None = None
     aborted: bool = False
     requested: bool = False
     replays: frozenset[str] | None = None
@@ -119,7 +119,7 @@ class Incident:
     pictures: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     retries: int = 0
-    told: frozenset[str] = frozenset()
+    sent_notifications: frozenset[str] = frozenset()
     failure: str = ""
     headline: str = ""
     report: str = ""
@@ -136,7 +136,7 @@ class Incident:
 
     def covers(self, violation: Violation) -> bool:
         """Whether the violation is one that this incident has handled."""
-        return any(violation.same_matter(known) for known in (self.cause, *self.joined))
+        return any(violation.is_duplicate_of(known) for known in (self.cause, *self.related_violations))
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ class Replays:
 
 
 @dataclass(frozen=True)
-class Live:
-    """What an endpoint is running (DescribeEndpoint): status, config, and why the last update failed."""
+class EndpointState:
+    """State of an endpoint (DescribeEndpoint): status, config, and why the last update failed."""
 
     status: str
     config: str
@@ -171,7 +171,7 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Configs:
+class EndpointConfigs:
     """The two endpoint configs that Glassbox knows, and the stack whose parameters name them."""
 
     plain: str
@@ -197,7 +197,7 @@ class Limits:
 class Endpoint(Protocol):
     """See :class:`glassbox.aws.endpoint.SageMakerEndpoint`."""
 
-    def describe(self, name: str) -> Live: ...
+    def describe(self, name: str) -> EndpointState: ...
     def update(self, name: str, config: str, *, guarded: bool) -> None: ...
 
 
@@ -211,8 +211,8 @@ class Incidents(Protocol):
     def attach(self, incident: Incident, violation: Violation) -> None: ...
     def add_picture(self, incident: Incident, name: str) -> None: ...
     def add_refusal(self, incident: Incident, name: str) -> None: ...
-    def has_seen(self, endpoint: str, config: str) -> bool: ...
-    def see(self, endpoint: str, config: str) -> None: ...
+    def was_config_reported(self, endpoint: str, config: str) -> bool: ...
+    def record_config_report(self, endpoint: str, config: str) -> None: ...
 
 
 class Notices(Protocol):
@@ -222,10 +222,10 @@ class Notices(Protocol):
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What every reaction works with."""
+class IncidentDependencies:
+    """Dependencies of the incident handlers."""
 
-    configs: Configs
+    configs: EndpointConfigs
     limits: Limits
     endpoint: Endpoint
     incidents: Incidents
@@ -233,27 +233,27 @@ class Desk:
 
 
 P = ParamSpec("P")
-_LOOKS = 5
+_ATTEMPTS = 5
 
 
-def _looking_again(react: Callable[P, str]) -> Callable[P, str]:
-    """Where somebody else changed the incident between a look at it and a write, go on from what it is now."""
+def _retry_on_conflict(react: Callable[P, str]) -> Callable[P, str]:
+    """Re-read the incident and retry after a concurrent update."""
 
     @functools.wraps(react)
-    def look(*args: P.args, **kwargs: P.kwargs) -> str:
+    def retry(*args: P.args, **kwargs: P.kwargs) -> str:
         conflict = None
-        for _ in range(_LOOKS):
+        for _ in range(_ATTEMPTS):
             try:
                 return react(*args, **kwargs)
             except ConflictError as error:
                 conflict = error
-        raise RetryableError(f"{_LOOKS} times somebody else was faster: {conflict}") from conflict
+        raise RetryableError(f"gave up after {_ATTEMPTS} concurrent updates: {conflict}") from conflict
 
-    return look
+    return retry
 
 
-@_looking_again
-def swap(violation: Violation, desk: Desk, now: datetime) -> str:
+@_retry_on_conflict
+def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime) -> str:
     """A violation: open an incident or join one, and swap the endpoint to the hooked config.
 
     Returns:
@@ -264,110 +264,118 @@ def swap(violation: Violation, desk: Desk, now: datetime) -> str:
     Raises:
         RetryableError: the table or the topic does not answer.
     """
-    incident = desk.incidents.current(violation.endpoint)
+    incident = dependencies.incidents.current(violation.endpoint)
     if incident is None or incident.state is State.NORMAL:
-        refusal = _refusal(violation, incident, desk, now)
+        refusal = _refusal(violation, incident, dependencies, now)
         if refusal:
             return refusal
-        incident = _new_incident(violation, desk, now)
-        desk.incidents.open(incident)
+        incident = _new_incident(violation, dependencies, now)
+        dependencies.incidents.open(incident)
         if not incident.notify_only:
-            return _begin_swap(incident, desk, now, opened=True)
+            return _begin_swap(incident, dependencies, now, opened=True)
     if violation != incident.cause:
-        _join(incident, violation, desk)
+        _join(incident, violation, dependencies)
         return "joined"
     if incident.state is State.WATCHING:
-        _tell(incident, "opened", notifications.opened(incident, desk.limits), desk)
+        _tell(incident, "opened", notifications.opened(incident, dependencies.limits), dependencies)
         return "watching"
     if incident.requested or incident.state is not State.SWAPPING:
         return "known"
-    return _begin_swap(incident, desk, now)
+    return _begin_swap(incident, dependencies, now)
 
 
-def _refusal(violation: Violation, last: Incident | None, desk: Desk, now: datetime) -> str:
+def _refusal(
+    violation: Violation, last: Incident | None, dependencies: IncidentDependencies, now: datetime
+) -> str:
     """Why a violation opens no incident, if it does not; ops are told once an incident, and check."""
     yesterday = now - timedelta(days=1)
     # a message that was brought back from a dead-letter queue may be older than a day
-    past = desk.incidents.past(violation.endpoint, min(yesterday, violation.window_start))
+    past = dependencies.incidents.past(violation.endpoint, min(yesterday, violation.window_start))
     for incident in past:
         if incident.covers(violation):
-            _join(incident, violation, desk)
+            _join(incident, violation, dependencies)
             return "joined"
     if last is None or violation.check == OPERATOR_CHECK:  # an operator knows
         return ""
-    cooled_down = last.since + timedelta(minutes=desk.limits.cooldown_minutes)
+    cooled_down = last.since + timedelta(minutes=dependencies.limits.cooldown_minutes)
     if now < cooled_down:
         notice = notifications.cooling_down(last, violation, cooled_down)
-        _tell(last, f"cooldown {violation.check}", notice, desk)
+        _tell(last, f"cooldown {violation.check}", notice, dependencies)
         return "cooling down"
-    if sum(incident.opened >= yesterday for incident in past) >= desk.limits.incidents_per_day:
-        _tell(last, "cap", notifications.cap_reached(last, violation, desk.limits), desk)
+    if sum(incident.opened >= yesterday for incident in past) >= dependencies.limits.incidents_per_day:
+        _tell(last, "cap", notifications.cap_reached(last, violation, dependencies.limits), dependencies)
         return "cap reached"
     return ""
 
 
-def _join(incident: Incident, violation: Violation, desk: Desk) -> None:
-    desk.incidents.attach(incident, replace(violation, reason=printable(violation.reason, _JOINED_REASON)))
+def _join(incident: Incident, violation: Violation, dependencies: IncidentDependencies) -> None:
+    dependencies.incidents.attach(
+        incident, replace(violation, reason=printable(violation.reason, _RELATED_REASON_CHARACTERS))
+    )
 
 
-def _new_incident(violation: Violation, desk: Desk, now: datetime) -> Incident:
+def _new_incident(violation: Violation, dependencies: IncidentDependencies, now: datetime) -> Incident:
     return Incident(
         endpoint=violation.endpoint,
         id=f"{now:%Y%m%dt%H%M%S}-{violation.check.replace('_', '-')}",
         opened=now,
-        state=State.SWAPPING if desk.limits.react else State.WATCHING,
+        state=State.SWAPPING if dependencies.limits.react else State.WATCHING,
         since=now,
-        plain_config=desk.configs.plain,
-        hooked_config=desk.configs.hooked,
+        plain_config=dependencies.configs.plain,
+        hooked_config=dependencies.configs.hooked,
         cause=violation,
-        notify_only=not desk.limits.react,
+        notify_only=not dependencies.limits.react,
         timeline=(_line(now, f"opened: {violation.reason}"),),
     )
 
 
-def _begin_swap(incident: Incident, desk: Desk, now: datetime, *, opened: bool = False) -> str:
+def _begin_swap(
+    incident: Incident, dependencies: IncidentDependencies, now: datetime, *, opened: bool = False
+) -> str:
     if incident.aborted:
-        _fail(incident, notifications.aborted(incident), desk, now)
+        _fail(incident, notifications.aborted(incident), dependencies, now)
         return "failed"
     try:
-        live = desk.endpoint.describe(incident.endpoint)
+        live = dependencies.endpoint.describe(incident.endpoint)
         if _serves(live, incident.plain_config):
-            desk.endpoint.update(incident.endpoint, incident.hooked_config, guarded=True)
+            dependencies.endpoint.update(incident.endpoint, incident.hooked_config, guarded=True)
     except BadInputError as error:
-        _fail(incident, notifications.refused(incident, str(error)), desk, now)
+        _fail(incident, notifications.refused(incident, str(error)), dependencies, now)
         return "failed"
     except RetryableError as error:
-        return _wait(incident, str(error), desk, now, opened)
+        return _wait(incident, str(error), dependencies, now, opened)
     if live.status == DELETED:
-        _fail(incident, notifications.broken_endpoint(incident, live), desk, now)
+        _fail(incident, notifications.broken_endpoint(incident, live), dependencies, now)
         return "failed"
     if live.config not in (incident.plain_config, incident.hooked_config):
-        _fail(incident, notifications.foreign_config(incident, live, desk.configs), desk, now)
+        _fail(incident, notifications.foreign_config(incident, live, dependencies.configs), dependencies, now)
         return "failed"
     if live.status in _UNDER_WAY:
-        return _wait(incident, f"the endpoint is {live.status}", desk, now, opened)
+        return _wait(incident, f"the endpoint is {live.status}", dependencies, now, opened)
     if live.status != IN_SERVICE:
-        _fail(incident, notifications.broken_endpoint(incident, live), desk, now)
+        _fail(incident, notifications.broken_endpoint(incident, live), dependencies, now)
         return "failed"
-    incident = _requested(incident, incident.hooked_config, desk, now)
-    _tell(incident, "opened", notifications.opened(incident, desk.limits), desk)
+    incident = _requested(incident, incident.hooked_config, dependencies, now)
+    _tell(incident, "opened", notifications.opened(incident, dependencies.limits), dependencies)
     return "swapping"
 
 
-def _wait(incident: Incident, reason: str, desk: Desk, now: datetime, opened: bool) -> str:
-    if overdue(incident, desk.limits, now):
-        _fail(incident, notifications.refused(incident, reason), desk, now)
+def _wait(
+    incident: Incident, reason: str, dependencies: IncidentDependencies, now: datetime, opened: bool
+) -> str:
+    if overdue(incident, dependencies.limits, now):
+        _fail(incident, notifications.refused(incident, reason), dependencies, now)
         return "failed"
     # whoever did not open it may see the update of who did, and who is about to tell
     if opened or now >= incident.since + _TELLING:
-        _tell(incident, "opened", notifications.pending(incident, reason, desk.limits), desk)
+        _tell(incident, "opened", notifications.pending(incident, reason, dependencies.limits), dependencies)
     return "pending"
 
 
-@_looking_again
+@_retry_on_conflict
 def confirm(
     endpoint: str,
-    desk: Desk,
+    dependencies: IncidentDependencies,
     now: datetime,
     *,
     replay: Callable[[Incident], Replays],
@@ -383,109 +391,131 @@ def confirm(
         The state the incident is in; ``stale twin`` where somebody deployed a config that Glassbox does not know, or
         ``no endpoint``.
     """
-    incident = desk.incidents.current(endpoint)
+    incident = dependencies.incidents.current(endpoint)
     if incident is None or incident.state is State.NORMAL:
-        return _between_incidents(endpoint, incident, desk, now)
+        return _between_incidents(endpoint, incident, dependencies, now)
     if incident.state is State.WATCHING:
-        incident = _while_watching(incident, desk, now, report)
+        incident = _while_watching(incident, dependencies, now, report)
     else:
         try:
-            live = desk.endpoint.describe(endpoint)
+            live = dependencies.endpoint.describe(endpoint)
         except (BadInputError, RetryableError) as error:
-            incident = _cannot_look(incident, error, desk, now)
+            incident = _cannot_look(incident, error, dependencies, now)
         else:
-            incident = _go_on(incident, live, desk, now, replay, report)
-    return str(_tell_late(incident, desk, now).state)
+            incident = _go_on(incident, live, dependencies, now, replay, report)
+    return str(_tell_late(incident, dependencies, now).state)
 
 
 def _go_on(
     incident: Incident,
-    live: Live,
-    desk: Desk,
+    live: EndpointState,
+    dependencies: IncidentDependencies,
     now: datetime,
     replay: Callable[[Incident], Replays],
     report: Callable[[Incident], Report],
 ) -> Incident:
     if incident.state is State.SWAPPING:
-        incident = _after_swapping(incident, live, desk, now)
+        incident = _after_swapping(incident, live, dependencies, now)
         return (
-            _while_hooked(incident, live, desk, now, replay, report)
+            _while_hooked(incident, live, dependencies, now, replay, report)
             if incident.state is State.HOOKED
             else incident
         )
     if incident.state is State.HOOKED:
-        return _while_hooked(incident, live, desk, now, replay, report)
+        return _while_hooked(incident, live, dependencies, now, replay, report)
     if incident.state is State.RESTORING:
-        return _after_restoring(incident, live, desk, now, report)
-    return _after_failing(incident, live, desk, now, report)
+        return _after_restoring(incident, live, dependencies, now, report)
+    return _after_failing(incident, live, dependencies, now, report)
 
 
-def _cannot_look(incident: Incident, error: GlassboxError, desk: Desk, now: datetime) -> Incident:
+def _cannot_look(
+    incident: Incident, error: GlassboxError, dependencies: IncidentDependencies, now: datetime
+) -> Incident:
     """DescribeEndpoint is refused: nothing is done without a look, and ops are told when it lasts."""
     if incident.state is State.FAILED:  # ops know; every sweep looks again
         return incident
-    ended = [time for time in (incident.deadline, incident.hold) if time and incident.state is State.HOOKED]
-    if isinstance(error, RetryableError) and not _late(max([incident.since, *ended]), desk.limits, now):
+    ended = [
+        time
+        for time in (incident.deadline, incident.keep_hooked_until)
+        if time and incident.state is State.HOOKED
+    ]
+    if isinstance(error, RetryableError) and not _late(
+        max([incident.since, *ended]), dependencies.limits, now
+    ):
         raise error
-    return _fail(incident, notifications.not_seen(incident, str(error)), desk, now)
+    return _fail(incident, notifications.not_seen(incident, str(error)), dependencies, now)
 
 
-def _tell_late(incident: Incident, desk: Desk, now: datetime) -> Incident:
+def _tell_late(incident: Incident, dependencies: IncidentDependencies, now: datetime) -> Incident:
     """Send what its sender could not: after the work, so that a topic that refuses holds nothing up."""
     if now < incident.since + _TELLING:
         return incident
     if incident.state is State.FAILED:
-        return _tell(incident, "failed", notifications.failed(incident), desk)
+        return _tell(incident, "failed", notifications.failed(incident), dependencies)
     if incident.state is State.NORMAL or (incident.state is State.SWAPPING and not incident.requested):
         return incident
-    return _tell(incident, "opened", notifications.opened(incident, desk.limits), desk)
+    return _tell(incident, "opened", notifications.opened(incident, dependencies.limits), dependencies)
 
 
-def _between_incidents(endpoint: str, last: Incident | None, desk: Desk, now: datetime) -> str:
+def _between_incidents(
+    endpoint: str, last: Incident | None, dependencies: IncidentDependencies, now: datetime
+) -> str:
     if last is not None and (last.report or last.unreported) and now >= last.since + _TELLING:
-        _tell(last, "closed", notifications.closed(last), desk)
-    if not desk.limits.react:
+        _tell(last, "closed", notifications.closed(last), dependencies)
+    if not dependencies.limits.react:
         return str(State.NORMAL)
-    live = desk.endpoint.describe(endpoint)
+    live = dependencies.endpoint.describe(endpoint)
     if live.status == DELETED:
         return "no endpoint"
-    if live.status == IN_SERVICE and live.config not in (desk.configs.plain, desk.configs.hooked):
-        if not desk.incidents.has_seen(endpoint, live.config):
-            desk.notices.publish(notifications.stale_twin(endpoint, live, desk.configs))
-            desk.incidents.see(endpoint, live.config)
+    if live.status == IN_SERVICE and live.config not in (
+        dependencies.configs.plain,
+        dependencies.configs.hooked,
+    ):
+        if not dependencies.incidents.was_config_reported(endpoint, live.config):
+            dependencies.notices.publish(notifications.stale_twin(endpoint, live, dependencies.configs))
+            dependencies.incidents.record_config_report(endpoint, live.config)
         return "stale twin"
     return str(State.NORMAL)
 
 
 def _while_watching(
-    incident: Incident, desk: Desk, now: datetime, report: Callable[[Incident], Report]
+    incident: Incident,
+    dependencies: IncidentDependencies,
+    now: datetime,
+    report: Callable[[Incident], Report],
 ) -> Incident:
-    ended = max(incident.cause.window_end, incident.hold or incident.cause.window_end)
+    ended = max(incident.cause.window_end, incident.keep_hooked_until or incident.cause.window_end)
     if incident.aborted:
-        return _close(incident, desk, now, report, "an operator aborted it")
-    return incident if now < ended else _close(incident, desk, now, report, "the window is over", due=ended)
+        return _close(incident, dependencies, now, report, "an operator aborted it")
+    return (
+        incident
+        if now < ended
+        else _close(incident, dependencies, now, report, "the window is over", due=ended)
+    )
 
 
-def _after_swapping(incident: Incident, live: Live, desk: Desk, now: datetime) -> Incident:
+def _after_swapping(
+    incident: Incident, live: EndpointState, dependencies: IncidentDependencies, now: datetime
+) -> Incident:
     if _serves(live, incident.hooked_config):
-        deadline = now + timedelta(minutes=desk.limits.explain_minutes)
+        deadline = now + timedelta(minutes=dependencies.limits.explain_minutes)
         note = "the hooked model is in service"
-        incident = _move(incident, State.HOOKED, desk, now, note, deadline=deadline)
-        return _tell(incident, "opened", notifications.opened(incident, desk.limits), desk)
+        incident = _move(incident, State.HOOKED, dependencies, now, note, deadline=deadline)
+        return _tell(incident, "opened", notifications.opened(incident, dependencies.limits), dependencies)
     if not incident.requested:
-        _begin_swap(incident, desk, now)
-        return desk.incidents.current(incident.endpoint) or incident
+        _begin_swap(incident, dependencies, now)
+        return dependencies.incidents.current(incident.endpoint) or incident
     if _serves(live, incident.plain_config):
-        return _fail(incident, notifications.rolled_back(incident, live), desk, now)
-    if live.status not in _UNDER_WAY or overdue(incident, desk.limits, now):
-        return _lose(incident, live, desk, now)
+        return _fail(incident, notifications.rolled_back(incident, live), dependencies, now)
+    if live.status not in _UNDER_WAY or overdue(incident, dependencies.limits, now):
+        return _lose(incident, live, dependencies, now)
     return incident
 
 
 def _while_hooked(
     incident: Incident,
-    live: Live,
-    desk: Desk,
+    live: EndpointState,
+    dependencies: IncidentDependencies,
     now: datetime,
     replay: Callable[[Incident], Replays],
     report: Callable[[Incident], Report],
@@ -493,18 +523,23 @@ def _while_hooked(
     if live.status in _UNDER_WAY:  # somebody updates it: it goes on from what comes out of that
         return incident
     if _serves(live, incident.plain_config):
-        incident = _move(incident, State.RESTORING, desk, now, "somebody put the plain config back")
-        return _close(incident, desk, now, report)
+        incident = _move(incident, State.RESTORING, dependencies, now, "somebody put the plain config back")
+        return _close(incident, dependencies, now, report)
     if not _serves(live, incident.hooked_config):
-        return _lose(incident, live, desk, now)
+        return _lose(incident, live, dependencies, now)
     if incident.aborted:
-        return _restore(incident, desk, now, "an operator aborted it")
+        return _restore(incident, dependencies, now, "an operator aborted it")
     if incident.replays is None or (incident.unsent and incident.sent and now >= incident.sent + _RESEND):
-        return _send(incident, desk, now, replay)
+        return _send(incident, dependencies, now, replay)
     return incident
 
 
-def _send(incident: Incident, desk: Desk, now: datetime, replay: Callable[[Incident], Replays]) -> Incident:
+def _send(
+    incident: Incident,
+    dependencies: IncidentDependencies,
+    now: datetime,
+    replay: Callable[[Incident], Replays],
+) -> Incident:
     """Send the flagged inputs again, or those that the endpoint did not answer last time."""
     try:
         sent = replay(incident)
@@ -520,7 +555,7 @@ def _send(incident: Incident, desk: Desk, now: datetime, replay: Callable[[Incid
     answered = (incident.replays or frozenset()) - incident.unsent
     return _save(
         incident,
-        desk,
+        dependencies,
         replays=answered | names,
         flagged=(incident.flagged & answered) | (sent.flagged & names),
         unsent=unsent,
@@ -531,7 +566,11 @@ def _send(incident: Incident, desk: Desk, now: datetime, replay: Callable[[Incid
 
 
 def _after_failing(
-    incident: Incident, live: Live, desk: Desk, now: datetime, report: Callable[[Incident], Report]
+    incident: Incident,
+    live: EndpointState,
+    dependencies: IncidentDependencies,
+    now: datetime,
+    report: Callable[[Incident], Report],
 ) -> Incident:
     if live.status != IN_SERVICE:
         return incident
@@ -539,16 +578,16 @@ def _after_failing(
         live.config == incident.hooked_config
     ):  # restoring waits for no notification: the end is told in any case
         if incident.deadline is None:
-            return _restore(incident, desk, now, "the swap came through after all", deadline=now)
+            return _restore(incident, dependencies, now, "the swap came through after all", deadline=now)
         if now >= next_retry(incident):
-            return _restore(incident, desk, now, "tried again", retries=incident.retries + 1)
+            return _restore(incident, dependencies, now, "tried again", retries=incident.retries + 1)
         return incident
-    if "failed" not in incident.told:
+    if "failed" not in incident.sent_notifications:
         return incident
     if live.config == incident.plain_config and incident.pictures:
-        return _close(incident, desk, now, report)
+        return _close(incident, dependencies, now, report)
     # the next violation opens an incident of its own
-    return _move(incident, State.NORMAL, desk, now, f"{live.config} is in service")
+    return _move(incident, State.NORMAL, dependencies, now, f"{live.config} is in service")
 
 
 def next_retry(failed: Incident) -> datetime:
@@ -557,8 +596,8 @@ def next_retry(failed: Incident) -> datetime:
     return failed.since + min(_LONGEST_RETRY, wait)
 
 
-@_looking_again
-def restore(endpoint: str, desk: Desk, now: datetime) -> str:
+@_retry_on_conflict
+def restore(endpoint: str, dependencies: IncidentDependencies, now: datetime) -> str:
     """A picture was made, or the sweep came round: swap back when there are enough pictures or the time is up.
 
     Returns:
@@ -567,28 +606,30 @@ def restore(endpoint: str, desk: Desk, now: datetime) -> str:
     Raises:
         RetryableError: the table, the topic or SageMaker does not answer.
     """
-    incident = desk.incidents.current(endpoint)
+    incident = dependencies.incidents.current(endpoint)
     asked = incident is not None and incident.state is State.FAILED and incident.aborted
     if incident is None or not (incident.state is State.HOOKED or asked):
         return "nothing to restore"
-    reason = _enough(incident, desk.limits, now)
+    reason = _restore_reason(incident, dependencies.limits, now)
     if not reason:
         return "waiting"
     try:
-        live = desk.endpoint.describe(endpoint)
+        live = dependencies.endpoint.describe(endpoint)
     except (BadInputError, RetryableError) as error:
-        _cannot_look(incident, error, desk, now)
+        _cannot_look(incident, error, dependencies, now)
         return "failed"
     if _serves(live, incident.hooked_config):
-        _restore(incident, desk, now, reason)
+        _restore(incident, dependencies, now, reason)
         return "restoring"
     if live.status == DELETED:
         return "nothing to restore"  # which confirm tells
-    if live.status in _UNDER_WAY and not (incident.deadline and _late(incident.deadline, desk.limits, now)):
+    if live.status in _UNDER_WAY and not (
+        incident.deadline and _late(incident.deadline, dependencies.limits, now)
+    ):
         return "waiting"  # somebody updates it: confirm goes on from what comes out of that
     if asked or _serves(live, incident.plain_config):
         return "nothing to restore"
-    _lose(incident, live, desk, now)
+    _lose(incident, live, dependencies, now)
     return "failed"
 
 
@@ -602,7 +643,7 @@ class Command:
 
 
 def read_command(event: Mapping[str, Any]) -> Command:
-    """Read a ``Glassbox Command`` event; BadInputError when it is none that can be obeyed.
+    """Read a ``Glassbox Command`` event; BadInputError for an unknown or malformed command.
 
     ``minutes`` are counted from the time of the event, so that it may come twice.
     """
@@ -618,9 +659,9 @@ def read_command(event: Mapping[str, Any]) -> Command:
         raise BadInputError(f"event {event.get('id')}: not a command, {error!r}") from error
 
 
-@_looking_again
-def obey(command: Command, desk: Desk, now: datetime) -> str:
-    """Note what an operator wants; :func:`restore` and :func:`confirm` do it.
+@_retry_on_conflict
+def apply_command(command: Command, dependencies: IncidentDependencies, now: datetime) -> str:
+    """Record an operator's command; :func:`restore` and :func:`confirm` do it.
 
     ``abort`` restores the endpoint and ends the incident, if need be without a report; ``extend`` keeps the hooked
     model, or watches on, until then.
@@ -628,26 +669,26 @@ def obey(command: Command, desk: Desk, now: datetime) -> str:
     Returns:
         The action, or ``no incident to change``.
     """
-    incident = desk.incidents.current(command.endpoint)
+    incident = dependencies.incidents.current(command.endpoint)
     if incident is None or incident.state is State.NORMAL:
         return "no incident to change"
     if command.action == "abort":
-        _save(incident, desk, aborted=True, timeline=_noted(incident, now, "an operator: abort"))
+        _save(incident, dependencies, aborted=True, timeline=_noted(incident, now, "an operator: abort"))
     elif incident.state in (State.SWAPPING, State.HOOKED, State.WATCHING):
-        hold = max(command.until, incident.hold or command.until)
+        until = max(command.until, incident.keep_hooked_until or command.until)
         kept = "watch" if incident.notify_only else "keep the hooked model"
-        note = f"an operator: {kept} until {hold:%Y-%m-%d %H:%M:%S} UTC"
-        _save(incident, desk, hold=hold, timeline=_noted(incident, now, note))
+        note = f"an operator: {kept} until {until:%Y-%m-%d %H:%M:%S} UTC"
+        _save(incident, dependencies, keep_hooked_until=until, timeline=_noted(incident, now, note))
     else:
         return "no incident to change"
     return command.action
 
 
-def _enough(incident: Incident, limits: Limits, now: datetime) -> str:
-    """Why the endpoint is to be restored; empty while it is not."""
+def _restore_reason(incident: Incident, limits: Limits, now: datetime) -> str:
+    """Return why to restore the endpoint now; empty for not yet."""
     if incident.aborted:
         return "an operator aborted it"
-    if incident.hold is not None and now < incident.hold:
+    if incident.keep_hooked_until is not None and now < incident.keep_hooked_until:
         return ""
     if incident.deadline is not None and now >= incident.deadline:
         return f"the time is up with {len(incident.pictures)} pictures"
@@ -660,49 +701,65 @@ def _enough(incident: Incident, limits: Limits, now: datetime) -> str:
     return f"{limits.pictures} pictures are made" if len(incident.pictures) >= limits.pictures else ""
 
 
-def _restore(incident: Incident, desk: Desk, now: datetime, reason: str, **changes: Any) -> Incident:
+def _restore(
+    incident: Incident, dependencies: IncidentDependencies, now: datetime, reason: str, **changes: Any
+) -> Incident:
     """Of an endpoint that serves the hooked config."""
-    told = incident.told - {"failed"}  # should it fail once more, that is news
+    sent = incident.sent_notifications - {"failed"}  # a second failure is notified again
     incident = _move(
-        incident, State.RESTORING, desk, now, reason, requested=False, aborted=False, told=told, **changes
+        incident,
+        State.RESTORING,
+        dependencies,
+        now,
+        reason,
+        requested=False,
+        aborted=False,
+        sent_notifications=sent,
+        **changes,
     )
-    return _begin_restore(incident, desk, now)
+    return _begin_restore(incident, dependencies, now)
 
 
-def _begin_restore(incident: Incident, desk: Desk, now: datetime) -> Incident:
+def _begin_restore(incident: Incident, dependencies: IncidentDependencies, now: datetime) -> Incident:
     try:
-        desk.endpoint.update(incident.endpoint, incident.plain_config, guarded=False)
+        dependencies.endpoint.update(incident.endpoint, incident.plain_config, guarded=False)
     except BadInputError as error:
-        return _fail_to_restore(incident, str(error), desk, now)
+        return _fail_to_restore(incident, str(error), dependencies, now)
     except RetryableError as error:
-        if incident.retries or overdue(incident, desk.limits, now):
-            return _fail_to_restore(incident, str(error), desk, now)
+        if incident.retries or overdue(incident, dependencies.limits, now):
+            return _fail_to_restore(incident, str(error), dependencies, now)
         return incident
-    return _requested(incident, incident.plain_config, desk, now)
+    return _requested(incident, incident.plain_config, dependencies, now)
 
 
-def _fail_to_restore(incident: Incident, reason: str, desk: Desk, now: datetime) -> Incident:
+def _fail_to_restore(
+    incident: Incident, reason: str, dependencies: IncidentDependencies, now: datetime
+) -> Incident:
     retry = next_retry(replace(incident, since=now))
-    return _fail(incident, notifications.not_restored(incident, reason, retry), desk, now)
+    return _fail(incident, notifications.not_restored(incident, reason, retry), dependencies, now)
 
 
 def _after_restoring(
-    incident: Incident, live: Live, desk: Desk, now: datetime, report: Callable[[Incident], Report]
+    incident: Incident,
+    live: EndpointState,
+    dependencies: IncidentDependencies,
+    now: datetime,
+    report: Callable[[Incident], Report],
 ) -> Incident:
     if _serves(live, incident.plain_config):
-        return _close(incident, desk, now, report)
+        return _close(incident, dependencies, now, report)
     if _serves(live, incident.hooked_config):
         if not incident.requested:
-            return _begin_restore(incident, desk, now)
-        return _fail_to_restore(incident, live.failure or "SageMaker rolled it back", desk, now)
-    if live.status not in _UNDER_WAY or overdue(incident, desk.limits, now):
-        return _lose(incident, live, desk, now)
+            return _begin_restore(incident, dependencies, now)
+        return _fail_to_restore(incident, live.failure or "SageMaker rolled it back", dependencies, now)
+    if live.status not in _UNDER_WAY or overdue(incident, dependencies.limits, now):
+        return _lose(incident, live, dependencies, now)
     return incident
 
 
 def _close(
     incident: Incident,
-    desk: Desk,
+    dependencies: IncidentDependencies,
     now: datetime,
     report: Callable[[Incident], Report],
     note: str = "the plain config is in service",
@@ -717,33 +774,46 @@ def _close(
     due = due or incident.since
     changes: dict[str, Any] = {}
     try:
-        if _late(due, desk.limits, now, 2):  # an invocation that was killed has raised nothing
+        if _late(due, dependencies.limits, now, 2):  # an invocation that was killed has raised nothing
             raise BadInputError("writing it did not end; the log of confirm_endpoint says more")
         made = report(incident)
         changes = {"report": made.uri, "findings": made.findings[:FINDINGS_KEPT]}
     except BadInputError as error:
         changes = {"unreported": printable(error, _UNREPORTED_CHARACTERS)}
     except RetryableError as error:
-        if not incident.aborted and not _late(due, desk.limits, now):
+        if not incident.aborted and not _late(due, dependencies.limits, now):
             raise
         changes = {"unreported": printable(error, _UNREPORTED_CHARACTERS)}
-    incident = _move(incident, State.NORMAL, desk, now, note, **changes)
-    return _tell(incident, "closed", notifications.closed(incident), desk)
+    incident = _move(incident, State.NORMAL, dependencies, now, note, **changes)
+    return _tell(incident, "closed", notifications.closed(incident), dependencies)
 
 
-def _lose(incident: Incident, live: Live, desk: Desk, now: datetime) -> Incident:
+def _lose(
+    incident: Incident, live: EndpointState, dependencies: IncidentDependencies, now: datetime
+) -> Incident:
     """The endpoint runs what somebody else deployed, or it is broken."""
     if live.status == IN_SERVICE:
-        return _fail(incident, notifications.superseded(incident, live, desk.configs), desk, now)
-    return _fail(incident, notifications.broken_endpoint(incident, live), desk, now)
+        return _fail(
+            incident, notifications.superseded(incident, live, dependencies.configs), dependencies, now
+        )
+    return _fail(incident, notifications.broken_endpoint(incident, live), dependencies, now)
 
 
-def _fail(incident: Incident, notice: notifications.Notice, desk: Desk, now: datetime) -> Incident:
+def _fail(
+    incident: Incident, notice: notifications.Notice, dependencies: IncidentDependencies, now: datetime
+) -> Incident:
     said, failure = notice.text.partition("\n")[0], notice.text[:_FAILURE_CHARACTERS]
     incident = _move(
-        incident, State.FAILED, desk, now, said, failure=failure, headline=notice.subject, aborted=False
+        incident,
+        State.FAILED,
+        dependencies,
+        now,
+        said,
+        failure=failure,
+        headline=notice.subject,
+        aborted=False,
     )
-    return _tell(incident, "failed", notice, desk)
+    return _tell(incident, "failed", notice, dependencies)
 
 
 def overdue(incident: Incident, limits: Limits, now: datetime) -> bool:
@@ -755,34 +825,45 @@ def _late(since: datetime, limits: Limits, now: datetime, times: int = 1) -> boo
     return now > since + times * timedelta(minutes=limits.update_minutes)
 
 
-def _serves(live: Live, config: str) -> bool:
+def _serves(live: EndpointState, config: str) -> bool:
     # a failed update returns silently to the old config: InService alone is no success
     return live.status == IN_SERVICE and live.config == config
 
 
-def _move(incident: Incident, state: State, desk: Desk, now: datetime, note: str, **changes: Any) -> Incident:
+def _move(
+    incident: Incident,
+    state: State,
+    dependencies: IncidentDependencies,
+    now: datetime,
+    note: str,
+    **changes: Any,
+) -> Incident:
     if state not in TRANSITIONS[incident.state]:
         raise ValueError(f"{incident.state} does not lead to {state}")
     timeline = _noted(incident, now, f"{state}: {note}")
-    return _save(incident, desk, state=state, since=now, timeline=timeline, **changes)
+    return _save(incident, dependencies, state=state, since=now, timeline=timeline, **changes)
 
 
-def _requested(incident: Incident, config: str, desk: Desk, now: datetime) -> Incident:
+def _requested(
+    incident: Incident, config: str, dependencies: IncidentDependencies, now: datetime
+) -> Incident:
     timeline = _noted(incident, now, f"UpdateEndpoint to {config}")
-    return _save(incident, desk, requested=True, since=now, timeline=timeline)
+    return _save(incident, dependencies, requested=True, since=now, timeline=timeline)
 
 
-def _save(incident: Incident, desk: Desk, **changes: Any) -> Incident:
+def _save(incident: Incident, dependencies: IncidentDependencies, **changes: Any) -> Incident:
     after = replace(incident, revision=incident.revision + 1, **changes)
-    desk.incidents.save(incident, after)
+    dependencies.incidents.save(incident, after)
     return after
 
 
-def _tell(incident: Incident, what: str, notice: notifications.Notice, desk: Desk) -> Incident:
-    if what in incident.told:
+def _tell(
+    incident: Incident, what: str, notice: notifications.Notice, dependencies: IncidentDependencies
+) -> Incident:
+    if what in incident.sent_notifications:
         return incident
-    desk.notices.publish(notice)
-    return _save(incident, desk, told=incident.told | {what})
+    dependencies.notices.publish(notice)
+    return _save(incident, dependencies, sent_notifications=incident.sent_notifications | {what})
 
 
 def _noted(incident: Incident, now: datetime, text: str) -> tuple[str, ...]:

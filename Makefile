@@ -100,7 +100,7 @@ WANTED  = --stack '$(STACK)' --threshold '$(THRESHOLD)' --email '$(EMAIL)' --end
           --model-data '$(MODEL_DATA)' $(if $(MODEL),--model '$(MODEL)') $(if $(STAGE),--stage $(STAGE)) \
           --set $(if $(filter-out file,$(origin ARCHITECTURE)),Architecture=$(ARCHITECTURE)) $(SET)
 
-plan: build .venv-deploy/.ready ## in words: what deploy would make and change (ENDPOINT, THRESHOLD, EMAIL, SET="Flagged=20 …")
+plan: build .venv-deploy/.ready ## in words: what deploy would make and change (ENDPOINT, THRESHOLD, EMAIL, SET="MaxFlaggedReplays=20 …")
 	@$(DEPLOY) plan $(WANTED)
 
 deploy: build .venv-deploy/.ready ## the stack, and the hooked twin of the endpoint (as plan; YES=1 does not ask)

@@ -16,9 +16,9 @@ from benchmarks.side_by_side import row, show
 from local import signs
 from local.stack import Stack, running_stack
 
-PARAMETERS = {"Threshold": "0.5", "CooldownMinutes": "0"}
+PARAMETERS = {"MaxClassShare": "0.5", "CooldownMinutes": "0"}
 REQUESTS, PATIENCE = 70, 120.0
-PICTURES = 16  # Flagged and Compared, by default
+HEATMAPS = 16  # MaxFlaggedReplays and MaxComparisonReplays, by default
 
 
 class Bus:
@@ -98,13 +98,13 @@ def incident(stack: Stack, bus: Bus, bodies: list[bytes], hour: datetime) -> dic
     captured = _broke_the_bound(stack, bus)
     (updating, *_) = bus.times(_state("UPDATING"))
     (hooked, *_) = bus.times(_state("IN_SERVICE"))
-    pictures = bus.times(_object("saliency/", ".json"), PICTURES)
+    pictures = bus.times(_object("saliency/", ".json"), HEATMAPS)
     bus.times(_state("IN_SERVICE"), 2)
     return {
         "capture file to violation": violated - captured,
         "violation to UpdateEndpoint": updating - violated,
         "InService to the first picture": pictures[0] - hooked,
-        f"InService to {PICTURES} pictures": pictures[PICTURES - 1] - hooked,
+        f"InService to {HEATMAPS} pictures": pictures[HEATMAPS - 1] - hooked,
     }
 
 

@@ -132,7 +132,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
 
 def _asked(options: argparse.Namespace) -> dict[str, str]:
     """Return the parameters given by hand; SET="Name=" gives an empty value."""
-    named = {"Threshold": options.threshold, "NotificationEmail": options.email, "Stage": options.stage}
+    named = {"MaxClassShare": options.threshold, "NotificationEmail": options.email, "Stage": options.stage}
     return {name: value for name, value in named.items() if value} | options.set
 
 

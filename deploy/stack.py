@@ -115,6 +115,7 @@ NEVER_MADE = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "REVIEW_I
 
 _OURS = {"EndpointName", "PlainConfigName", "HookedConfigName"}  # the parameters that tell a Glassbox stack
 STORAGE_VERSION = "StorageVersion"  # the output
+_MAKE_VARIABLES = {"MaxClassShare": "THRESHOLD"}  # required parameters that make names otherwise
 
 
 def describe(name: str, cloudformation: Any) -> dict[str, Any] | None:
@@ -188,7 +189,7 @@ def problems(template: Mapping[str, Any], given: Mapping[str, str], before: Mapp
     """Why CloudFormation would refuse these parameters, on top of those that the stack has."""
     declared = template["Parameters"]
     found = [
-        f"{name} is missing ({name.upper()}=…): {parameter['Description']}"
+        f"{name} is missing ({_MAKE_VARIABLES.get(name, name.upper())}=…): {parameter['Description']}"
         for name, parameter in declared.items()
         if "Default" not in parameter and name not in given and name not in before
     ]

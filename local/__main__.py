@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="the model to serve, a state dict")
     parser.add_argument("--threshold", default="0.5", help="largest share of one class (default: 0.5)")
     options = parser.parse_args()
-    parameters = {"Threshold": options.threshold}
+    parameters = {"MaxClassShare": options.threshold}
     try:
         with contextlib.suppress(KeyboardInterrupt), stop_on_sigterm():
             print("Starting the embedded AWS and deploying template.yaml …", flush=True)

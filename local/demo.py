@@ -224,7 +224,7 @@ def run(data, weights, target, out):
     named.parent.mkdir(exist_ok=True)
     shutil.copyfile(weights, named)
     named.with_suffix(".json").write_text(json.dumps(scene.config))
-    with running_stack({"Threshold": str(scene.threshold)}, weights=named) as stack:
+    with running_stack({"MaxClassShare": str(scene.threshold)}, weights=named) as stack:
         story.tell(
             f"template.yaml deployed on the embedded AWS, endpoint {stack.outputs['EndpointName']} in service"
         )

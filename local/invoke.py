@@ -41,7 +41,7 @@ SAMPLE_BUCKET = "amzn-s3-demo-bucket"  # what events/ calls the stack's
 SAMPLE_ETAG = "b1946ac92492d2347c6235b4d2611184"  # and the capture file's
 TRACED = "traced"  # an endpoint that is always hooked
 IMAGE_SIZE = 48
-PARAMETERS = {"Threshold": "0.5"}
+PARAMETERS = {"MaxClassShare": "0.5"}
 
 
 class InvokeError(RuntimeError):

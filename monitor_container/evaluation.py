@@ -152,7 +152,7 @@ def count(
             read(chunks(stream), str(path), form, key_for_file),
             place.hour,
             low_confidence=settings.low_confidence,
-            classes=settings.classes,
+            num_classes=settings.num_classes,
             within=window,
         )
     return place.variant, counted

@@ -30,7 +30,7 @@ class World:
         self.refused = {}
         self.dependencies = IncidentDependencies(
             EndpointConfigs("plain", "hooked", "glassbox"),
-            Limits(**{"pictures": 6, "incidents_per_day": 3} | limits),
+            Limits(**{"max_heatmaps": 6, "incidents_per_day": 3} | limits),
             Refusing(self.endpoint, self.refused),
             Refusing(self.incidents, self.refused),
             Refusing(self.notices, self.refused),

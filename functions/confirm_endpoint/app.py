@@ -19,7 +19,7 @@ from glassbox.aws.replay_key import ReplayKey
 from glassbox.incidents.incident_report import write_page
 from glassbox.incidents.replay import flagged_inputs, replay, variants_of
 from glassbox.incidents.workflow import confirm
-from glassbox.monitoring.counts import CLASSES
+from glassbox.monitoring.counts import MAX_CLASSES
 from glassbox.monitoring.response import ResponseForm
 from glassbox.settings import from_env, names, setting
 
@@ -37,13 +37,13 @@ class Settings(IncidentSettings):
     capture_bucket: str
     capture_prefix: str
     replay_key_arn: str
-    flagged: int = setting(12, within=(1, 100))
-    compared: int = setting(4, within=(0, 100))
+    max_flagged_replays: int = setting(12, within=(1, 100))
+    max_comparison_replays: int = setting(4, within=(0, 100))
     shadow_variants: str = ""
     class_path: str | None = None
     confidence_path: str | None = None
     low_confidence: float | None = setting(None, within=(0, 1))
-    classes: int | None = setting(None, within=(1, CLASSES))
+    num_classes: int | None = setting(None, within=(1, MAX_CLASSES))
 
 
 @functools.cache
@@ -57,10 +57,10 @@ def build():
         "captures": objects,
     }
     chosen = captured | {
-        "flagged": settings.flagged,
+        "max_flagged_replays": settings.max_flagged_replays,
         "form": ResponseForm(settings.class_path, settings.confidence_path),
         "low_confidence": settings.low_confidence,
-        "classes": settings.classes,
+        "num_classes": settings.num_classes,
         "key": ReplayKey(boto3.client("kms"), settings.replay_key_arn),
     }
     return functools.partial(
@@ -70,7 +70,7 @@ def build():
         replay=functools.partial(
             replay,
             **chosen,
-            compared=settings.compared,
+            max_comparison_replays=settings.max_comparison_replays,
             runtime=Runtime(boto3.client("sagemaker-runtime", config=ONE_TRY)),
         ),
         report=functools.partial(

@@ -24,7 +24,7 @@ class Settings:
     bucket: str
     endpoint_name: str
     incidents_table: str
-    pictures: int = setting(24, within=(1, 1000))
+    max_heatmaps: int = setting(24, within=(1, 1000))
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def build():
         render_step,
         bucket=settings.bucket,
         endpoint=settings.endpoint_name,
-        pictures=settings.pictures,
+        max_heatmaps=settings.max_heatmaps,
         objects=Objects(boto3.client("s3")),
         incidents=IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
     )

@@ -190,7 +190,13 @@ WANTED = ("--endpoint", ENDPOINT, "--threshold", "0.5")
 
 
 def given(aws):
-    return ("--set", f"AwsEndpointUrl={aws.endpoint_url}", "CooldownMinutes=0", "Flagged=2", "Compared=1")
+    return (
+        "--set",
+        f"AwsEndpointUrl={aws.endpoint_url}",
+        "CooldownMinutes=0",
+        "MaxFlaggedReplays=2",
+        "MaxComparisonReplays=1",
+    )
 
 
 # ---------------------------------------------------------------- an endpoint that is there
@@ -297,14 +303,24 @@ def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
         "--model",
         "none.pt",
     )
-    said = tool("plan", *given, "--set", "Flaged=20", "Compared=many", "Pictures=0", "Stage=test", fails=True)
+    said = tool(
+        "plan",
+        *given,
+        "--set",
+        "MaxFlagedReplays=20",
+        "MaxComparisonReplays=many",
+        "MaxHeatmaps=0",
+        "Stage=test",
+        fails=True,
+    )
     assert said.splitlines() == [
-        "Threshold is missing (THRESHOLD=…): Largest share of one class in a window before it is a violation, 0 to 1. "
+        "MaxClassShare is missing (THRESHOLD=…): Largest share of one class in a window before it is a violation, "
+        "0 to 1. "
         "There is no default, it depends on your traffic.",
         "NotificationEmail: expected an address, such as ops@example.com, got 'ops'",
-        "Flaged: expected a parameter of the stack. Did you mean Flagged?",
-        "Compared: expected a number from 0 to 100, got 'many'",
-        "Pictures: expected a number from 1 to 1000, got '0'",
+        "MaxFlagedReplays: expected a parameter of the stack. Did you mean MaxFlaggedReplays?",
+        "MaxComparisonReplays: expected a number from 0 to 100, got 'many'",
+        "MaxHeatmaps: expected a number from 1 to 1000, got '0'",
         "Stage: expected dev or prod, got 'test'",
         "ServingImage: expected an image in ECR, account.dkr.ecr.region.amazonaws.com/name:tag, got "
         "'glassbox-serving:latest'",
@@ -443,7 +459,7 @@ def test_twin_follows_what_the_owner_deployed(aws, tool, customer):
     assert "deleted: signs-v1-hooked" in said
     parameters, outputs = stack(aws)
     assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("Shop-v2", "shop-v2-hooked")
-    assert parameters["Flagged"] == "2"
+    assert parameters["MaxFlaggedReplays"] == "2"
     assert names(aws, "endpoint_config") == CONFIGS | {"shop-v2-hooked"}
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v2-hooked"}
     assert "shop-v2-hooked" in tool("twin")  # again, nothing to do
@@ -675,9 +691,9 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
     ecr, repository = aws.client("ecr"), {"repositoryName": "glassbox-serving"}
     ecr.create_repository(**repository)
     ecr.put_image(**repository, imageTag=tag("glassbox-serving"), imageManifest='{"schemaVersion": 2}')
-    said = tool("deploy", "--stack", "own", "--threshold", "0.6", "--set", "Flagged=3", "--yes")
+    said = tool("deploy", "--stack", "own", "--threshold", "0.6", "--set", "MaxFlaggedReplays=3", "--yes")
     ecr.delete_repository(**repository, force=True)
-    assert "Threshold: 0.5 -> 0.6" in said
+    assert "MaxClassShare: 0.5 -> 0.6" in said
     assert stack(aws, "own")[0]["ServingImage"] == SERVING  # and not what was pushed since
     assert "would be uploaded" not in said
     assert stack(aws, "own")[0]["ModelDataUrl"] == model  # not the sample again

@@ -31,10 +31,10 @@ def described(status="UPDATE_COMPLETE", **parameters):
 def test_a_parameter_that_the_stacks_template_does_not_have_is_left_out(cloudformation):
     """It was deployed from an older one; CloudFormation would refuse the whole update."""
     client, stubber = cloudformation
-    stubber.add_response("describe_stacks", described(Hooked="old", Flagged="12"))
+    stubber.add_response("describe_stacks", described(Hooked="old", MaxFlaggedReplays="12"))
     wanted = [
         {"ParameterKey": "Hooked", "ParameterValue": "new"},
-        {"ParameterKey": "Flagged", "UsePreviousValue": True},
+        {"ParameterKey": "MaxFlaggedReplays", "UsePreviousValue": True},
     ]
     capabilities = ["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"]
     expected = {"StackName": "s", "UsePreviousTemplate": True, "Capabilities": capabilities}
@@ -123,7 +123,7 @@ def test_a_stacks_processor_changes_only_where_it_is_named(processor):
     named = [f"ARCHITECTURE={processor}"] if processor else []
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "ARCHITECTURE")}
     said = subprocess.run(
-        ["make", "-n", "deploy", "THRESHOLD=0.5", "SET=Flagged=3", *named],
+        ["make", "-n", "deploy", "THRESHOLD=0.5", "SET=MaxFlaggedReplays=3", *named],
         cwd=stack.ROOT,
         env=environment,
         check=True,
@@ -131,7 +131,7 @@ def test_a_stacks_processor_changes_only_where_it_is_named(processor):
         text=True,
     ).stdout
     (command,) = (line for line in said.splitlines() if "-m deploy deploy" in line)
-    wanted = ["--set", *([f"Architecture={processor}"] if processor else []), "Flagged=3"]
+    wanted = ["--set", *([f"Architecture={processor}"] if processor else []), "MaxFlaggedReplays=3"]
     assert command.split()[-len(wanted) :] == wanted
 
 
@@ -171,21 +171,29 @@ def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("flaged", "20", "flaged: expected a parameter of the stack. Did you mean Flagged?"),
-        ("FLAGGED", "20", "FLAGGED: expected a parameter of the stack. Did you mean Flagged?"),
+        (
+            "maxflagedreplays",
+            "20",
+            "maxflagedreplays: expected a parameter of the stack. Did you mean MaxFlaggedReplays?",
+        ),
+        (
+            "MAXFLAGGEDREPLAYS",
+            "20",
+            "MAXFLAGGEDREPLAYS: expected a parameter of the stack. Did you mean MaxFlaggedReplays?",
+        ),
         ("Nonsense", "20", "Nonsense: expected a parameter of the stack (README lists them)"),
-        ("Flagged", "200", "Flagged: expected a number from 1 to 100, got '200'"),
-        ("Flagged", "nan", "Flagged: expected a number from 1 to 100, got 'nan'"),
+        ("MaxFlaggedReplays", "200", "MaxFlaggedReplays: expected a number from 1 to 100, got '200'"),
+        ("MaxFlaggedReplays", "nan", "MaxFlaggedReplays: expected a number from 1 to 100, got 'nan'"),
         ("Path", "a\nb", ""),
         ("Path", "123456789", "Path: expected at most 8 characters, got '123456789'"),
-        ("Threshold", "-1", "Threshold: expected a number from 0, got '-1'"),
+        ("MaxClassShare", "-1", "MaxClassShare: expected a number from 0, got '-1'"),
     ],
 )
 def test_a_parameter_that_cloudformation_would_refuse_is_named_with_what_it_takes(name, value, said):
     template = {
         "Parameters": {
-            "Flagged": {"Type": "Number", "Default": 12, "MinValue": 1, "MaxValue": 100},
-            "Threshold": {"Type": "Number", "Default": 1, "MinValue": 0},
+            "MaxFlaggedReplays": {"Type": "Number", "Default": 12, "MinValue": 1, "MaxValue": 100},
+            "MaxClassShare": {"Type": "Number", "Default": 1, "MinValue": 0},
             "Path": {"Type": "String", "Default": "", "MaxLength": 8},
         }
     }

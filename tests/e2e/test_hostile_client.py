@@ -29,7 +29,12 @@ from watching import Inbox, incident, wait_for
 pytestmark = pytest.mark.e2e
 
 ENDPOINT = "traffic-signs"
-PARAMETERS = {"Threshold": "0.5", "TracesPerMinute": "0", "Flagged": "3", "Compared": "1"}
+PARAMETERS = {
+    "MaxClassShare": "0.5",
+    "TracesPerMinute": "0",
+    "MaxFlaggedReplays": "3",
+    "MaxComparisonReplays": "1",
+}
 BATCH, BATCHES = 64, 10
 MARKUP = "<script>alert(1)</script>"
 

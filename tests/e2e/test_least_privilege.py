@@ -47,15 +47,15 @@ BASELINE = "baseline/statistics.json"
 CAPTURE_KEY = "arn:aws:kms:eu-west-1:123456789012:key/0f6f4a0e-5f39-4a3e-8a53-2f2f6d1a9c11"
 VOLUME_KEY = "arn:aws:kms:eu-west-1:123456789012:key/5c1d2e3f-0a4b-4c5d-8e6f-7a8b9c0d1e2f"
 PARAMETERS = {
-    "Threshold": "0.5",
+    "MaxClassShare": "0.5",
     "EndpointKeyArn": VOLUME_KEY,
     "DriftThreshold": "0.9",
     "BaselineStatistics": f"s3://{MODELS}/{BASELINE}",
     "CaptureKeyArn": CAPTURE_KEY,
     "RollbackAlarm": "errors-of-traffic-signs",
     "CooldownMinutes": "0",
-    "Flagged": "2",
-    "Compared": "1",
+    "MaxFlaggedReplays": "2",
+    "MaxComparisonReplays": "1",
 }
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def stack():
-    with running_stack({"Threshold": "0.5", "React": "false", "Flagged": "3"}) as stack:
+    with running_stack({"MaxClassShare": "0.5", "React": "false", "MaxFlaggedReplays": "3"}) as stack:
         yield stack
 
 

@@ -21,7 +21,7 @@ REPORT = f"monitoring/traffic-signs/hourly/{HOUR:%Y/%m/%d/%H}/"
 
 @pytest.fixture(scope="module")
 def stack():
-    with running_stack({"Threshold": "0.5"}) as stack:
+    with running_stack({"MaxClassShare": "0.5"}) as stack:
         yield stack
 
 

@@ -18,11 +18,11 @@ pytestmark = [
 
 INCIDENTS = 20
 PARAMETERS = {
-    "Threshold": "0.5",
+    "MaxClassShare": "0.5",
     "CooldownMinutes": "0",
     "IncidentsPerDay": "1000",
-    "Flagged": "4",
-    "Compared": "2",
+    "MaxFlaggedReplays": "4",
+    "MaxComparisonReplays": "2",
     "TracesPerMinute": "2",
 }
 

@@ -141,14 +141,14 @@ def test_a_throttled_table_fails_the_message_and_counts_nothing(aws, load_app, m
 def test_wrong_settings_stop_the_function_all_named(aws, load_app, monkeypatch):
     monkeypatch.delenv("COUNTS_TABLE")
     monkeypatch.setenv("THRESHOLD", "nan")
-    for name, value in {"CLASSES": "0", "CLASS_PATH": "a.", "DRIFT_THRESHOLD": "0.1"}.items():
+    for name, value in {"NUM_CLASSES": "0", "CLASS_PATH": "a.", "DRIFT_THRESHOLD": "0.1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as error:
         load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
     for problem in (
         "COUNTS_TABLE is not set",
         "THRESHOLD='nan'",
-        "CLASSES='0'",
+        "NUM_CLASSES='0'",
         "CLASS_PATH='a.' is no JMESPath",
         "DRIFT_THRESHOLD needs BASELINE_STATISTICS",
     ):

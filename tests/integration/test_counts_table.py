@@ -247,7 +247,7 @@ def test_dynamodb_refuses_an_item_of_400_kb_and_the_error_says_what_to_do(client
         Counter({"a name of forty characters, as it happens" + str(n): 1 for n in range(10)}), records=10
     )
     with pytest.raises(
-        BadInputError, match=r"b/k#e was not counted in .*#000: .*maximum allowed size.* Set Classes"
+        BadInputError, match=r"b/k#e was not counted in .*#000: .*maximum allowed size.* Set NumClasses"
     ):
         counts_table.add("b/k#e", STREAM, {HOUR: long})
 

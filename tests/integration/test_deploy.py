@@ -104,7 +104,7 @@ def test_the_model_monitor_schedule_is_a_stack_of_its_own(embedded_aws, stub_ima
         "Bucket": "amzn-s3-demo-bucket",
         "EndpointName": "small",
         "MonitorImage": stub_images["monitor"],
-        "Threshold": "0.5",
+        "MaxClassShare": "0.5",
         "ClassPath": "predictions[0]",
     }
     deploy(ROOT / "model-monitor.yaml", "monitors", parameters, embedded_aws.session, build=tmp_path)

@@ -31,7 +31,7 @@ pytestmark = [
 def stack():
     host = docker_bridge()
     assert host, "no Docker engine answers"
-    parameters = {**invoke.PARAMETERS, "Flagged": "2", "Compared": "1"}
+    parameters = {**invoke.PARAMETERS, "MaxFlaggedReplays": "2", "MaxComparisonReplays": "1"}
     with running_stack(parameters, also_on=host) as stack, invoke.paused(stack):
         invoke.lay_capture(stack)
         yield stack

@@ -16,7 +16,7 @@ REQUIRED = {
     "Bucket",
     "EndpointName",
     "MonitorImage",
-    "Threshold",
+    "MaxClassShare",
 }
 
 

@@ -23,7 +23,7 @@ def functions(template):
 
 def test_what_only_a_person_knows_has_no_default(template):
     required = {name for name, parameter in template["Parameters"].items() if "Default" not in parameter}
-    assert required == {"EndpointName", "Threshold"}
+    assert required == {"EndpointName", "MaxClassShare"}
 
 
 def test_every_rule_retries_and_ends_in_a_dead_letter_queue(template):

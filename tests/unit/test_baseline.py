@@ -48,7 +48,7 @@ def test_replays_are_left_out_with_the_key_and_refused_without(captures, tmp_pat
 def test_nothing_to_read_or_a_wrong_setting_is_a_failure(captures, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert baseline.main([str(tmp_path / "elsewhere"), "--out", str(out)]) == 1
-    monkeypatch.setenv("CLASSES", "many")
+    monkeypatch.setenv("NUM_CLASSES", "many")
     assert baseline.main([str(captures), "--out", str(out)]) == 1
     assert not out.exists()
 

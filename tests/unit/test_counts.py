@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from glassbox.monitoring.capture import Record, Unreadable
 from glassbox.monitoring.counts import (
-    CLASSES,
     EXAMPLES,
+    MAX_CLASSES,
     UNKNOWN,
     WINDOW,
     Confidences,
@@ -90,7 +90,7 @@ def test_examples_are_the_first_few():
 
 def test_classes_outside_the_known_range_are_counted_as_unknown():
     records = [record(at(0), (42, None), (43, None), (-1, None), ("Stop", None), (0, None))]
-    assert tally(records, HOUR, classes=43).slots[HOUR].classes == {42: 1, 0: 1, UNKNOWN: 3}
+    assert tally(records, HOUR, num_classes=43).slots[HOUR].classes == {42: 1, 0: 1, UNKNOWN: 3}
     assert tally(records, HOUR).slots[HOUR].classes == {42: 1, 43: 1, UNKNOWN: 1, "Stop": 1, 0: 1}
     assert tally([record(at(0), (10**30, None))], HOUR).slots[HOUR].classes == {UNKNOWN: 1}
 
@@ -175,7 +175,7 @@ records = st.lists(
 @given(records, st.integers(0, 40))
 def test_a_split_file_counts_as_the_whole_one_did(records, cut):
     def count(part):
-        return tally(part, HOUR, low_confidence=0.5, classes=43)
+        return tally(part, HOUR, low_confidence=0.5, num_classes=43)
 
     merged, whole = count(records[:cut]), count(records)
     merged += count(records[cut:])
@@ -203,7 +203,7 @@ def test_it_does_not_matter_how_many_are_counted_at_a_time(records):
 
 @given(records)
 def test_the_order_of_records_does_not_matter(records):
-    assert tally(records, HOUR, classes=43).slots == tally(records[::-1], HOUR, classes=43).slots
+    assert tally(records, HOUR, num_classes=43).slots == tally(records[::-1], HOUR, num_classes=43).slots
 
 
 def test_confidences_are_known_by_moments_and_buckets():
@@ -228,9 +228,9 @@ def test_a_total_changes_no_summand():
 
 
 def test_names_without_end_are_counted_as_unknown_beyond_the_bound():
-    names = [f"name-{i}" for i in range(5 * CLASSES)]
+    names = [f"name-{i}" for i in range(5 * MAX_CLASSES)]
     records = [record(HOUR, (name,)) for name in ["Stop", *names, "Stop"]]
     counted = tally(records, HOUR).counts
     assert counted.n == len(records)
     assert counted.classes["Stop"] == 2
-    assert CLASSES <= len(counted.classes) <= CLASSES + 1
+    assert MAX_CLASSES <= len(counted.classes) <= MAX_CLASSES + 1

@@ -164,7 +164,7 @@ def test_the_container_understands_the_environment_it_is_given(tmp_path):
         drift_threshold=0.1,
         baseline_statistics="s3://amzn-s3-demo-bucket/baseline/statistics.json",
         class_path="results[].id",
-        classes=43,
+        num_classes=43,
         shadow_variants="Canary",
     )
     jobs = FakeJobs()
@@ -180,7 +180,7 @@ def test_the_container_understands_the_environment_it_is_given(tmp_path):
         "low_confidence_threshold",
     ):
         assert getattr(understood, name) == getattr(everything, name)
-    for name in ("drift_threshold", "class_path", "confidence_path", "classes", "shadows"):
+    for name in ("drift_threshold", "class_path", "confidence_path", "num_classes", "shadows"):
         assert getattr(understood, name) == getattr(everything, name)
     assert understood.baseline_statistics == "/opt/ml/processing/baseline/statistics.json"
     assert understood.window.start == datetime(2026, 11, 23, 10, tzinfo=UTC)

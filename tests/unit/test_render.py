@@ -58,12 +58,12 @@ def incident(load_event):
     return Incident("traffic-signs", "the-incident", START, State.HOOKED, START, "plain", "hooked", cause)
 
 
-def render(objects, incidents, key=INDEX, pictures=24):
+def render(objects, incidents, key=INDEX, max_heatmaps=24):
     return render_step(
         key,
         bucket="bucket",
         endpoint="traffic-signs",
-        pictures=pictures,
+        max_heatmaps=max_heatmaps,
         objects=objects,
         incidents=incidents,
     )
@@ -124,10 +124,10 @@ def test_live_traffic_beyond_the_incidents_quota_is_not_drawn_but_replays_are(st
     incidents = FakeIncidents()
     incidents.open(replace(incident, pictures=frozenset("ab")))
     objects = step()
-    assert render(objects, incidents, pictures=2) == []
+    assert render(objects, incidents, max_heatmaps=2) == []
     assert names(objects) == set()
-    assert len(render(step(), incidents, pictures=3)) == 1  # of the two in the step
-    assert len(render(step("c", incident.id), incidents, pictures=2)) == 2
+    assert len(render(step(), incidents, max_heatmaps=3)) == 1  # of the two in the step
+    assert len(render(step("c", incident.id), incidents, max_heatmaps=2)) == 2
 
 
 def test_a_picture_after_the_incident_is_live_traffic_again(step, incident):

@@ -53,7 +53,12 @@ def line(n, response, minute=0, **metadata):
 def run(incident, files, runtime=None, **options):
     runtime = runtime or FakeRuntime()
     objects = FakeObjects({("bucket", key): body for key, body in files.items()})
-    options = {"flagged": 3, "compared": 2, "form": ResponseForm(), "key": Key} | options
+    options = {
+        "max_flagged_replays": 3,
+        "max_comparison_replays": 2,
+        "form": ResponseForm(),
+        "key": Key,
+    } | options
     return replay(
         incident, bucket="bucket", prefix="capture", captures=objects, runtime=runtime, **options
     ), runtime
@@ -121,7 +126,7 @@ def test_an_event_id_of_another_form_is_hashed(incident):
 
 def test_a_client_cannot_keep_its_requests_out_by_a_marker(incident):
     body = b"".join(line(n, 14, customAttributes=[replays.FORGED]) for n in range(9))
-    done, _ = run(incident, {FOLDER + "a.jsonl": body}, flagged=9)
+    done, _ = run(incident, {FOLDER + "a.jsonl": body}, max_flagged_replays=9)
     assert len(done.flagged) == 9
 
 
@@ -140,7 +145,7 @@ def test_a_key_that_does_not_sign_is_tried_again_and_nothing_is_sent(incident):
 @pytest.mark.parametrize(("flagged", "lines"), [(4, {0, 19, 39, 59}), (1, {0}), (100, set(range(60)))])
 def test_the_chosen_are_spread_over_the_window(incident, flagged, lines):
     body = b"".join(line(n, 14, minute=n) for n in range(60))
-    done, _ = run(incident, {FOLDER + "a.jsonl": body}, flagged=flagged)
+    done, _ = run(incident, {FOLDER + "a.jsonl": body}, max_flagged_replays=flagged)
     assert done.names == done.flagged == {f"event-{n}" for n in lines}
 
 
@@ -151,7 +156,7 @@ def caused_by(incident, check, label=None):
 @pytest.mark.parametrize("check", ["operator", "monitor"])
 def test_without_a_class_to_blame_the_most_frequent_one_is_explained(incident, check):
     body = b"".join(line(n, 3 if n % 3 else 8) for n in range(9))
-    done, _ = run(caused_by(incident, check), {FOLDER + "a.jsonl": body}, flagged=9)
+    done, _ = run(caused_by(incident, check), {FOLDER + "a.jsonl": body}, max_flagged_replays=9)
     assert done.flagged == {f"event-{n}" for n in range(9) if n % 3}
     assert done.names - done.flagged == {"event-0", "event-6"}
 
@@ -161,7 +166,7 @@ def test_of_low_confidence_the_improbable_ones_are_explained(incident):
         return {"predictions": [{"class": 14, "probability": probability}]}
 
     body = b"".join(line(n, response(0.2 if n in (2, 5) else 0.9)) for n in range(9))
-    options = {"flagged": 9, "compared": 1, "low_confidence": 0.5}
+    options = {"max_flagged_replays": 9, "max_comparison_replays": 1, "low_confidence": 0.5}
     done, _ = run(caused_by(incident, "low_confidence_share"), {FOLDER + "a.jsonl": body}, **options)
     assert done.flagged == {"event-2", "event-5"}
     assert len(done.names) == 3
@@ -170,7 +175,9 @@ def test_of_low_confidence_the_improbable_ones_are_explained(incident):
 def test_of_unknown_classes_those_are_explained(incident):
     body = b"".join(line(n, 50 if n in (1, 7) else 3) for n in range(9))
     cause = caused_by(incident, "class_share", "unknown")
-    done, _ = run(cause, {FOLDER + "a.jsonl": body}, flagged=9, compared=0, classes=43)
+    done, _ = run(
+        cause, {FOLDER + "a.jsonl": body}, max_flagged_replays=9, max_comparison_replays=0, num_classes=43
+    )
     assert done.names == {"event-1", "event-7"}
 
 
@@ -213,7 +220,13 @@ def test_files_deleted_between_listing_and_reading_are_passed_over(incident):
             yield
 
     objects = Vanishing({("bucket", FOLDER + "a.jsonl"): line(1, 14)})
-    options = {"flagged": 3, "compared": 2, "form": ResponseForm(), "runtime": FakeRuntime(), "key": Key}
+    options = {
+        "max_flagged_replays": 3,
+        "max_comparison_replays": 2,
+        "form": ResponseForm(),
+        "runtime": FakeRuntime(),
+        "key": Key,
+    }
     assert (
         "no capture file"
         in replay(incident, bucket="bucket", prefix="capture", captures=objects, **options).note
@@ -258,12 +271,12 @@ def test_refused_requests_are_counted_one_by_one_whatever_their_ids_are(incident
 def test_an_endpoint_that_does_not_answer_is_left_alone_and_tried_again_later(incident):
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(5))}
     away = FailingRuntime()
-    done, _ = run(incident, files, away, flagged=5)
+    done, _ = run(incident, files, away, max_flagged_replays=5)
     assert len(away.tried) == 2
     assert done.names == done.unsent == done.flagged == {f"event-{n}" for n in range(5)}
     assert done.note == "the endpoint does not answer: ModelError 500: worker died"
     again = replace(incident, replays=done.names, flagged=done.flagged, unsent=done.unsent, sends=1)
-    done, _ = run(again, files, flagged=5)
+    done, _ = run(again, files, max_flagged_replays=5)
     assert (done.names, done.unsent, done.note) == ({f"event-{n}" for n in range(5)}, frozenset(), "")
 
 
@@ -289,7 +302,7 @@ def test_two_inputs_that_kill_the_container_do_not_hide_the_others(incident, pos
     for sends in range(5):
         unsent = {f"event-{n}" for n in range(12)} - answered
         before = replace(incident, replays=frozenset(unsent), unsent=frozenset(unsent), sends=sends)
-        done, runtime = run(before, files, FailingRuntime(down), flagged=12)
+        done, runtime = run(before, files, FailingRuntime(down), max_flagged_replays=12)
         answered |= {request.event_id for request in runtime.requests}
         assert done.names - done.unsent <= answered
     assert answered == {f"event-{n}" for n in range(12)} - down
@@ -324,7 +337,7 @@ DEEP = b'{"eventMetadata": {"eventId": "deep", "x": ' + b"[" * 100_000 + b"]" * 
 def test_a_capture_line_that_cannot_be_read_is_noted_and_costs_no_other(incident, bad, reason):
     lines = [line(n, 14) for n in range(3)]
     files = {FOLDER + "a.jsonl": lines[0] + bad + b"\n" + b"".join(lines[1:])}
-    done, _ = run(incident, files, flagged=9)
+    done, _ = run(incident, files, max_flagged_replays=9)
     assert done.names == {"event-0", "event-1", "event-2"}
     assert done.note.startswith(f"1 capture lines could not be read, the first: {FOLDER}a.jsonl, line 2: ")
     assert reason.lower() in done.note.lower()
@@ -341,7 +354,7 @@ def test_the_flagged_inputs_are_had_as_they_were_captured(incident):
         "key": Key,
         "captures": objects,
     }
-    found = flagged_inputs(incident, flagged=2, **options)
+    found = flagged_inputs(incident, max_flagged_replays=2, **options)
     assert [(i.event_id, i.label, i.content_type) for i in found] == [
         ("event-1", 14, "application/x-npy"),
         ("event-7", 14, "application/x-npy"),

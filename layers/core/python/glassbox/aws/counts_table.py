@@ -127,7 +127,7 @@ class CountsTable:
             if code_of(error) == "ValidationException":
                 raise BadInputError(
                     f"{file} was not counted in {pk} {sk}: {error}. An item holds 400 KB: class names that are free "
-                    "text fill it. Set Classes or ClassPath."
+                    "text fill it. Set NumClasses or ClassPath."
                 ) from error
             raise translate(error, f"{file} was not counted in {pk} {sk}") from error
         return True

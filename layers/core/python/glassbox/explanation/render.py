@@ -35,7 +35,7 @@ class Picture:
 
 
 def render_step(
-    index_key: str, *, bucket: str, endpoint: str, pictures: int, objects: Objects, incidents: Incidents
+    index_key: str, *, bucket: str, endpoint: str, max_heatmaps: int, objects: Objects, incidents: Incidents
 ) -> list[Picture]:
     """Render every sample of the step that ``index_key`` announces.
 
@@ -47,7 +47,7 @@ def render_step(
     the place of the facts, ``{"refused": "…"}``, and the incident goes on.
 
     Args:
-        pictures: an incident that has so many gets no further ones of live traffic; replays are always drawn.
+        max_heatmaps: an incident that has so many gets no further ones of live traffic; replays are always drawn.
 
     Raises:
         BadInputError: the key is none of this endpoint's, or the step cannot be read or, of live traffic, not explained
@@ -71,7 +71,7 @@ def render_step(
             raise
         return [_refuse(f"{folder}/{replayed}", str(error), bucket, objects, incidents, incident, replayed)]
     if incident and not replayed:
-        explanations = explanations[: max(0, pictures - len(incident.pictures))]
+        explanations = explanations[: max(0, max_heatmaps - len(incident.pictures))]
     drawn = []
     for explanation in explanations:
         name = replayed or f"{match[1]}-{explanation.step:06d}"

@@ -84,23 +84,25 @@ def replay(
     *,
     bucket: str,
     prefix: str,
-    flagged: int,
-    compared: int,
+    max_flagged_replays: int,
+    max_comparison_replays: int,
     shadows: frozenset[str] = frozenset(),
     form: ResponseForm,
     low_confidence: float | None = None,
-    classes: int | None = None,
+    num_classes: int | None = None,
     captures: Captures,
     runtime: Runtime,
     key: SigningKey,
 ) -> Replays:
-    """Send up to ``flagged`` inputs behind the violation again, spread over the window, and ``compared`` others.
+    """Send the inputs behind the violation again, and others for comparison.
 
     Sending one twice is harmless: the picture of a request is named by its event id. Each carries a signed marker; the
     caller's own attributes go with it where they fit. Of an incident that has ``unsent`` replays, those are sent.
 
     Args:
-        low_confidence, classes: as the judge has them.
+        max_flagged_replays: inputs behind the violation, spread over the window.
+        max_comparison_replays: other inputs.
+        low_confidence, num_classes: as in :func:`glassbox.monitoring.counts.tally`.
         shadows: variants that answer nobody. A violation that names no variant (an operator's, the monitor's) is about
             all the others.
 
@@ -119,7 +121,9 @@ def replay(
         chosen = [record for record in records if record.event_id in incident.unsent]
         behind = incident.flagged
     else:
-        chosen, others = _choose(records, incident.cause, flagged, compared, low_confidence, classes)
+        chosen, others = _choose(
+            records, incident.cause, max_flagged_replays, max_comparison_replays, low_confidence, num_classes
+        )
         behind = frozenset(record.event_id for record in chosen)
         chosen += others
     # another one first at every try: two that kill the container must not hide the others
@@ -199,15 +203,15 @@ def flagged_inputs(
     *,
     bucket: str,
     prefix: str,
-    flagged: int,
+    max_flagged_replays: int,
     shadows: frozenset[str] = frozenset(),
     form: ResponseForm,
     low_confidence: float | None = None,
-    classes: int | None = None,
+    num_classes: int | None = None,
     captures: Captures,
     key: SigningKey,
 ) -> list[Input]:
-    """Return up to ``flagged`` inputs behind the violation, spread over the window; see :func:`replay`.
+    """Return up to ``max_flagged_replays`` inputs behind the violation, spread over the window; see :func:`replay`.
 
     Raises:
         RetryableError: S3 or KMS does not answer.
@@ -215,7 +219,7 @@ def flagged_inputs(
     skipped: list[str] = []
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
     records = list(_records(keys, incident.cause, bucket, form, captures, key, skipped))
-    chosen, _ = _choose(records, incident.cause, flagged, 0, low_confidence, classes)
+    chosen, _ = _choose(records, incident.cause, max_flagged_replays, 0, low_confidence, num_classes)
     found = ((record, _body(whole)) for record, whole in _read_again(chosen, bucket, captures, skipped))
     return [Input(record.event_id, record.label, record.confidence, *body) for record, body in found if body]
 
@@ -223,19 +227,19 @@ def flagged_inputs(
 def _choose(
     records: Sequence[Captured],
     cause: Violation,
-    flagged: int,
-    compared: int,
+    max_flagged_replays: int,
+    max_comparison_replays: int,
     low_confidence: float | None,
-    classes: int | None,
+    num_classes: int | None,
 ) -> tuple[list[Captured], list[Captured]]:
     """The records behind the violation and the others, each spread over the window."""
     if not records:
         return [], []
     records = sorted(records, key=lambda record: record[:3])
-    behind = _behind(records, cause, low_confidence, classes)
+    behind = _behind(records, cause, low_confidence, num_classes)
     return (
-        _spread([record for record in records if record in behind], flagged),
-        _spread([record for record in records if record not in behind], compared),
+        _spread([record for record in records if record in behind], max_flagged_replays),
+        _spread([record for record in records if record not in behind], max_comparison_replays),
     )
 
 
@@ -250,7 +254,7 @@ def variants_of(
 
 
 def _behind(
-    records: Sequence[Captured], cause: Violation, low_confidence: float | None, classes: int | None
+    records: Sequence[Captured], cause: Violation, low_confidence: float | None, num_classes: int | None
 ) -> set[Captured]:
     """The records that broke the bound; where the violation does not tell (an operator's), the most frequent class."""
 
@@ -259,7 +263,7 @@ def _behind(
             return record.label is None
         if cause.check == LOW_CONFIDENCE_SHARE:
             return record.confidence is not None and record.confidence < (low_confidence or 0)
-        return cause.label == (record.label if is_known(record.label, classes) else UNKNOWN)
+        return cause.label == (record.label if is_known(record.label, num_classes) else UNKNOWN)
 
     found = Counter(record.label for record in records)
     most = max(found, key=lambda label: (found[label], str(label)))

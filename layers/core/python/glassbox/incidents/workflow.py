@@ -191,7 +191,7 @@ class Limits:
     update_minutes: float = setting(60.0, within=(1, 24 * 60))
     cooldown_minutes: float = setting(30.0, within=(0, 24 * 60))
     incidents_per_day: int = setting(5, within=(1, 1000))
-    pictures: int = setting(24, within=(1, 1000))
+    max_heatmaps: int = setting(24, within=(1, 1000))
 
 
 class Endpoint(Protocol):
@@ -698,7 +698,7 @@ def _restore_reason(incident: Incident, limits: Limits, now: datetime) -> str:
         refused = len(incident.replays - incident.pictures)
         also = f", except {refused} that cannot be drawn" if refused else ""
         return f"all {len(incident.replays)} replayed requests are explained{also}"
-    return f"{limits.pictures} pictures are made" if len(incident.pictures) >= limits.pictures else ""
+    return f"{limits.max_heatmaps} pictures are made" if len(incident.pictures) >= limits.max_heatmaps else ""
 
 
 def _restore(

@@ -9,7 +9,17 @@ from glassbox.errors import BadInputError, SettingsError
 from glassbox.events import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 from glassbox.monitoring.capture import CaptureFile, read, read_key
 from glassbox.monitoring.checks import Bounds, PublishedViolation, Verdict, detail, judge
-from glassbox.monitoring.counts import CLASSES, RETENTION, SLOT, Counts, Tally, Window, tally, total, windows
+from glassbox.monitoring.counts import (
+    MAX_CLASSES,
+    RETENTION,
+    SLOT,
+    Counts,
+    Tally,
+    Window,
+    tally,
+    total,
+    windows,
+)
 from glassbox.monitoring.response import Label, ResponseForm
 from glassbox.replay_marker import KeySource
 from glassbox.settings import names, setting
@@ -21,7 +31,7 @@ class CountingSettings(Bounds):
 
     class_path: str | None = None
     confidence_path: str | None = None
-    classes: int | None = setting(None, within=(1, CLASSES))
+    num_classes: int | None = setting(None, within=(1, MAX_CLASSES))
     baseline_statistics: str | None = None
     shadow_variants: str = ""
 
@@ -128,7 +138,7 @@ def count_file(
         read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", form, replay_key),
         file.hour,
         low_confidence=settings.low_confidence,
-        classes=settings.classes,
+        num_classes=settings.num_classes,
     )
     expired = total(counted.slots.pop(slot) for slot in list(counted.slots) if slot + RETENTION <= arrived)
     new = not counted.slots or counts.add(f"{bucket}/{key}#{etag}", file.stream, counted.slots)

@@ -23,7 +23,7 @@ LONGEST_WINDOW = timedelta(hours=24)
 RETENTION = timedelta(
     days=90
 )  # of the counts, from the start of their slot; a file that arrives later is refused
-CLASSES = 10_000
+MAX_CLASSES = 10_000
 UNKNOWN = "unknown"
 EXAMPLES = 20  # unreadable lines that are told one by one
 BUCKETS = 10  # of the confidences
@@ -180,7 +180,7 @@ def tally(
     hour: datetime,
     *,
     low_confidence: float | None = None,
-    classes: int | None = None,
+    num_classes: int | None = None,
     within: Window | None = None,
 ) -> Tally:
     """Count the records of one file.
@@ -189,8 +189,8 @@ def tally(
         hour: the hour of the file's directory. An unreadable line has no time of its own at worst: it is counted
             where the line before it was, or at the start of this hour.
         low_confidence: a prediction less probable than this is low (None counts none).
-        classes: the number of classes. Any other number is counted as ``unknown``, and names are unknown too;
-            None knows every name and the numbers below CLASSES.
+        num_classes: the number of classes. Any other number is counted as ``unknown``, and names are unknown too;
+            None knows every name and the numbers below MAX_CLASSES.
         within: leaves out what lies outside.
     """
     result = Tally(defaultdict(Counts))
@@ -207,12 +207,14 @@ def tally(
             if slot:
                 counts = result.slots[slot]
                 result.confidences.add(counts.add(neighbours, low_confidence))
-                if len(counts.classes) > 2 * CLASSES:  # names without end: folded before they fill the memory
-                    counts.classes = _known(counts.classes, classes)
+                if (
+                    len(counts.classes) > 2 * MAX_CLASSES
+                ):  # names without end: folded before they fill the memory
+                    counts.classes = _known(counts.classes, num_classes)
                 bad = [record for record in neighbours if isinstance(record, Unreadable)]
                 result.examples += bad[: EXAMPLES - len(result.examples)]
     for counts in result.slots.values():
-        counts.classes = _known(counts.classes, classes)
+        counts.classes = _known(counts.classes, num_classes)
     return Tally(dict(result.slots), result.confidences, result.examples)
 
 
@@ -238,17 +240,17 @@ def _slot(time: str) -> datetime:
     return slot_start(moment(time))
 
 
-def _known(counted: Mapping[Label, int], classes: int | None) -> Counter[Label]:
-    """The counts of the known classes, at most CLASSES of them in the order they came, and of all others together."""
+def _known(counted: Mapping[Label, int], num_classes: int | None) -> Counter[Label]:
+    """Return the counts of the first MAX_CLASSES known classes, and UNKNOWN for all others together."""
     known: Counter[Label] = Counter()
     for label, count in counted.items():
-        room = len(known) < CLASSES or label in known
-        known[label if room and is_known(label, classes) else UNKNOWN] += count
+        room = len(known) < MAX_CLASSES or label in known
+        known[label if room and is_known(label, num_classes) else UNKNOWN] += count
     return known
 
 
-def is_known(label: Label, classes: int | None) -> bool:
-    """Whether it is one of ``classes`` classes; None knows every name and the numbers below CLASSES."""
+def is_known(label: Label, num_classes: int | None) -> bool:
+    """Whether it is one of ``num_classes`` classes; None knows every name and the numbers below MAX_CLASSES."""
     if isinstance(label, int):
-        return 0 <= label < (classes or CLASSES)
-    return classes is None
+        return 0 <= label < (num_classes or MAX_CLASSES)
+    return num_classes is None

@@ -52,7 +52,7 @@ OURS = '{"predictions": [{"class": 14, "label": "Stop", "probability": 0.93, "to
         ("[-0.5, 0.25]", [(1, None)]),
         ('{"predictions": [[0.1, 0.9]]}', [(1, 0.9)]),
         ('{"predictions": [14, 3]}', [(14, None), (3, None)]),
-        ('{"probabilities": [0.1, 0.9], "labels": ["a", "b"]}', [(1, 0.9)]),
+        ('{"probabilities": [0.1, 0.9], "labels": ["a", "b"]}', [("b", 0.9)]),
         # named classes
         ('{"class": 14, "probability": 0.5}', [(14, 0.5)]),
         ('{"predicted_label": "Stop", "probabilities": [0.1, 0.9]}', [("Stop", None)]),

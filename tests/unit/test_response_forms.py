@@ -36,6 +36,11 @@ def npy_of(array, **options):
     return base64_of(stream.getvalue())
 
 
+def tensor(datatype, shape, data):
+    output = {"name": "OUTPUT__0", "datatype": datatype, "shape": shape, "data": data}
+    return json.dumps({"model_name": "signs", "model_version": "1", "outputs": [output]})
+
+
 @pytest.mark.parametrize(
     ("text", "encoding", "content_type", "paths", "expected"),
     [
@@ -161,7 +166,76 @@ def npy_of(array, **options):
             "BASE64",
             "application/octet-stream",
         ),
+        row("a-first-class-of-0.0", "[0.0, 0.8, 0.2]", [(1, 0.8)]),
+        row("a-last-class-of-0", "0.8,0.2,0", [(0, 0.8)], "CSV"),
+        row("several-classes-of-0", "0,0.8,0.2,0", [(1, 0.8)], "CSV"),
+        row("a-first-class-of-1.0", "[1.0, 0.0, 0.0]", [(0, 1.0)]),
+        row("names-of-classes", "Stop\nYield", [("Stop", None), ("Yield", None)], "CSV"),
+        # scores with the classes beside them, by name or by number, in any order
+        row("scores-and-labels", '{"labels": ["Stop", "Yield"], "scores": [0.9, 0.1]}', [("Stop", 0.9)]),
+        row(
+            "scores-and-labels-unsorted", '{"probabilities": [0.1, 0.9], "labels": ["a", "b"]}', [("b", 0.9)]
+        ),
+        row(
+            "predictions-and-labels",
+            '{"predictions": [0.9, 0.1], "labels": ["dog", "cat"]}',
+            [("dog", 0.9)],
+        ),
+        row(
+            "classes-and-labels",
+            '{"predictions": [3, 14], "labels": ["dog", "cat"]}',
+            [(3, None), (14, None)],
+        ),
+        row("scores-and-class-ids", '{"class_ids": [14, 3], "scores": [0.9, 0.1]}', [(14, 0.9)]),
+        row(
+            "scores-and-labels-of-a-batch",
+            '{"labels": ["a", "b", "c"], "probabilities": [[0.1, 0.2, 0.7], [0.8, 0.1, 0.1]]}',
+            [("c", 0.7), ("a", 0.8)],
+        ),
+        row(
+            "scores-and-labels-by-row",
+            '{"classes": [["b", "a"], ["a", "b"]], "scores": [[0.9, 0.1], [0.7, 0.3]]}',
+            [("b", 0.9), ("a", 0.7)],
+        ),
+        row("classes-of-an-estimator", '{"class_ids": [1], "probabilities": [0.1, 0.9]}', [(1, 0.9)]),
+        row(
+            "predicted-label-with-its-scores",
+            '{"probabilities": [0.1, 0.9], "labels": ["cat", "dog"], "predicted_label": "dog"}',
+            [("dog", 0.9)],
+        ),
+        row(
+            "linear-learner",
+            '{"predictions": [{"score": [0.1, 0.2, 0.7], "predicted_label": 2}]}',
+            [(2, 0.7)],
+        ),
+        row("class-with-prob", '{"class": 14, "prob": 0.9}', [(14, 0.9)]),
+        row("label-with-logits", '{"label": 1, "logits": [-2.0, 5.5]}', [(1, None)]),
+        row(
+            "ranking-with-more-members",
+            '[{"label": "a", "score": 0.98, "index": 1}, {"label": "b", "score": 0.02, "index": 0}]',
+            [("a", 0.98)],
+        ),
+        # JSON that a container has encoded twice
+        row("json-in-json", json.dumps('{"class": 14, "probability": 0.9}'), [(14, 0.9)]),
+        row("scores-in-json-in-json", json.dumps("[0.1, 0.9]"), [(1, 0.9)]),
+        row("json-in-json-by-path", json.dumps('{"id": 14}'), [(14, None)], class_path="id"),
+        # the typed tensors of the open inference protocol (Triton, KServe)
+        row("tensor-of-scores", tensor("FP32", [1, 3], [0.1, 0.7, 0.2]), [(1, 0.7)]),
+        row("tensor-of-one-hot-scores", tensor("FP32", [1, 2], [0, 1]), [(1, 1.0)]),
+        row("tensor-of-a-batch", tensor("FP32", [2, 2], [0.1, 0.9, 0.8, 0.2]), [(1, 0.9), (0, 0.8)]),
+        row("tensor-of-a-class", tensor("INT64", [1], [14]), [(14, None)]),
+        row("tensor-of-classes", tensor("INT64", [2, 1], [14, 3]), [(14, None), (3, None)]),
+        row("columns-of-tensorflow", '{"outputs": [[0.1, 0.9]]}', [(1, 0.9)]),
+        row("named-columns-of-tensorflow", '{"outputs": {"probabilities": [[0.1, 0.9]]}}', [(1, 0.9)]),
         # paths that settle what cannot be told apart
+        row(
+            "path-names-the-best-five",
+            '{"tabby": 0.4, "lynx": 0.2}',
+            [("tabby", 0.4)],
+            class_path="{scores: @}",
+        ),
+        row("path-past-a-header", "0,1,2\n0.1,0.7,0.2", [(1, 0.7)], "CSV", class_path="[1:].{scores: @}"),
+        row("path-past-a-named-header", "prediction\n14", [(14, None)], "CSV", class_path="[1:][0]"),
         row(
             "path-to-a-list-of-classes",
             "[[0, 1.0], [1, 0.9]]",
@@ -204,6 +278,41 @@ def test_a_response_is_read_as_what_it_is(text, encoding, content_type, paths, e
         ),
         pytest.param("[0.93, 14]", "JSON", r"ClassPath to '\[1\]'", id="confidence-first"),
         pytest.param("14,0.02,0.9,0.08", "CSV", "ClassPath", id="class-before-its-probabilities"),
+        pytest.param("1,0.1,0.9", "CSV", "ClassPath", id="class-1-before-its-probabilities"),
+        pytest.param("0,0.8,0.2", "CSV", "ClassPath", id="class-0-before-its-probabilities"),
+        pytest.param(
+            "1,0.1,0.9\n0,0.8,0.2", "CSV", "ClassPath", id="a-batch-of-classes-before-probabilities"
+        ),
+        pytest.param(
+            "0,0.1,0.7,0.2\n1,0.6,0.3,0.1", "CSV", "ClassPath", id="row-numbers-before-probabilities"
+        ),
+        pytest.param(
+            "[[1.0, 0.1, 0.9]]", "JSON", "ClassPath", id="class-1-before-its-probabilities-as-a-float"
+        ),
+        pytest.param("0.1,0.9,1", "CSV", "ClassPath", id="class-1-after-its-probabilities"),
+        pytest.param("0,1,2\n0.1,0.7,0.2", "CSV", "header", id="csv-with-numbers-for-a-header"),
+        pytest.param("prediction\n14", "CSV", "header", id="csv-of-classes-with-a-header"),
+        pytest.param('["{\\"class\\": 14}"]', "JSON", "no class", id="json-in-a-list-of-texts"),
+        pytest.param(
+            '{"labels": ["a", "b"], "probabilities": [[0.1, 0.9], [0.8, 0.2]]}',
+            "JSON",
+            "ClassPath to 'labels'",
+            id="labels-of-the-rows-or-of-the-columns",
+        ),
+        pytest.param(
+            '{"labels": ["a"], "scores": [0.02]}', "JSON", "one score alone", id="one-named-output-unit"
+        ),
+        pytest.param(
+            '{"tabby": 0.4, "lynx": 0.2}',
+            "JSON",
+            r"ClassPath to '\{scores: @\}'",
+            id="the-best-of-many-scores",
+        ),
+        pytest.param(
+            tensor("UINT8", [1, 3], [3, 250, 2]), "JSON", "ClassPath", id="tensor-of-quantised-scores"
+        ),
+        pytest.param(tensor("FP32", [2, 2], [0.1, 0.9]), "JSON", "shape", id="tensor-that-is-cut-off"),
+        pytest.param(tensor("BYTES", [1, 1], ["0.93:14:Stop"]), "JSON", "ClassPath", id="tensor-of-texts"),
         pytest.param("Stop,0.93", "CSV", "ClassPath", id="csv-name-with-confidence"),
         pytest.param('[["Stop", 0.93]]', "JSON", "ClassPath", id="name-with-confidence"),
         pytest.param(

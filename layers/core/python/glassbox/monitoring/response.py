@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,13 +36,14 @@ _BOM = "\ufeff"
 _ROUNDING, _SUM_ROUNDING = 0.001, 0.05
 
 _CLASS_KEYS = ("class", "predicted_class", "class_id", "predicted_label", "label")
-_CONFIDENCE_KEYS = ("probability", "confidence", "score")
+_CONFIDENCE_KEYS = ("probability", "confidence", "score", "prob")
 _SCORES_KEYS = ("probabilities", "scores", "logits")
+_NAMES_KEYS = ("labels", "classes", "class_ids", "class_names")  # the classes that scores stand for
 _ERROR_KEYS = ("message", "error", "errormessage", "detail")
 # Members that responses have besides classes: an object that has one of them is no table of named scores.
 _KNOWN_KEYS = {
     *(*_CLASS_KEYS, *_CONFIDENCE_KEYS, *_SCORES_KEYS, *_ERROR_KEYS),
-    *("prediction", "predictions", "output", "outputs", "result", "results", "prob", "probs", "softmax"),
+    *("prediction", "predictions", "output", "outputs", "result", "results", "probs", "softmax"),
     *("threshold", "certainty", "entropy", "accuracy", "loss", "margin", "temperature", "uncertainty"),
     *("id", "index", "code", "status", "version", "model", "name", "value", "time", "latency", "duration"),
 }
@@ -219,12 +221,18 @@ def _json(text: str | bytes) -> Sequence[Any]:
     """One document, or the documents of JSON Lines."""
     text = text.removeprefix(_BOM) if isinstance(text, str) else text.removeprefix(_BOM.encode())
     try:
-        return [msgspec.json.decode(text)]
+        document = msgspec.json.decode(text)
     except (ValueError, RecursionError) as error:
         lines = _json_lines(text)
         if not lines:
             raise UnreadableError(f"the response is not JSON: {error}") from error
         return lines
+    if isinstance(document, str) and document.lstrip().startswith(_JSON_BEGINS):  # encoded twice
+        try:
+            return [msgspec.json.decode(document)]
+        except (ValueError, RecursionError) as error:
+            raise UnreadableError(f"the response is JSON in a text, which is not JSON: {error}") from error
+    return [document]
 
 
 def _json_lines(text: str | bytes) -> Sequence[Any]:
@@ -242,6 +250,7 @@ def _json_lines(text: str | bytes) -> Sequence[Any]:
 
 
 _JSON_LINES = msgspec.json.Decoder()
+_JSON_BEGINS = ("{", "[")
 
 
 def _as_sample(document: Any) -> Any:
@@ -265,7 +274,11 @@ def _text(body: bytes) -> str:
 
 
 def _csv(content: str, text: re.Pattern[str] | None) -> list[list[Label | float]]:
-    """One row a sample: numbers, and texts where ``text`` matches them (_NAME: a row of a single cell only)."""
+    """One row a sample: numbers, and texts where ``text`` matches them (_NAME: a row of a single cell only).
+
+    Raises:
+        UnreadableError: a cell is neither, or (without a path, which may skip it) the first row is a header.
+    """
     rows: list[list[Label | float]] = []
     try:
         for cells in _cells(content.removeprefix(_BOM)):
@@ -278,6 +291,11 @@ def _csv(content: str, text: re.Pattern[str] | None) -> list[list[Label | float]
     except (ValueError, csv.Error) as error:
         hint = "" if text is None else "; where rows hold a name and numbers, " + _PAIR_HINT
         raise UnreadableError(f"the response is no CSV of numbers: {error}{hint}") from error
+    names = [isinstance(row[0], str) for row in rows]
+    if text is _NAME and len(rows) > 1 and names[0] and not any(names[1:]):
+        raise UnreadableError(
+            f"{rows[0][0]!r} above numbers may be a header: set ClassPath to '[1:][0]' (header) or '[].[@]' (class)"
+        )
     return rows
 
 
@@ -323,20 +341,71 @@ def predictions(response: Any) -> list[Prediction]:
     Understood are: our own form ``{"predictions": [{"class": 14, "probability": 0.93, …}, …]}``; a class (``14``,
     ``[[14]]``, ``"14"``, ``"Stop"``); a list of classes (whole numbers); a class and its confidence (``[14, 0.93]``);
     scores or probabilities of all classes (``[0.1, 0.7, 0.2]``, one list a sample; the largest is the prediction, and
-    its value the confidence when all lie in 0..1); ``{"probabilities": [...]}``; ``{"Stop": 0.93, "Yield": 0.07}``;
-    and ``[{"label": "Stop", "score": 0.93}, …]``, the ranking of one sample, or one answer per sample where labels
-    repeat or scores sum to over 1. The rows of one response are read alike.
+    its value the confidence when all lie in 0..1); ``{"probabilities": [...]}``, with or without the classes' names
+    (``{"labels": [...]}``); ``{"Stop": 0.93, "Yield": 0.07}``; a tensor of scores or classes (``{"outputs":
+    [{"datatype": "FP32", "shape": [1, 3], "data": [...]}]}``); and ``[{"label": "Stop", "score": 0.93}, …]``, the
+    ranking of one sample, or one answer per sample where labels repeat or scores sum to over 1. The rows of one
+    response are read alike.
 
     Raises:
         UnreadableError: there is no class in it, or there is more than one way to read it; the reason names the
             paths that settle it.
     """
-    value = _unwrapped(response)
-    return _at_most(_all(value, _DEPTH, _Place("" if value is response else "predictions")))
+    key = _wrapper(response)
+    return _at_most(_all(_unwrapped(response), _DEPTH, _Place(key or "")))
+
+
+def _wrapper(response: Any) -> str | None:
+    """The member that holds all of a response's predictions."""
+    return next((k for k in ("predictions", "outputs") if isinstance(response, dict) and k in response), None)
 
 
 def _unwrapped(response: Any) -> Any:
-    return response["predictions"] if isinstance(response, dict) and "predictions" in response else response
+    key = _wrapper(response)
+    if key is None:
+        return response
+    value = response[key]
+    if not isinstance(value, list) or not value:
+        return value
+    if all(map(_is_tensor, value)):
+        return _tensor_values(value)
+    named = any(isinstance(response.get(name), list) for name in _NAMES_KEYS)
+    rows = (_score_rows(value) if named else None) or ()
+    scores = not all(_is_whole(score) for row in rows for score in row)
+    return (
+        {name: response[name] for name in _NAMES_KEYS if name in response} | {"scores": value}
+        if scores
+        else value
+    )
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, dict) and {"datatype", "shape", "data"} <= value.keys()
+
+
+def _tensor_values(tensors: Sequence[Mapping[str, Any]]) -> Any:
+    """The scores or classes of the Open Inference Protocol (Triton, KServe); its datatype tells which.
+
+    Raises:
+        UnreadableError: there are several tensors, or this one holds neither scores nor a class a sample.
+    """
+    hint = (
+        "set ClassPath to 'outputs[0].data' (classes) or '{scores: outputs[0].data}' (scores of one sample)"
+    )
+    if len(tensors) > 1:
+        raise UnreadableError(f"outputs: expected one tensor, got {len(tensors)}; {hint}")
+    kind, shape, data = (tensors[0][key] for key in ("datatype", "shape", "data"))
+    sizes = isinstance(shape, list) and bool(shape) and all(type(n) is int and n > 0 for n in shape)
+    if not sizes or not isinstance(data, list) or math.prod(shape) != len(data) or not _are_numbers(data):
+        raise UnreadableError(f"outputs[0]: expected as many numbers in data as its shape has; {hint}")
+    width = shape[-1]
+    if str(kind).startswith(("FP", "BF")):
+        return {"scores": [data[start : start + width] for start in range(0, len(data), width)]}
+    if (len(shape) == 1 or width == 1) and all(type(value) is int for value in data):
+        return [[value] for value in data]
+    raise UnreadableError(
+        f"outputs[0]: {_shown(kind)} of shape {_shown(shape)} may be scores or classes; {hint}"
+    )
 
 
 class _Place(NamedTuple):
@@ -366,7 +435,7 @@ def _all(value: Any, depth: int, place: _Place) -> Iterator[Prediction]:
         yield from _row(value, _Place(place.path, rows=False))
     elif value and all(isinstance(item, list) and _are_numbers(item) for item in value):
         yield from _rows(value, place)
-    elif value and all(isinstance(item, dict) and item.keys() == {"label", "score"} for item in value):
+    elif value and all(isinstance(item, dict) and {"label", "score"} <= item.keys() for item in value):
         yield from _labelled(value, place)
     else:
         for item in value:
@@ -409,6 +478,7 @@ def _rows(rows: Sequence[Sequence[int | float]], place: _Place) -> Iterator[Pred
     elif widths == {2} and _are_pairs(rows, place):
         yield from (Prediction(_label(row[0]), _confidence(row[1])) for row in rows)
     elif not whole or all(_is_one_hot(row) for row in rows):
+        _refuse_header(rows, place)
         _refuse_column_of_classes(rows, place)
         yield from _scores(rows)
     else:
@@ -459,9 +529,34 @@ def _are_probabilities(row: Sequence[int | float]) -> bool:
     return min(row) >= 0 or abs(sum(row) - 1) <= _ROUNDING  # rounding may leave -1e-9
 
 
+def _refuse_header(rows: Sequence[Sequence[int | float]], place: _Place) -> None:
+    """Raise where the first of several rows counts the columns, as pandas writes a header."""
+    if len(rows) > 1 and len(rows[0]) > 2 and all(a == b for a, b in enumerate(rows[0])):
+        raise UnreadableError(
+            f"a first row of 0 to {len(rows[0]) - 1} may be a header: set ClassPath to "
+            f"'{place.path}[1:].{{scores: @}}' (header) or '{place.path}[*].{{scores: @}}' (scores)"
+        )
+
+
 def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]], place: _Place) -> None:
-    """Raise where one column alone lies outside 0..1 and holds whole numbers: class numbers beside probabilities."""
+    """Raise where one column holds whole numbers beside probabilities: class numbers, or numbers of the rows.
+
+    It lies outside 0..1, or it is the first or last one, and the others sum to 1 without it. There a 0 is told from a
+    probability by how it is written: as an integer, in front of floats.
+    """
     outside = {i for row in rows for i, value in enumerate(row) if not 0 <= value <= 1 + _ROUNDING}
+    for column in (0, -1) if len(rows[0]) > 2 and not outside else ():
+        values = [row[column] for row in rows]
+        others = [row[1:] if column == 0 else row[:-1] for row in rows]
+        as_integers = column == 0 and all(type(value) is int for value in values)
+        as_integers = as_integers and all(type(value) is float for row in others for value in row)
+        if (
+            all(value in (0, 1) for value in values)
+            and all(abs(sum(row) - 1) <= _SUM_ROUNDING for row in others)
+            and (1 in values or as_integers)
+        ):
+            shown = f"{values[0]} beside probabilities"
+            raise place.may_be(shown, "a class number, or a score", column)
     if len(outside) != 1:
         return
     (column,) = outside
@@ -494,28 +589,81 @@ def _labelled(entries: Sequence[Mapping[str, Any]], place: _Place) -> Iterator[P
 def _entry(entry: Mapping[str, Any]) -> Iterator[Prediction]:
     for key in _CLASS_KEYS:
         if entry.get(key) is not None:
-            confidence = next((entry[k] for k in _CONFIDENCE_KEYS if k in entry), None)
-            yield Prediction(_label(entry[key]), _confidence(_number(confidence)))
+            label = _label(entry[key])
+            yield Prediction(label, _confidence(_number(_value_of(label, entry))))
             return
     for key in _SCORES_KEYS:
         scores = entry.get(key)
         if isinstance(scores, list) and (rows := _score_rows(scores)):
-            if len({len(row) for row in rows}) > 1:
-                raise UnreadableError(f"{key}: expected rows of one length, got several")
-            yield from _scores(rows)
+            yield from _named_rows(key, rows, entry)
             return
-        if isinstance(scores, dict) and _are_named_scores(scores):
+        if isinstance(scores, dict) and _are_named(scores):  # the best of many sum to less than 1
             yield _named(scores)
             return
-    if _are_named_scores(entry):
-        yield _named(entry)
-        return
+    if not _are_named_scores(entry):
+        raise _no_class(entry)
+    yield _named(entry)
+
+
+def _no_class(entry: Mapping[str, Any]) -> UnreadableError:
     for key, value in entry.items():
         if key.lower() in _ERROR_KEYS and isinstance(value, str):
-            raise UnreadableError(f"an error instead of a prediction: {value}")
-    raise UnreadableError(
+            return UnreadableError(f"an error instead of a prediction: {value}")
+    if _are_named(entry):
+        return UnreadableError(
+            f"the numbers {_listed(entry)} sum to {sum(entry.values()):.3g}, expected 1: set ClassPath to "
+            "'{scores: @}' where they are scores of classes"
+        )
+    return UnreadableError(
         f"no class among its members {_listed(entry)}; set ClassPath where one of them is it"
     )
+
+
+def _named_rows(
+    key: str, rows: Sequence[Sequence[int | float]], entry: Mapping[str, Any]
+) -> Iterator[Prediction]:
+    """Scores under a key, with the classes that the response names, or their numbers."""
+    if len({len(row) for row in rows}) > 1:
+        raise UnreadableError(f"{key}: expected rows of one length, got several")
+    names = _names_of(rows, entry) or [range(len(rows[0]))] * len(rows)
+    for row, prediction in zip(names, _scores(rows), strict=True):
+        yield Prediction(_label(row[int(prediction.label)]), prediction.confidence)
+
+
+def _value_of(label: Label, entry: Mapping[str, Any]) -> Any:
+    """The confidence that stands beside a class: alone, or among the probabilities of all classes."""
+    found = next((entry[key] for key in (*_CONFIDENCE_KEYS, *_SCORES_KEYS) if key in entry), None)
+    if not isinstance(found, list) or not found or not _are_numbers(found):
+        return found
+    names = _names_of([found], entry) or [range(len(found))]
+    labels = [_label(name) for name in names[0]]
+    return found[labels.index(label)] if label in labels and _are_probabilities(found) else None
+
+
+def _names_of(
+    rows: Sequence[Sequence[int | float]], entry: Mapping[str, Any]
+) -> Sequence[Sequence[Any]] | None:
+    """The classes that scores stand for, a list per row; None where the response does not name them all.
+
+    Raises:
+        UnreadableError: they may be one per row as well.
+    """
+    width = len(rows[0])
+    for key in _NAMES_KEYS:
+        names = entry.get(key)
+        if not isinstance(names, list):
+            continue
+        if len(names) == len(rows) and all(isinstance(row, list) and len(row) == width for row in names):
+            return names
+        if len(names) != width or any(isinstance(name, (list, dict)) for name in names):
+            continue
+        if len(rows) == width > 1:
+            raise UnreadableError(
+                f"{key} may name the rows or the columns of the scores: set ClassPath to '{key}' where they are the "
+                "classes of the rows"
+            )
+        return [names] * len(rows)
+    return None
 
 
 def _score_rows(scores: list[Any]) -> Sequence[Sequence[int | float]] | None:
@@ -526,12 +674,16 @@ def _score_rows(scores: list[Any]) -> Sequence[Sequence[int | float]] | None:
 
 def _are_named_scores(entry: Mapping[str, Any]) -> bool:
     """Whether an object is one sample's scores under the names of the classes: two or more that sum to about 1."""
+    return _are_named(entry) and abs(sum(entry.values()) - 1) <= _SUM_ROUNDING
+
+
+def _are_named(entry: Mapping[str, Any]) -> bool:
+    """Whether an object holds two or more numbers in 0..1, under names that are no known members."""
     return (
         len(entry) > 1
         and _KNOWN_KEYS.isdisjoint(map(str.lower, entry))
         and _are_numbers(list(entry.values()))
         and all(0 <= value <= 1 + _ROUNDING for value in entry.values())
-        and abs(sum(entry.values()) - 1) <= _SUM_ROUNDING
     )
 
 
@@ -552,7 +704,8 @@ def _label(value: Any) -> Label:
     if isinstance(value, str):
         name = value.strip()
         number = _number(name)
-        if isinstance(number, str) and 0 < len(name) <= LABEL_CHARACTERS and is_printable(name):
+        plain = 0 < len(name) <= LABEL_CHARACTERS and not name.startswith(_JSON_BEGINS)
+        if isinstance(number, str) and plain and is_printable(name):
             return sys.intern(name)  # a file repeats a few names a million times
         if not isinstance(number, str) and len(name) <= LABEL_CHARACTERS and float(number).is_integer():
             return int(number)

@@ -118,6 +118,9 @@ remove: .venv-deploy/.ready ## the stack goes, a watched endpoint serves on as i
 push: .venv-deploy/.ready ## what `make images` built, to the account's registry
 	@$(DEPLOY) push
 
+smoke: build .venv-deploy/.ready ## rehearse on a throw-away stack what is assumed of AWS, then remove it (IMAGE, SET)
+	@PYTHONPATH=layers/core/python .venv-deploy/bin/python -m deploy.smoke --image '$(IMAGE)' $(if $(SET),--set $(SET))
+
 deploy-test: build $(READY) .venv-deploy/.ready ## plan, deploy, twin, remove on the embedded AWS, with the real sam deploy
 	GLASSBOX_DEPLOY=.venv-deploy/bin/python $(RUN) -m pytest tests/deploy $(PYTEST_ARGS)
 
@@ -154,4 +157,4 @@ $(READY): $(PINS)
 
 .PRECIOUS: .venv-%/.ready
 .PHONY: help demo local test coverage check bench baseline train check-model build sam sam-test images images-test \
-        plan deploy twin explain remove push deploy-test format clean
+        plan deploy twin explain remove push smoke deploy-test format clean

@@ -88,6 +88,7 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
     ("ministack.services.sns", "_error", ["code", "message", "status"]),
     ("ministack.services.s3", "_parse_bucket_key", ["path", "headers"]),
     ("ministack.services.s3", "_bucket_owner_account", ["name"]),
+    ("ministack.services.s3", "_buckets", None),
     ("ministack.services.s3", "_error", ["code", "message", "status", "resource", "extra", "headers"]),
     ("ministack.services.scheduler", "_SCHEDULE_TICK_INTERVAL", None),
     ("ministack.services.kms", "_resolve_key", ["key_id_or_arn"]),
@@ -158,7 +159,7 @@ def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
     archives = functions.Archives(unpacked)
     archives.install()
     _after_provisioning("AWS::Lambda::LayerVersion", archives.expect_layer)
-    buckets.install()
+    buckets.install(region)
     calls.install()
     delivery.install(account, region)
     queues.install()

@@ -589,7 +589,7 @@ def test_a_stack_is_deployed_again_beside_what_its_former_one_left(aws, tool, cu
     left = buckets(aws), set(aws.client("dynamodb").list_tables()["TableNames"])
     missing = f"s3://{MODELS}/missing.tar.gz"
     said = tool("deploy", *WANTED, *given(aws), "--model-data", missing, "--yes", fails=True)
-    assert f"Could not find model data at {missing}" in said
+    assert f"Could not access model data at {missing}" in said
     assert "Stack glassbox exists, but cannot swap until make twin succeeds" in said
     assert names(aws, "endpoint_config") == CONFIGS
     outputs = stack(aws)[1]

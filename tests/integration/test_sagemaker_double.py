@@ -57,7 +57,7 @@ def allow(action, resource="*", **more):
 def role(embedded_aws, bucket):
     statements = [
         allow("s3:GetObject", ["arn:aws:s3:::stub-models/*", f"arn:aws:s3:::{bucket}/*"]),
-        allow("s3:ListBucket", f"arn:aws:s3:::{bucket}"),
+        allow("s3:ListBucket", [f"arn:aws:s3:::{bucket}", "arn:aws:s3:::stub-models"]),
         allow("s3:PutObject", [f"arn:aws:s3:::{bucket}/capture/*", f"arn:aws:s3:::{bucket}/reports/*"]),
     ]
     return make_role(embedded_aws, "double", statements)
@@ -322,6 +322,20 @@ def as_user(embedded_aws):
         )
 
     return client
+
+
+@pytest.mark.parametrize(("listing", "answered"), [(False, 403), (True, 404)])
+def test_a_missing_object_is_hidden_from_who_may_not_list(as_user, bucket, embedded_aws, listing, answered):
+    embedded_aws.client("s3").put_object(Bucket=bucket, Key="there", Body=b"1")
+    rights = [allow("s3:GetObject", f"arn:aws:s3:::{bucket}/*")]
+    s3 = as_user("s3", *rights, *([allow("s3:ListBucket", f"arn:aws:s3:::{bucket}")] if listing else []))
+    assert s3.get_object(Bucket=bucket, Key="there")["Body"].read() == b"1"
+    for call in (s3.get_object, s3.head_object):
+        with pytest.raises(ClientError) as caught:
+            call(Bucket=bucket, Key="missing")
+        assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == answered
+    code = error_of(s3.get_object, Bucket=bucket, Key="missing")[0]
+    assert code == {403: "AccessDenied", 404: "NoSuchKey"}[answered]
 
 
 def test_a_container_is_refused_as_aws_refuses_it(sagemaker, role, stub_images, model_data):

@@ -77,7 +77,7 @@ class FakeEndpoint:
 
 class FakeIncidents:
     def __init__(self):
-        self.items, self.closed, self.seen = {}, {}, set()
+        self.items, self.closed, self.seen, self.claimed = {}, {}, set(), {}
         self.meanwhile = []  # what somebody else does between a look and the next write, one each
 
     def current(self, endpoint):
@@ -131,6 +131,13 @@ class FakeIncidents:
 
     def record_config_report(self, endpoint, config):
         self.seen.add((endpoint, config))
+
+    def claim_config_report(self, endpoint, config, at, stale):
+        key = endpoint, config
+        if key in self.seen or self.claimed.get(key, stale) > stale:
+            return False
+        self.claimed[key] = at
+        return True
 
 
 class FakeNotices:

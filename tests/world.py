@@ -34,6 +34,7 @@ class World:
             Refusing(self.endpoint, self.refused),
             Refusing(self.incidents, self.refused),
             Refusing(self.notices, self.refused),
+            lambda: self.now,
         )
         self.replayed, self.replays, self.reported = 0, Replays(IDS), 0
 

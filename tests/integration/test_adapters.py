@@ -94,6 +94,7 @@ def test_what_is_saved_is_read_again(incidents):
         failure="It failed.\nIt is to be put right.",
         headline="Glassbox traffic-signs: failed",
         sent_notifications=frozenset({"opened"}),
+        claims={"cooldown drift": AT + timedelta(minutes=7)},
         report="s3://bucket/incidents/index.html",
         findings=("2 x class 14", "1 x class 3"),
         timeline=("2026-11-23T10:26:00Z HOOKED",),
@@ -157,6 +158,7 @@ def test_an_incident_with_everything_at_its_bound_fits_into_an_item():
         unreported=wide * 1000,
         timeline=(wide * 262,) * 60,
         sent_notifications=frozenset(f"cooldown {n:041d}" for n in range(100)),
+        claims={f"cooldown {n:041d}": AT for n in range(100)},
     )
     size = sum(len(name) + _bytes(value) for name, value in _item(full, "current").items())
     assert 300_000 < size < 409_600
@@ -223,6 +225,18 @@ def test_an_unknown_config_that_was_seen_is_remembered(incidents):
     assert incidents.was_config_reported("traffic-signs", "new")
     assert not incidents.was_config_reported("traffic-signs", "newer")
     assert not incidents.was_config_reported("another", "new")
+
+
+def test_the_report_of_a_config_is_claimed_by_one_and_a_stale_claim_is_taken_over(incidents):
+    minute = timedelta(minutes=1)
+    assert incidents.claim_config_report("traffic-signs", "new", AT, AT - minute)
+    assert not incidents.claim_config_report("traffic-signs", "new", AT + minute / 2, AT - minute / 2)
+    assert not incidents.was_config_reported("traffic-signs", "new")
+    assert incidents.claim_config_report("traffic-signs", "new", AT + minute, AT)
+    assert not incidents.claim_config_report("traffic-signs", "new", AT + minute, AT)
+    incidents.record_config_report("traffic-signs", "new")
+    assert incidents.was_config_reported("traffic-signs", "new")
+    assert not incidents.claim_config_report("traffic-signs", "new", AT + 9 * minute, AT + 8 * minute)
 
 
 @pytest.fixture(params=["fake", "s3"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from glassbox.aws.endpoint import SageMakerEndpoint
@@ -37,4 +38,5 @@ def incident_dependencies(settings: IncidentSettings, boto3: Any) -> IncidentDep
         SageMakerEndpoint(boto3.client("sagemaker"), settings.rollback_alarm),
         IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
         Topic(boto3.client("sns"), settings.topic_arn),
+        lambda: datetime.now(UTC),
     )

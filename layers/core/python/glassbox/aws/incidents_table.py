@@ -5,7 +5,7 @@
 ======================  =====================================================================================
 the incident            ``current``: the open one, or the last one (state ``NORMAL``)
 past incidents          ``past#<when it was opened>``: a copy, written when it is closed
-unknown configs         ``reported-config#<config>``: a notification of it was published
+unknown configs         ``reported-config#<config>``: a notification of it was published, or is since ``claimed``
 ======================  =====================================================================================
 
 That there is one ``current`` item, written on conditions only, is what makes one open incident per endpoint.
@@ -106,9 +106,22 @@ class IncidentsTable:
 
     def was_config_reported(self, endpoint: str, config: str) -> bool:
         """Return whether :meth:`record_config_report` was called for this config."""
-        return "Item" in self._call(
-            "get_item", Key=_key(endpoint, f"reported-config#{config}"), ConsistentRead=True
-        )
+        key = _key(endpoint, f"reported-config#{config}")
+        answer = self._call("get_item", Key=key, ConsistentRead=True)
+        return "Item" in answer and "claimed" not in answer["Item"]
+
+    def claim_config_report(self, endpoint: str, config: str, at: datetime, stale: datetime) -> bool:
+        """Claim the notification of an unknown config; False when a claim after ``stale`` exists."""
+        try:
+            self._call(
+                "put_item",
+                Item=_key(endpoint, f"reported-config#{config}") | _typed({"claimed": _time(at)}),
+                ConditionExpression="attribute_not_exists(pk) OR claimed <= :stale",
+                ExpressionAttributeValues=_typed({":stale": _time(stale)}),
+            )
+        except ConflictError:
+            return False
+        return True
 
     def record_config_report(self, endpoint: str, config: str) -> None:
         """Remember that a notification of an unknown config was published."""
@@ -146,7 +159,11 @@ def _key(endpoint: str, sk: str) -> dict[str, Any]:
 
 
 def _past(opened: datetime) -> str:
-    return f"past#{opened.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+    return f"past#{_time(opened)}"
+
+
+def _time(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 def _typed(values: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +180,7 @@ def _plain(incident: Incident) -> dict[str, Any]:
     values["timeline"], values["findings"] = list(incident.timeline), list(incident.findings)
     values["cause"] = _violation_text(incident.cause)
     values["related_violations"] = {_violation_text(v) for v in incident.related_violations} or None
+    values["claims"] = {what: since.isoformat() for what, since in incident.claims.items()}
     values["replayed"] = incident.replays is not None
     for name in _SETS:
         values[name] = set(values[name] or ()) or None
@@ -202,6 +220,7 @@ def _incident(item: dict[str, Any]) -> Incident:
         retries=int(values["retries"]),
         pictures=frozenset(values.get("pictures") or ()),
         sent_notifications=frozenset(values.get("sent_notifications") or ()),
+        claims={what: read_time(since) for what, since in values.get("claims", {}).items()},
         failure=values["failure"],
         headline=values["headline"],
         report=values["report"],

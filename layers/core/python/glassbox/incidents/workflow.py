@@ -18,7 +18,7 @@ nor the hooked one is somebody else's, and never updated.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, ParamSpec, Protocol
@@ -55,7 +55,8 @@ _UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"}
 
 DELETED = "Deleted"  # none of SageMaker's: there is no such endpoint
 
-# The function that changes the state sends the notification. After this time, any later invocation does.
+# The function that changes the state sends the notification. After this time, any later invocation does: also where
+# a claim shows that one began to send it and did not finish.
 _TELLING = timedelta(minutes=1)
 
 # An endpoint that stays hooked is restored again after 10, 20, 40, … minutes, at most every 4 hours.
@@ -89,7 +90,8 @@ class Incident:
         pictures: names of what was drawn: every replay, and at most PICTURES_KEPT names in all.
         refused: replays whose trace cannot be drawn.
         retries: how often it was tried again to restore the endpoint.
-        sent_notifications: names of the notifications that were published.
+        sent_notifications: names of the notifications that were published; ``claims`` are those that an invocation
+            is publishing, with the time of the claim.
         failure: what ops are told of a failure, whole; ``headline`` is its subject.
         report: S3 URI of the page; ``findings`` are the key facts of its pictures, a line each; ``unreported`` is why
             there is none.
@@ -120,6 +122,7 @@ class Incident:
     refused: frozenset[str] = frozenset()
     retries: int = 0
     sent_notifications: frozenset[str] = frozenset()
+    claims: Mapping[str, datetime] = field(default_factory=dict)
     failure: str = ""
     headline: str = ""
     report: str = ""
@@ -212,6 +215,7 @@ class Incidents(Protocol):
     def add_picture(self, incident: Incident, name: str) -> None: ...
     def add_refusal(self, incident: Incident, name: str) -> None: ...
     def was_config_reported(self, endpoint: str, config: str) -> bool: ...
+    def claim_config_report(self, endpoint: str, config: str, at: datetime, stale: datetime) -> bool: ...
     def record_config_report(self, endpoint: str, config: str) -> None: ...
 
 
@@ -223,13 +227,14 @@ class Notices(Protocol):
 
 @dataclass(frozen=True)
 class IncidentDependencies:
-    """Dependencies of the incident handlers."""
+    """Dependencies of the incident handlers. ``clock`` returns the present time, UTC."""
 
     configs: EndpointConfigs
     limits: Limits
     endpoint: Endpoint
     incidents: Incidents
     notices: Notices
+    clock: Callable[[], datetime]
 
 
 P = ParamSpec("P")
@@ -471,11 +476,24 @@ def _between_incidents(
         dependencies.configs.plain,
         dependencies.configs.hooked,
     ):
-        if not dependencies.incidents.was_config_reported(endpoint, live.config):
-            dependencies.notices.publish(notifications.stale_twin(endpoint, live, dependencies.configs))
-            dependencies.incidents.record_config_report(endpoint, live.config)
+        _report_config(endpoint, live, dependencies)
         return "stale twin"
     return str(State.NORMAL)
+
+
+def _report_config(endpoint: str, live: EndpointState, dependencies: IncidentDependencies) -> None:
+    """Publish the notification of an unknown config once, see :func:`_tell`."""
+    incidents, at = dependencies.incidents, dependencies.clock()
+    if incidents.was_config_reported(endpoint, live.config):
+        return
+    if not incidents.claim_config_report(endpoint, live.config, at, at - _TELLING):
+        return
+    try:
+        dependencies.notices.publish(notifications.stale_twin(endpoint, live, dependencies.configs))
+    except GlassboxError:  # the next invocation may publish at once
+        incidents.claim_config_report(endpoint, live.config, at - 2 * _TELLING, at)
+        raise
+    incidents.record_config_report(endpoint, live.config)
 
 
 def _while_watching(
@@ -705,7 +723,9 @@ def _restore(
     incident: Incident, dependencies: IncidentDependencies, now: datetime, reason: str, **changes: Any
 ) -> Incident:
     """Of an endpoint that serves the hooked config."""
-    sent = incident.sent_notifications - {"failed"}  # a second failure is notified again
+    # a second failure is notified again
+    sent = incident.sent_notifications - {"failed"}
+    claims = {what: since for what, since in incident.claims.items() if what != "failed"}
     incident = _move(
         incident,
         State.RESTORING,
@@ -715,6 +735,7 @@ def _restore(
         requested=False,
         aborted=False,
         sent_notifications=sent,
+        claims=claims,
         **changes,
     )
     return _begin_restore(incident, dependencies, now)
@@ -860,10 +881,42 @@ def _save(incident: Incident, dependencies: IncidentDependencies, **changes: Any
 def _tell(
     incident: Incident, what: str, notice: notifications.Notice, dependencies: IncidentDependencies
 ) -> Incident:
-    if what in incident.sent_notifications:
+    """Publish a notification once: claim it, publish it, record it as sent.
+
+    Concurrent invocations see the claim and publish nothing. After a crash, a later invocation takes the stale claim
+    over and publishes: ops may get that message twice, and never miss it.
+    """
+    at, claimed = dependencies.clock(), incident.claims.get(what)
+    if what in incident.sent_notifications or (claimed is not None and at < claimed + _TELLING):
         return incident
-    dependencies.notices.publish(notice)
-    return _save(incident, dependencies, sent_notifications=incident.sent_notifications | {what})
+    incident = _save(incident, dependencies, claims={**incident.claims, what: at})
+    try:
+        dependencies.notices.publish(notice)
+    except GlassboxError:  # the next invocation may publish at once
+        _release(incident, what, at, dependencies)
+        raise
+    return _release(incident, what, at, dependencies, sent=True)
+
+
+def _release(
+    incident: Incident, what: str, at: datetime, dependencies: IncidentDependencies, *, sent: bool = False
+) -> Incident:
+    """Remove the claim that was made ``at`` this time, unless another invocation has replaced it."""
+    for _ in range(_ATTEMPTS):
+        if incident.claims.get(what) != at:
+            return incident
+        claims = {claim: since for claim, since in incident.claims.items() if claim != what}
+        notified = incident.sent_notifications | ({what} if sent else set())
+        try:
+            return _save(incident, dependencies, claims=claims, sent_notifications=notified)
+        except ConflictError:
+            current = dependencies.incidents.current(incident.endpoint)
+            if current is None or current.id != incident.id:
+                return incident
+            incident = current
+    raise RetryableError(
+        f"incident {incident.id}: gave up after {_ATTEMPTS} concurrent updates. Lambda retries."
+    )
 
 
 def _noted(incident: Incident, now: datetime, text: str) -> tuple[str, ...]:

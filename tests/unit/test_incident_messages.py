@@ -1,0 +1,192 @@
+"""Every message once: two functions that handle the same incident at the same moment, and one that crashes."""
+
+from dataclasses import replace
+
+import pytest
+
+from fakes import FakeObjects
+from glassbox.errors import BadInputError, RetryableError
+from glassbox.events import read_violation
+from glassbox.incidents.workflow import Command, EndpointState, Limits, State, apply_command
+from world import IDS, World, following
+
+
+class CrashError(BaseException):
+    """The function is killed: nothing after this runs, and nothing catches it."""
+
+
+@pytest.fixture
+def violation(load_event):
+    return read_violation(load_event("violation"), FakeObjects())
+
+
+def drift(violation):
+    return following(violation, 0, "drift")
+
+
+def hooked(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    world.confirm()
+
+
+def restored(world, violation):
+    hooked(world, violation)
+    world.draw(*IDS)
+    world.restore()
+    world.endpoint.settle()
+
+
+def aborted(world, violation):
+    world.endpoint.live = EndpointState("Updating", "plain")
+    world.swap(violation)
+    apply_command(Command("traffic-signs", "abort", world.now), world.dependencies, world.now)
+
+
+def full(world, violation):
+    for hours in range(3):
+        world.run(following(violation, 2 * hours))
+        world.later(120)
+
+
+def not_restorable(world, violation):
+    hooked(world, violation)
+    world.draw(*IDS)
+    world.refuse("update", BadInputError("no"))
+
+
+# event of the message -> what leads to it, and which function sends it
+KINDS = {
+    "swapping": (lambda w, v: None, "swap"),
+    "swapping, pending": (
+        lambda w, v: setattr(w.endpoint, "live", EndpointState("Updating", "plain")),
+        "swap",
+    ),
+    "watching": (
+        lambda w, v: setattr(w, "dependencies", replace(w.dependencies, limits=Limits(react=False))),
+        "swap",
+    ),
+    "restored": (restored, "confirm"),
+    "failed, unknown config": (lambda w, v: w.endpoint.deploy("another"), "swap"),
+    "failed, deleted": (lambda w, v: w.endpoint.delete(), "swap"),
+    "failed, aborted": (aborted, "confirm"),
+    "failed, rolled back": (lambda w, v: (w.swap(v), w.endpoint.roll_back("no")), "confirm"),
+    "failed, superseded": (lambda w, v: (hooked(w, v), w.endpoint.deploy("another")), "confirm"),
+    "failed, not seen": (lambda w, v: (hooked(w, v), w.refuse("describe", BadInputError("no"))), "confirm"),
+    "failed, not restored": (not_restorable, "restore"),
+    "cooling-down": (lambda w, v: w.run(v), "drift"),
+    "cap-reached": (full, "next"),
+    "stale-twin": (lambda w, v: w.endpoint.deploy("another"), "confirm"),
+}
+
+
+def acts(world, violation):
+    """What each of the functions does now; an error goes back to its queue."""
+    return {
+        "swap": lambda: world.swap(violation),
+        "drift": lambda: world.swap(drift(violation)),
+        "next": lambda: world.swap(following(violation, 8)),
+        "confirm": world.confirm,
+        "restore": world.restore,
+    }
+
+
+@pytest.mark.parametrize("other", ["swap", "confirm", "restore", "the same"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_functions_at_the_same_moment_send_one_message(violation, kind, other):
+    world = World()
+    lead, sender = KINDS[kind]
+    lead(world, violation)
+    act, publish, before = acts(world, violation), world.notices.publish, len(world.notified)
+
+    def interrupted(notice):
+        world.notices.publish = publish
+        if kind == "swapping":
+            world.endpoint.settle()
+        act[sender if other == "the same" else other]()
+        act["confirm"]()
+        publish(notice)
+
+    world.notices.publish = interrupted
+    act[sender]()
+    event = kind.partition(",")[0]
+    assert world.notified[before:].count(event) == 1
+    for _ in range(3):
+        world.later(2)
+        act["confirm"]()
+    assert world.notified[before:].count(event) == 1
+
+
+@pytest.mark.parametrize("after", ["the claim", "the message"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_crash_loses_no_message(violation, kind, after):
+    world = World()
+    lead, sender = KINDS[kind]
+    lead(world, violation)
+    act, publish, before = acts(world, violation), world.notices.publish, len(world.notified)
+
+    def killed(notice):
+        world.notices.publish = publish
+        if after == "the message":
+            publish(notice)
+        raise CrashError
+
+    world.notices.publish = killed
+    with pytest.raises(CrashError):
+        act[sender]()
+    event, sent = kind.partition(",")[0], int(after == "the message")
+    act[sender]()  # at once: the first may still be sending
+    assert world.notified[before:].count(event) == sent
+    world.later(2)
+    for _ in range(3):
+        act[sender]()
+        act["confirm"]()
+    assert world.notified[before:].count(event) == sent + 1  # at least once, after a crash
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_costs_two_writes(violation, kind):
+    world = World()
+    lead, sender = KINDS[kind]
+    lead(world, violation)
+    writes, at_publish = [], []
+    for name in ("save", "record_config_report", "claim_config_report"):
+        write = getattr(world.incidents, name)
+        setattr(world.incidents, name, lambda *a, write=write, name=name: (writes.append(name), write(*a))[1])
+    publish = world.notices.publish
+    world.notices.publish = lambda notice: (at_publish.append(len(writes)), publish(notice))
+    acts(world, violation)[sender]()
+    (before,) = at_publish
+    states_and_updates = writes[: before - 1]
+    assert len(states_and_updates) <= 2  # a state, and UpdateEndpoint
+    assert len(writes) - before == 1
+
+
+def test_a_message_that_sns_refuses_is_sent_by_the_next_try(violation):
+    world = World()
+    world.notices.away = 1
+    with pytest.raises(RetryableError):
+        world.swap(violation)
+    assert world.incident.claims == {}
+    world.endpoint.settle()
+    world.confirm()
+    assert world.notified == ["swapping"]
+
+
+def test_a_failure_after_a_failure_is_told_while_the_first_is_still_being_sent(violation):
+    """An operator's abort is refused again while SNS is slow to take the first message."""
+    world = World()
+    not_restorable(world, violation)
+    publish = world.notices.publish
+
+    def interrupted(notice):
+        world.notices.publish = publish
+        apply_command(Command("traffic-signs", "abort", world.now), world.dependencies, world.now)
+        world.restore()
+        publish(notice)
+
+    world.notices.publish = interrupted
+    world.restore()
+    assert world.incident.state is State.FAILED
+    assert world.notified == ["swapping", "failed", "failed"]
+    assert "failed" in world.incident.sent_notifications

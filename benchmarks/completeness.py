@@ -27,7 +27,7 @@ the map add up to the logit,
 
 so |f(x) − Σ terms|, the **completeness error**, tells whether the map explains this logit or something else. Glassbox
 stores it with every picture. What is left over where the sum is exact is the rounding of float32. It grows with
-Σ|terms|, not with the logit, so a picture is called unfaithful when its error is over 1e-4 of the logit **and** over
+Σ|terms|, not with the logit, so a picture is called incomplete when its error is over 1e-4 of the logit **and** over
 1e-6 of Σ|terms|.
 
 The biases b include the implicit ones of BatchNorm, bias − mean · weight / √(variance + eps). The networks below are
@@ -79,7 +79,7 @@ def run() -> list[dict[str, Any]]:
     for name in zoo.ZOO:
         networks = [zoo.build(name, seed) for seed in range(SEEDS)]
         explanations = [e for network in networks for e in explained(*network)]
-        verdicts = {e.faithful for e in explanations}
+        verdicts = {e.complete for e in explanations}
         rows.append(
             {
                 "network": name,
@@ -87,9 +87,9 @@ def run() -> list[dict[str, Any]]:
                 "of_terms": max(of_any_class(*network) for network in networks),
                 "verdict": "mixed"
                 if len(verdicts) > 1
-                else "faithful"
+                else "complete"
                 if verdicts == {True}
-                else "unfaithful",
+                else "incomplete",
                 "inexact": list(dict.fromkeys(part for e in explanations for part in e.inexact)),
             }
         )

@@ -409,7 +409,7 @@ def rendered(stack, requests):
             "label": said["label"],
             "probability": said["probability"],
             "completeness_error": said["completeness"]["relative_error"],
-            "faithful": said["completeness"]["faithful"],
+            "complete": said["completeness"]["complete"],
             "key": key.removesuffix("json") + "png",
         }
         if name in requests:

@@ -146,12 +146,12 @@ def _explained(e: Explanation, image: Path | None) -> Iterator[str]:
     yield f"{image or 'Noise'}: class {e.target}{label}, probability {e.probability:.1%}, logit {e.logit:.4g}"
     residual = abs(e.total - e.logit)
     yield (
-        f"Completeness: the terms sum to {e.total:.6g}, {residual / max(abs(e.logit), 1e-300):.1e} of the logit and "
-        f"{residual / max(e.sum_abs, 1e-300):.1e} of Σ|terms| away: {'faithful' if e.faithful else 'NOT faithful'}"
+        f"Completeness: sum of contributions: {e.total:.6g}, {residual / max(abs(e.logit), 1e-300):.1e} of the logit "
+        f"and {residual / max(e.sum_abs, 1e-300):.1e} of Σ|terms| away: {'complete' if e.complete else 'INCOMPLETE'}"
     )
     for part in e.inexact:
         yield f"WARNING: FullGrad is not exact here: {part}"
-    if not e.faithful and not e.inexact:
+    if not e.complete and not e.inexact:
         yield "WARNING: no part of the network explains that the sum does not hold; its pictures will be marked"
 
 

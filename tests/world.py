@@ -57,7 +57,7 @@ class World:
     def report(self, incident):
         self._check("report")
         self.reported += 1
-        findings = ("2 x class 14 (Stop), all faithful",)
+        findings = ("2 x class 14 (Stop), all complete",)
         return Report("s3://bucket/incidents/traffic-signs/index.html", findings)
 
     def _check(self, call):

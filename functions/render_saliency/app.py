@@ -44,9 +44,9 @@ def build():
 def render(record):
     pictures = build()(index_key=object_key(read_event(record.body)))
     refused = [p for p in pictures if p.refused]
-    metrics.add_metric("Pictures", MetricUnit.Count, len(pictures) - len(refused))
+    metrics.add_metric("HeatmapsRendered", MetricUnit.Count, len(pictures) - len(refused))
     metrics.add_metric(
-        "UnfaithfulPictures", MetricUnit.Count, sum(not (p.faithful or p.refused) for p in pictures)
+        "IncompleteExplanations", MetricUnit.Count, sum(not (p.complete or p.refused) for p in pictures)
     )
     metrics.add_metric("RefusedReplays", MetricUnit.Count, len(refused))
     logger.info("rendered", pictures=[p.key for p in pictures], refused=[p.refused for p in refused])

@@ -34,7 +34,7 @@ def build():
 @tracer.capture_method(capture_response=False)
 def start(record):
     started = build()(read_time(read_event(record.body)))
-    metrics.add_metric("MonitorJobs", MetricUnit.Count, started.outcome == "started")
+    metrics.add_metric("MonitorJobsStarted", MetricUnit.Count, started.outcome == "started")
     logger.info(started.outcome, job=started.job, left_out=started.left_out)
 
 

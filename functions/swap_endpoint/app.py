@@ -35,7 +35,7 @@ def swap_for(record):
     outcome = swap(violation, dependencies, datetime.now(UTC))
     metrics.add_dimension("endpoint", violation.endpoint)
     metrics.add_metric("Violations", MetricUnit.Count, 1)
-    metrics.add_metric("Swaps", MetricUnit.Count, outcome == "swapping")
+    metrics.add_metric("EndpointSwaps", MetricUnit.Count, outcome == "swapping")
     logger.info("violation handled", outcome=outcome, check=violation.check, reason=violation.reason)
 
 

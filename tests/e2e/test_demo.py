@@ -47,7 +47,7 @@ def test_what_was_flagged_is_explained(told):
     assert sum(p["class"] == 14 for p in flagged) == 12
 
 
-def test_every_pair_has_its_faithful_pictures(told):
+def test_every_pair_has_complete_pictures(told):
     pictures = {p["id"]: p for p in told[0]["pictures"]}
     for number in range(scene.PAIRS):
         clean, adversarial = pictures[f"clean-{number}"], pictures[f"adversarial-{number}"]
@@ -56,7 +56,7 @@ def test_every_pair_has_its_faithful_pictures(told):
         for picture in (clean, adversarial):
             assert 0 < picture["probability"] <= 1
             assert picture["completeness_error"] < 1e-4
-            assert picture["faithful"]
+            assert picture["complete"]
 
 
 def test_a_picture_comes_within_seconds_of_its_request(told):

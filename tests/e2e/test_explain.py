@@ -29,7 +29,7 @@ def test_one_image_is_explained_and_the_endpoint_is_as_before(stack, tmp_path):
     assert Image.open(picture).text["Software"] == "Glassbox"
     facts = json.loads((tmp_path / "out" / "sign.json").read_text())
     assert facts["class"] == labels[0]
-    assert facts["completeness"]["faithful"]
+    assert facts["completeness"]["complete"]
     over = wait_for(lambda: (current := incident(stack)).state == "NORMAL" and current)
     assert over.cause.reason == "an operator wants sign.png explained"
     live = stack.client("sagemaker").describe_endpoint(EndpointName="traffic-signs")

@@ -100,4 +100,4 @@ def test_what_is_no_step_fails_alone_and_says_why_and_the_step_beside_it_is_rend
         )
         with Image.open(io.BytesIO(png)) as picture:
             assert picture.format == "PNG"
-        assert json.loads(facts)["completeness"]["faithful"] is True
+        assert json.loads(facts)["completeness"]["complete"] is True

@@ -301,7 +301,7 @@ class TestHooked:
             [p["probability"] for p in replayed["predictions"]]
         )
         for explanation in (*live, *replay):
-            assert explanation.faithful
+            assert explanation.complete
             assert explanation.inexact == ()
         assert replay[0].request["custom_attributes"] == attributes
         assert replay[0].request["replay_event_id"] == replays.EVENT_ID

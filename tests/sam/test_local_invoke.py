@@ -115,7 +115,7 @@ def test_render_saliency_draws_a_replayed_request(stack, run):
     assert keys(stack, folder) == [f"{folder}.json", f"{folder}.png"]
     read = stack.client("s3").get_object
     facts = json.loads(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.json")["Body"].read())
-    assert facts["completeness"]["faithful"]
+    assert facts["completeness"]["complete"]
     with Image.open(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.png")["Body"]) as picture:
         assert picture.format == "PNG"
 

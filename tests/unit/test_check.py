@@ -58,7 +58,7 @@ def test_tells_what_a_model_costs_and_whether_to_believe_its_pictures(tmp_path, 
     assert "21 modules add a bias, which enters the sum:" in lines
     assert re.search(r"^  layer1\.0\.bn1 +BatchNorm2d$", done.stdout, re.M)
     assert re.search(rf"^{re.escape(str(image))}: class [012], probability \d", done.stdout, re.M)
-    assert re.search(r"^Completeness: .* away: faithful$", done.stdout, re.M)
+    assert re.search(r"^Completeness: .* away: complete$", done.stdout, re.M)
     assert re.search(r"\d ms plain, [\d.]+ ms traced \([\d.]+x\)$", done.stdout, re.M)
     sizes = re.search(r"Bytes of a trace: (.*) reduced, (.*) full$", done.stdout, re.M).groups()
     reduced, full = (int(size.replace(",", "")) for size in sizes)
@@ -82,12 +82,12 @@ def test_warns_of_a_network_for_which_fullgrad_is_not_exact(tmp_path):
     package.package(tmp_path / "weights.pt", tmp_path / "model.tar.gz", config, code=[tmp_path / "smooth.py"])
     done = check(tmp_path / "model.tar.gz")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "NOT faithful" in done.stdout
+    assert "INCOMPLETE" in done.stdout
     assert "WARNING: FullGrad is not exact here: act: SiLU is not piecewise linear" in done.stdout
     assert "pictures of 32 × 40 px and 1 channel(s)" in done.stdout
 
 
-def test_does_not_call_faithful_what_is_random(tmp_path):
+def test_calls_a_random_network_incomplete(tmp_path):
     (tmp_path / "dropping.py").write_text(
         OWN.replace("Smooth", "Dropping").replace(
             "self.act(self.conv(x))", "nn.functional.dropout(self.conv(x).relu())"
@@ -107,7 +107,7 @@ def test_does_not_call_faithful_what_is_random(tmp_path):
     )
     done = check(tmp_path / "model.tar.gz")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "away: NOT faithful" in done.stdout
+    assert "away: INCOMPLETE" in done.stdout
     assert (
         "WARNING: FullGrad is not exact here: Dropping: gives different logits for the same image "
         "(bernoulli in eval mode)" in done.stdout

@@ -150,7 +150,7 @@ class TestAgainstAutograd:
                     assert layer.contribution == pytest.approx(float(part.sum()), abs=tolerance)
                     assert layer.share == pytest.approx(float(part.abs().sum() / total), rel=1e-5, abs=1e-9)
                 assert sum(layer.share for layer in explanation.layers) == pytest.approx(1)
-                assert explanation.faithful
+                assert explanation.complete
 
     def test_the_batch_changes_nothing(self):
         model, image = zoo.build("ResNet18 (BasicBlock)", samples=4)
@@ -237,7 +237,7 @@ class TestAgainstTheArticle:
         for name in [n for n in tensors if "running_var" in n]:
             tensors[name] = tensors[name].clip(min=1e-7)
         found = explain(traces.read_step(tmp_path / "t", traces.write_step(tmp_path / "t", tensors)))
-        assert not any(explanation.faithful for explanation in found)
+        assert not any(explanation.complete for explanation in found)
 
 
 class TestForms:
@@ -256,7 +256,7 @@ class TestForms:
         assert len(reduced) == len(full) == len(image)
         for r, f in zip(reduced, full, strict=True):
             assert np.abs(r.saliency - f.saliency).max() <= 1e-5 * np.ptp(f.saliency)
-            assert (r.target, r.logit, r.faithful) == (f.target, f.logit, f.faithful)
+            assert (r.target, r.logit, r.complete) == (f.target, f.logit, f.complete)
             assert r.probability == pytest.approx(f.probability)
             assert r.total == pytest.approx(f.total, abs=1e-6 * f.sum_abs)
             assert r.sum_abs == pytest.approx(f.sum_abs, rel=1e-6)
@@ -306,19 +306,19 @@ class TestForms:
         found = explain(
             traces.read_step(tmp_path / "t", traces.write_step(tmp_path / "t", traces.full(terms, model)))
         )
-        assert all(explanation.faithful for explanation in found)
+        assert all(explanation.complete for explanation in found)
         assert all(explanation.residual < 5e-7 * explanation.sum_abs for explanation in found)
 
 
-class TestFaithful:
+class TestComplete:
     @pytest.mark.parametrize("name", INEXACT)
     def test_networks_that_are_not_piecewise_linear(self, name, tmp_path):
-        """Marked unfaithful by what was measured, even where no list of modules could tell."""
+        """Marked incomplete by what was measured, even where no list of modules could tell."""
         model, image = zoo.build(name)
         path = traces.write_step(tmp_path / "t", traces.reduced(zoo.autograd_terms(model, image), model))
         found = explain(traces.read_step(tmp_path / "t", path))
         assert found
-        assert not any(explanation.faithful for explanation in found)
+        assert not any(explanation.complete for explanation in found)
         assert all(np.isfinite(explanation.saliency).all() for explanation in found)
 
     @pytest.mark.parametrize("form", [traces.reduced, traces.full])
@@ -330,10 +330,10 @@ class TestFaithful:
         found = explain(
             traces.read_step(tmp_path / "t", traces.write_step(tmp_path / "t", form(lost, model)))
         )
-        assert not any(explanation.faithful for explanation in found)
+        assert not any(explanation.complete for explanation in found)
 
     @pytest.mark.parametrize(
-        ("logit", "total", "sum_abs", "faithful"),
+        ("logit", "total", "sum_abs", "complete"),
         [
             (10.0, 10.0, 20.0, True),
             (10.0, 10.00099, 20.0, True),
@@ -346,21 +346,21 @@ class TestFaithful:
             (0.0, 1e-9, 0.0, False),
         ],
     )
-    def test_the_rule(self, logit, total, sum_abs, faithful, explanation):
+    def test_the_rule(self, logit, total, sum_abs, complete, explanation):
         changed = dataclasses.replace(explanation, logit=logit, total=total, sum_abs=sum_abs)
-        assert changed.faithful is faithful
+        assert changed.complete is complete
         assert changed.residual == pytest.approx(abs(logit - total))
         if logit:
             assert changed.relative_error == pytest.approx(abs(logit - total) / abs(logit))
         else:
             assert changed.relative_error is None
 
-    def test_the_explanation_of_a_random_network_is_never_faithful(self, explanation):
+    def test_the_explanation_of_a_random_network_is_never_complete(self, explanation):
         exact = dataclasses.replace(explanation, logit=10.0, total=10.0, inexact=())
-        assert exact.faithful
+        assert exact.complete
         random = f"Net: {trace_format.RANDOM} (bernoulli in eval mode)"
-        assert not dataclasses.replace(exact, inexact=("act: SiLU is not piecewise linear", random)).faithful
-        assert dataclasses.replace(exact, inexact=("act: SiLU is not piecewise linear",)).faithful
+        assert not dataclasses.replace(exact, inexact=("act: SiLU is not piecewise linear", random)).complete
+        assert dataclasses.replace(exact, inexact=("act: SiLU is not piecewise linear",)).complete
 
 
 def test_the_table_in_the_docs_names_every_network():
@@ -372,7 +372,7 @@ def test_the_table_in_the_docs_names_every_network():
         if line.startswith("| ")
     ]
     verdicts = {name: verdict for name, *_, verdict, _ in rows[1:]}
-    assert verdicts == {name: "faithful" if net.exact else "unfaithful" for name, net in zoo.ZOO.items()}
+    assert verdicts == {name: "complete" if net.exact else "incomplete" for name, net in zoo.ZOO.items()}
 
 
 class TestEdges:
@@ -531,7 +531,7 @@ class TestChain:
             assert explanation.label == f"class {explanation.target}"
             assert explanation.request["custom_attributes"] == "glassbox=1"
             np.testing.assert_array_equal(explanation.picture, picture[i])
-            assert explanation.faithful is zoo.ZOO[name].exact
+            assert explanation.complete is zoo.ZOO[name].exact
             assert (explanation.inexact == ()) is zoo.ZOO[name].exact
             if zoo.ZOO[name].exact:
                 assert explanation.residual <= 1e-5 * abs(explanation.logit)

@@ -166,28 +166,28 @@ class TestWhatItSays:
         """Whether the alarm's colour runs from the left to the right edge."""
         return (np.asarray(image) == ALARM).all(2)[:, [0, 1, -2, -1]].all(1).any()
 
-    def test_unfaithful_is_seen_at_once(self):
-        faithful, unfaithful = opened(explanation()), opened(explanation(total=7.0))
-        assert self.banner(unfaithful)
-        assert not self.banner(faithful)
-        assert not (np.asarray(faithful) == ALARM).all(2).any()
+    def test_incomplete_is_seen_at_once(self):
+        complete, incomplete = opened(explanation()), opened(explanation(total=7.0))
+        assert self.banner(incomplete)
+        assert not self.banner(complete)
+        assert not (np.asarray(complete) == ALARM).all(2).any()
         # heat map and overlay are framed too
-        middle = np.asarray(unfaithful)[unfaithful.height // 2]
+        middle = np.asarray(incomplete)[incomplete.height // 2]
         assert (middle == ALARM).all(1).sum() == 4 * 4
 
     def test_the_text_chunks(self):
         text = opened(explanation()).text
         assert text["Title"] == "75.0%  class 14 · Stop"
-        assert text["Description"] == "Faithful: completeness error 1.2e-07 of the logit"
+        assert text["Description"] == "Complete: completeness error 1.2e-07 of the logit"
         assert text["class"] == "14"
         assert float(text["probability"]) == 0.75
         assert float(text["logit"]) == 8.0
         assert float(text["completeness residual"]) == pytest.approx(1e-6)
         assert float(text["sum of absolute terms"]) == 100.0
-        assert text["faithful"] == "yes"
+        assert text["complete"] == "yes"
         assert text["request"] == "ab" * 32  # not the InferenceId, which a client chooses
 
-    def test_why_unfaithful(self):
+    def test_why_incomplete(self):
         parts = (
             "act1: SiLU is not piecewise linear",
             "act2: SiLU is not piecewise linear",
@@ -195,10 +195,10 @@ class TestWhatItSays:
         )
         text = opened(explanation(total=7.0, inexact=parts)).text
         assert text["Description"] == (
-            "UNFAITHFUL, do not rely on this map: completeness error 1.2e-01 of the logit "
+            "INCOMPLETE, do not rely on this map: completeness error 1.2e-01 of the logit "
             "(act1: SiLU is not piecewise linear, and 2 more)"
         )
-        assert text["faithful"] == "no"
+        assert text["complete"] == "no"
 
     def test_a_replay_is_known_by_its_event_id(self):
         changed = explanation(request={"replay_event_id": "event-1", "sha256": "cd" * 32})
@@ -259,7 +259,7 @@ class TestFacts:
                 {"class": 0, "probability": 0.05},
             ],
             "completeness": {
-                "faithful": True,
+                "complete": True,
                 "logit": 8.0,
                 "sum": 8.000001,
                 "residual": pytest.approx(1e-6),
@@ -287,7 +287,7 @@ class TestFacts:
     def test_a_logit_of_nothing_has_no_relative_error(self):
         facts = heatmap.facts(explanation(logit=0.0, total=0.0, sum_abs=0.0))
         assert facts["completeness"]["relative_error"] is None
-        assert facts["completeness"]["faithful"] is True
+        assert facts["completeness"]["complete"] is True
         assert opened(explanation(logit=0.0)).text["Description"].endswith("the logit is 0")
 
     def test_numbers_that_json_has_no_word_for_never_get_in(self):

@@ -574,7 +574,7 @@ class TestTracer:
             assert torch.equal(given, image)
         tracer.close()
         first, second = (explain(bucket.trace(key)) for key in bucket.indexes)
-        assert all(explanation.faithful for explanation in (*first, *second))
+        assert all(explanation.complete for explanation in (*first, *second))
 
     def test_a_restart_writes_over_nothing(self, trace_to):
         bucket = Bucket()

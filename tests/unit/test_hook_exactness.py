@@ -291,7 +291,7 @@ class TestRandom:
         assert names.RANDOM not in str(found(Between(lambda x: x + 0 * torch.rand_like(x).sum())))
         assert found(Between(lambda x: F.rrelu(x, training=False))) == []
 
-    def test_its_explanation_is_not_faithful_although_the_sum_holds(self):
+    def test_its_explanation_is_incomplete_although_the_sum_holds(self):
         torch.manual_seed(0)
         model = Dropping(0.5).eval().requires_grad_(False)
         assert residual(model, torch.randn(2, 8, 12, 12)) <= 5e-7

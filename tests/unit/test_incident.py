@@ -48,7 +48,7 @@ def test_from_the_violation_to_the_endpoint_as_it_was(world, violation):
     assert violation.reason in begun.text
     assert violation.reason in ended.text
     assert "aws s3 presign s3://bucket/incidents/traffic-signs/index.html" in ended.text
-    assert "2 x class 14 (Stop), all faithful" in ended.text
+    assert "2 x class 14 (Stop), all complete" in ended.text
     states = [line.split()[1].rstrip(":") for line in world.incident.timeline]
     assert states == [
         "opened",

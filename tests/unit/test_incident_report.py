@@ -41,8 +41,8 @@ def incident(load_event):
     )
 
 
-def facts(label, faithful=True):
-    facts = {"class": label, "label": None, "probability": 0.75, "completeness": {"faithful": faithful}}
+def facts(label, complete=True):
+    facts = {"class": label, "label": None, "probability": 0.75, "completeness": {"complete": complete}}
     return json.dumps(facts).encode()
 
 
@@ -52,7 +52,7 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
         {
             ("bucket", folder + "event-1.json"): facts(14),
             ("bucket", folder + "event-1.png"): b"first",
-            ("bucket", folder + "event-2.json"): facts(3, faithful=False),
+            ("bucket", folder + "event-2.json"): facts(3, complete=False),
             ("bucket", folder + "event-2.png"): b"second",
             ("bucket", folder + "a-run-000007.json"): facts(3),
             ("bucket", folder + "a-run-000007.png"): b"third",
@@ -64,14 +64,14 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
     )
     assert report.uri == "s3://bucket/incidents/traffic-signs/id/index.html"
     assert report.findings == (
-        "2 x class 3, probability 75% to 75%, 1 NOT FAITHFUL",
-        "1 x class 14, probability 75% to 75%, all faithful",
+        "2 x class 3, probability 75% to 75%, 1 INCOMPLETE",
+        "1 x class 14, probability 75% to 75%, all complete",
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
     order = ["Flagged:", b"first", "For comparison", b"second", "Live traffic meanwhile", b"third"]
     places = [page.index(x if isinstance(x, str) else base64.b64encode(x).decode()) for x in order]
     assert places == sorted(places)
-    assert page.count("not faithful") == 1
+    assert page.count("incomplete") == 1
     assert re.search('fill="#c4262e"><title>class 14: 322', page)
     assert re.search('fill="#2f6fb0"><title>class 3: 78', page)
     assert "400 predictions" in page
@@ -135,11 +135,11 @@ def write(incident, objects, **options):
         b"null",
         b"[" * 100_000,
         b'{"class": "14"}',
-        b'{"class": 14, "label": 7, "probability": 0.5, "completeness": {"faithful": true}}',
-        b'{"class": 14, "label": null, "probability": null, "completeness": {"faithful": true}}',
-        b'{"class": 14, "label": null, "probability": NaN, "completeness": {"faithful": true}}',
+        b'{"class": 14, "label": 7, "probability": 0.5, "completeness": {"complete": true}}',
+        b'{"class": 14, "label": null, "probability": null, "completeness": {"complete": true}}',
+        b'{"class": 14, "label": null, "probability": NaN, "completeness": {"complete": true}}',
         b'{"class": 14, "label": null, "probability": 0.5, "completeness": []}',
-        b'{"class": 1e400, "label": null, "probability": 0.5, "completeness": {"faithful": true}}',
+        b'{"class": 1e400, "label": null, "probability": 0.5, "completeness": {"complete": true}}',
     ],
 )
 def test_a_picture_that_cannot_be_read_is_left_out_and_named(incident, body):
@@ -156,7 +156,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(incident, body):
     assert base64.b64encode(b"second").decode() in page
     assert base64.b64encode(b"first").decode() not in page
     assert "Without a picture" in page
-    assert report.findings[0] == "1 x class 14, probability 75% to 75%, all faithful"
+    assert report.findings[0] == "1 x class 14, probability 75% to 75%, all complete"
     assert {line.partition(":")[0] for line in report.findings[1:]} == {"a", "event-2"}  # its PNG is gone
     assert all(len(line) < 300 for line in report.findings)
 

@@ -81,7 +81,7 @@ def test_every_sample_gets_a_picture_and_its_facts_named_by_run_and_step(step):
     assert [picture.key for picture in drawn] == [f"{stem}.png", f"{stem}-1.png"]
     assert objects.get("bucket", f"{stem}.png").startswith(b"\x89PNG")
     facts = json.loads(objects.get("bucket", f"{stem}.json"))
-    assert facts["completeness"]["faithful"] is drawn[0].faithful is True
+    assert facts["completeness"]["complete"] is drawn[0].complete is True
 
 
 def test_a_step_that_comes_twice_writes_the_same_again(step):
@@ -180,7 +180,7 @@ def test_a_replay_that_cannot_be_explained_ends_in_a_refusal_with_its_reason(net
     for _ in range(2):
         (refusal,) = render(objects, incidents)
         assert "finite" in refusal.refused
-        assert not refusal.faithful
+        assert not refusal.complete
     assert names(objects) == {f"saliency/traffic-signs/{incident.id}/event-1.json"}
     written = json.loads(objects.get("bucket", refusal.key))
     assert written == {"refused": refusal.refused}

@@ -107,10 +107,10 @@ class Explanation:
         return relative if math.isfinite(relative) else None
 
     @property
-    def faithful(self) -> bool:
-        """Whether the terms add up to the logit, up to what float32 rounds away, and the logit is reproducible.
+    def complete(self) -> bool:
+        """Whether completeness holds: the terms add up to the logit within float32's rounding.
 
-        The terms of a network that is random in eval mode add up to the logit of one draw. Rounding grows with
+        False for a network that is random in eval mode: its terms add up to the logit of one draw. Rounding grows with
         Σ|terms|, so a small logit made of large terms may miss the relative tolerance.
         """
         return not any(trace_format.RANDOM in part for part in self.inexact) and (

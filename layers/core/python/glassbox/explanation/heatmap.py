@@ -67,7 +67,7 @@ def facts(explanation: Explanation) -> dict[str, Any]:
         "logit": e.logit,
         "top": [{"class": c, "probability": p} for c, p in e.top],
         "completeness": {
-            "faithful": e.faithful,
+            "complete": e.complete,
             "logit": e.logit,
             "sum": e.total,
             "residual": e.residual,
@@ -153,7 +153,7 @@ def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: P
     inner = canvas.width - 2 * margin
     write((margin, scaled(12)), _title(explanation), scaled(25), INK, inner)
     verdict, colour = _verdict(explanation), CALM
-    if not explanation.faithful:
+    if not explanation.complete:
         canvas.paste(ALARM, (0, scaled(48), canvas.width, scaled(76)))
         colour = PAPER
     write((margin, scaled(55)), verdict, scaled(14), colour, inner)
@@ -166,7 +166,7 @@ def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: P
     ]
     for i, ((name, pixels), note) in enumerate(zip(panels, notes, strict=True)):
         left = margin + i * (column + margin)
-        if i and not explanation.faithful:
+        if i and not explanation.complete:
             canvas.paste(ALARM, (left - 4, top - 4, left + width + 4, top + height + 4))
         canvas.paste(Image.fromarray(pixels), (left, top))
         write((left, below), name, scaled(14), INK, column)
@@ -197,11 +197,11 @@ def _runners_up(explanation: Explanation) -> str:
 def _verdict(explanation: Explanation) -> str:
     error = explanation.relative_error
     said = f"completeness error {error:.1e} of the logit" if error is not None else "the logit is 0"
-    if explanation.faithful:
-        return f"Faithful: {said}"
+    if explanation.complete:
+        return f"Complete: {said}"
     more = len(explanation.inexact) - 1
     because = f" ({explanation.inexact[0]}{f', and {more} more' if more else ''})" if more >= 0 else ""
-    return f"UNFAITHFUL, do not rely on this map: {said}{because}"
+    return f"INCOMPLETE, do not rely on this map: {said}{because}"
 
 
 def _write(
@@ -248,7 +248,7 @@ def _chunks(explanation: Explanation) -> PngImagePlugin.PngInfo:
         "logit": e.logit,
         "completeness residual": e.residual,
         "sum of absolute terms": e.sum_abs,
-        "faithful": "yes" if e.faithful else "no",
+        "complete": "yes" if e.complete else "no",
         "request": e.request.get(REPLAY_EVENT_ID) or e.request.get("sha256") or "",
     }.items():
         chunks.add_text(name, _printable(str(value)))

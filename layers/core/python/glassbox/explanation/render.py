@@ -24,13 +24,13 @@ class Objects(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """Where a picture was written (the facts lie beside it as ``.json``) and whether it may be believed.
+    """Where a picture was written (the facts lie beside it as ``.json``) and whether it is complete.
 
     ``refused`` is why there is none: it then lies in the place of the facts.
     """
 
     key: str
-    faithful: bool
+    complete: bool
     refused: str = ""
 
 
@@ -83,7 +83,7 @@ def render_step(
         # last: its arrival says that the picture is there and recorded
         facts = json.dumps(heatmap.facts(explanation), indent=2).encode()
         objects.put(bucket, f"{folder}/{name}.json", facts, "application/json")
-        drawn.append(Picture(f"{folder}/{name}.png", explanation.faithful))
+        drawn.append(Picture(f"{folder}/{name}.png", explanation.complete))
     return drawn
 
 

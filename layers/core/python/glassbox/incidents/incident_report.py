@@ -46,7 +46,7 @@ class CountsStore(Protocol):
 
 
 class _Completeness(msgspec.Struct, frozen=True):
-    faithful: bool
+    complete: bool
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -177,11 +177,11 @@ def findings(facts: Sequence[_Facts]) -> tuple[str, ...]:
     lines = []
     for (number, label), found in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
         sure = [fact.probability for fact in found]
-        unfaithful = sum(not fact.completeness.faithful for fact in found)
+        incomplete = sum(not fact.completeness.complete for fact in found)
         lines.append(
             f"{len(found)} x class {number}{f' ({printable(label, 80)})' if label else ''}, "
             f"probability {min(sure):.0%} to {max(sure):.0%}, "
-            + (f"{unfaithful} NOT FAITHFUL" if unfaithful else "all faithful")
+            + (f"{incomplete} INCOMPLETE" if incomplete else "all complete")
         )
     return tuple(lines)
 

@@ -440,16 +440,6 @@ def test_hooked_and_plain_config_capture_alike_under_the_same_variant(template):
     assert plain_variant == hooked_variant
 
 
-def test_every_path_the_readme_names_exists():
-    text = (ROOT / "README.md").read_text()
-    links = set(re.findall(r"\]\(([^)#:]+)\)", text))
-    folders = "|".join(p.name for p in ROOT.iterdir() if p.is_dir() and p.name != "out")
-    quoted = set(re.findall(rf"`((?:{folders})/[\w./-]+)`", text))
-    assert len(links) > 5
-    assert len(quoted) > 10
-    assert not sorted(path for path in links | quoted if not (ROOT / path).exists())
-
-
 def test_the_plan_has_a_word_for_everything_that_the_template_makes(template):
     every = contents(
         template, {"ModelDataUrl": "s3://b/k", "MonitorImage": "image", "NotificationEmail": "a@b"}

@@ -180,7 +180,7 @@ def _check_no_incident(name: str, outputs: Mapping[str, str], session: boto3.Ses
     if incident and incident.state in CHANGING:
         raise DeployError(
             f"Stack {name}: incident {incident.id} of endpoint {incident.endpoint} is {incident.state}. Wait until "
-            "the incident is over, or abort it (README, Operate), then try again."
+            "the incident is over, or abort it (docs/operations.md), then try again."
         )
 
 

@@ -93,7 +93,7 @@ def _picture(
     if datetime.now(UTC) - incident.opened >= LIFETIME:
         raise DeployError(
             f"Incident {incident.id} was opened more than {LIFETIME.total_seconds() / 3600:g} hours ago: its replays "
-            "are no longer valid. Abort it (README, Operate), then try again."
+            "are no longer valid. Abort it (docs/operations.md), then try again."
         )
     body = image.read_bytes()
     key = ReplayKey(session.client("kms"), outputs["ReplayKeyArn"])

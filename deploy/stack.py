@@ -204,7 +204,7 @@ def problems(template: Mapping[str, Any], given: Mapping[str, str], before: Mapp
 def _nearest(name: str, declared: Iterable[str]) -> str:
     folded = {candidate.lower(): candidate for candidate in declared}
     near = difflib.get_close_matches(name.lower(), folded, 1)
-    return f". Did you mean {folded[near[0]]}?" if near else " (README lists them)"
+    return f". Did you mean {folded[near[0]]}?" if near else " (docs/configuration.md lists them)"
 
 
 def _expected(parameter: Mapping[str, Any], value: str) -> str:

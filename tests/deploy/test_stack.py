@@ -181,7 +181,7 @@ def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
             "20",
             "MAXFLAGGEDREPLAYS: expected a parameter of the stack. Did you mean MaxFlaggedReplays?",
         ),
-        ("Nonsense", "20", "Nonsense: expected a parameter of the stack (README lists them)"),
+        ("Nonsense", "20", "Nonsense: expected a parameter of the stack (docs/configuration.md lists them)"),
         ("MaxFlaggedReplays", "200", "MaxFlaggedReplays: expected a number from 1 to 100, got '200'"),
         ("MaxFlaggedReplays", "nan", "MaxFlaggedReplays: expected a number from 1 to 100, got 'nan'"),
         ("Path", "a\nb", ""),

@@ -788,6 +788,23 @@ def test_pictures_of_live_traffic_do_not_end_an_incident_with_replays(world, vio
     assert world.restore() == "restoring"
 
 
+def test_pictures_of_live_traffic_do_not_end_an_incident_before_its_replays_are_sent(world, violation):
+    """A client's batch is drawn in seconds, sending the replays takes minutes: the attack would hide itself."""
+    world.swap(violation)
+    world.endpoint.settle()
+    world.replays = RetryableError("S3 is away")
+    with pytest.raises(RetryableError):
+        world.confirm()
+    world.draw(*(f"live-{n}" for n in range(100)))
+    assert world.restore() == "waiting"
+    world.replays = Replays(IDS, IDS)
+    assert world.confirm() == "HOOKED"
+    assert world.incident.flagged == IDS
+    world.replays = RetryableError("S3 is away")
+    world.later(15)  # the deadline still ends it
+    assert world.restore() == "restoring"
+
+
 def test_a_replay_that_cannot_be_drawn_counts_towards_the_end(world, violation):
     world.swap(violation)
     world.endpoint.settle()

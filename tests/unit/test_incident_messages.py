@@ -190,3 +190,59 @@ def test_a_failure_after_a_failure_is_told_while_the_first_is_still_being_sent(v
     assert world.incident.state is State.FAILED
     assert world.notified == ["swapping", "failed", "failed"]
     assert "failed" in world.incident.sent_notifications
+
+
+# ---------------------------------------------------------------- schedules that a random simulation found
+
+
+def test_the_end_is_told_when_another_incident_opens_at_that_moment(violation):
+    world = World(cooldown_minutes=0)
+    restored(world, violation)
+    world.incidents.meanwhile = [lambda: None, lambda: world.swap(following(violation, 2))]
+    world.confirm()
+    world.later(2)
+    world.confirm()
+    assert sorted(world.notified) == ["restored", "swapping", "swapping"]
+
+
+def test_an_end_that_sns_refused_is_told_before_another_incident_opens(violation):
+    world = World(cooldown_minutes=0)
+    restored(world, violation)
+    world.notices.away = 1
+    with pytest.raises(RetryableError):
+        world.confirm()
+    assert world.swap(following(violation, 2)) == "swapping"
+    assert world.notified == ["swapping", "restored", "swapping"]
+
+
+def test_a_topic_that_refuses_keeps_no_incident_from_opening(violation):
+    world = World(cooldown_minutes=0)
+    restored(world, violation)
+    world.refuse("publish", RetryableError("SNS is away"))
+    with pytest.raises(RetryableError):
+        world.confirm()
+    ended = world.incident.id
+    with pytest.raises(RetryableError):  # the update has begun; its notification is what SNS refuses
+        world.swap(following(violation, 2))
+    assert world.endpoint.updates == ["hooked", "plain", "hooked"]
+    assert any(f"incident {ended}" in line and "SNS is away" in line for line in world.incident.timeline)
+
+
+def test_what_was_live_before_the_swap_does_not_end_the_incident(violation):
+    """A sweep that begins the swap must not compare what it saw before with what others have done since."""
+    world = World()
+    world.notices.away, world.endpoint.live = 1, EndpointState("Updating", "plain")
+    with pytest.raises(RetryableError):
+        world.swap(violation)
+    world.endpoint.live = EndpointState("InService", "plain")
+    publish = world.notices.publish
+
+    def interrupted(notice):
+        world.notices.publish = publish
+        world.endpoint.settle()
+        world.confirm()
+        publish(notice)
+
+    world.notices.publish = interrupted
+    world.confirm()
+    assert (world.incident.state, world.endpoint.live.config) == (State.HOOKED, "hooked")

@@ -274,7 +274,7 @@ def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime
         refusal = _refusal(violation, incident, dependencies, now)
         if refusal:
             return refusal
-        incident = _new_incident(violation, dependencies, now)
+        incident = _new_incident(violation, incident, dependencies, now)
         dependencies.incidents.open(incident)
         if not incident.notify_only:
             return _begin_swap(incident, dependencies, now, opened=True)
@@ -319,7 +319,15 @@ def _join(incident: Incident, violation: Violation, dependencies: IncidentDepend
     )
 
 
-def _new_incident(violation: Violation, dependencies: IncidentDependencies, now: datetime) -> Incident:
+def _new_incident(
+    violation: Violation, last: Incident | None, dependencies: IncidentDependencies, now: datetime
+) -> Incident:
+    timeline = [_line(now, f"opened: {violation.reason}")]
+    if last is not None:  # the new item replaces its item
+        try:
+            _tell_end(last, dependencies)
+        except (BadInputError, RetryableError) as error:  # a topic that refuses must not hold a swap up
+            timeline.append(_line(now, f"ops were not told the end of incident {last.id}: {error}"))
     return Incident(
         endpoint=violation.endpoint,
         id=f"{now:%Y%m%dt%H%M%S}-{violation.check.replace('_', '-')}",
@@ -330,7 +338,7 @@ def _new_incident(violation: Violation, dependencies: IncidentDependencies, now:
         hooked_config=dependencies.configs.hooked,
         cause=violation,
         notify_only=not dependencies.limits.react,
-        timeline=(_line(now, f"opened: {violation.reason}"),),
+        timeline=tuple(timeline),
     )
 
 
@@ -421,11 +429,9 @@ def _go_on(
 ) -> Incident:
     if incident.state is State.SWAPPING:
         incident = _after_swapping(incident, live, dependencies, now)
-        return (
-            _while_hooked(incident, live, dependencies, now, replay, report)
-            if incident.state is State.HOOKED
-            else incident
-        )
+        # `live` is older than an incident that others have changed meanwhile: only the hooked model leads on
+        if not _serves(live, incident.hooked_config) or incident.state is not State.HOOKED:
+            return incident
     if incident.state is State.HOOKED:
         return _while_hooked(incident, live, dependencies, now, replay, report)
     if incident.state is State.RESTORING:
@@ -465,8 +471,8 @@ def _tell_late(incident: Incident, dependencies: IncidentDependencies, now: date
 def _between_incidents(
     endpoint: str, last: Incident | None, dependencies: IncidentDependencies, now: datetime
 ) -> str:
-    if last is not None and (last.report or last.unreported) and now >= last.since + _TELLING:
-        _tell(last, "closed", notifications.closed(last), dependencies)
+    if last is not None and now >= last.since + _TELLING:
+        _tell_end(last, dependencies)
     if not dependencies.limits.react:
         return str(State.NORMAL)
     live = dependencies.endpoint.describe(endpoint)
@@ -479,6 +485,12 @@ def _between_incidents(
         _report_config(endpoint, live, dependencies)
         return "stale twin"
     return str(State.NORMAL)
+
+
+def _tell_end(last: Incident, dependencies: IncidentDependencies) -> None:
+    """Publish the end of a closed incident; one that ended as FAILED has none but its failure."""
+    if last.report or last.unreported:
+        _tell(last, "closed", notifications.closed(last), dependencies)
 
 
 def _report_config(endpoint: str, live: EndpointState, dependencies: IncidentDependencies) -> None:
@@ -710,6 +722,8 @@ def _restore_reason(incident: Incident, limits: Limits, now: datetime) -> str:
         return ""
     if incident.deadline is not None and now >= incident.deadline:
         return f"the time is up with {len(incident.pictures)} pictures"
+    if incident.replays is None:  # live traffic must not end it before the flagged inputs were sent
+        return ""
     if incident.replays:
         if not incident.replays <= incident.pictures | incident.refused:
             return ""
@@ -805,8 +819,11 @@ def _close(
         if not incident.aborted and not _late(due, dependencies.limits, now):
             raise
         changes = {"unreported": printable(error, _UNREPORTED_CHARACTERS)}
+    # claimed in the same write: from then on another incident may take its place in the table
+    at = dependencies.clock()
+    changes["claims"] = {**incident.claims, "closed": at}
     incident = _move(incident, State.NORMAL, dependencies, now, note, **changes)
-    return _tell(incident, "closed", notifications.closed(incident), dependencies)
+    return _publish(incident, "closed", notifications.closed(incident), at, dependencies)
 
 
 def _lose(
@@ -890,6 +907,17 @@ def _tell(
     if what in incident.sent_notifications or (claimed is not None and at < claimed + _TELLING):
         return incident
     incident = _save(incident, dependencies, claims={**incident.claims, what: at})
+    return _publish(incident, what, notice, at, dependencies)
+
+
+def _publish(
+    incident: Incident,
+    what: str,
+    notice: notifications.Notice,
+    at: datetime,
+    dependencies: IncidentDependencies,
+) -> Incident:
+    """Publish a notification that was claimed ``at`` this time, and record it as sent."""
     try:
         dependencies.notices.publish(notice)
     except GlassboxError:  # the next invocation may publish at once

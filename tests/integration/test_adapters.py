@@ -275,6 +275,14 @@ def test_other_answers_of_s3_are_tried_again(code):
             Objects(client).get("b", "k")
 
 
+def test_a_refused_read_says_that_the_object_may_be_gone():
+    client = boto3.client("s3")
+    with Stubber(client) as stub:
+        stub.add_client_error("get_object", "AccessDenied", "Access Denied")
+        with pytest.raises(RetryableError, match="s3://b/k does not exist, or s3:GetObject is not allowed: "):
+            Objects(client).get("b", "k")
+
+
 def test_a_notice_arrives_with_its_attributes(aws):
     sns, sqs = boto3.client("sns"), boto3.client("sqs")
     topic = sns.create_topic(Name="ops")["TopicArn"]

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
+import boto3
 import pytest
 from botocore.exceptions import ClientError
 
@@ -196,6 +197,49 @@ def test_a_function_inherits_no_environment_of_the_caller(embedded_aws, small_st
 
 def test_an_action_the_template_does_not_allow_is_denied(embedded_aws, small_stack):
     assert invoke(embedded_aws, small_stack["Function"], {"probe": "forbidden"}) == "AccessDeniedException"
+
+
+@pytest.mark.parametrize(
+    ("further", "code"),
+    [
+        ([], "AccessDenied"),
+        ([{"Action": "s3:ListBucket", "Condition": {"StringLike": {"s3:prefix": "in/*"}}}], "AccessDenied"),
+        ([{"Action": "s3:ListBucket"}], "NoSuchKey"),
+    ],
+    ids=["without-list", "list-of-a-prefix", "with-list"],
+)
+def test_who_may_not_list_a_bucket_learns_of_no_missing_object(embedded_aws, further, code):
+    iam, s3 = embedded_aws.client("iam"), embedded_aws.client("s3")
+    s3.create_bucket(Bucket="unlisted", CreateBucketConfiguration={"LocationConstraint": s3.meta.region_name})
+    s3.put_object(Bucket="unlisted", Key="in/there", Body=b"{}")
+    statements = [{"Action": "s3:GetObject"}, *further]
+    statements = [{"Effect": "Allow", "Resource": "*"} | statement for statement in statements]
+    iam.create_user(UserName="reader")
+    iam.put_user_policy(
+        UserName="reader",
+        PolicyName="p",
+        PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": statements}),
+    )
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    reader = boto3.client(
+        "s3",
+        endpoint_url=embedded_aws.endpoint_url,
+        region_name=s3.meta.region_name,
+        aws_access_key_id=key["AccessKeyId"],
+        aws_secret_access_key=key["SecretAccessKey"],
+        config=s3.meta.config,
+    )
+    try:
+        assert reader.get_object(Bucket="unlisted", Key="in/there")["Body"].read() == b"{}"
+        with pytest.raises(ClientError) as refused:
+            reader.get_object(Bucket="unlisted", Key="in/gone")
+        assert refused.value.response["Error"]["Code"] == code
+    finally:
+        iam.delete_access_key(UserName="reader", AccessKeyId=key["AccessKeyId"])
+        iam.delete_user_policy(UserName="reader", PolicyName="p")
+        iam.delete_user(UserName="reader")
+        s3.delete_object(Bucket="unlisted", Key="in/there")
+        s3.delete_bucket(Bucket="unlisted")
 
 
 def test_put_events_is_granted_by_source(embedded_aws, small_stack):

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError
 
-from glassbox.aws.errors import AWS_ERRORS, translate
+from glassbox.aws.errors import AWS_ERRORS, code_of, translate
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.monitoring.capture import CHUNK_BYTES
 
@@ -16,7 +16,7 @@ class Objects:
     """Reads and writes objects through a boto3 ``s3`` client.
 
     Raises (every method):
-        BadInputError: the object or its bucket is not there; another try will not find it either.
+        BadInputError: S3 says that the object or its bucket does not exist; another try will not find it either.
         RetryableError: any other answer of S3, and the network.
     """
 
@@ -77,4 +77,7 @@ class Objects:
         try:
             return cast("dict[str, Any]", getattr(self._client, operation)(**request))
         except AWS_ERRORS as error:
+            # S3 answers so for a missing object too, unless the caller may list the whole bucket
+            if operation == "get_object" and code_of(error) == "AccessDenied":
+                where += " does not exist, or s3:GetObject is not allowed"
             raise translate(error, where, bad=_GONE) from error

@@ -157,6 +157,13 @@ def storage_version(template: Mapping[str, Any]) -> str:
     return str(template["Outputs"][STORAGE_VERSION]["Value"])
 
 
+def check_ours(name: str, there: Mapping[str, Any]) -> None:
+    """Raise DeployError for a stack of another application: an update would replace all of its resources."""
+    # a stack that has only a change set shows no parameters yet, and has no resources
+    if there["StackStatus"] != "REVIEW_IN_PROGRESS" and not parameters_of(there).keys() >= _OURS:
+        raise DeployError(f"Stack {name} exists, and is not a Glassbox stack: STACK=… names another")
+
+
 def check_settled(name: str, status: str) -> None:
     """Raise DeployError for a stack that CloudFormation would not update now."""
     if status.endswith("_IN_PROGRESS"):
@@ -229,10 +236,11 @@ def _expected(parameter: Mapping[str, Any], value: str) -> str:
 
 
 def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """The parameters and outputs of a stack; DeployError where there is none."""
+    """The parameters and outputs of a Glassbox stack; DeployError where there is none."""
     stack = describe(name, cloudformation)
     if stack is None:
         raise DeployError(f"There is no stack {name} in this region: STACK=… names another")
+    check_ours(name, stack)
     return parameters_of(stack), outputs_of(stack)
 
 
@@ -258,7 +266,7 @@ def _quoted(value: str) -> str:
 
 def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any) -> None:
     """Update a stack in nothing but some of its parameters, those that its template has, and wait."""
-    parameters, _ = existing(name, cloudformation)
+    parameters = parameters_of(describe(name, cloudformation))
     wanted = parameters | {key: value for key, value in changed.items() if key in parameters}
     if wanted == parameters:
         return

@@ -526,6 +526,19 @@ def test_what_is_not_known_any_more_is_asked_for(aws, tool, customer):
     assert container(customer, "signs-v2-hooked")["Image"] == SERVING
 
 
+def test_a_stack_that_is_not_of_glassbox_is_left_alone(aws, tool, customer):
+    cloudformation, theirs = aws.client("cloudformation"), {"StackName": "their-app"}
+    body = json.dumps({"Resources": {"Jobs": {"Type": "AWS::SQS::Queue"}}})
+    cloudformation.create_stack(**theirs, TemplateBody=body)
+    cloudformation.get_waiter("stack_create_complete").wait(**theirs, WaiterConfig={"Delay": 1})
+    for command in (("plan", *WANTED), ("deploy", *WANTED, "--yes"), ("remove", "--yes"), ("twin",)):
+        said = tool(*command, "--stack", "their-app", fails=True)
+        assert "Stack their-app exists, and is not a Glassbox stack: STACK=… names another" in said
+    (resource,) = cloudformation.describe_stack_resources(**theirs)["StackResources"]
+    assert resource["ResourceStatus"] == "CREATE_COMPLETE"
+    cloudformation.delete_stack(**theirs)
+
+
 def test_a_stack_keeps_to_its_endpoint(tool):
     said = tool("plan", "--image", SERVING, fails=True)
     assert f"Stack glassbox watches ENDPOINT={ENDPOINT}, and keeps to it" in said

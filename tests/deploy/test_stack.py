@@ -153,6 +153,21 @@ def test_every_stack_on_an_endpoint_is_found(cloudformation):
     assert stack.watchers("shop", client) == ["one", "two"]
 
 
+@pytest.mark.parametrize("status", ["CREATE_COMPLETE", "UPDATE_COMPLETE", "ROLLBACK_COMPLETE"])
+@pytest.mark.parametrize("parameters", [{}, {"EndpointName": "shop"}])
+def test_a_stack_of_another_application_is_refused(status, parameters):
+    """An update would replace all of its resources with those of Glassbox."""
+    with pytest.raises(stack.DeployError, match="Stack s exists, and is not a Glassbox stack"):
+        stack.check_ours("s", described(status, **parameters)["Stacks"][0])
+
+
+def test_a_stack_of_ours_and_one_that_is_only_reserved_are_taken():
+    stack.check_ours("one", glassbox("one", "shop"))
+    stack.check_ours(
+        "s", described("REVIEW_IN_PROGRESS")["Stacks"][0]
+    )  # before its change set: no parameters
+
+
 @pytest.mark.parametrize("found", [[], [{"OutputKey": "StorageVersion", "OutputValue": "0"}]])
 def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
     template = {"Outputs": {"StorageVersion": {"Value": "1"}}}

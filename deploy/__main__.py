@@ -75,9 +75,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     """
     template = stack.built()
     cloudformation = session.client("cloudformation")
-    there = stack.describe(options.stack, cloudformation)
-    if there:
-        stack.check_ours(options.stack, there)
+    there = stack.find(options.stack, cloudformation)
     never_made = bool(there) and there["StackStatus"] in stack.NEVER_MADE
     before = {} if never_made else stack.parameters_of(there)
     _check_options(options, template, before)

@@ -164,6 +164,14 @@ def check_ours(name: str, there: Mapping[str, Any]) -> None:
         raise DeployError(f"Stack {name} exists, and is not a Glassbox stack: STACK=… names another")
 
 
+def find(name: str, cloudformation: Any) -> dict[str, Any] | None:
+    """Describe a Glassbox stack, or return None; DeployError where the name is another application's."""
+    found = describe(name, cloudformation)
+    if found:
+        check_ours(name, found)
+    return found
+
+
 def check_settled(name: str, status: str) -> None:
     """Raise DeployError for a stack that CloudFormation would not update now."""
     if status.endswith("_IN_PROGRESS"):
@@ -237,10 +245,9 @@ def _expected(parameter: Mapping[str, Any], value: str) -> str:
 
 def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, str]]:
     """The parameters and outputs of a Glassbox stack; DeployError where there is none."""
-    stack = describe(name, cloudformation)
+    stack = find(name, cloudformation)
     if stack is None:
         raise DeployError(f"There is no stack {name} in this region: STACK=… names another")
-    check_ours(name, stack)
     return parameters_of(stack), outputs_of(stack)
 
 

@@ -10,8 +10,8 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psutil
 import boto3
+import psutil
 import pytest
 from botocore.exceptions import ClientError
 

@@ -24,7 +24,7 @@ help: ## what there is
 
 # ------------------------------------------------------------------ on this machine
 demo: $(READY) ## the whole story on an embedded AWS (DATA=folder of images, WEIGHTS=model.pt, TARGET=class)
-	@$(RUN) -m local.demo $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(TARGET),--target '$(TARGET)')
+	@$(RUN) -m demo $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(TARGET),--target '$(TARGET)')
 
 local: $(READY) ## the embedded AWS with the stack on it, left running (PORT=4566, WEIGHTS=model.pt)
 	@$(RUN) -m local $(if $(PORT),--port $(PORT)) $(if $(WEIGHTS),--weights '$(WEIGHTS)')

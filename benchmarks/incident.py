@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.side_by_side import row, show
-from local import signs
+from demo import signs
 from local.stack import Stack, running_stack
 
 PARAMETERS = {"MaxClassShare": "0.5", "CooldownMinutes": "0"}

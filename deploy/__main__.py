@@ -34,7 +34,7 @@ from glassbox.events import COMMAND_DETAIL_TYPE
 from glassbox.incidents.workflow import State
 from glassbox.replay_marker import PublicKey
 
-WEIGHTS = stack.ROOT / "local" / "weights" / "signs_w16.pt"
+WEIGHTS = stack.ROOT / "demo" / "weights" / "signs_w16.pt"
 RESTORE_SECONDS = 3600.0
 ENDPOINT_NAME = 63  # characters
 TO_BE_UPLOADED = "s3://to-be/uploaded"  # the model of a stack's own endpoint, until it is

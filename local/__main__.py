@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from local import signs
+from demo import signs
 from local.deploy import DeployError
 from local.emulator import EmbeddedAws, EmulatorError, docker_bridge, stop_on_sigterm
 from local.stack import WEIGHTS, Stack, running_stack

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from local import signs
+from demo import signs
 from local.emulator import REGION, ROOT, EmulatorError, RunningAws, docker_bridge
 from local.stack import Stack, running_stack
 

@@ -13,7 +13,7 @@ from typing import Any
 from local.deploy import deploy
 from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws, RunningAws
 
-WEIGHTS = ROOT / "local" / "weights" / "signs_w16.pt"
+WEIGHTS = ROOT / "demo" / "weights" / "signs_w16.pt"
 MODELS = "glassbox-models"
 REGISTRY = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
 

@@ -24,8 +24,8 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor, nn
 
+from demo import signs
 from glassbox.errors import BadInputError
-from local import signs
 from model_code.decode import exif_orientation, upright
 from model_code.resnet import ResNet18
 

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from samtranslator.yaml_helper import yaml_parse
 
+from demo import signs
 from deploy.images import tag
 from deploy.stack import change_parameters
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.replay_marker import PublicKey
-from local import signs
 from local.deploy import deploy as redeploy
 from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
 from local.stack import MODELS, REGISTRY, WEIGHTS, upload_model

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from local import demo, scene
+from demo import scene, story
 
 pytestmark = pytest.mark.e2e
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    assert demo.main(["--out", str(out)]) == 0
+    assert story.main(["--out", str(out)]) == 0
     return json.loads((out / "report.json").read_text()), (out / "index.html").read_text()
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image
 
+from demo import signs
 from deploy import DeployError
 from deploy.explain import explain
-from local import signs
 from local.stack import running_stack
 from watching import incident, wait_for
 

@@ -16,12 +16,12 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 import replays
+from demo import signs
 from deploy.explain import command
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.monitoring.counts import WINDOW, Window, slot_start, total
 from glassbox.replay_marker import TRACE, ReplayMarker, verified_marker, write_marker
-from local import signs
 from local.emulator import ACCOUNT, REGION
 from local.stack import running_stack
 from watching import Inbox, incident, wait_for

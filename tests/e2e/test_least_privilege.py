@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import replays
+from demo import signs
 from glassbox.monitoring.counts import Confidences, Counts
 from glassbox.monitoring.monitor_files import statistics
-from local import signs
 from local.stack import MODELS, running_stack
 from watching import Inbox, incident, wait_for
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from local import signs
+from demo import signs
 from local.stack import running_stack
 from watching import Inbox, incident, wait_for
 

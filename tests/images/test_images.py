@@ -16,7 +16,7 @@ import pytest
 import captures
 import package
 import replays
-from local import signs
+from demo import signs
 from local.emulator import ACCOUNT, EmbeddedAws, docker_bridge
 from local.stack import WEIGHTS
 

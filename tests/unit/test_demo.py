@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from demo import scene, signs, story
 from glassbox.errors import BadInputError
-from local import demo, scene, signs
 from local.stack import WEIGHTS
 from resnet import ResNet18
 
@@ -59,7 +59,7 @@ def drawn(tmp_path_factory):
 def said(capsys, data, weights, out, *options):
     """The one sentence that the demo ends with."""
     arguments = ["--data", str(data), "--weights", str(weights), "--out", str(out), *options]
-    assert demo.main(arguments) == 1
+    assert story.main(arguments) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
     return sentence.removeprefix("The demo failed: ")
 

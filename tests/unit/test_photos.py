@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo import photos
 from glassbox.errors import BadInputError
-from local import photos
 
 SIZE = (12, 8)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from local import signs
+from demo import signs
 
 CLASSES = range(43)
 MIRRORED = [(19, 20), (33, 34), (36, 37), (38, 39)]

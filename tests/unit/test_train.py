@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from demo import signs
 from glassbox.errors import BadInputError
-from local import signs
 from model_code import train
 from model_code.resnet import ResNet18, from_state_dict
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "local" / "weights" / "signs_w16.pt"
+WEIGHTS = ROOT / "demo" / "weights" / "signs_w16.pt"
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -23,7 +23,7 @@ def write(report, out):
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    html = environment.get_template("demo_page.html").render(
+    html = environment.get_template("page.html").render(
         report=report,
         target_class=page["target"],
         target=f"class {page['target']} ({page['names'][page['target']]})",

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from demo import signs
+from demo.attack import BUDGETS, predict, targeted_pgd
+from demo.photos import find_photos, read_photos
 from glassbox.errors import BadInputError
-from local import signs
-from local.attack import BUDGETS, predict, targeted_pgd
-from local.photos import find_photos, read_photos
 from model_code import package
 
 # the serving code finds its neighbours beside it, as in model.tar.gz

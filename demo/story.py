@@ -23,6 +23,8 @@ import torch
 from botocore.exceptions import ClientError
 from rich.console import Console
 
+from demo import page
+from demo.scene import ATTACK, NORMAL, TARGETED, load_scene, numbers_needed, plan_attack
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
@@ -30,8 +32,6 @@ from glassbox.errors import GlassboxError
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID
 from glassbox.monitoring.counts import WINDOW, Window, total
 from glassbox.replay_marker import TRACE, ReplayMarker, write_marker
-from local import demo_page
-from local.scene import ATTACK, NORMAL, TARGETED, load_scene, numbers_needed, plan_attack
 from local.stack import running_stack
 
 ROOT = Path(__file__).parents[1]
@@ -238,8 +238,7 @@ def run(data, weights, target, out):
         with Watch(stack, story) as watch:
             report = play(story, scene, attack, stack, watch)
     report |= {"steps": story.steps, "endpoint_configs": watch.configs, "messages": watch.messages}
-    page = demo_page.write(report, out)
-    story.tell(f"the page: {page}")
+    story.tell(f"the page: {page.write(report, out)}")
 
 
 class Curve:
@@ -429,7 +428,7 @@ def main(argv=None):
     parser.add_argument(
         "--weights",
         type=Path,
-        default=ROOT / "local/weights/signs_w16.pt",
+        default=ROOT / "demo/weights/signs_w16.pt",
         help="state dict of a ResNet18 for RGB pictures (default: of drawn signs)",
     )
     parser.add_argument(
@@ -444,7 +443,3 @@ def main(argv=None):
         print(f"The demo failed: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -557,7 +557,7 @@ def _photographed(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write an image folder, laid out as GTSRB's: <class>/<number>.png."""
-    parser = argparse.ArgumentParser(prog="python -m local.signs", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo.signs", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument(
         "--per-class", type=int, default=20, help="pictures of each of the 43 signs (default: 20)"

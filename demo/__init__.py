@@ -1,0 +1,1 @@
+"""The demo: drawn signs, the attack, and the story on the embedded AWS."""

@@ -1,0 +1,7 @@
+"""make demo."""
+
+import sys
+
+from demo.story import main
+
+sys.exit(main())

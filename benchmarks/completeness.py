@@ -10,7 +10,7 @@ import torch
 from benchmarks import ROOT
 from benchmarks.saliency import Bucket, read
 from glassbox.explanation.fullgrad import explain, full_gradient
-from hook import Tracer
+from hook import TensorRecorder
 
 sys.path.append(str(ROOT / "tests"))
 import zoo
@@ -46,7 +46,7 @@ hook and read back; for every class, by torch's autograd. Written by `python -m 
 def explained(model: torch.nn.Module, image: torch.Tensor) -> list[Any]:
     """Traced by the hook, read, explained."""
     bucket = Bucket()
-    tracer = Tracer(
+    recorder = TensorRecorder(
         model,
         "s3://bucket/tensors/zoo",
         client=bucket,
@@ -56,8 +56,8 @@ def explained(model: torch.nn.Module, image: torch.Tensor) -> list[Any]:
         utcnow=lambda: datetime.now(UTC),
     )
     n, channels, height, width = image.shape
-    tracer.predict(image, np.zeros((n, height, width, channels), np.uint8), {"sha256": "0" * 64}, None)
-    tracer.close()
+    recorder.predict(image, np.zeros((n, height, width, channels), np.uint8), {"sha256": "0" * 64}, None)
+    recorder.close()
     return explain(read(next(key for key in bucket if "/index/" in key), bucket))
 
 

@@ -19,7 +19,7 @@ from benchmarks.saliency import CLASSES, SIZE, WIDTH, traced
 from benchmarks.side_by_side import row, show
 from benchmarks.trace import embedded_s3
 from glassbox.explanation import trace_format as names
-from hook import Tracer
+from hook import TensorRecorder
 from local.emulator import REGION
 from resnet import ResNet18
 
@@ -77,8 +77,8 @@ def network(width: int) -> ResNet18:
     return ResNet18(CLASSES, width).eval()
 
 
-def tracer(model: torch.nn.Module, client: Any) -> Tracer:
-    return Tracer(
+def recorder(model: torch.nn.Module, client: Any) -> TensorRecorder:
+    return TensorRecorder(
         model,
         "s3://bucket/ours",
         client=client,
@@ -133,7 +133,7 @@ def traced_request(client: Any, width: int, size: int, rounds: int) -> list[dict
     model, image = network(width), torch.randn(1, 3, size, size)
     picture = np.zeros((1, size, size, 3), np.uint8)
     uploads = Uploads(client)
-    article, ours = Article(network(width), f"s3://bucket/article/{width}-{size}"), tracer(model, uploads)
+    article, ours = Article(network(width), f"s3://bucket/article/{width}-{size}"), recorder(model, uploads)
 
     def plain() -> torch.Tensor:
         with torch.inference_mode():
@@ -166,7 +166,7 @@ def other_requests(client: Any, phases: int) -> dict[str, Any]:
     """50 requests a second, in phases of a second to a hooked and to a plain endpoint: those that are not traced."""
     model, image = network(16), torch.randn(1, 3, 48, 48)
     picture = np.zeros((1, 48, 48, 3), np.uint8)
-    ours = tracer(model, client)
+    ours = recorder(model, client)
     times: dict[str, list[float]] = {"hooked": [], "plain": []}
     traces = []
 

@@ -12,7 +12,7 @@ from benchmarks.side_by_side import milliseconds, row, show
 from glassbox.explanation import trace_format as names
 from glassbox.explanation.fullgrad import effective_bias_bn, explain, full_gradient
 from glassbox.explanation.trace_reader import Array, Trace, read_index, read_trace
-from hook import Tracer
+from hook import TensorRecorder
 from resnet import ResNet18
 
 NETWORK = "ResNet18 w64, 128 px"
@@ -47,7 +47,7 @@ def image() -> torch.Tensor:
 def traced(form: str) -> tuple[str, Bucket]:
     """One inference traced by our hook: the key of its index, and all that it wrote."""
     bucket = Bucket()
-    tracer = Tracer(
+    recorder = TensorRecorder(
         network(),
         "s3://bucket/tensors/signs",
         client=bucket,
@@ -57,10 +57,10 @@ def traced(form: str) -> tuple[str, Bucket]:
         utcnow=lambda: datetime.now(UTC),
     )
     picture = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), np.uint8)
-    tracer.predict(
+    recorder.predict(
         image(), picture, {"inference_id": "id", "custom_attributes": None, "sha256": "0" * 64}, None
     )
-    tracer.close()
+    recorder.close()
     return next(key for key in bucket if "/index/" in key), bucket
 
 

@@ -57,7 +57,7 @@ class Traced:
 
     def __init__(self, inference: Any, hook: Any, plain: Any, form: str) -> None:
         self.bucket = Bucket()
-        self._tracer = hook.Tracer(
+        self._recorder = hook.TensorRecorder(
             plain.network,
             "s3://checked/tensors/model",
             client=self.bucket,
@@ -66,7 +66,10 @@ class Traced:
             clock=time.monotonic,
             utcnow=lambda: datetime.now(UTC),
         )
-        self._transform, self._model = inference.transform_fn, dataclasses.replace(plain, tracer=self._tracer)
+        self._transform, self._model = (
+            inference.transform_fn,
+            dataclasses.replace(plain, recorder=self._recorder),
+        )
 
     def ask(self, body: bytes) -> None:
         """One traced request; returns when it is answered, before it is uploaded."""
@@ -76,7 +79,7 @@ class Traced:
         """Wait until so many steps are uploaded."""
         deadline = time.monotonic() + 60
         while len(self.bucket.indexes()) < steps:
-            if self._tracer.dropped or time.monotonic() > deadline:
+            if self._recorder.dropped or time.monotonic() > deadline:
                 raise RuntimeError("the trace was dropped: the lines above say why")
             time.sleep(0.001)
 

@@ -82,13 +82,13 @@ class RateLimit:
             return True
 
 
-class Tracer:
+class TensorRecorder:
     """Predicts with a trace; says which requests are worth one.
 
     Args:
         model: a CNN that takes (N, C, H, W) float32 and gives (N, K) logits. Its parameters are frozen here, and their
             values must not change any more.
-        destination: ``s3://bucket/prefix``; every Tracer writes into a folder of its own below it.
+        destination: ``s3://bucket/prefix``; every TensorRecorder writes into a folder of its own below it.
         client: a boto3 ``s3`` client.
         traces_per_minute: the bound on live requests; replayed ones are always traced.
         replay_key: what replay markers are verified with; without it every request is live traffic.

@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Classifier:
-    """The network, how its input is made of a picture, and the tracer of the hooked twin.
+    """The network, how its input is made of a picture, and the recorder of the hooked twin.
 
     Attributes:
         image_size: (H, W).
@@ -61,12 +61,12 @@ class Classifier:
     mean: Tensor
     std: Tensor
     labels: list[str] | None
-    tracer: Any = None
+    recorder: Any = None
 
     def close(self) -> None:
         """Upload the traces that are still waiting."""
-        if self.tracer is not None:
-            self.tracer.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
 
 def model_fn(model_dir: str, context: Any = None) -> Classifier:
@@ -81,8 +81,8 @@ def model_fn(model_dir: str, context: Any = None) -> Classifier:
     network = load_network(folder / "model.pt", config)
     settings = from_env(Settings, {name.upper(): value for name, value in os.environ.items()})
     mean, std = (torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std"))
-    tracer = _tracer(network, settings.tensors_output, settings) if settings.tensors_output else None
-    return Classifier(network, tuple(config["image_size"]), mean, std, config["labels"], tracer)
+    recorder = _recorder(network, settings.tensors_output, settings) if settings.tensors_output else None
+    return Classifier(network, tuple(config["image_size"]), mean, std, config["labels"], recorder)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -241,16 +241,16 @@ def _line(error: Exception) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:500]
 
 
-def _tracer(network: nn.Module, destination: str, settings: Settings) -> Any:
+def _recorder(network: nn.Module, destination: str, settings: Settings) -> Any:
     # Not at the top: only the hooked twin needs them, and has smdebug.
     import boto3
     from botocore.config import Config
 
-    from hook import Tracer
+    from hook import TensorRecorder
 
     # A trace is not worth a long wait: while it lasts, others are dropped.
     patience = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
-    return Tracer(
+    return TensorRecorder(
         network,
         destination,
         client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=patience),
@@ -303,14 +303,14 @@ def transform_fn(
     x = (torch.from_numpy(picture).permute(0, 3, 1, 2).contiguous() / 255 - model.mean) / model.std
     headers = _headers(context)
     traced = None
-    if model.tracer is not None:
-        traced = model.tracer.wants(
+    if model.recorder is not None:
+        traced = model.recorder.wants(
             data,
             headers.get("x-amzn-sagemaker-custom-attributes"),
             headers.get("x-amzn-sagemaker-inference-id"),
         )
     if traced:
-        logits = model.tracer.predict(x, picture, traced, model.labels)
+        logits = model.recorder.predict(x, picture, traced, model.labels)
     else:
         with torch.inference_mode():
             logits = model.network(x)

@@ -104,7 +104,7 @@ def main() -> None:
     sys.path.insert(0, str(root / "code"))
     inference = importlib.import_module("inference")
     model = inference.model_fn(str(root))
-    logger.info("serving %s, %s", root, "traced" if model.tracer else "plain")
+    logger.info("serving %s, %s", root, "traced" if model.recorder else "plain")
     uvicorn.run(
         application(inference, model),
         host=os.environ.get("BIND_HOST", "0.0.0.0"),  # noqa: S104 (a container is called from outside)

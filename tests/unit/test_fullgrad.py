@@ -508,7 +508,7 @@ class TestChain:
         picture = np.arange(image[:, 0].numel() * image.shape[1], dtype=np.uint8)
         picture = picture.reshape(len(image), *image.shape[2:], image.shape[1])
         bucket = Bucket()
-        tracer = hook.Tracer(
+        recorder = hook.TensorRecorder(
             model,
             "s3://bucket/tensors/signs",
             client=bucket,
@@ -518,8 +518,8 @@ class TestChain:
             utcnow=lambda: datetime(2026, 11, 23, 10, tzinfo=UTC),
         )
         request = {"inference_id": "id-1", "custom_attributes": "glassbox=1", "sha256": "0" * 64}
-        tracer.predict(image, picture, request, [f"class {i}" for i in range(10)])
-        tracer.close()
+        recorder.predict(image, picture, request, [f"class {i}" for i in range(10)])
+        recorder.close()
 
         (key,) = [key for key in bucket if "/index/" in key]
         index = read_index(key, bucket[key])

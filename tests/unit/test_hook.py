@@ -99,7 +99,7 @@ def trace_to():
     ):
         model = ResNet18(num_classes=5, width=4).eval() if model is None else model
         made.append(
-            hook.Tracer(
+            hook.TensorRecorder(
                 model,
                 "s3://bucket/tensors/signs",
                 client=client,
@@ -113,8 +113,8 @@ def trace_to():
         return made[-1]
 
     yield make
-    for tracer in made:
-        tracer.close()
+    for recorder in made:
+        recorder.close()
 
 
 def images(n=1, seed=0):
@@ -125,8 +125,8 @@ def pictures(n=1):
     return np.zeros((n, 32, 32, 3), np.uint8)
 
 
-def predict(tracer, image, **request):
-    return tracer.predict(image, pictures(len(image)), REQUEST | request, None)
+def predict(recorder, image, **request):
+    return recorder.predict(image, pictures(len(image)), REQUEST | request, None)
 
 
 def hooks_of(model):
@@ -385,10 +385,10 @@ class TestStep:
 
         bucket = Bucket()
         model, image = zoo.build(name)
-        tracer = trace_to(bucket, model, form=names.FULL)
-        logits = tracer.predict(image, pictures(2), REQUEST, None)
-        tracer.predict(image.flip(0), pictures(2), REQUEST, None)
-        tracer.close()
+        recorder = trace_to(bucket, model, form=names.FULL)
+        logits = recorder.predict(image, pictures(2), REQUEST, None)
+        recorder.predict(image.flip(0), pictures(2), REQUEST, None)
+        recorder.close()
         for key, body in bucket.items():
             path = tmp_path / key.split("/", 3)[3]
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -450,10 +450,10 @@ class TestTracer:
     def test_a_trace_says_what_was_asked_and_answered(self, trace_to):
         bucket, labels = Bucket(), ["a", "b", "c", "d", "e"]
         model = ResNet18(num_classes=5, width=4).eval()
-        tracer = trace_to(bucket, model)
+        recorder = trace_to(bucket, model)
         image, picture = images(3), np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-        logits = tracer.predict(image, picture, REQUEST, labels)
-        tracer.close()
+        logits = recorder.predict(image, picture, REQUEST, labels)
+        recorder.close()
         with torch.inference_mode():
             assert same(logits, model(image))
 
@@ -474,12 +474,12 @@ class TestTracer:
 
     def test_a_large_batch_is_one_step_of_its_samples(self, trace_to):
         bucket = Bucket()
-        tracer = trace_to(bucket)
+        recorder = trace_to(bucket)
         image = images(2 * hook.SAMPLES + 3)
-        together = predict(tracer, image)
+        together = predict(recorder, image)
         for one in image:
-            predict(tracer, one[None])
-        tracer.close()
+            predict(recorder, one[None])
+        recorder.close()
         batch, *singles = (bucket.trace(key).tensors for key in bucket.indexes)
         assert len(singles) == len(together) == len(image)
         for name in (names.LOGITS, names.TARGET, names.STATS_TENSOR, names.abs_map("layer2.0.bn1")):
@@ -503,9 +503,9 @@ class TestTracer:
         bucket, model = Bucket(), ResNet18(num_classes=5, width=width).eval()
         image, picture = torch.randn(samples, 3, size, size), np.zeros((samples, size, size, 3), np.uint8)
         picture += np.arange(samples, dtype=np.uint8)[:, None, None, None]
-        tracer = trace_to(bucket, model, form=form)
-        logits = tracer.predict(image, picture, REQUEST, None)
-        tracer.close()
+        recorder = trace_to(bucket, model, form=form)
+        logits = recorder.predict(image, picture, REQUEST, None)
+        recorder.close()
         with torch.inference_mode():
             torch.testing.assert_close(logits, model(image), rtol=1e-4, atol=1e-4)
         (key,) = bucket.indexes
@@ -520,12 +520,12 @@ class TestTracer:
 
     def test_a_picture_that_is_too_large_is_answered_without_a_trace(self, trace_to, caplog):
         model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
-        tracer = trace_to(Bucket(), model.eval(), form=names.FULL)
+        recorder = trace_to(Bucket(), model.eval(), form=names.FULL)
         image = torch.randn(1, 3, 512, 512)
-        logits = tracer.predict(image, np.zeros((1, 512, 512, 3), np.uint8), REQUEST, None)
+        logits = recorder.predict(image, np.zeros((1, 512, 512, 3), np.uint8), REQUEST, None)
         with torch.inference_mode():
             assert same(logits, model(image))
-        assert tracer.dropped == 1
+        assert recorder.dropped == 1
         assert "a picture of (3, 512, 512) is more than a step may hold" in caplog.text
 
     def test_the_gradients_of_a_part_are_gone_when_the_next_is_recorded(self, trace_to):
@@ -542,17 +542,17 @@ class TestTracer:
 
         conv = nn.Conv2d(3, 13, 1)
         model = nn.Sequential(Counts(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, 5))
-        tracer = trace_to(Bucket(), model.eval())
-        predict(tracer, images(3 * hook.SAMPLES))
-        assert tracer.dropped == 0
+        recorder = trace_to(Bucket(), model.eval())
+        predict(recorder, images(3 * hook.SAMPLES))
+        assert recorder.dropped == 0
         assert alive == [0, 0, 0, 0], "once to look at the network, and once for each part"
 
     def test_keys_and_their_order(self, trace_to):
         bucket = Bucket()
-        tracer = trace_to(bucket)
+        recorder = trace_to(bucket)
         for _ in range(2):
-            predict(tracer, images())
-        tracer.close()
+            predict(recorder, images())
+        recorder.close()
         run = next(iter(bucket)).split("/")[2]
         assert re.fullmatch(r"20261123T100001Z-[A-Za-z0-9.-]+-\d+-[0-9a-f]{8}", run)
         assert [key.split("/", 3)[3] for key in bucket] == [
@@ -568,20 +568,20 @@ class TestTracer:
         bucket, image, model = Bucket(), images(2), InPlace().eval()
         with torch.inference_mode():
             expected = model(image.clone())
-        tracer, given = trace_to(bucket, model), image.clone()
+        recorder, given = trace_to(bucket, model), image.clone()
         for _ in range(2):
-            assert same(predict(tracer, given), expected)
+            assert same(predict(recorder, given), expected)
             assert torch.equal(given, image)
-        tracer.close()
+        recorder.close()
         first, second = (explain(bucket.trace(key)) for key in bucket.indexes)
         assert all(explanation.complete for explanation in (*first, *second))
 
     def test_a_restart_writes_over_nothing(self, trace_to):
         bucket = Bucket()
         for _ in range(2):
-            tracer = trace_to(bucket)
-            predict(tracer, images())
-            tracer.close()
+            recorder = trace_to(bucket)
+            predict(recorder, images())
+            recorder.close()
         assert len(bucket) == 6
 
     def test_a_plain_request_meets_no_hook_while_another_is_traced(self, trace_to):
@@ -597,32 +597,32 @@ class TestTracer:
         model = ResNet18(num_classes=5, width=4).eval()
         model.avgpool = nn.Sequential(Waits(), model.avgpool)
         bucket, image = Bucket(), images()
-        tracer = trace_to(bucket, model)
-        thread = threading.Thread(target=predict, args=(tracer, image))
+        recorder = trace_to(bucket, model)
+        thread = threading.Thread(target=predict, args=(recorder, image))
         thread.start()
         assert inside.wait(30)
         # Neither the question nor the answer waits for the trace, and the trace does not see it.
-        assert tracer.wants(replays.BODY, replays.marker(incident=OPEN))
-        assert tracer.wants(b"")
+        assert recorder.wants(replays.BODY, replays.marker(incident=OPEN))
+        assert recorder.wants(b"")
         with torch.inference_mode():
             model(images(seed=1))
         go_on.set()
         thread.join()
-        tracer.close()
+        recorder.close()
         (key,) = bucket.indexes
         assert len(bucket.trace(key).meta.modules) == 21
         assert not hooks_of(model)
 
     def test_threads_mix_nothing(self, trace_to):
         bucket, model = Bucket(), zoo.build("ResNet18 (BasicBlock)")[0]
-        tracer, answers = trace_to(bucket, model), {}
+        recorder, answers = trace_to(bucket, model), {}
 
         def client(number):
             for i in range(3):
                 image = images(1 + i, seed=10 * number + i)
                 picture = np.full((1 + i, 32, 32, 3), 10 * number + i, np.uint8)
                 sha256 = hashlib.sha256(picture.tobytes()).hexdigest()
-                logits = tracer.predict(image, picture, REQUEST | {"sha256": sha256}, None)
+                logits = recorder.predict(image, picture, REQUEST | {"sha256": sha256}, None)
                 answers[sha256] = (image, picture, logits)
 
         threads = [threading.Thread(target=client, args=(n,)) for n in range(2)]
@@ -630,8 +630,8 @@ class TestTracer:
             thread.start()
         for thread in threads:
             thread.join()
-        tracer.close()
-        assert tracer.dropped == 0
+        recorder.close()
+        assert recorder.dropped == 0
         assert len(bucket.indexes) == len(answers) == 6
         for key in bucket.indexes:
             trace = bucket.trace(key)
@@ -646,19 +646,19 @@ class TestTracer:
 
     def test_replays_are_always_traced_and_live_requests_within_the_limit(self, trace_to):
         now = 0.0
-        tracer = trace_to(Bucket(), per_minute=2, clock=lambda: now)
+        recorder = trace_to(Bucket(), per_minute=2, clock=lambda: now)
         replay = f"user=7, {replays.marker(incident=OPEN)}"
-        assert all(tracer.wants(replays.BODY, replay) for _ in range(5))
+        assert all(recorder.wants(replays.BODY, replay) for _ in range(5))
         others = [None, "", "user=7", "glassboxes=1", f"x={replays.marker(incident=OPEN)}", "glassbox"]
-        assert [bool(tracer.wants(replays.BODY, other)) for other in others] == [True, True, *[False] * 4]
-        assert tracer.wants(replays.BODY, replay)
+        assert [bool(recorder.wants(replays.BODY, other)) for other in others] == [True, True, *[False] * 4]
+        assert recorder.wants(replays.BODY, replay)
         now = 60.0
-        assert [bool(tracer.wants(b"")) for _ in range(3)] == [True, True, False]
+        assert [bool(recorder.wants(b"")) for _ in range(3)] == [True, True, False]
 
     def test_a_trace_records_what_the_verified_marker_states(self, trace_to):
-        tracer = trace_to(Bucket())
+        recorder = trace_to(Bucket())
         attributes = f"user=7,{replays.marker(incident=OPEN)}"
-        assert tracer.wants(replays.BODY, attributes, "id-9") == {
+        assert recorder.wants(replays.BODY, attributes, "id-9") == {
             "inference_id": "id-9",
             "custom_attributes": attributes,
             "sha256": hashlib.sha256(replays.BODY).hexdigest(),
@@ -678,25 +678,25 @@ class TestTracer:
         ],
     )
     def test_a_marker_that_does_not_verify_is_live_traffic(self, trace_to, attributes):
-        tracer = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0)
-        assert tracer.wants(replays.BODY, attributes).keys() == {
+        recorder = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0)
+        assert recorder.wants(replays.BODY, attributes).keys() == {
             "inference_id",
             "custom_attributes",
             "sha256",
         }
-        assert tracer.wants(replays.BODY, attributes) is None
+        assert recorder.wants(replays.BODY, attributes) is None
 
     def test_a_repaired_input_is_never_traced_and_takes_none_of_the_limit(self, trace_to):
-        tracer = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0)
+        recorder = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0)
         repaired = replays.marker(incident=OPEN, purpose="repair")
-        assert [tracer.wants(replays.BODY, repaired) for _ in range(3)] == [None] * 3
-        assert tracer.wants(replays.BODY, repaired.replace(".repair.", ".trace."))
-        assert tracer.wants(replays.BODY) is None
+        assert [recorder.wants(replays.BODY, repaired) for _ in range(3)] == [None] * 3
+        assert recorder.wants(replays.BODY, repaired.replace(".repair.", ".trace."))
+        assert recorder.wants(replays.BODY) is None
 
     def test_without_a_key_every_request_is_live_traffic(self, trace_to):
-        tracer = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0, replay_key=None)
+        recorder = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0, replay_key=None)
         marker = replays.marker(incident=OPEN)
-        assert [bool(tracer.wants(replays.BODY, marker)) for _ in range(2)] == [True, False]
+        assert [bool(recorder.wants(replays.BODY, marker)) for _ in range(2)] == [True, False]
 
     @pytest.mark.parametrize(
         ("form", "destination", "reason"),
@@ -709,7 +709,7 @@ class TestTracer:
     )
     def test_settings_that_cannot_work_are_refused(self, form, destination, reason):
         with pytest.raises(SettingsError, match=re.escape(reason)):
-            hook.Tracer(
+            hook.TensorRecorder(
                 ResNet18(num_classes=5, width=4),
                 destination,
                 client=Bucket(),
@@ -725,18 +725,18 @@ class TestTrouble:
 
     def test_s3_is_away_and_comes_back(self, trace_to, caplog):
         bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
-        tracer = trace_to(bucket, model)
+        recorder = trace_to(bucket, model)
         bucket.away = True
         with torch.inference_mode():
             expected = model(images())
         for lost in (1, 2):
-            assert same(predict(tracer, images()), expected)
-            wait_until(lambda lost=lost: tracer.dropped == lost)
+            assert same(predict(recorder, images()), expected)
+            wait_until(lambda lost=lost: recorder.dropped == lost)
         assert not bucket
         bucket.away = False
-        assert same(predict(tracer, images()), expected)
-        tracer.close()
-        assert tracer.dropped == 2
+        assert same(predict(recorder, images()), expected)
+        recorder.close()
+        assert recorder.dropped == 2
         # The run is whole: a step may be missing, but not the collections that the first was to bring.
         assert [key.split("/")[3] for key in bucket] == ["collections", "events", "index"]
         assert bucket.indexes[0].endswith("/000000000002_worker_0.json")
@@ -752,11 +752,11 @@ class TestTrouble:
                 super().put_object(Key=Key, **rest)
 
         bucket = Flaky()
-        tracer = trace_to(bucket)
+        recorder = trace_to(bucket)
         for _ in range(4):
-            predict(tracer, images())
-        tracer.close()
-        assert tracer.dropped == 2
+            predict(recorder, images())
+        recorder.close()
+        assert recorder.dropped == 2
         assert [key.rpartition("/")[2] for key in bucket.indexes] == [
             "000000000000_worker_0.json",
             "000000000003_worker_0.json",
@@ -766,47 +766,47 @@ class TestTrouble:
 
     def test_s3_hangs(self, trace_to):
         stuck = Stuck()
-        tracer = trace_to(stuck)
-        predict(tracer, images())
+        recorder = trace_to(stuck)
+        predict(recorder, images())
         assert stuck.entered.wait(120)
         for _ in range(hook.QUEUE + 3):
-            predict(tracer, images())
-        assert tracer.dropped == 3
-        tracer.close(0.2)
+            predict(recorder, images())
+        assert recorder.dropped == 3
+        recorder.close(0.2)
         assert not stuck.left.is_set(), "it returned while S3 was still hanging"
         stuck.release()
 
     def test_s3_hangs_while_traces_are_large(self, trace_to, monkeypatch):
         monkeypatch.setattr(hook, "QUEUE_BYTES", 1 << 20)
         stuck = Stuck()
-        tracer = trace_to(stuck, form=names.FULL)
-        predict(tracer, images())
+        recorder = trace_to(stuck, form=names.FULL)
+        predict(recorder, images())
         assert stuck.entered.wait(120)
         accepted = 0
-        while not tracer.dropped:
-            predict(tracer, images(4))
+        while not recorder.dropped:
+            predict(recorder, images(4))
             accepted += 1
         assert 2 < accepted < hook.QUEUE
-        assert tracer.dropped == 1
+        assert recorder.dropped == 1
         stuck.release()
 
         def accepts():
-            before = tracer.dropped
-            predict(tracer, images(4))
-            return tracer.dropped == before
+            before = recorder.dropped
+            predict(recorder, images(4))
+            return recorder.dropped == before
 
         wait_until(accepts)
 
     def test_the_disk_is_gone_and_comes_back(self, trace_to, tmp_path, monkeypatch):
         bucket = Bucket()
-        tracer = trace_to(bucket)
+        recorder = trace_to(bucket)
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-        assert predict(tracer, images()).shape == (1, 5)
-        wait_until(lambda: tracer.dropped == 1)
+        assert predict(recorder, images()).shape == (1, 5)
+        wait_until(lambda: recorder.dropped == 1)
         (tmp_path / "gone").mkdir()
-        predict(tracer, images())
-        tracer.close()
-        assert (tracer.dropped, len(bucket.indexes)) == (1, 1)
+        predict(recorder, images())
+        recorder.close()
+        assert (recorder.dropped, len(bucket.indexes)) == (1, 1)
         assert not list((tmp_path / "gone").iterdir())
 
     def test_the_trace_fails_where_the_model_does_not(self, trace_to, caplog):
@@ -818,11 +818,11 @@ class TestTrouble:
 
         bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
         model.maxpool = Refuses()
-        tracer = trace_to(bucket, model)
+        recorder = trace_to(bucket, model)
         with torch.inference_mode():
-            assert same(predict(tracer, images()), model(images()))
-        tracer.close()
-        assert (tracer.dropped, len(bucket)) == (1, 0)
+            assert same(predict(recorder, images()), model(images()))
+        recorder.close()
+        assert (recorder.dropped, len(bucket)) == (1, 0)
         assert "no gradient for this one" in caplog.text
         assert not hooks_of(model)
 
@@ -830,9 +830,9 @@ class TestTrouble:
         model, image = InPlace(fails=True).eval(), images()
         with torch.inference_mode():
             expected = model(image.clone())
-        tracer = trace_to(Bucket(), model)
-        assert same(predict(tracer, image), expected)
-        assert tracer.dropped == 1
+        recorder = trace_to(Bucket(), model)
+        assert same(predict(recorder, image), expected)
+        assert recorder.dropped == 1
 
     def test_a_batch_whose_samples_take_different_ways(self, trace_to, caplog):
         class Chooses(nn.Module):
@@ -844,12 +844,12 @@ class TestTrouble:
                 return self.fc((self.light if x.mean() > 0 else self.dark)(x).mean((2, 3)))
 
         bucket, image = Bucket(), images(hook.SAMPLES + 1).abs()
-        tracer = trace_to(bucket, Chooses())
-        assert predict(tracer, image).shape == (hook.SAMPLES + 1, 5)
+        recorder = trace_to(bucket, Chooses())
+        assert predict(recorder, image).shape == (hook.SAMPLES + 1, 5)
         image[hook.SAMPLES :] *= -1
-        assert predict(tracer, image).shape == (hook.SAMPLES + 1, 5)
-        tracer.close()
-        assert (tracer.dropped, len(bucket.indexes)) == (1, 1)
+        assert predict(recorder, image).shape == (hook.SAMPLES + 1, 5)
+        recorder.close()
+        assert (recorder.dropped, len(bucket.indexes)) == (1, 1)
         assert "the samples of the batch took different ways through the network" in caplog.text
 
     def test_logits_that_do_not_depend_on_the_picture(self, trace_to):
@@ -857,20 +857,20 @@ class TestTrouble:
             def forward(self, x):
                 return x.detach().mean((2, 3))
 
-        tracer = trace_to(Bucket(), Blind())
-        assert same(predict(tracer, images()), images().mean((2, 3)))
-        assert tracer.dropped == 1
+        recorder = trace_to(Bucket(), Blind())
+        assert same(predict(recorder, images()), images().mean((2, 3)))
+        assert recorder.dropped == 1
 
     def test_a_model_that_fails_says_so(self, trace_to):
-        tracer = trace_to(Bucket())
+        recorder = trace_to(Bucket())
         with pytest.raises(RuntimeError, match="channels"):
-            tracer.predict(torch.zeros(1, 7, 32, 32), pictures(), REQUEST, None)
+            recorder.predict(torch.zeros(1, 7, 32, 32), pictures(), REQUEST, None)
 
     def test_nothing_is_left_on_the_disk(self, trace_to, tmp_path, monkeypatch):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        tracer = trace_to(Bucket())
-        predict(tracer, images())
-        tracer.close()
+        recorder = trace_to(Bucket())
+        predict(recorder, images())
+        recorder.close()
         assert not list(tmp_path.iterdir())
 
 
@@ -884,7 +884,7 @@ def wait_until(happened, seconds=120):
 def test_the_time_of_a_request_is_its_own(trace_to):
     bucket = Bucket()
     times = iter([NOW, NOW + timedelta(seconds=1), NOW + timedelta(seconds=61)])
-    tracer = hook.Tracer(
+    recorder = hook.TensorRecorder(
         ResNet18(num_classes=5, width=4),
         "s3://bucket/tensors/signs/",
         client=bucket,
@@ -894,7 +894,7 @@ def test_the_time_of_a_request_is_its_own(trace_to):
         utcnow=lambda: next(times),
     )
     for _ in range(2):
-        predict(tracer, images())
-    tracer.close()
+        predict(recorder, images())
+    recorder.close()
     asked = [bucket.trace(key).meta.request["time"] for key in bucket.indexes]
     assert asked == ["2026-11-23T10:00:02.123Z", "2026-11-23T10:01:02.123Z"]

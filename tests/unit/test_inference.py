@@ -332,7 +332,7 @@ class TestRefusal:
 
 
 class Recorder:
-    """Stands where the tracer stands: keeps what it is asked."""
+    """Stands where the recorder stands: keeps what it is asked."""
 
     def __init__(self, network, wanted=True):
         self.network, self.wanted, self.asked, self.traced, self.closed = network, wanted, [], [], 0
@@ -379,13 +379,13 @@ class TestTracing:
     )
     def test_the_tracer_gets_the_picture_and_the_request(self, tmp_path, context, inference_id, attributes):
         plain = inference.model_fn(str(unpacked(tmp_path)))
-        tracer = Recorder(plain.network)
-        hooked = inference.Classifier(**{**vars(plain), "tracer": tracer})
+        recorder = Recorder(plain.network)
+        hooked = inference.Classifier(**{**vars(plain), "recorder": recorder})
         body = encoded(picture(50, 60, 3), "PNG")
         assert same(answer(hooked, body, PNG, context=context), answer(plain, body, PNG, context=context))
 
-        assert tracer.asked == [(body, attributes, inference_id)]
-        ((image, seen, request, labels),) = tracer.traced
+        assert recorder.asked == [(body, attributes, inference_id)]
+        ((image, seen, request, labels),) = recorder.traced
         assert (image.shape, image.dtype) == ((1, 3, 24, 32), torch.float32)
         assert (seen.shape, seen.dtype) == ((1, 24, 32, 3), np.uint8)
         mean, std = np.array(CONFIG["mean"]), np.array(CONFIG["std"])
@@ -394,16 +394,16 @@ class TestTracing:
         assert request == {"wanted": "as it is"}
         hooked.close()
         plain.close()
-        assert tracer.closed == 1
+        assert recorder.closed == 1
 
     def test_what_is_not_wanted_and_what_is_refused_is_not_traced(self, tmp_path):
         plain = inference.model_fn(str(unpacked(tmp_path)))
-        tracer = Recorder(plain.network, wanted=False)
-        hooked = inference.Classifier(**{**vars(plain), "tracer": tracer})
+        recorder = Recorder(plain.network, wanted=False)
+        hooked = inference.Classifier(**{**vars(plain), "recorder": recorder})
         assert same(answer(hooked, npy(ARRAY)), answer(plain, npy(ARRAY)))
-        assert (tracer.asked, tracer.traced) == ([(npy(ARRAY), None, None)], [])
+        assert (recorder.asked, recorder.traced) == ([(npy(ARRAY), None, None)], [])
         refusal(hooked, b"")
-        assert len(tracer.asked) == 1, "a refused request is not counted as traffic"
+        assert len(recorder.asked) == 1, "a refused request is not counted as traffic"
 
 
 class TestModel:
@@ -550,13 +550,13 @@ class TestModel:
 
     def test_is_plain_unless_told_otherwise(self, tmp_path, monkeypatch):
         unpacked(tmp_path)
-        assert inference.model_fn(str(tmp_path)).tracer is None
+        assert inference.model_fn(str(tmp_path)).recorder is None
         monkeypatch.setenv("tensors_output", " ")
-        assert inference.model_fn(str(tmp_path)).tracer is None
+        assert inference.model_fn(str(tmp_path)).recorder is None
         monkeypatch.setenv("tensors_output", "s3://bucket/tensors/signs")
         hooked = inference.model_fn(str(tmp_path))
         hooked.close()
-        assert type(hooked.tracer).__name__ == "Tracer"
+        assert type(hooked.recorder).__name__ == "TensorRecorder"
 
     def test_replays_are_verified_with_the_key_of_the_environment(self, tmp_path, monkeypatch, caplog):
         unpacked(tmp_path)
@@ -568,7 +568,7 @@ class TestModel:
             monkeypatch.setenv("REPLAY_KEY", key)
             hooked = inference.model_fn(str(tmp_path))
             hooked.close()
-            assert bool(hooked.tracer.wants(replays.BODY, marker)) is verified
+            assert bool(hooked.recorder.wants(replays.BODY, marker)) is verified
         assert "REPLAY_KEY and REPLAY_KEY_ARN are not set" in caplog.text
         monkeypatch.setenv("REPLAY_KEY", "x")
         with pytest.raises(BadInputError, match="replay key"):
@@ -585,7 +585,7 @@ class TestModel:
             marked = write_marker(marker, b"body", ReplayKey(kms, arn).sign)
             hooked = inference.model_fn(str(tmp_path))
             hooked.close()
-            assert hooked.tracer.wants(b"body", marked)["replay_event_id"] == "event-1"
+            assert hooked.recorder.wants(b"body", marked)["replay_event_id"] == "event-1"
             monkeypatch.setenv("REPLAY_KEY_ARN", arn[:-1])
             with pytest.raises(ClientError, match="NotFound"):
                 inference.model_fn(str(tmp_path))

@@ -29,7 +29,7 @@ from glassbox.monitoring.capture import CaptureFile, chunks, moment, read, read_
 from glassbox.monitoring.checks import Verdict, judge
 from glassbox.monitoring.count_file import CountingSettings
 from glassbox.monitoring.counts import SLOT, Confidences, Counts, Tally, Window, tally, total
-from glassbox.monitoring.response import Label, ResponseForm, UnreadableError
+from glassbox.monitoring.response import Label, ResponseParser, UnreadableError
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env, setting
 
@@ -146,10 +146,10 @@ def count(
     """The variant of a file, and what is counted inside ``window``."""
     path, place = file
     key_for_file = functools.partial(_required, replay_key, path)
-    form = ResponseForm(settings.class_path, settings.confidence_path)
+    parser = ResponseParser(settings.class_path, settings.confidence_path)
     with path.open("rb", buffering=0) as stream:
         counted = tally(
-            read(chunks(stream), str(path), form, key_for_file),
+            read(chunks(stream), str(path), parser, key_for_file),
             place.hour,
             low_confidence=settings.low_confidence,
             num_classes=settings.num_classes,

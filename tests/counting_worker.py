@@ -15,7 +15,7 @@ import boto3
 from captures import FakeCaptures, created, file
 from glassbox.aws.counts_table import CountsTable
 from glassbox.monitoring.count_file import CountingSettings, count_file
-from glassbox.monitoring.response import ResponseForm
+from glassbox.monitoring.response import ResponseParser
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
 PREDICTIONS = 100
@@ -47,7 +47,7 @@ def main(queue, table):
             count_file(
                 created(key(number)),
                 settings=CountingSettings(threshold=0.5),
-                form=ResponseForm(),
+                parser=ResponseParser(),
                 replay_key=None,
                 captures=FakeCaptures({key(number): body(number)}),
                 counts=counts,

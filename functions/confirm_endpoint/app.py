@@ -20,7 +20,7 @@ from glassbox.incidents.incident_report import write_page
 from glassbox.incidents.replay import flagged_inputs, replay, variants_of
 from glassbox.incidents.workflow import confirm
 from glassbox.monitoring.counts import MAX_CLASSES
-from glassbox.monitoring.response import ResponseForm
+from glassbox.monitoring.response import ResponseParser
 from glassbox.settings import from_env, names, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
@@ -58,7 +58,7 @@ def build():
     }
     chosen = captured | {
         "max_flagged_replays": settings.max_flagged_replays,
-        "form": ResponseForm(settings.class_path, settings.confidence_path),
+        "parser": ResponseParser(settings.class_path, settings.confidence_path),
         "low_confidence": settings.low_confidence,
         "num_classes": settings.num_classes,
         "key": ReplayKey(boto3.client("kms"), settings.replay_key_arn),

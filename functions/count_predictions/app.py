@@ -18,7 +18,7 @@ from glassbox.aws.replay_key import ReplayKey
 from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
 from glassbox.monitoring.counts import RETENTION
 from glassbox.monitoring.monitor_files import SHARES, fetch_baseline, file_metrics
-from glassbox.monitoring.response import ResponseForm
+from glassbox.monitoring.response import ResponseParser
 from glassbox.queue_message import event_time, read_event
 from glassbox.settings import from_env, setting
 
@@ -45,7 +45,7 @@ def build():
     count = functools.partial(
         count_file,
         settings=settings,
-        form=ResponseForm(settings.class_path, settings.confidence_path),
+        parser=ResponseParser(settings.class_path, settings.confidence_path),
         replay_key=ReplayKey(boto3.client("kms"), settings.replay_key_arn).public,
         captures=objects,
         counts=counts,

@@ -23,7 +23,7 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.errors import RetryableError
 from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
 from glassbox.monitoring.counts import Counts, Window, total
-from glassbox.monitoring.response import ResponseForm
+from glassbox.monitoring.response import ResponseParser
 
 WINDOW = Window(HOUR, HOUR + timedelta(hours=1))
 WORKERS, FILES, DUPLICATES = 4, 500, 100
@@ -137,7 +137,7 @@ def test_60_instances_flush_at_once_while_dynamodb_throttles_and_no_message_dies
                 counted = count_file(
                     created(key(number)),
                     settings=settings,
-                    form=ResponseForm(),
+                    parser=ResponseParser(),
                     replay_key=None,
                     captures=FakeCaptures(files),
                     counts=counts,

@@ -20,7 +20,7 @@ from glassbox.errors import BadInputError, RetryableError
 from glassbox.monitoring.checks import Bounds, PublishedViolation, class_share
 from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
 from glassbox.monitoring.counts import UNKNOWN, Counts, Window, total
-from glassbox.monitoring.response import ResponseForm
+from glassbox.monitoring.response import ResponseParser
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -60,7 +60,7 @@ def count_and_judge(event, files, counts, events):
     counted = count_file(
         event,
         settings=settings,
-        form=ResponseForm(),
+        parser=ResponseParser(),
         replay_key=None,
         captures=captures,
         counts=counts,

@@ -11,11 +11,11 @@ import captures
 import replays
 from glassbox.errors import BadInputError
 from glassbox.monitoring.capture import LINE_BYTES, Record, Unreadable, chunks, lines, moment, read, read_key
-from glassbox.monitoring.response import ResponseForm, UnreadableError
+from glassbox.monitoring.response import ResponseParser, UnreadableError
 
 
-def read_all(*texts, form=None):
-    return list(read([b"\n".join(texts)], "file.jsonl", form, replays.key))
+def read_all(*texts, parser=None):
+    return list(read([b"\n".join(texts)], "file.jsonl", parser, replays.key))
 
 
 def labels(records):
@@ -206,7 +206,7 @@ def test_blank_lines_are_numbered_but_are_no_records():
 
 
 def test_a_form_is_used():
-    (record,) = read_all(captures.line({"best": 14}), form=ResponseForm("best"))
+    (record,) = read_all(captures.line({"best": 14}), parser=ResponseParser("best"))
     assert labels([record]) == [14]
 
 

@@ -12,7 +12,7 @@ from captures import ARTICLE, KEY, STREAM, FakeCaptures, FakeCounts, FakeEvents,
 from glassbox.errors import BadInputError, RetryableError, SettingsError
 from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
 from glassbox.monitoring.counts import Counts, total
-from glassbox.monitoring.response import ResponseForm
+from glassbox.monitoring.response import ResponseParser
 from glassbox.settings import from_env
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
@@ -35,7 +35,7 @@ class World:
         counted = count_file(
             created(key, **changes),
             settings=self.settings,
-            form=ResponseForm(),
+            parser=ResponseParser(),
             replay_key=self.replay_key,
             captures=self.captures,
             counts=self.counts,
@@ -330,7 +330,7 @@ def test_an_event_without_an_object_is_bad_input():
         count_file(
             {"bucket": {}},
             settings=HALF,
-            form=None,
+            parser=None,
             replay_key=None,
             captures=None,
             counts=None,

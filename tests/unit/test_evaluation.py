@@ -26,7 +26,7 @@ from glassbox.monitoring.monitor_files import (
     read_baseline,
     statistics,
 )
-from glassbox.monitoring.response import ResponseForm
+from glassbox.monitoring.response import ResponseParser
 
 SCRIPT = Path(evaluation.__file__)
 
@@ -135,7 +135,7 @@ def test_both_judges_give_the_same_verdict(job):
     counted = count_file(
         created(key),
         settings=settings,
-        form=ResponseForm(),
+        parser=ResponseParser(),
         replay_key=None,
         captures=FakeCaptures({key: file(ARTICLE)}),
         counts=counts,

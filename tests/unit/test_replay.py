@@ -11,7 +11,7 @@ from glassbox.errors import BadInputError, RetryableError
 from glassbox.events import read_violation
 from glassbox.incidents.replay import flagged_inputs, replay
 from glassbox.incidents.workflow import Incident, State
-from glassbox.monitoring.response import ResponseForm
+from glassbox.monitoring.response import ResponseParser
 from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -56,7 +56,7 @@ def run(incident, files, runtime=None, **options):
     options = {
         "max_flagged_replays": 3,
         "max_comparison_replays": 2,
-        "form": ResponseForm(),
+        "parser": ResponseParser(),
         "key": Key,
     } | options
     return replay(
@@ -223,7 +223,7 @@ def test_files_deleted_between_listing_and_reading_are_passed_over(incident):
     options = {
         "max_flagged_replays": 3,
         "max_comparison_replays": 2,
-        "form": ResponseForm(),
+        "parser": ResponseParser(),
         "runtime": FakeRuntime(),
         "key": Key,
     }
@@ -350,7 +350,7 @@ def test_the_flagged_inputs_are_had_as_they_were_captured(incident):
     options = {
         "bucket": "bucket",
         "prefix": "capture",
-        "form": ResponseForm(),
+        "parser": ResponseParser(),
         "key": Key,
         "captures": objects,
     }

@@ -9,14 +9,14 @@ from glassbox.errors import SettingsError
 from glassbox.monitoring.response import (
     RESPONSE_BYTES,
     Prediction,
-    ResponseForm,
+    ResponseParser,
     UnreadableError,
     predictions,
 )
 
 
 def read(data, encoding="JSON", content_type="application/json", **paths):
-    return [(p.label, p.confidence) for p in ResponseForm(**paths).read(data, encoding, content_type)]
+    return [(p.label, p.confidence) for p in ResponseParser(**paths).read(data, encoding, content_type)]
 
 
 OURS = '{"predictions": [{"class": 14, "label": "Stop", "probability": 0.93, "top3": [{"class": 1}]}]}'
@@ -260,7 +260,7 @@ def test_a_path_that_leads_nowhere_says_so(paths, reason):
 
 def test_a_path_that_is_none_is_a_wrong_setting():
     with pytest.raises(SettingsError, match=r"CONFIDENCE_PATH='a\.' is no JMESPath"):
-        ResponseForm("a", "a.")
+        ResponseParser("a", "a.")
 
 
 def test_a_response_beyond_the_bound_is_not_decoded():

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from glassbox.errors import SettingsError
 from glassbox.monitoring import npy
-from glassbox.monitoring.response import PREDICTIONS, ResponseForm, UnreadableError, predictions
+from glassbox.monitoring.response import PREDICTIONS, ResponseParser, UnreadableError, predictions
 
 NPY, LINES = "application/x-npy", "application/jsonlines"
 
 
 def read(data, encoding="JSON", content_type="application/json", **paths):
-    return [(p.label, p.confidence) for p in ResponseForm(**paths).read(data, encoding, content_type)]
+    return [(p.label, p.confidence) for p in ResponseParser(**paths).read(data, encoding, content_type)]
 
 
 def row(name, text, expected, encoding="JSON", content_type="application/json", **paths):
@@ -498,7 +498,7 @@ def test_no_response_and_path_raise_an_error_of_another_kind(path, text):
 )
 def test_a_path_too_deep_or_too_long_is_a_wrong_setting(path):
     with pytest.raises(SettingsError, match="CLASS_PATH"):
-        ResponseForm(path)
+        ResponseParser(path)
 
 
 def test_reasons_hold_no_control_characters():

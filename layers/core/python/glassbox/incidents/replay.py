@@ -15,7 +15,7 @@ from glassbox.incidents.workflow import SENDS, Incident, Replays
 from glassbox.monitoring.capture import input_body, lines, moment, read_key, read_line
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import UNKNOWN, is_known
-from glassbox.monitoring.response import Label, ResponseForm, UnreadableError
+from glassbox.monitoring.response import Label, ResponseParser, UnreadableError
 from glassbox.replay_marker import (
     ATTRIBUTES_CHARACTERS,
     TRACE,
@@ -87,7 +87,7 @@ def replay(
     max_flagged_replays: int,
     max_comparison_replays: int,
     shadows: frozenset[str] = frozenset(),
-    form: ResponseForm,
+    parser: ResponseParser,
     low_confidence: float | None = None,
     num_classes: int | None = None,
     captures: Captures,
@@ -116,7 +116,7 @@ def replay(
     """
     skipped: list[str] = []
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    records = list(_records(keys, incident.cause, bucket, form, captures, key, skipped))
+    records = list(_records(keys, incident.cause, bucket, parser, captures, key, skipped))
     if incident.unsent:
         chosen = [record for record in records if record.event_id in incident.unsent]
         behind = incident.flagged
@@ -205,7 +205,7 @@ def flagged_inputs(
     prefix: str,
     max_flagged_replays: int,
     shadows: frozenset[str] = frozenset(),
-    form: ResponseForm,
+    parser: ResponseParser,
     low_confidence: float | None = None,
     num_classes: int | None = None,
     captures: Captures,
@@ -218,7 +218,7 @@ def flagged_inputs(
     """
     skipped: list[str] = []
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    records = list(_records(keys, incident.cause, bucket, form, captures, key, skipped))
+    records = list(_records(keys, incident.cause, bucket, parser, captures, key, skipped))
     chosen, _ = _choose(records, incident.cause, max_flagged_replays, 0, low_confidence, num_classes)
     found = ((record, _body(whole)) for record, whole in _read_again(chosen, bucket, captures, skipped))
     return [Input(record.event_id, record.label, record.confidence, *body) for record, body in found if body]
@@ -325,7 +325,7 @@ def _records(
     keys: Iterable[str],
     violation: Violation,
     bucket: str,
-    form: ResponseForm,
+    parser: ResponseParser,
     captures: Captures,
     replay_key: SigningKey,
     skipped: list[str],
@@ -339,7 +339,7 @@ def _records(
                 if not captured_id:
                     raise ValueError("eventMetadata.eventId is empty")
                 event_id = marker_event_id(captured_id)
-                record = read_line(line, form, replay_key.public)
+                record = read_line(line, parser, replay_key.public)
                 if record.predictions:  # neither a replay nor an empty batch
                     time, prediction = record.time, record.predictions[0]
             except UnreadableError as error:

@@ -16,7 +16,7 @@ from typing import IO, Annotated, NamedTuple
 import msgspec
 
 from glassbox.errors import BadInputError, printable
-from glassbox.monitoring.response import Prediction, ResponseForm, UnreadableError
+from glassbox.monitoring.response import Prediction, ResponseParser, UnreadableError
 from glassbox.replay_marker import KeySource, is_marked, verified_marker
 
 CHUNK_BYTES = 1 << 16  # larger pieces come from fresh pages, which costs more than the calls it saves
@@ -54,7 +54,7 @@ class Unreadable(NamedTuple):
 def read(
     chunks: Iterable[bytes],
     source: str,
-    form: ResponseForm | None = None,
+    parser: ResponseParser | None = None,
     replay_key: KeySource | None = None,
 ) -> Iterator[Record | Unreadable]:
     """Read a capture file from its bytes, in pieces of any size; memory does not grow with the file.
@@ -62,16 +62,16 @@ def read(
     Args:
         chunks: the bytes, for instance of :func:`chunks`.
         source: the file's name, for what is said about unreadable lines.
-        form: how responses are read; None understands the usual forms.
+        parser: reads the responses; None understands the usual forms.
         replay_key: gives the public key that replay markers verify with; None takes every request as traffic.
 
     Raises:
         RetryableError: the key cannot be read now. Nothing must be counted then.
     """
-    form = form or ResponseForm()
+    parser = parser or ResponseParser()
     for number, line in enumerate(lines(chunks), 1):
         try:
-            yield read_line(line, form, replay_key)
+            yield read_line(line, parser, replay_key)
         except UnreadableError as error:
             if line is None or line.strip():
                 yield Unreadable(source, number, str(error), error.time, error.forged)
@@ -151,7 +151,7 @@ _LINE, _TIMED = msgspec.json.Decoder(_Captured), msgspec.json.Decoder(_Timed)
 _INPUT = msgspec.json.Decoder(_CapturedInput)
 
 
-def read_line(line: bytes | None, form: ResponseForm, replay_key: KeySource | None = None) -> Record:
+def read_line(line: bytes | None, parser: ResponseParser, replay_key: KeySource | None = None) -> Record:
     """Read one line of a capture file, None for one that was too long.
 
     Raises:
@@ -176,7 +176,7 @@ def read_line(line: bytes | None, form: ResponseForm, replay_key: KeySource | No
         if output.data is None or output.encoding is None:
             missing = "data" if output.data is None else "encoding"
             raise UnreadableError(f"endpointOutput.{missing}: expected text, got none")
-        predictions = form.read(output.data, output.encoding, output.observed_content_type)
+        predictions = parser.read(output.data, output.encoding, output.observed_content_type)
         return Record(time, predictions, forged=forged)
     except UnreadableError as error:
         error.time, error.forged = time, forged

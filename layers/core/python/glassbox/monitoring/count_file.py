@@ -20,7 +20,7 @@ from glassbox.monitoring.counts import (
     total,
     windows,
 )
-from glassbox.monitoring.response import Label, ResponseForm
+from glassbox.monitoring.response import Label, ResponseParser
 from glassbox.replay_marker import KeySource
 from glassbox.settings import names, setting
 
@@ -42,7 +42,7 @@ class CountingSettings(Bounds):
             yield "DRIFT_THRESHOLD needs BASELINE_STATISTICS, the distribution to drift from"
         for paths in ({"class_path": self.class_path}, {"confidence_path": self.confidence_path}):
             try:
-                ResponseForm(**paths)
+                ResponseParser(**paths)
             except SettingsError as error:
                 yield str(error)
 
@@ -103,7 +103,7 @@ def count_file(
     created: Mapping[str, Any],
     *,
     settings: CountingSettings,
-    form: ResponseForm,
+    parser: ResponseParser,
     replay_key: KeySource,
     captures: Captures,
     counts: CountsStore,
@@ -135,7 +135,7 @@ def count_file(
         )
     file = read_key(key, folder)
     counted = tally(
-        read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", form, replay_key),
+        read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", parser, replay_key),
         file.hour,
         low_confidence=settings.low_confidence,
         num_classes=settings.num_classes,

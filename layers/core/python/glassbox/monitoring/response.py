@@ -71,8 +71,8 @@ class UnreadableError(ValueError):
         self.forged = False
 
 
-class ResponseForm:
-    """How a response is read. Without paths, every usual form is understood; see :func:`predictions`.
+class ResponseParser:
+    """Parse responses. Without paths, every usual form is understood; see :func:`predictions`.
 
     Args:
         class_path: JMESPath from the response to the class, the classes of a batch, or the scores. Of JSON Lines,

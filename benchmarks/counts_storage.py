@@ -92,8 +92,8 @@ def size(item: Mapping[str, Any]) -> int:
 class TransactionTable(CountsTable):
     """The other candidate: one transaction a file, of a marker and of the slots' items, which know no files."""
 
-    def add(self, file: str, stream: str, slots: Mapping[datetime, Counts]) -> bool:
-        pk = f"{stream}#{counts_table.shard(file.encode()[-1:])}"
+    def add(self, file: str, variant_key: str, slots: Mapping[datetime, Counts]) -> bool:
+        pk = f"{variant_key}#{counts_table.shard(file.encode()[-1:])}"
         marker = {"pk": {"S": file}, "sk": {"S": "counted"}, "expires": {"N": "1795515663"}}
         items: list[dict[str, Any]] = [{"Put": {"Item": marker}}]
         for slot, counts in slots.items():
@@ -124,7 +124,7 @@ def files(minute: int, instances: int, classes: int) -> Iterator[tuple[str, dict
             slot = slot_start(start + timedelta(seconds=60 * number / PREDICTIONS))
             counts = slots.setdefault(slot, Counts())
             counts.classes[chance.randrange(classes)] += 1
-            counts.rated += 1
+            counts.with_confidence += 1
             counts.records += 1
         key = (
             f"capture/traffic-signs/AllTraffic/{start:%Y/%m/%d/%H/%M-%S}-871-{uuid.UUID(int=instance)}.jsonl"
@@ -141,18 +141,18 @@ def measure(
         counts_table.SHARDS,
     )  # a constant of the stored form: changed here only
     try:
-        meter, stream, counted = Meter(), "traffic-signs/AllTraffic", 0
+        meter, variant_key, counted = Meter(), "traffic-signs/AllTraffic", 0
         counts, warm = table(meter, "counts"), 60 * hours + 10
         for minute in range(warm + 10):
             if minute == warm:
                 meter.writes = meter.reads = 0
             for name, slots in files(minute, instances, classes):
-                counts.add(name, stream, slots)
+                counts.add(name, variant_key, slots)
                 if minute >= warm:
                     touched = windows(slots, timedelta(hours=hours))
                     span = Window(touched[-1].start, touched[0].end)
-                    counts.read(stream, span)
-                    counts.published(stream, span)
+                    counts.read(variant_key, span)
+                    counts.published(variant_key, span)
                     counted += 1
         largest = max(size(item) for pk, held in meter.items.items() for item in held.values())
     finally:

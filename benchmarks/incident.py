@@ -76,7 +76,7 @@ def _violation(event: dict[str, Any]) -> bool:
 def _broke_the_bound(stack: Stack, bus: Bus) -> float:
     """When the capture file came with which there were as many predictions as the violation speaks of."""
     s3, counted = stack.client("s3"), 0
-    (wanted,) = {event["detail"]["n"] for _, event in bus.seen if _violation(event)}
+    (wanted,) = {event["detail"]["sample_size"] for _, event in bus.seen if _violation(event)}
     for at, event in bus.seen:
         if _object("capture/", ".jsonl")(event):
             place = event["detail"]

@@ -380,7 +380,7 @@ def counted(stack, hour, n):
 
     def look():
         counts = total(table.read(stream, window).values())
-        return counts if counts.n >= n else None
+        return counts if counts.sample_size >= n else None
 
     classes = wait_for(f"{n} counted predictions", look).classes
     if classes.total() != n:

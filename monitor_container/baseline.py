@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     except GlassboxError as error:
         log.error("%s", error)
         return 1
-    if not counts.n:
+    if not counts.sample_size:
         log.error("%s: no prediction in %d unreadable records", chosen.captures, counts.unreadable)
         return 1
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         (chosen.out / f"{name}.json").write_bytes(monitor_files.to_json(document))
     log.info(
         "%d predictions of %d classes, %d records unreadable",
-        counts.n,
+        counts.sample_size,
         len(counts.classes),
         counts.unreadable,
     )

@@ -225,7 +225,7 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
         return "CompletedWithViolations: " + "; ".join(reasons)
     if not verdicts:
         return f"Completed: no data{f' from {window}' if window else ''}"
-    return f"Completed: {counts.n} predictions, no violation"
+    return f"Completed: {counts.sample_size} predictions, no violation"
 
 
 def _verdicts(
@@ -235,7 +235,7 @@ def _verdicts(
     seen = {variant: t for variant, t in tallies.items() if t.counts.records + t.counts.unreadable}
     for variant, counted in seen.items():
         window = settings.window or Window(min(counted.slots), max(counted.slots) + SLOT)
-        for verdict in judge(counted.counts, window, settings, baseline, over=True):
+        for verdict in judge(counted.counts, window, settings, baseline, window_closed=True):
             named = f"{verdict.reason}, variant {variant}" if len(seen) > 1 else verdict.reason
             yield dataclasses.replace(verdict, reason=named)
 

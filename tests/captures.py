@@ -9,7 +9,7 @@ from glassbox.monitoring.checks import PublishedViolation
 from glassbox.monitoring.counts import Counts, total
 
 KEY = "capture/traffic-signs/AllTraffic/2026/11/23/10/20-02-871-0b7bfd33-c8a7-4adf-a09a-98fd0af79974.jsonl"
-STREAM = "traffic-signs/AllTraffic"
+VARIANT_KEY = "traffic-signs/AllTraffic"
 NPY = base64.b64encode(b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', }" + bytes(3000)).decode()
 
 # The reference case: 322 of 400 predictions are class 14.
@@ -75,26 +75,28 @@ class FakeCounts:
         if self.refuse and (error := self.refuse.pop(0)):
             raise error
 
-    def add(self, file, stream, slots):
+    def add(self, file, variant_key, slots):
         self._answer()
         if file in self.files:
             return False
         self.files.add(file)
         for start, counts in slots.items():
-            self.slots[stream][start] = total((self.slots[stream].get(start, Counts()), counts))
+            self.slots[variant_key][start] = total((self.slots[variant_key].get(start, Counts()), counts))
         return True
 
-    def read(self, stream, window):
+    def read(self, variant_key, window):
         self._answer()
-        return {s: c for s, c in self.slots[stream].items() if s in window}
+        return {s: c for s, c in self.slots[variant_key].items() if s in window}
 
-    def published(self, stream, window):
+    def published(self, variant_key, window):
         self._answer()
-        return [PublishedViolation(check, w) for (check, w) in self.violations[stream] if w.overlaps(window)]
+        return [
+            PublishedViolation(check, w) for (check, w) in self.violations[variant_key] if w.overlaps(window)
+        ]
 
-    def record(self, stream, verdict):
+    def record(self, variant_key, verdict):
         self._answer()
-        self.violations[stream][verdict.name, verdict.window] = verdict
+        self.violations[variant_key][verdict.check, verdict.window] = verdict
 
 
 class FakeEvents:

@@ -70,14 +70,14 @@ def count_and_judge(record):
     if counted.new:  # at once: should judging fail, the retry finds nothing new
         emit(counted.file, file_metrics(counted.counts), {})
     judged = judge(counted)
-    shares = {SHARES[v.name]: v.value for v in judged.verdicts if v.value is not None}
+    shares = {SHARES[v.check]: v.value for v in judged.verdicts if v.value is not None}
     emit(counted.file, {"Violations": len(judged.violations)}, shares)
     logger.info(
         "counted",
         endpoint=counted.file.endpoint,
         variant=counted.file.variant,
         new=counted.new,
-        predictions=counted.tally.counts.n,
+        predictions=counted.tally.counts.sample_size,
         forged_markers=counted.tally.counts.forged,
         unreadable=[str(example) for example in counted.tally.examples],
         refused=f"{counted.expired} records are older than {RETENTION.days} days"

@@ -29,7 +29,7 @@ def test_the_violation_is_that_of_the_attack(told):
     violation = told[0]["violation"]
     assert (violation["check"], violation["class"], violation["upper"]) == ("class_share", 14, 0.5)
     assert 0.5 < violation["value"] <= 0.805
-    assert 50 <= violation["n"] <= 400
+    assert 50 <= violation["sample_size"] <= 400
 
 
 def test_the_endpoint_is_swapped_once_and_restored_and_answers_throughout(told):

@@ -159,7 +159,7 @@ def attack(stack, inbox, invoke, images):
 
 def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
     counted = wait_for(lambda: (c := counts(stack)).replayed == 4 and c)
-    assert (counted.n, counted.forged) == (
+    assert (counted.sample_size, counted.forged) == (
         60,
         40,
     )  # the fifth hides behind old attributes, the sixth behind long ones
@@ -207,9 +207,9 @@ def test_no_marker_gets_it_a_trace_or_out_of_the_counts(stack, attack, replay, k
     for number in range(BATCHES):
         forged = replays.marker(batch, attack.id, f"flood-{number}")
         invoke(batch, forged, f"flood-{number}")
-    n = before.n + len(attempts) + BATCH * BATCHES
+    n = before.sample_size + len(attempts) + BATCH * BATCHES
     after = wait_for(lambda: (c := counts(stack)).n >= n and c)
-    assert after.n == n
+    assert after.sample_size == n
     assert after.forged == before.forged + len(attempts) + BATCHES
     assert after.replayed == before.replayed == 4
     assert len(traces(stack)) == 4
@@ -265,7 +265,7 @@ def test_who_has_a_replay_of_its_own_body_may_repeat_it_and_gains_one_trace(stac
     before = counts(stack)
     invoke(body, genuine)
     wait_for(lambda: counts(stack).replayed == before.replayed + 1)
-    assert (counts(stack).n, counts(stack).forged) == (before.n, before.forged)
+    assert (counts(stack).sample_size, counts(stack).forged) == (before.sample_size, before.forged)
     wait_for(lambda: len(traces(stack)) == 5)
     assert incident(stack).pictures == attack.replays
 

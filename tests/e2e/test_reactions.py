@@ -32,7 +32,7 @@ def inbox(stack):
 
 def counts(stack):
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
-    return total(table.read(captures.STREAM, Window(HOUR, HOUR + WINDOW)).values())
+    return total(table.read(captures.VARIANT_KEY, Window(HOUR, HOUR + WINDOW)).values())
 
 
 def put(stack, body, name="20-02-871-0b7bfd33.jsonl"):
@@ -52,14 +52,14 @@ def queue(stack, logical_id):
 def test_a_file_is_counted_once_and_its_violation_swaps_once_however_often_it_arrives(stack, inbox):
     for _ in range(3):
         put(stack, captures.file(captures.ARTICLE, TIME))
-    wait_for(lambda: counts(stack).n >= 400)
+    wait_for(lambda: counts(stack).sample_size >= 400)
     wait_for(lambda: incident(stack) and incident(stack).replays is not None)
     assert live(stack) == ("InService", stack.outputs["HookedConfig"])
     put(stack, captures.file(captures.ARTICLE, TIME))
     put(stack, captures.file([3] * 5, TIME) + b"{broken\n", "21-07-114-9a1f0c2e.jsonl")
-    wait_for(lambda: counts(stack).n > 400)
+    wait_for(lambda: counts(stack).sample_size > 400)
     after = counts(stack)
-    assert (after.n, after.classes[14], after.classes[3], after.unreadable) == (405, 322, 7, 1)
+    assert (after.sample_size, after.classes[14], after.classes[3], after.unreadable) == (405, 322, 7, 1)
     (begun,) = inbox.read()
     assert "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold" in begun["Message"]
 

@@ -10,7 +10,7 @@ from botocore.exceptions import EndpointConnectionError
 from moto import mock_aws
 
 import replays
-from captures import ARTICLE, KEY, STREAM, file, line
+from captures import ARTICLE, KEY, VARIANT_KEY, file, line
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import BadInputError, SettingsError
 from glassbox.monitoring.counts import Confidences, Counts
@@ -79,7 +79,7 @@ def message(key, number=0, bucket=BUCKET, **changes):
 def counted(aws):
     """The items of the hour, the counts first."""
     items = aws.table.scan(TableName="counts")["Items"]
-    return sorted(items, key=lambda item: item["pk"] == {"S": STREAM})
+    return sorted(items, key=lambda item: item["pk"] == {"S": VARIANT_KEY})
 
 
 def test_a_capture_file_becomes_counts_and_a_violation_and_a_second_delivery_changes_nothing(
@@ -96,7 +96,7 @@ def test_a_capture_file_becomes_counts_and_a_violation_and_a_second_delivery_cha
     (event,) = aws.sent
     assert (event["Source"], event["DetailType"]) == ("glassbox", "Glassbox Violation")
     detail = json.loads(event["Detail"])
-    assert (detail["check"], detail["value"], detail["n"]) == ("class_share", 0.805, 400)
+    assert (detail["check"], detail["value"], detail["sample_size"]) == ("class_share", 0.805, 400)
 
 
 def test_a_poison_message_fails_alone_and_says_why(aws, load_app, caplog):

@@ -17,7 +17,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 
 import counting_worker
-from captures import STREAM, FakeCaptures, FakeEvents, created, file
+from captures import VARIANT_KEY, FakeCaptures, FakeEvents, created, file
 from counting_worker import HOUR
 from glassbox.aws.counts_table import CountsTable
 from glassbox.errors import RetryableError
@@ -94,10 +94,10 @@ def test_50_000_predictions_are_counted_exactly_though_the_processes_are_killed(
     for number in range(FILES):
         for moment, classes in counting_worker.parts(number):
             slot = moment.replace(minute=moment.minute // 10 * 10)
-            counted = Counts(Counter(classes), rated=len(classes), records=len(classes))
+            counted = Counts(Counter(classes), with_confidence=len(classes), records=len(classes))
             expected[slot] = total((expected.get(slot, Counts()), counted))
-    assert total(expected.values()).n == 50_000
-    assert CountsTable(embedded_aws.client("dynamodb"), table).read(STREAM, WINDOW) == expected
+    assert total(expected.values()).sample_size == 50_000
+    assert CountsTable(embedded_aws.client("dynamodb"), table).read(VARIANT_KEY, WINDOW) == expected
 
 
 def throttle(client, rate, seed, throttled):
@@ -156,6 +156,6 @@ def test_60_instances_flush_at_once_while_dynamodb_throttles_and_no_message_dies
         received = list(pool.map(deliver, range(WRITERS)))
     assert None not in received
     assert len(throttled) > WRITERS
-    counted = total(CountsTable(embedded_aws.client("dynamodb"), table).read(STREAM, WINDOW).values())
+    counted = total(CountsTable(embedded_aws.client("dynamodb"), table).read(VARIANT_KEY, WINDOW).values())
     assert counted.classes == Counter((n + i) % 43 for n in range(WRITERS) for i in range(20))
     assert events.events == []

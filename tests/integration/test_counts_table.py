@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 from botocore.stub import Stubber
 
-from captures import ARTICLE, STREAM, FakeCaptures, FakeCounts, FakeEvents, created, file
+from captures import ARTICLE, VARIANT_KEY, FakeCaptures, FakeCounts, FakeEvents, created, file
 from glassbox.aws.counts_table import BLOCK, FILE_ID_BYTES, SHARDS, CountsTable, shard
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.monitoring.checks import Bounds, PublishedViolation, class_share
@@ -84,63 +84,74 @@ def some(**classes):
 
 
 def test_counts_add_up_and_a_file_counts_once(counts):
-    assert counts.add("b/one#e", STREAM, {HOUR: some(c14=3, c1=1)})
-    assert counts.add("b/two#e", STREAM, {HOUR: some(c14=2), HOUR + TEN: some(c2=1)})
-    assert not counts.add("b/one#e", STREAM, {HOUR: some(c14=3, c1=1)})
-    assert counts.read(STREAM, WINDOW) == {HOUR: some(c14=5, c1=1), HOUR + TEN: some(c2=1)}
-    assert counts.published(STREAM, WINDOW) == []
+    assert counts.add("b/one#e", VARIANT_KEY, {HOUR: some(c14=3, c1=1)})
+    assert counts.add("b/two#e", VARIANT_KEY, {HOUR: some(c14=2), HOUR + TEN: some(c2=1)})
+    assert not counts.add("b/one#e", VARIANT_KEY, {HOUR: some(c14=3, c1=1)})
+    assert counts.read(VARIANT_KEY, WINDOW) == {HOUR: some(c14=5, c1=1), HOUR + TEN: some(c2=1)}
+    assert counts.published(VARIANT_KEY, WINDOW) == []
 
 
 def test_every_number_comes_back(counts):
     everything = Counts(
         Counter(
-            {0: 1, 199: 2, 200: 3, 9999: 4, "Stop": 5, "c14": 6, "n:x": 7, "low": 8, "é#/": 9, UNKNOWN: 10}
+            {
+                0: 1,
+                199: 2,
+                200: 3,
+                9999: 4,
+                "Stop": 5,
+                "c14": 6,
+                "n:x": 7,
+                "low_confidence": 8,
+                "é#/": 9,
+                UNKNOWN: 10,
+            }
         ),
-        rated=11,
-        low=12,
+        with_confidence=11,
+        low_confidence=12,
         records=13,
         unreadable=14,
         replayed=15,
     )
-    assert counts.add("b/k#e", STREAM, {HOUR: everything})
-    assert counts.read(STREAM, WINDOW) == {HOUR: everything}
+    assert counts.add("b/k#e", VARIANT_KEY, {HOUR: everything})
+    assert counts.read(VARIANT_KEY, WINDOW) == {HOUR: everything}
 
 
 def test_only_unreadable_records_are_counts_too(counts):
-    counts.add("b/k#e", STREAM, {HOUR: Counts(unreadable=3)})
-    assert counts.read(STREAM, WINDOW) == {HOUR: Counts(unreadable=3)}
+    counts.add("b/k#e", VARIANT_KEY, {HOUR: Counts(unreadable=3)})
+    assert counts.read(VARIANT_KEY, WINDOW) == {HOUR: Counts(unreadable=3)}
 
 
 def test_a_window_reads_its_own_slots_and_no_others(counts):
     for n in range(-2, 9):
-        counts.add(f"b/{n}#e", STREAM, {HOUR + n * TEN: some(c1=1)})
+        counts.add(f"b/{n}#e", VARIANT_KEY, {HOUR + n * TEN: some(c1=1)})
     counts.add("b/other#e", "traffic-signs/Canary", {HOUR: some(c1=1)})
     counts.add("b/longer#e", "traffic-signs-2/AllTraffic", {HOUR: some(c1=1)})
-    slots = counts.read(STREAM, WINDOW)
+    slots = counts.read(VARIANT_KEY, WINDOW)
     assert sorted(slots) == [HOUR + n * TEN for n in range(6)]
-    assert total(slots.values()).n == 6
+    assert total(slots.values()).sample_size == 6
 
 
 def test_a_violation_is_remembered_with_its_window(counts):
     verdict = class_share(some(c14=60), Window(HOUR + TEN, HOUR + 7 * TEN), Bounds(threshold=0.5))
     for _ in range(2):
-        counts.record(STREAM, verdict)
+        counts.record(VARIANT_KEY, verdict)
     published = [PublishedViolation("class_share", verdict.window)]
-    assert counts.published(STREAM, WINDOW) == published
-    assert counts.published(STREAM, Window(HOUR + 6 * TEN, HOUR + 12 * TEN)) == published
-    assert counts.published(STREAM, Window(HOUR - 6 * TEN, HOUR + 2 * TEN)) == published
-    assert counts.published(STREAM, Window(HOUR - 6 * TEN, HOUR + TEN)) == []
-    assert counts.published(STREAM, Window(HOUR + 7 * TEN, HOUR + 13 * TEN)) == []
+    assert counts.published(VARIANT_KEY, WINDOW) == published
+    assert counts.published(VARIANT_KEY, Window(HOUR + 6 * TEN, HOUR + 12 * TEN)) == published
+    assert counts.published(VARIANT_KEY, Window(HOUR - 6 * TEN, HOUR + 2 * TEN)) == published
+    assert counts.published(VARIANT_KEY, Window(HOUR - 6 * TEN, HOUR + TEN)) == []
+    assert counts.published(VARIANT_KEY, Window(HOUR + 7 * TEN, HOUR + 13 * TEN)) == []
     assert counts.published("traffic-signs/Canary", WINDOW) == []
-    assert counts.read(STREAM, WINDOW) == {}
+    assert counts.read(VARIANT_KEY, WINDOW) == {}
 
 
 def test_a_violation_of_the_longest_window_is_found_until_it_ends(counts):
     day = Window(HOUR, HOUR + timedelta(hours=24))
-    counts.record(STREAM, class_share(some(c14=60), day, Bounds(threshold=0.5)))
+    counts.record(VARIANT_KEY, class_share(some(c14=60), day, Bounds(threshold=0.5)))
     last = Window(day.end - TEN, day.end + 5 * TEN)
-    assert counts.published(STREAM, last) == [PublishedViolation("class_share", day)]
-    assert counts.published(STREAM, Window(day.end, day.end + 6 * TEN)) == []
+    assert counts.published(VARIANT_KEY, last) == [PublishedViolation("class_share", day)]
+    assert counts.published(VARIANT_KEY, Window(day.end, day.end + 6 * TEN)) == []
 
 
 def test_one_file_delivered_many_times_at_once_counts_once(counts):
@@ -148,12 +159,12 @@ def test_one_file_delivered_many_times_at_once_counts_once(counts):
 
     def deliver(_):
         barrier.wait()
-        return counts.add("b/k#e", STREAM, {HOUR: some(c14=3)})
+        return counts.add("b/k#e", VARIANT_KEY, {HOUR: some(c14=3)})
 
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(deliver, range(8)))
     assert outcomes.count(True) == 1
-    assert counts.read(STREAM, WINDOW) == {HOUR: some(c14=3)}
+    assert counts.read(VARIANT_KEY, WINDOW) == {HOUR: some(c14=3)}
 
 
 # ---------------------------------------------------------------- the table alone
@@ -173,17 +184,17 @@ def test_a_file_finds_its_shard_again_after_any_deploy():
 def test_the_stored_form(client, table, counts_table):
     file = "b/k#e"
     file_id = hashlib.sha256(file.encode()).digest()[:16]
-    counts_table.add(file, STREAM, {HOUR: some(c14=3, c145=2)})
-    counts_table.record(STREAM, class_share(some(c14=60), WINDOW, Bounds(threshold=0.5)))
+    counts_table.add(file, VARIANT_KEY, {HOUR: some(c14=3, c145=2)})
+    counts_table.record(VARIANT_KEY, class_share(some(c14=60), WINDOW, Bounds(threshold=0.5)))
     stored = {(item["pk"]["S"], item["sk"]["S"]): item for item in items(client, table)}
-    pk, expires = f"{STREAM}#{shard(file_id)}", str(int((HOUR + timedelta(days=90 + 37)).timestamp()))
+    pk, expires = f"{VARIANT_KEY}#{shard(file_id)}", str(int((HOUR + timedelta(days=90 + 37)).timestamp()))
     assert stored.keys() == {
         (pk, "2026-11-23T10:00#000"),
         (pk, "2026-11-23T10:00#001"),
-        (STREAM, "2026-11-23T10:00#class_share"),
+        (VARIANT_KEY, "2026-11-23T10:00#class_share"),
     }
     first, second, violation = (
-        stored[key] for key in sorted(stored, key=lambda key: (key[0] == STREAM, key))
+        stored[key] for key in sorted(stored, key=lambda key: (key[0] == VARIANT_KEY, key))
     )
     ours = {"pk": {"S": pk}, "files": {"BS": [file_id]}, "expires": {"N": expires}}
     assert first == ours | {
@@ -197,20 +208,20 @@ def test_the_stored_form(client, table, counts_table):
 
 def test_files_spread_over_the_shards(client, table, counts_table):
     for number in range(64):
-        counts_table.add(f"b/{number}#e", STREAM, {HOUR: some(c14=1)})
+        counts_table.add(f"b/{number}#e", VARIANT_KEY, {HOUR: some(c14=1)})
     stored = items(client, table)
-    assert {item["pk"]["S"] for item in stored} == {f"{STREAM}#{number}" for number in range(SHARDS)}
+    assert {item["pk"]["S"] for item in stored} == {f"{VARIANT_KEY}#{number}" for number in range(SHARDS)}
     assert sum(len(item["files"]["BS"]) for item in stored) == 64
 
 
 def test_a_thousand_classes_fit_and_a_read_goes_over_the_pages(client, table, counts_table, monkeypatch):
     thousand = Counts(Counter({label: 10**6 + label for label in range(1000)}), records=10**9)
     named = Counts(Counter({f"a class with a long name {label}": 1 for label in range(1000)}), records=1)
-    assert counts_table.add("b/k#e", STREAM, {HOUR: thousand, HOUR + TEN: named})
+    assert counts_table.add("b/k#e", VARIANT_KEY, {HOUR: thousand, HOUR + TEN: named})
     assert len(items(client, table)) == 7 + 7
     query, pages = client.query, []
     monkeypatch.setattr(client, "query", lambda **request: pages.append(1) or query(Limit=2, **request))
-    assert counts_table.read(STREAM, WINDOW) == {HOUR: thousand, HOUR + TEN: named}
+    assert counts_table.read(VARIANT_KEY, WINDOW) == {HOUR: thousand, HOUR + TEN: named}
     assert len(pages) > SHARDS + 4
 
 
@@ -220,7 +231,7 @@ def test_update_expressions_stay_below_the_limits_of_dynamodb(client, counts_tab
         "before-parameter-build.dynamodb.UpdateItem", lambda params, **_: sent.append(dict(params))
     )
     labels = [*range(1000), *(f"name {n}" for n in range(1000)), UNKNOWN]
-    assert counts_table.add("b/k#e", STREAM, {HOUR: Counts(Counter(labels), 1, 1, 1, 1, 1)})
+    assert counts_table.add("b/k#e", VARIANT_KEY, {HOUR: Counts(Counter(labels), 1, 1, 1, 1, 1)})
     assert len(sent) == 7
     for update in sent:
         assert len(update["UpdateExpression"].encode()) <= 4096
@@ -241,7 +252,7 @@ def test_an_item_is_far_from_full_at_60_instances():
 def test_dynamodb_refuses_an_item_of_400_kb_and_the_error_says_what_to_do(client, table, counts_table):
     file_id = hashlib.sha256(b"b/k#e").digest()[:16]
     full = [hashlib.sha256(str(n).encode()).digest()[:16] for n in range(400 * 1024 // 16 - 10)]
-    key = {"pk": {"S": f"{STREAM}#{shard(file_id)}"}, "sk": {"S": "2026-11-23T10:00#000"}}
+    key = {"pk": {"S": f"{VARIANT_KEY}#{shard(file_id)}"}, "sk": {"S": "2026-11-23T10:00#000"}}
     client.put_item(TableName=table, Item=key | {"files": {"BS": full}})
     long = Counts(
         Counter({"a name of forty characters, as it happens" + str(n): 1 for n in range(10)}), records=10
@@ -249,7 +260,7 @@ def test_dynamodb_refuses_an_item_of_400_kb_and_the_error_says_what_to_do(client
     with pytest.raises(
         BadInputError, match=r"b/k#e was not counted in .*#000: .*maximum allowed size.* Set NumClasses"
     ):
-        counts_table.add("b/k#e", STREAM, {HOUR: long})
+        counts_table.add("b/k#e", VARIANT_KEY, {HOUR: long})
 
 
 @pytest.mark.parametrize("refused", range(4))
@@ -268,10 +279,10 @@ def test_a_file_over_several_items_is_completed_by_a_redelivery_and_counts_once(
 
     monkeypatch.setattr(client, "update_item", failing)
     with pytest.raises(RetryableError, match="b/k#e was not counted in"):
-        counts.add("b/k#e", STREAM, slots)
-    assert counts.add("b/k#e", STREAM, slots)  # new: some items took it only now
-    assert not counts.add("b/k#e", STREAM, slots)
-    assert counts.read(STREAM, WINDOW) == slots
+        counts.add("b/k#e", VARIANT_KEY, slots)
+    assert counts.add("b/k#e", VARIANT_KEY, slots)  # new: some items took it only now
+    assert not counts.add("b/k#e", VARIANT_KEY, slots)
+    assert counts.read(VARIANT_KEY, WINDOW) == slots
 
 
 @pytest.mark.parametrize(
@@ -290,9 +301,9 @@ def test_only_the_condition_tells_a_duplicate(code):
     with Stubber(client) as stub:
         stub.add_client_error("update_item", code)
         with pytest.raises(RetryableError, match="b/k#e was not counted"):
-            CountsTable(client, "counts").add("b/k#e", STREAM, {HOUR: some(c1=1)})
+            CountsTable(client, "counts").add("b/k#e", VARIANT_KEY, {HOUR: some(c1=1)})
         stub.add_client_error("update_item", "ConditionalCheckFailedException")
-        assert not CountsTable(client, "counts").add("b/k#e", STREAM, {HOUR: some(c1=1)})
+        assert not CountsTable(client, "counts").add("b/k#e", VARIANT_KEY, {HOUR: some(c1=1)})
 
 
 def test_a_lost_response_reads_as_a_duplicate(client, table):
@@ -302,17 +313,17 @@ def test_a_lost_response_reads_as_a_duplicate(client, table):
         "needs-retry.dynamodb.UpdateItem", lambda **_: 0 if next(lost, False) else None
     )
     counts = CountsTable(client, table)
-    assert not counts.add("b/k#e", STREAM, {HOUR: some(c1=1)})
-    assert counts.read(STREAM, WINDOW) == {HOUR: some(c1=1)}
+    assert not counts.add("b/k#e", VARIANT_KEY, {HOUR: some(c1=1)})
+    assert counts.read(VARIANT_KEY, WINDOW) == {HOUR: some(c1=1)}
 
 
 def test_a_table_that_is_away_is_tried_again(client, monkeypatch):
     gone, verdict = CountsTable(client, "gone"), class_share(some(c1=60), WINDOW, Bounds(threshold=0.5))
     calls = (
-        lambda: gone.add("b/k#e", STREAM, {HOUR: some(c1=1)}),
-        lambda: gone.read(STREAM, WINDOW),
-        lambda: gone.published(STREAM, WINDOW),
-        lambda: gone.record(STREAM, verdict),
+        lambda: gone.add("b/k#e", VARIANT_KEY, {HOUR: some(c1=1)}),
+        lambda: gone.read(VARIANT_KEY, WINDOW),
+        lambda: gone.published(VARIANT_KEY, WINDOW),
+        lambda: gone.record(VARIANT_KEY, verdict),
     )
     for call in calls:
         with pytest.raises(RetryableError) as error:
@@ -380,7 +391,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(deliver, deliveries))
-    slots = CountsTable(client, table).read(STREAM, Window(HOUR, HOUR + timedelta(hours=3)))
+    slots = CountsTable(client, table).read(VARIANT_KEY, Window(HOUR, HOUR + timedelta(hours=3)))
     assert total(slots.values()).classes == Counter(label for classes in labels.values() for label in classes)
     assert unreliable.failures["refused"] > FILES // 20
     assert unreliable.failures["cut off"] > FILES // 20
@@ -390,7 +401,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
 def test_the_reference_case_reads_back(counts_table):
     events = FakeEvents()
     count_and_judge(created(), {created()["object"]["key"]: file(ARTICLE)}, counts_table, events)
-    slots, published = counts_table.read(STREAM, WINDOW), counts_table.published(STREAM, WINDOW)
-    assert total(slots.values()) == Counts(Counter(ARTICLE), rated=400, records=400)
+    slots, published = counts_table.read(VARIANT_KEY, WINDOW), counts_table.published(VARIANT_KEY, WINDOW)
+    assert total(slots.values()) == Counts(Counter(ARTICLE), with_confidence=400, records=400)
     assert published == [PublishedViolation("class_share", WINDOW)]
     assert len(events.events) == 1

@@ -71,14 +71,14 @@ def test_count_predictions_counts_once_and_publishes_the_violation(stack, run):
     run("count_predictions")
     hour = moment("2026-11-23T10:00:00Z")
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
-    stream, window = "traffic-signs/AllTraffic", Window(hour, hour + WINDOW)
-    counts = total(table.read(stream, window).values())
+    variant_key, window = "traffic-signs/AllTraffic", Window(hour, hour + WINDOW)
+    counts = total(table.read(variant_key, window).values())
     assert (counts.classes, counts.unreadable) == ({14: 50, 3: 10}, 0)
-    assert [t.check for t in table.published(stream, window)] == ["class_share"]
+    assert [t.check for t in table.published(variant_key, window)] == ["class_share"]
     queue = stack.resources("AWS::SQS::Queue")["SwapQueue"]
     (message,) = stack.client("sqs").receive_message(QueueUrl=queue)["Messages"]
     detail = json.loads(message["Body"])["detail"]
-    assert (detail["check"], detail["class"], detail["n"]) == ("class_share", 14, 60)
+    assert (detail["check"], detail["class"], detail["sample_size"]) == ("class_share", 14, 60)
 
 
 def test_start_monitor_starts_the_job_over_the_hour(stack, run):

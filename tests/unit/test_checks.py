@@ -26,8 +26,8 @@ def counts(classes=(), **numbers):
 
 def test_the_reference_case_is_a_violation_in_the_articles_words():
     verdict = class_share(counts(ARTICLE), WINDOW, HALF)
-    assert (verdict.name, verdict.value, verdict.lower, verdict.upper) == ("class_share", 0.805, None, 0.5)
-    assert (verdict.n, verdict.label, verdict.violated, verdict.window) == (400, 14, True, WINDOW)
+    assert (verdict.check, verdict.value, verdict.lower, verdict.upper) == ("class_share", 0.805, None, 0.5)
+    assert (verdict.sample_size, verdict.label, verdict.violated, verdict.window) == (400, 14, True, WINDOW)
     assert verdict.reason == (
         "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold "
         "(322 of 400 predictions, 2026-11-23 10:00 to 11:00 UTC)"
@@ -63,13 +63,13 @@ LOW = Bounds(threshold=0.5, low_confidence=0.6, low_confidence_threshold=0.2)
 
 @pytest.mark.parametrize(("low", "violated"), [(20, False), (21, True)])
 def test_low_confidence_is_a_share_of_the_predictions_whose_confidence_is_known(low, violated):
-    verdict = low_share(counts({1: 500}, rated=100, low=low), WINDOW, LOW, 0.2)
-    assert (verdict.value, verdict.n, verdict.violated) == (low / 100, 100, violated)
+    verdict = low_share(counts({1: 500}, with_confidence=100, low_confidence=low), WINDOW, LOW, 0.2)
+    assert (verdict.value, verdict.sample_size, verdict.violated) == (low / 100, 100, violated)
     assert f"{low}.00% of the predictions are less than 60% probable" in verdict.reason
 
 
 def test_predictions_without_a_confidence_are_not_judged_by_it():
-    verdict = low_share(counts({1: 500}, rated=49, low=49), WINDOW, LOW, 0.2)
+    verdict = low_share(counts({1: 500}, with_confidence=49, low_confidence=49), WINDOW, LOW, 0.2)
     assert (verdict.value, verdict.violated) == (None, False)
     assert "49 predictions with a probability" in verdict.reason
 
@@ -91,20 +91,20 @@ def test_unreadable_records_are_a_share_of_all_records(readable, unreadable, vio
     verdict = bad_share(counts({1: readable}, unreadable=unreadable), WINDOW, HALF)
     assert verdict.violated is bool(violated)
     assert (verdict.value is None) is (violated is None)
-    assert verdict.n == readable + unreadable
+    assert verdict.sample_size == readable + unreadable
 
 
 @pytest.mark.parametrize(
     ("readable", "unreadable", "violated"), [(0, 3, True), (0, 2, None), (0, 0, None), (1, 3, None)]
 )
 def test_three_records_of_an_hour_that_is_over_tell_that_nothing_can_be_read(readable, unreadable, violated):
-    verdict = bad_share(counts({1: readable}, unreadable=unreadable), WINDOW, HALF, over=True)
+    verdict = bad_share(counts({1: readable}, unreadable=unreadable), WINDOW, HALF, window_closed=True)
     assert verdict.violated is bool(violated)
     assert (verdict.value is None) is (violated is None)
 
 
 def test_where_nothing_can_be_read_the_verdict_says_so():
-    assert judge(counts(unreadable=7), WINDOW, HALF, over=True)[-1].reason == (
+    assert judge(counts(unreadable=7), WINDOW, HALF, window_closed=True)[-1].reason == (
         "None of the captured responses can be read: Exceeded 1.00% threshold "
         "(7 of 7 records unreadable, 2026-11-23 10:00 to 11:00 UTC)"
     )
@@ -158,7 +158,7 @@ def test_too_few_predictions_do_not_drift():
 
 def test_only_what_is_turned_on_is_judged():
     def names(bounds, baseline=None):
-        return [v.name for v in judge(counts(ARTICLE), WINDOW, bounds, baseline)]
+        return [v.check for v in judge(counts(ARTICLE), WINDOW, bounds, baseline)]
 
     assert names(HALF) == ["class_share", "unreadable_share"]
     assert names(LOW) == ["class_share", "low_confidence_share", "unreadable_share"]
@@ -167,10 +167,13 @@ def test_only_what_is_turned_on_is_judged():
 
 def test_every_verdict_reports_what_an_operator_needs():
     everything = Bounds(threshold=0.5, low_confidence=0.6, low_confidence_threshold=0.2, drift_threshold=0.1)
-    for seen in (counts(ARTICLE, rated=400, low=300, unreadable=100), counts({1: 3}, unreadable=1)):
+    for seen in (
+        counts(ARTICLE, with_confidence=400, low_confidence=300, unreadable=100),
+        counts({1: 3}, unreadable=1),
+    ):
         for verdict in judge(seen, WINDOW, everything, {1: 50, 2: 50}):
             assert "2026-11-23 10:00 to 11:00 UTC" in verdict.reason
-            assert str(verdict.n) in verdict.reason
+            assert str(verdict.sample_size) in verdict.reason
             assert "\n" not in verdict.reason
             if verdict.value is not None:
                 assert verdict.violated is (verdict.value > verdict.upper)

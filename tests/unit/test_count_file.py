@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import replays
-from captures import ARTICLE, KEY, STREAM, FakeCaptures, FakeCounts, FakeEvents, created, file, line
+from captures import ARTICLE, KEY, VARIANT_KEY, FakeCaptures, FakeCounts, FakeEvents, created, file, line
 from glassbox.errors import BadInputError, RetryableError, SettingsError
 from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
 from glassbox.monitoring.counts import Counts, total
@@ -75,29 +75,34 @@ def test_the_reference_case_is_counted_judged_and_told_once():
     world = World({KEY: file(ARTICLE)})
     counted, judged = world.deliver()
     assert counted.new
-    assert world.counts.slots[STREAM][HOUR] == Counts(Counter(ARTICLE), rated=400, records=400)
+    assert world.counts.slots[VARIANT_KEY][HOUR] == Counts(Counter(ARTICLE), with_confidence=400, records=400)
     (detail,) = world.violations
-    assert (detail["check"], detail["class"], detail["value"], detail["n"]) == ("class_share", 14, 0.805, 400)
+    assert (detail["check"], detail["class"], detail["value"], detail["sample_size"]) == (
+        "class_share",
+        14,
+        0.805,
+        400,
+    )
     assert detail["window"] == {"start": "2026-11-23T10:00:00Z", "end": "2026-11-23T11:00:00Z"}
     assert world.events.events[0][:2] == ("glassbox", "Glassbox Violation")
-    assert [v.name for v in judged.violations] == ["class_share"]
+    assert [v.check for v in judged.violations] == ["class_share"]
 
 
 def test_a_second_delivery_changes_no_count_and_tells_nothing_twice():
     world = World({KEY: file(ARTICLE)})
     world.deliver()
-    before = dict(world.counts.slots[STREAM])
+    before = dict(world.counts.slots[VARIANT_KEY])
     again, judged = world.deliver()
     assert not again.new
     assert (judged.violations, len(world.violations)) == ([], 1)
-    assert world.counts.slots[STREAM] == before
+    assert world.counts.slots[VARIANT_KEY] == before
 
 
 def test_another_version_of_an_object_is_another_file():
     world = World({KEY: file([1])})
     world.deliver()
     assert world.deliver(etag="other")[0].new
-    assert world.counts.slots[STREAM][HOUR].n == 2
+    assert world.counts.slots[VARIANT_KEY][HOUR].sample_size == 2
 
 
 @pytest.mark.parametrize("crash", range(4))
@@ -108,7 +113,7 @@ def test_a_crash_at_any_point_loses_nothing_and_counts_nothing_twice(crash):
     world = World({KEY: file(ARTICLE)}, refuse=refuse)
     world.events.away = crash == 2
     world.retry()
-    assert world.counts.slots[STREAM][HOUR].n == 400
+    assert world.counts.slots[VARIANT_KEY][HOUR].sample_size == 400
     assert len(world.violations) == (2 if crash == 3 else 1)  # published first, recorded after
     world.deliver()
     assert len(world.violations) == (2 if crash == 3 else 1)
@@ -121,7 +126,7 @@ def test_a_burst_around_the_full_hour_is_seen_whole():
     assert world.violations == []
     world.deliver(key("b"))
     (detail,) = world.violations
-    assert detail["n"] == 52
+    assert detail["sample_size"] == 52
     assert detail["window"] == {"start": "2026-11-23T09:50:00Z", "end": "2026-11-23T10:50:00Z"}
 
 
@@ -131,7 +136,7 @@ def test_a_burst_after_quiet_traffic_is_seen_within_its_ten_minutes():
     world.deliver(key("a"))
     world.deliver(key("b"))
     (detail,) = world.violations
-    assert (detail["window"]["start"], detail["n"]) == ("2026-11-23T10:50:00Z", 60)
+    assert (detail["window"]["start"], detail["sample_size"]) == ("2026-11-23T10:50:00Z", 60)
 
 
 def test_a_lasting_violation_is_told_once_an_hour():
@@ -150,9 +155,11 @@ def test_late_records_count_in_their_own_window_and_it_is_judged_again():
     world.deliver(key("a"))
     assert world.violations == []
     world.deliver(key("late", hour="11"))
-    assert [(d["window"]["start"], d["n"]) for d in world.violations] == [("2026-11-23T10:00:00Z", 105)]
-    assert world.counts.slots[STREAM][HOUR].n == 105
-    assert world.counts.slots[STREAM][HOUR + timedelta(minutes=70)].n == 1
+    assert [(d["window"]["start"], d["sample_size"]) for d in world.violations] == [
+        ("2026-11-23T10:00:00Z", 105)
+    ]
+    assert world.counts.slots[VARIANT_KEY][HOUR].sample_size == 105
+    assert world.counts.slots[VARIANT_KEY][HOUR + timedelta(minutes=70)].sample_size == 1
 
 
 def test_one_file_over_several_hours_can_break_each_of_them():
@@ -189,8 +196,8 @@ def test_a_shadow_is_counted_apart_judged_and_no_reason_to_act():
     world.deliver()
     assert world.violations == []
     assert shadow.verdicts[0].violated
-    assert world.counts.slots["traffic-signs/Canary"][HOUR].n == 60
-    assert world.counts.slots[STREAM][HOUR].n == 40
+    assert world.counts.slots["traffic-signs/Canary"][HOUR].sample_size == 60
+    assert world.counts.slots[VARIANT_KEY][HOUR].sample_size == 40
 
 
 def test_another_endpoint_is_kept_apart():
@@ -198,7 +205,7 @@ def test_another_endpoint_is_kept_apart():
     world = World({KEY: file([1]), other: file([2, 3])})
     world.deliver()
     world.deliver(other)
-    assert world.counts.slots[STREAM][HOUR].classes == {1: 1}
+    assert world.counts.slots[VARIANT_KEY][HOUR].classes == {1: 1}
     assert world.counts.slots["traffic-signs-2/AllTraffic"][HOUR].classes == {2: 1, 3: 1}
 
 
@@ -207,7 +214,9 @@ def test_replayed_requests_are_no_traffic():
     world = World({KEY: marked + file([3])})
     world.deliver()
     assert world.violations == []
-    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, replayed=100)
+    assert world.counts.slots[VARIANT_KEY][HOUR] == Counts(
+        Counter({3: 1}), with_confidence=1, records=1, replayed=100
+    )
 
 
 def test_a_client_cannot_hide_an_attack_behind_forged_markers():
@@ -215,7 +224,7 @@ def test_a_client_cannot_hide_an_attack_behind_forged_markers():
     world = World({KEY: marked})
     world.deliver()
     assert [d["class"] for d in world.violations] == [14]
-    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({14: 100}), records=100, forged=100)
+    assert world.counts.slots[VARIANT_KEY][HOUR] == Counts(Counter({14: 100}), records=100, forged=100)
 
 
 def test_a_key_that_cannot_be_read_is_a_retry_and_never_a_count():
@@ -229,13 +238,17 @@ def test_a_key_that_cannot_be_read_is_a_retry_and_never_a_count():
     assert world.counts.files == set()
     world.replay_key = replays.key
     world.deliver()
-    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, replayed=1)
+    assert world.counts.slots[VARIANT_KEY][HOUR] == Counts(
+        Counter({3: 1}), with_confidence=1, records=1, replayed=1
+    )
 
 
 def test_bad_lines_are_told_and_the_others_count():
     world = World({KEY: b"oops\n" + file([3]) + line("[[14]]")[:-9]})
     counted, _ = world.deliver()
-    assert world.counts.slots[STREAM][HOUR] == Counts(Counter({3: 1}), rated=1, records=1, unreadable=2)
+    assert world.counts.slots[VARIANT_KEY][HOUR] == Counts(
+        Counter({3: 1}), with_confidence=1, records=1, unreadable=2
+    )
     assert [(e.source, e.line) for e in counted.tally.examples] == [
         (f"s3://bucket/{KEY}", 1),
         (f"s3://bucket/{KEY}", 3),
@@ -254,14 +267,16 @@ def test_a_few_bad_records_are_no_violation_of_an_hour_that_has_just_begun():
 def test_nothing_readable_is_a_violation_as_soon_as_there_is_enough_of_it():
     world = World({KEY: b"".join(line({"code": 400}, at(50)) + b"\n" for _ in range(50))})
     world.deliver()
-    assert [(d["check"], d["value"], d["n"]) for d in world.violations] == [("unreadable_share", 1.0, 50)]
+    assert [(d["check"], d["value"], d["sample_size"]) for d in world.violations] == [
+        ("unreadable_share", 1.0, 50)
+    ]
 
 
 def test_a_file_of_a_hundred_thousand_records_counts_to_the_last():
     classes = [n % 43 for n in range(100_000)]
     world = World({KEY: file(classes[:50_000]) + file(classes[50_000:], at(13))})
     world.deliver()
-    counted = world.counts.slots[STREAM]
+    counted = world.counts.slots[VARIANT_KEY]
     assert sum(counts.records for counts in counted.values()) == 100_000
     assert total(counted.values()).classes == Counter(classes)
 
@@ -278,21 +293,21 @@ def test_slots_older_than_the_retention_are_refused_with_their_number_and_the_re
     body = file([1] * 3, at(0)) + file([2] * 2, at(10)) + line([[14]], at(0)) + b"\noops\n"
     world = World({KEY: body})
     counted, _ = world.deliver(arrived=HOUR + ninety_days)
-    assert world.counts.slots[STREAM] == {
-        HOUR + timedelta(minutes=10): Counts(Counter({2: 2}), rated=2, records=2)
+    assert world.counts.slots[VARIANT_KEY] == {
+        HOUR + timedelta(minutes=10): Counts(Counter({2: 2}), with_confidence=2, records=2)
     }
     assert (counted.new, counted.expired) == (True, 5)
-    assert (counted.counts.n, counted.counts.unreadable) == (2, 5)
+    assert (counted.counts.sample_size, counted.counts.unreadable) == (2, 5)
     # one second earlier nothing is too old
     world = World({KEY: body})
     counted, _ = world.deliver(arrived=HOUR + ninety_days - timedelta(seconds=1))
-    assert (counted.expired, counted.counts.n) == (0, 6)
+    assert (counted.expired, counted.counts.sample_size) == (0, 6)
 
 
 def test_a_file_that_is_too_old_as_a_whole_is_neither_counted_nor_judged():
     world = World({KEY: file([14] * 60)})
     counted, judged = world.deliver(arrived=HOUR + timedelta(days=400))
-    assert (counted.counts.n, counted.counts.unreadable) == (0, 60)
+    assert (counted.counts.sample_size, counted.counts.unreadable) == (0, 60)
     assert (world.counts.files, world.violations, judged.verdicts) == (set(), [], [])
 
 
@@ -303,7 +318,7 @@ def test_a_longer_window_gathers_what_an_hour_lacks(hours, violated):
     world = World(files, hours=hours)
     for name in files:
         world.deliver(name)
-    assert [d["n"] for d in world.violations] == [60] * violated
+    assert [d["sample_size"] for d in world.violations] == [60] * violated
     for detail in world.violations:
         start, end = (datetime.fromisoformat(detail["window"][name]) for name in ("start", "end"))
         assert end - start == timedelta(hours=hours)
@@ -369,6 +384,8 @@ def test_any_interleaving_of_deliveries_gives_the_same_counts(extra, order, refu
         world.retry(name)
     assert world.counts.slots == EXPECTED.counts.slots
     for check in ("class_share", "unreadable_share"):
-        starts = sorted(window.start for name, window in world.counts.violations[STREAM] if name == check)
+        starts = sorted(
+            window.start for name, window in world.counts.violations[VARIANT_KEY] if name == check
+        )
         assert starts
         assert all(later - earlier >= timedelta(hours=1) for earlier, later in itertools.pairwise(starts))

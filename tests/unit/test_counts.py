@@ -50,17 +50,17 @@ def test_predictions_are_counted_in_the_ten_minutes_of_their_own_time():
         low_confidence=0.5,
     )
     assert counted.slots == {
-        at(0): Counts(Counter({14: 2, 3: 2}), rated=3, low=1, records=3),
-        at(10): Counts(Counter({14: 1}), rated=1, records=1),
-        at(60): Counts(Counter({14: 1}), rated=1, records=1),
+        at(0): Counts(Counter({14: 2, 3: 2}), with_confidence=3, low_confidence=1, records=3),
+        at(10): Counts(Counter({14: 1}), with_confidence=1, records=1),
+        at(60): Counts(Counter({14: 1}), with_confidence=1, records=1),
     }
 
 
 def test_a_confidence_at_the_bound_is_not_low_and_without_a_bound_none_is():
     records = [record(at(0), (1, 0.4), (1, 0.5), (1, None), (1, 1.0))]
-    assert tally(records, HOUR, low_confidence=0.5).slots[HOUR].low == 1
-    assert tally(records, HOUR).slots[HOUR].low == 0
-    assert tally(records, HOUR).slots[HOUR].rated == 3
+    assert tally(records, HOUR, low_confidence=0.5).slots[HOUR].low_confidence == 1
+    assert tally(records, HOUR).slots[HOUR].low_confidence == 0
+    assert tally(records, HOUR).slots[HOUR].with_confidence == 3
 
 
 def test_replays_and_unreadable_records_are_no_predictions():
@@ -213,24 +213,24 @@ def test_confidences_are_known_by_moments_and_buckets():
     other = Confidences()
     other.add([0.5, 0.5])
     found += other
-    assert (found.n, found.least, found.most) == (7, 0.0, 1.0)
+    assert (found.sample_size, found.minimum, found.maximum) == (7, 0.0, 1.0)
     assert found.sum == pytest.approx(3.149)
     assert found.squares == pytest.approx(0.0025 + 1 + 0.01 + 0.998001 + 0.5)
     assert found.buckets == [2, 1, 0, 0, 0, 2, 0, 0, 0, 2]
 
 
 def test_a_total_changes_no_summand():
-    one, other = Counts(Counter({1: 1}), records=1), Counts(Counter({1: 2, 3: 1}), low=1)
-    assert total([one, other]) == Counts(Counter({1: 3, 3: 1}), records=1, low=1)
+    one, other = Counts(Counter({1: 1}), records=1), Counts(Counter({1: 2, 3: 1}), low_confidence=1)
+    assert total([one, other]) == Counts(Counter({1: 3, 3: 1}), records=1, low_confidence=1)
     assert one == Counts(Counter({1: 1}), records=1)
     assert total([]) == Counts()
-    assert total([one, other]).n == 4
+    assert total([one, other]).sample_size == 4
 
 
 def test_names_without_end_are_counted_as_unknown_beyond_the_bound():
     names = [f"name-{i}" for i in range(5 * MAX_CLASSES)]
     records = [record(HOUR, (name,)) for name in ["Stop", *names, "Stop"]]
     counted = tally(records, HOUR).counts
-    assert counted.n == len(records)
+    assert counted.sample_size == len(records)
     assert counted.classes["Stop"] == 2
     assert MAX_CLASSES <= len(counted.classes) <= MAX_CLASSES + 1

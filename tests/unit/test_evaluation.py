@@ -452,7 +452,7 @@ def test_several_processes_count_the_same_as_one(job):
     one, two = (evaluation.measure(paths, settings, processes=n) for n in (1, 2))
     assert len(paths) == 12
     assert one == two
-    assert evaluation.merged(two)[0].n == 24
+    assert evaluation.merged(two)[0].sample_size == 24
 
 
 def test_memory_does_not_grow_with_the_files(job):
@@ -554,8 +554,8 @@ def test_a_baseline_is_fetched_from_s3():
 def test_metrics_of_a_file_have_a_bounded_number_of_names():
     counts = Counts(
         Counter(dict.fromkeys(range(1000), 2) | {"Stop": 3, "unknown": 4}),
-        rated=9,
-        low=5,
+        with_confidence=9,
+        low_confidence=5,
         unreadable=6,
         replayed=7,
         records=1,

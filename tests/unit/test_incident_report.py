@@ -18,8 +18,8 @@ START = datetime(2026, 11, 23, 10, tzinfo=UTC)
 
 
 class Store:
-    def read(self, stream, window):
-        assert (stream, window.start) == ("traffic-signs/AllTraffic", START)
+    def read(self, variant_key, window):
+        assert (variant_key, window.start) == ("traffic-signs/AllTraffic", START)
         return {START: Counts(classes=Counter({14: 322, 3: 78}))}
 
 

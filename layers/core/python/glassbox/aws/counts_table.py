@@ -32,7 +32,7 @@ FILE_ID_BYTES = 16
 # EventBridge (1 day), the queue (4), its dead-letter queue (14), and both once more after a redrive.
 REDELIVERY = timedelta(days=37)
 
-_SCALARS = ("rated", "low", "records", "unreadable", "replayed", "forged")
+_SCALARS = ("with_confidence", "low_confidence", "records", "unreadable", "replayed", "forged")
 
 
 class CountsTable:
@@ -41,7 +41,7 @@ class CountsTable:
     def __init__(self, client: Any, table: str) -> None:
         self._client, self._table = client, table
 
-    def add(self, file: str, stream: str, slots: Mapping[datetime, Counts]) -> bool:
+    def add(self, file: str, variant_key: str, slots: Mapping[datetime, Counts]) -> bool:
         """Add the counts of one file to every item it touches; False when all of them had counted it before.
 
         ::
@@ -55,13 +55,13 @@ class CountsTable:
 
         Args:
             file: what identifies the file: bucket, key and etag.
-            stream: ``<endpoint>/<variant>``.
+            variant_key: ``<endpoint>/<variant>``.
 
         Raises:
             BadInputError: DynamoDB will never take the write: an item would exceed 400 KB.
         """
         file_id = hashlib.sha256(file.encode()).digest()[:FILE_ID_BYTES]
-        pk = f"{stream}#{shard(file_id)}"
+        pk = f"{variant_key}#{shard(file_id)}"
         took = [  # a list: every item is written, also after the first one that is new
             self._add_to(pk, f"{_text(slot)}#{block:03d}", file, file_id, slot, added)
             for slot, counts in sorted(slots.items())
@@ -69,37 +69,37 @@ class CountsTable:
         ]
         return any(took)
 
-    def read(self, stream: str, window: Window) -> dict[datetime, Counts]:
+    def read(self, variant_key: str, window: Window) -> dict[datetime, Counts]:
         """Return the counts per slot of ``window`` (consistent)."""
         slots: dict[datetime, Counts] = defaultdict(Counts)
         for number in range(SHARDS):
-            for item in self._query(f"{stream}#{number}", window.start, window.end - SLOT):
+            for item in self._query(f"{variant_key}#{number}", window.start, window.end - SLOT):
                 slots[_time(item["sk"]["S"].partition("#")[0])] += _counts(item)
         return dict(slots)
 
-    def published(self, stream: str, window: Window) -> list[PublishedViolation]:
+    def published(self, variant_key: str, window: Window) -> list[PublishedViolation]:
         """Return the published violations whose windows overlap ``window`` (consistent)."""
         found = []
-        for item in self._query(stream, window.start - LONGEST_WINDOW, window.end - SLOT):
+        for item in self._query(variant_key, window.start - LONGEST_WINDOW, window.end - SLOT):
             start, _, check = item["sk"]["S"].partition("#")
             found.append(PublishedViolation(check, Window(_time(start), _time(item["end"]["S"]))))
         return [violation for violation in found if violation.window.overlaps(window)]
 
-    def record(self, stream: str, verdict: Verdict) -> None:
+    def record(self, variant_key: str, verdict: Verdict) -> None:
         """Remember that a violation was published; recording it again changes nothing."""
         item = {
-            "pk": {"S": stream},
-            "sk": {"S": f"{_text(verdict.window.start)}#{verdict.name}"},
+            "pk": {"S": variant_key},
+            "sk": {"S": f"{_text(verdict.window.start)}#{verdict.check}"},
             "end": {"S": _text(verdict.window.end)},
             "value": {"N": repr(verdict.value)},
-            "n": {"N": str(verdict.n)},
+            "sample_size": {"N": str(verdict.sample_size)},
             "reason": {"S": verdict.reason},
             "expires": _expires(verdict.window.start),
         }
         try:
             self._client.put_item(TableName=self._table, Item=item)
         except AWS_ERRORS as error:
-            raise translate(error, f"{stream}: the violation was not recorded") from error
+            raise translate(error, f"{variant_key}: the violation was not recorded") from error
 
     def _add_to(
         self, pk: str, sk: str, file: str, file_id: bytes, slot: datetime, added: Mapping[str, int]

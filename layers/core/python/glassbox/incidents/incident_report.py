@@ -42,7 +42,7 @@ class Objects(Protocol):
 class CountsStore(Protocol):
     """See :class:`glassbox.aws.counts_table.CountsTable`."""
 
-    def read(self, stream: str, window: Window) -> Mapping[datetime, Counts]: ...
+    def read(self, variant_key: str, window: Window) -> Mapping[datetime, Counts]: ...
 
 
 class _Completeness(msgspec.Struct, frozen=True):
@@ -100,8 +100,10 @@ def write_page(
     pictures, left_out = _pictures(incident, bucket, objects)
     cause = incident.cause
     window = Window(cause.window_start, cause.window_end)
-    streams = [f"{incident.endpoint}/{variant}" for variant in variants(cause)]
-    counted = total(slot for stream in streams for slot in counts.read(stream, window).values())
+    variant_keys = [f"{incident.endpoint}/{variant}" for variant in variants(cause)]
+    counted = total(
+        slot for variant_key in variant_keys for slot in counts.read(variant_key, window).values()
+    )
     flagged = [_input(captured) for captured in inputs(incident)] if incident.notify_only else []
     key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
     page = render(incident, pictures, counted, left_out, flagged)
@@ -160,7 +162,7 @@ def _input(captured: Input) -> dict[str, Any]:
 def _counted(counts: Counts) -> str:
     most = sorted(counts.classes.items(), key=lambda item: (-item[1], str(item[0])))[:3]
     of = ", ".join(f"{n} x class {printable(label, 80)}" for label, n in most)
-    return f"{counts.n} predictions in the window" + (f", the most frequent: {of}" if of else "")
+    return f"{counts.sample_size} predictions in the window" + (f", the most frequent: {of}" if of else "")
 
 
 def _group(name: str, incident: Incident) -> int:
@@ -209,5 +211,5 @@ def render(
         inputs=inputs,
         bars=bars,
         largest=max(counts.classes.values(), default=1),
-        counted=counts.n,
+        counted=counts.sample_size,
     )

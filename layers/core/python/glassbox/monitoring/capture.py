@@ -246,7 +246,7 @@ class CaptureFile(NamedTuple):
     hour: datetime
 
     @property
-    def stream(self) -> str:
+    def variant_key(self) -> str:
         """What its predictions are counted under."""
         return f"{self.endpoint}/{self.variant}"
 

@@ -47,17 +47,17 @@ class Bounds:
 class Verdict:
     """One statistic of one window, held against its bounds.
 
-    ``value`` is None where there is not enough data to judge; then nothing is violated. ``n`` is what was judged:
-    predictions, or records for ``unreadable_share``. ``label`` is the class it is about, where there is one.
+    ``value`` is None where there is not enough data to judge; then nothing is violated. ``sample_size`` is what was
+    judged: predictions, or records for ``unreadable_share``. ``label`` is the class it is about, where there is one.
     ``reason`` is one sentence an operator can act on.
     """
 
-    name: str
+    check: str
     value: float | None
     lower: float | None
     upper: float | None
     window: Window
-    n: int
+    sample_size: int
     violated: bool
     reason: str
     label: Label | None = None
@@ -77,7 +77,7 @@ def detail(endpoint: str, variant: str, verdict: Verdict) -> dict[str, Any]:
         "version": 1,
         "endpoint": endpoint,
         "variant": variant,
-        "check": verdict.name,
+        "check": verdict.check,
         "value": verdict.value,
         "lower": verdict.lower,
         "upper": verdict.upper,
@@ -85,7 +85,7 @@ def detail(endpoint: str, variant: str, verdict: Verdict) -> dict[str, Any]:
             "start": f"{verdict.window.start:%Y-%m-%dT%H:%M:%SZ}",
             "end": f"{verdict.window.end:%Y-%m-%dT%H:%M:%SZ}",
         },
-        "n": verdict.n,
+        "sample_size": verdict.sample_size,
         "class": verdict.label,
         "reason": verdict.reason,
     }
@@ -97,30 +97,30 @@ def judge(
     bounds: Bounds,
     baseline: Mapping[Label, int] | None = None,
     *,
-    over: bool = False,
+    window_closed: bool = False,
 ) -> list[Verdict]:
     """Every check that is turned on, in the order of the functions below.
 
     Args:
         baseline: predictions per class while all was well; without it there is no drift to judge.
-        over: whether all records of the window are in; one that has just begun holds a few neighbours only.
+        window_closed: whether the window has ended; False while it is still open.
     """
     verdicts = [class_share(counts, window, bounds)]
     if bounds.low_confidence_threshold is not None:
         verdicts.append(low_confidence_share(counts, window, bounds, bounds.low_confidence_threshold))
     if bounds.drift_threshold is not None and baseline:
         verdicts.append(drift(counts, window, bounds, bounds.drift_threshold, baseline))
-    verdicts.append(unreadable_share(counts, window, bounds, over=over))
+    verdicts.append(unreadable_share(counts, window, bounds, window_closed=window_closed))
     return verdicts
 
 
 def class_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
     """The share of the most predicted class; more than THRESHOLD is a violation."""
-    if counts.n < bounds.min_predictions:
-        return _not_enough(CLASS_SHARE, bounds.threshold, counts.n, "predictions", window, bounds)
+    if counts.sample_size < bounds.min_predictions:
+        return _not_enough(CLASS_SHARE, bounds.threshold, counts.sample_size, "predictions", window, bounds)
     # of equally frequent classes the first by name, so that every judge names the same
     label, count = min(counts.classes.items(), key=lambda item: (-item[1], str(item[0])))
-    share = count / counts.n
+    share = count / counts.sample_size
     violated = share > bounds.threshold
     name = "Unknown class" if label == UNKNOWN else f"Class {label}"
     return Verdict(
@@ -129,20 +129,20 @@ def class_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
         None,
         bounds.threshold,
         window,
-        counts.n,
+        counts.sample_size,
         violated,
         f"{name} predicted {share:.2%} of the time: {_compared(violated)} {bounds.threshold:.2%} threshold "
-        f"({count} of {counts.n} predictions, {window})",
+        f"({count} of {counts.sample_size} predictions, {window})",
         label,
     )
 
 
 def low_confidence_share(counts: Counts, window: Window, bounds: Bounds, threshold: float) -> Verdict:
     """The share of predictions less probable than LOW_CONFIDENCE, among those whose probability is known."""
-    if counts.rated < bounds.min_predictions:
+    if counts.with_confidence < bounds.min_predictions:
         what = "predictions with a probability"
-        return _not_enough(LOW_CONFIDENCE_SHARE, threshold, counts.rated, what, window, bounds)
-    share = counts.low / counts.rated
+        return _not_enough(LOW_CONFIDENCE_SHARE, threshold, counts.with_confidence, what, window, bounds)
+    share = counts.low_confidence / counts.with_confidence
     violated = share > threshold
     return Verdict(
         LOW_CONFIDENCE_SHARE,
@@ -150,11 +150,11 @@ def low_confidence_share(counts: Counts, window: Window, bounds: Bounds, thresho
         None,
         threshold,
         window,
-        counts.rated,
+        counts.with_confidence,
         violated,
         f"{share:.2%} of the predictions are less than {bounds.low_confidence:.0%} probable: "
         f"{_compared(violated)} {threshold:.2%} threshold "
-        f"({counts.low} of {counts.rated} predictions, {window})",
+        f"({counts.low_confidence} of {counts.with_confidence} predictions, {window})",
     )
 
 
@@ -166,39 +166,43 @@ def drift(
     Two samples of one distribution are never alike: the bound is DRIFT_THRESHOLD, widened (in quadrature, as
     independent errors add) by the distance that chance exceeds in one window of a thousand.
     """
-    if counts.n < bounds.min_predictions:
-        return _not_enough(DRIFT, threshold, counts.n, "predictions", window, bounds)
-    m = sum(baseline.values())
+    if counts.sample_size < bounds.min_predictions:
+        return _not_enough(DRIFT, threshold, counts.sample_size, "predictions", window, bounds)
     chance = distance_by_chance(baseline, counts.classes, _FALSE_ALARMS)
     upper = min(1.0, math.hypot(threshold, chance))
     distance = jensen_shannon_distance(baseline, counts.classes)
     violated = distance > upper
-    grown = max(counts.classes, key=lambda c: (counts.classes[c] / counts.n - baseline.get(c, 0) / m, str(c)))
+    n, m = counts.sample_size, sum(baseline.values())
+    grown = max(counts.classes, key=lambda c: (counts.classes[c] / n - baseline.get(c, 0) / m, str(c)))
     return Verdict(
         DRIFT,
         distance,
         None,
         upper,
         window,
-        counts.n,
+        counts.sample_size,
         violated,
         f"The predicted classes are {distance:.3f} away from the baseline (Jensen-Shannon): {_compared(violated)} "
-        f"{upper:.3f}, that is {threshold:g} widened for {counts.n} predictions; class {grown} went from "
-        f"{baseline.get(grown, 0) / m:.2%} to {counts.classes[grown] / counts.n:.2%} ({window})",
+        f"{upper:.3f}, that is {threshold:g} widened for {counts.sample_size} predictions; class {grown} went from "
+        f"{baseline.get(grown, 0) / m:.2%} to {counts.classes[grown] / n:.2%} ({window})",
         grown,
     )
 
 
-def unreadable_share(counts: Counts, window: Window, bounds: Bounds, *, over: bool = False) -> Verdict:
+def unreadable_share(
+    counts: Counts, window: Window, bounds: Bounds, *, window_closed: bool = False
+) -> Verdict:
     """The share of records that cannot be read; more than UNREADABLE_THRESHOLD is a violation.
 
-    Where nothing can be read of a window that is ``over``, three records are enough to say so.
+    Three records are enough where the window is closed and none of its records can be read.
     """
-    n, threshold = counts.records + counts.unreadable, bounds.unreadable_threshold
+    sample_size, threshold = counts.records + counts.unreadable, bounds.unreadable_threshold
     all_bad = not counts.records
-    if n < bounds.min_predictions and not (over and all_bad and n >= _CERTAINLY_UNREADABLE):
-        return _not_enough(UNREADABLE_SHARE, threshold, n, "records", window, bounds)
-    share = counts.unreadable / n
+    if sample_size < bounds.min_predictions and not (
+        window_closed and all_bad and sample_size >= _CERTAINLY_UNREADABLE
+    ):
+        return _not_enough(UNREADABLE_SHARE, threshold, sample_size, "records", window, bounds)
+    share = counts.unreadable / sample_size
     violated = share > threshold
     return Verdict(
         UNREADABLE_SHARE,
@@ -206,16 +210,19 @@ def unreadable_share(counts: Counts, window: Window, bounds: Bounds, *, over: bo
         None,
         threshold,
         window,
-        n,
+        sample_size,
         violated,
         f"{'None' if all_bad else f'{share:.2%}'} of the captured responses {'can' if all_bad else 'cannot'} be read: "
-        f"{_compared(violated)} {threshold:.2%} threshold ({counts.unreadable} of {n} records unreadable, {window})",
+        f"{_compared(violated)} {threshold:.2%} threshold "
+        f"({counts.unreadable} of {sample_size} records unreadable, {window})",
     )
 
 
-def _not_enough(name: str, upper: float, n: int, what: str, window: Window, bounds: Bounds) -> Verdict:
-    reason = f"Not enough data: {n} {what}, at least {bounds.min_predictions} are judged ({window})"
-    return Verdict(name, None, None, upper, window, n, False, reason)
+def _not_enough(
+    check: str, upper: float, sample_size: int, what: str, window: Window, bounds: Bounds
+) -> Verdict:
+    reason = f"Not enough data: {sample_size} {what}, at least {bounds.min_predictions} are judged ({window})"
+    return Verdict(check, None, None, upper, window, sample_size, False, reason)
 
 
 def _compared(violated: bool) -> str:

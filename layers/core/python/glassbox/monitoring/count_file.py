@@ -61,10 +61,10 @@ class Captures(Protocol):
 class CountsStore(Protocol):
     """See :class:`glassbox.aws.counts_table.CountsTable`."""
 
-    def add(self, file: str, stream: str, slots: Mapping[datetime, Counts]) -> bool: ...
-    def read(self, stream: str, window: Window) -> dict[datetime, Counts]: ...
-    def published(self, stream: str, window: Window) -> list[PublishedViolation]: ...
-    def record(self, stream: str, verdict: Verdict) -> None: ...
+    def add(self, file: str, variant_key: str, slots: Mapping[datetime, Counts]) -> bool: ...
+    def read(self, variant_key: str, window: Window) -> dict[datetime, Counts]: ...
+    def published(self, variant_key: str, window: Window) -> list[PublishedViolation]: ...
+    def record(self, variant_key: str, verdict: Verdict) -> None: ...
 
 
 class EventBus(Protocol):
@@ -141,7 +141,7 @@ def count_file(
         num_classes=settings.num_classes,
     )
     expired = total(counted.slots.pop(slot) for slot in list(counted.slots) if slot + RETENTION <= arrived)
-    new = not counted.slots or counts.add(f"{bucket}/{key}#{etag}", file.stream, counted.slots)
+    new = not counted.slots or counts.add(f"{bucket}/{key}#{etag}", file.variant_key, counted.slots)
     return Counted(file, counted, new, expired.records + expired.unreadable + expired.replayed)
 
 
@@ -174,8 +174,8 @@ def judge_file(
         return Judged([], [])
     touched = windows(counted.tally.slots, length)
     span = Window(touched[-1].start, touched[0].end)
-    slots = counts.read(counted.file.stream, span)
-    published = counts.published(counted.file.stream, span)
+    slots = counts.read(counted.file.variant_key, span)
+    published = counts.published(counted.file.variant_key, span)
     judged = {
         window: judge(total(c for start, c in slots.items() if start in window), window, settings, baseline)
         for window in touched
@@ -184,11 +184,11 @@ def judge_file(
     violations = []
     if variant not in settings.shadows:  # a shadow is counted and judged, but no reason to act
         for verdict in (v for verdicts in judged.values() for v in verdicts if v.violated):
-            if any(t.check == verdict.name and t.window.overlaps(verdict.window) for t in published):
+            if any(t.check == verdict.check and t.window.overlaps(verdict.window) for t in published):
                 continue
             events.put(VIOLATION_SOURCE, VIOLATION_DETAIL_TYPE, detail(endpoint, variant, verdict))
-            counts.record(counted.file.stream, verdict)
-            published.append(PublishedViolation(verdict.name, verdict.window))
+            counts.record(counted.file.variant_key, verdict)
+            published.append(PublishedViolation(verdict.check, verdict.window))
             violations.append(verdict)
     latest = max(counted.tally.slots) + SLOT
     return Judged(judged[Window(latest - length, latest)], violations)

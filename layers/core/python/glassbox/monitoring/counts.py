@@ -66,23 +66,23 @@ class Counts:
 
     Attributes:
         classes: predictions per class.
-        rated: predictions whose confidence is known; ``low`` of them were under LOW_CONFIDENCE.
+        with_confidence: predictions whose confidence is known; ``low_confidence`` of them were under LOW_CONFIDENCE.
         records: readable records of live traffic (a batch is one record); ``unreadable`` ones come on top.
         replayed: records of replayed requests, part of none of the other numbers.
         forged: records with a replay marker that does not verify. They are ordinary traffic, counted above too.
     """
 
     classes: Counter[Label] = field(default_factory=Counter)
-    rated: int = 0
-    low: int = 0
+    with_confidence: int = 0
+    low_confidence: int = 0
     records: int = 0
     unreadable: int = 0
     replayed: int = 0
     forged: int = 0
 
     @property
-    def n(self) -> int:
-        """Number of predictions."""
+    def sample_size(self) -> int:
+        """Return the number of predictions."""
         return self.classes.total()
 
     def add(self, records: Sequence[Record | Unreadable], low_confidence: float | None) -> list[float]:
@@ -94,21 +94,21 @@ class Counts:
         readable = [record for record in records if isinstance(record, Record)]
         live = [record for record in readable if not record.replayed]
         predictions = [prediction for record in live for prediction in record.predictions]
-        rated = [p.confidence for p in predictions if p.confidence is not None]
+        confidences = [p.confidence for p in predictions if p.confidence is not None]
         self.unreadable += len(records) - len(readable)
         self.replayed += len(readable) - len(live)
         self.forged += sum([record.forged for record in records])
         self.records += len(live)
-        self.rated += len(rated)
+        self.with_confidence += len(confidences)
         if low_confidence is not None:
-            self.low += sum([confidence < low_confidence for confidence in rated])
+            self.low_confidence += sum([confidence < low_confidence for confidence in confidences])
         self.classes.update([prediction.label for prediction in predictions])
-        return rated
+        return confidences
 
     def __iadd__(self, other: "Counts") -> Self:
         self.classes.update(other.classes)
-        self.rated += other.rated
-        self.low += other.low
+        self.with_confidence += other.with_confidence
+        self.low_confidence += other.low_confidence
         self.records += other.records
         self.unreadable += other.unreadable
         self.replayed += other.replayed
@@ -128,28 +128,28 @@ def total(counts: Iterable[Counts]) -> Counts:
 class Confidences:
     """The confidences (0..1) of many predictions in constant space: moments, and ten equal buckets."""
 
-    n: int = 0
+    sample_size: int = 0
     sum: float = 0.0
     squares: float = 0.0
-    least: float = math.inf
-    most: float = -math.inf
+    minimum: float = math.inf
+    maximum: float = -math.inf
     buckets: list[int] = field(default_factory=lambda: [0] * BUCKETS)
 
     def add(self, values: Sequence[float]) -> None:
         """Take note of some confidences."""
-        self.n += len(values)
+        self.sample_size += len(values)
         self.sum += sum(values)
         self.squares += sum([value * value for value in values])
-        self.least = min(self.least, min(values, default=math.inf))
-        self.most = max(self.most, max(values, default=-math.inf))
+        self.minimum = min(self.minimum, min(values, default=math.inf))
+        self.maximum = max(self.maximum, max(values, default=-math.inf))
         for bucket, count in Counter([int(value * BUCKETS) for value in values]).items():
             self.buckets[min(bucket, BUCKETS - 1)] += count
 
     def __iadd__(self, other: "Confidences") -> Self:
-        self.n += other.n
+        self.sample_size += other.sample_size
         self.sum += other.sum
         self.squares += other.squares
-        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
         return self
 

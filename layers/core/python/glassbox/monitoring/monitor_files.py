@@ -43,7 +43,7 @@ def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
             "name": CLASS_FEATURE,
             "inferred_type": "String",
             "string_statistics": {
-                "common": {"num_present": counts.n, "num_missing": counts.unreadable},
+                "common": {"num_present": counts.sample_size, "num_missing": counts.unreadable},
                 "distinct_count": len(counts.classes),
                 "distribution": {
                     "categorical": {
@@ -53,19 +53,24 @@ def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
             },
         }
     ]
-    if confidences.n:
-        mean = confidences.sum / confidences.n
+    if confidences.sample_size:
+        mean = confidences.sum / confidences.sample_size
         features.append(
             {
                 "name": CONFIDENCE_FEATURE,
                 "inferred_type": "Fractional",
                 "numerical_statistics": {
-                    "common": {"num_present": confidences.n, "num_missing": counts.n - confidences.n},
+                    "common": {
+                        "num_present": confidences.sample_size,
+                        "num_missing": counts.sample_size - confidences.sample_size,
+                    },
                     "mean": mean,
                     "sum": confidences.sum,
-                    "std_dev": math.sqrt(max(0.0, confidences.squares / confidences.n - mean * mean)),
-                    "min": confidences.least,
-                    "max": confidences.most,
+                    "std_dev": math.sqrt(
+                        max(0.0, confidences.squares / confidences.sample_size - mean * mean)
+                    ),
+                    "min": confidences.minimum,
+                    "max": confidences.maximum,
                     "distribution": {
                         "kll": {
                             "buckets": [
@@ -91,12 +96,12 @@ def constraints(counts: Counts, confidences: Confidences) -> dict[str, Any]:
             "string_constraints": {"domains": [str(label) for label, _ in by_class(counts.classes)]},
         }
     ]
-    if confidences.n:
+    if confidences.sample_size:
         features.append(
             {
                 "name": CONFIDENCE_FEATURE,
                 "inferred_type": "Fractional",
-                "completeness": confidences.n / counts.n if counts.n else 1.0,
+                "completeness": confidences.sample_size / counts.sample_size if counts.sample_size else 1.0,
                 "num_constraints": {"is_non_negative": True},
             }
         )
@@ -122,8 +127,8 @@ def violations(verdicts: Iterable[Verdict]) -> dict[str, Any]:
     return {
         "violations": [
             {
-                "feature_name": _FEATURES[verdict.name][0],
-                "constraint_check_type": _FEATURES[verdict.name][1],
+                "feature_name": _FEATURES[verdict.check][0],
+                "constraint_check_type": _FEATURES[verdict.check][1],
                 "description": verdict.reason,
             }
             for verdict in verdicts
@@ -153,26 +158,26 @@ def cloudwatch(
             )
             | common
         )
-    if confidences.n:
+    if confidences.sample_size:
         yield (
             _statistic(
                 f"feature_data_{CONFIDENCE_FEATURE}",
-                confidences.least,
-                confidences.most,
-                confidences.n,
+                confidences.minimum,
+                confidences.maximum,
+                confidences.sample_size,
                 confidences.sum,
             )
             | common
         )
-    yield {"MetricName": f"feature_non_null_{CLASS_FEATURE}", "Value": counts.n} | common
-    yield {"MetricName": f"feature_non_null_{CONFIDENCE_FEATURE}", "Value": confidences.n} | common
-    drifts = [v.value for v in verdicts if v.name == DRIFT and v.value is not None]
+    yield {"MetricName": f"feature_non_null_{CLASS_FEATURE}", "Value": counts.sample_size} | common
+    yield {"MetricName": f"feature_non_null_{CONFIDENCE_FEATURE}", "Value": confidences.sample_size} | common
+    drifts = [v.value for v in verdicts if v.check == DRIFT and v.value is not None]
     if drifts:
         yield {"MetricName": f"feature_baseline_drift_{CLASS_FEATURE}", "Value": max(drifts)} | common
 
 
-def _statistic(name: str, least: float, most: float, n: int, total: float) -> dict[str, Any]:
-    values = {"Minimum": least, "Maximum": most, "SampleCount": n, "Sum": total}
+def _statistic(name: str, minimum: float, maximum: float, sample_size: int, total: float) -> dict[str, Any]:
+    values = {"Minimum": minimum, "Maximum": maximum, "SampleCount": sample_size, "Sum": total}
     return {"MetricName": name, "StatisticValues": values}
 
 
@@ -185,11 +190,11 @@ def file_metrics(counts: Counts) -> dict[str, int]:
     """The counts of a file as CloudWatch metrics, in a bounded number of names."""
     metrics = Counter(
         {
-            "Predictions": counts.n,
+            "Predictions": counts.sample_size,
             "UnreadableRecords": counts.unreadable,
             "ReplayedRecords": counts.replayed,
             "ForgedMarkers": counts.forged,
-            "LowConfidencePredictions": counts.low,
+            "LowConfidencePredictions": counts.low_confidence,
         }
     )
     for label, count in counts.classes.items():

@@ -125,6 +125,7 @@ class Rehearsal:
     session: boto3.Session
     patience: float
     left: list[str] = field(default_factory=list)
+    model: str = ""
 
     def __post_init__(self) -> None:
         self.account = self.session.client("sts").get_caller_identity()["Account"]
@@ -210,32 +211,39 @@ class Rehearsal:
         )
 
     def _remember_models(self) -> None:
-        """The model that make deploy uploads is removed only where it was not there before."""
+        """Remove the model that make deploy uploads for this stack, unless it was there before, or another stack's."""
         s3, bucket = self.client("s3"), _models_bucket(self.session)
+        before: set[str] | None = set()
         try:
-            found = s3.list_objects_v2(Bucket=bucket, Prefix="glassbox/").get("Contents", ())
-            before: set[str] | None = {item["Key"] for item in found}
-        except ClientError:
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="glassbox/"):
+                before |= {item["Key"] for item in page.get("Contents", ())}
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchBucket":
+                raise
             before = None
 
         def remove() -> None:
-            new = [
-                item["Key"]
-                for item in s3.list_objects_v2(Bucket=bucket, Prefix="glassbox/").get("Contents", ())
-                if item["Key"] not in (before or ())
-            ]
-            for key in new:
+            key = self.model.removeprefix(f"s3://{bucket}/")
+            if self.model and key not in (before or ()) and not self._is_used(self.model):
                 s3.delete_object(Bucket=bucket, Key=key)
             if before is None and not s3.list_objects_v2(Bucket=bucket, MaxKeys=1).get("Contents"):
                 s3.delete_bucket(Bucket=bucket)
 
         self.undo(f"model in {bucket}", remove)
 
+    def _is_used(self, model: str) -> bool:
+        """Whether a stack is deployed with this model: it is named by its content, and so may be shared."""
+        pages = self.client("cloudformation").get_paginator("describe_stacks").paginate()
+        found = [stack.parameters_of(found) for page in pages for found in page["Stacks"]]
+        return any(parameters.get("ModelDataUrl") == model for parameters in found)
+
     def _delete_stack(self) -> None:
         """Delete the stack in whatever state it is, with what its template keeps: buckets and tables."""
         cloudformation = self.client("cloudformation")
-        if stack.describe(self.name, cloudformation) is None:
+        found = stack.describe(self.name, cloudformation)
+        if found is None:
             return
+        self.model = stack.parameters_of(found).get("ModelDataUrl", "")
         with contextlib.suppress(ClientError, DeployError):
             self.settled()  # an endpoint that is updated cannot be deleted
         resources = cloudformation.describe_stack_resources(StackName=self.name)["StackResources"]

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from local.emulator import REGION, ROOT, EmbeddedAws
+from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
 from local.stack import REGISTRY
 from watching import wait_for
 
@@ -108,11 +108,20 @@ def test_an_interrupted_rehearsal_is_removed(aws, smoke):
         line = process.stdout.readline()
         assert line, said
         said += line
+    s3, theirs = (
+        aws.client("s3"),
+        {"Bucket": f"sagemaker-{REGION}-{ACCOUNT}", "Key": "glassbox/0123/model.tar.gz"},
+    )
+    s3.put_object(**theirs, Body=b"of a stack that is deployed meanwhile")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
     rest, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Interrupted." in rest
     assert "LEFT" not in rest
+    models = s3.list_objects_v2(Bucket=theirs["Bucket"]).get("Contents", ())
+    assert [model["Key"] for model in models] == [theirs["Key"]]
+    s3.delete_object(**theirs)
+    s3.delete_bucket(Bucket=theirs["Bucket"])
     assert sams(left(aws)) == before
 
 

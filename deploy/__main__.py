@@ -63,7 +63,7 @@ class Plan:
     parameters: dict[str, str]
     watched: Watched | None
     reacts: bool
-    instead: dict[str, str]
+    overrides: dict[str, str]
     words: list[str]
 
 
@@ -89,11 +89,13 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
     # a new endpoint of the stack's own is nobody else's: _own_name looks
     name = options.endpoint or before.get("EndpointName")
     notes = _check_alone(options.stack, name, cloudformation) if name else []
-    instead: dict[str, str] = {}
+    overrides: dict[str, str] = {}
     if watched:
         if reacts:
-            instead = with_kept(_given(options), before.get("HookedConfigName", ""), watched, session)
-            check_twin(watched, options.stack, instead, session)
+            overrides = with_kept(
+                _overrides_of(options), before.get("HookedConfigName", ""), watched, session
+            )
+            check_twin(watched, options.stack, overrides, session)
         parameters = _watching(watched, before, twin=reacts)
     else:
         parameters = _owning(options, before, session)
@@ -114,7 +116,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
         "",
     ]
     if watched:
-        words += _words_for(watched, instead, options, session, twin=reacts)
+        words += _words_for(watched, overrides, options, session, twin=reacts)
     else:
         words += _words_for_own(options, before | parameters, session)
     if reacts:
@@ -127,7 +129,7 @@ def make_plan(options: argparse.Namespace, session: boto3.Session) -> Plan:
         words.append(
             "Note: no monitor image was pushed (make images, make push): the hourly job is left out."
         )
-    return Plan(parameters, watched, reacts, instead, words)
+    return Plan(parameters, watched, reacts, overrides, words)
 
 
 def _asked(options: argparse.Namespace) -> dict[str, str]:
@@ -254,17 +256,17 @@ def _image(repository: str, before: str, session: boto3.Session) -> str:
     return before if theirs else images.pushed(repository, session) or before
 
 
-def _given(options: argparse.Namespace) -> dict[str, str]:
+def _overrides_of(options: argparse.Namespace) -> dict[str, str]:
     """Return image and model data of the twin, where they are given."""
     given = {IMAGE: options.image, MODEL_DATA: options.model_data}
     return {member: value for member, value in given.items() if value}
 
 
-def _kept(instead: dict[str, str], options: argparse.Namespace) -> list[str]:
+def _kept(overrides: dict[str, str], options: argparse.Namespace) -> list[str]:
     return [
         f"The twin keeps {SETTINGS[member]}={value}, as the one before ({SETTINGS[member]}=… names another)."
-        for member, value in instead.items()
-        if member not in _given(options)
+        for member, value in overrides.items()
+        if member not in _overrides_of(options)
     ]
 
 
@@ -282,7 +284,7 @@ def _changes(before: dict[str, str], parameters: dict[str, str]) -> list[str]:
 
 def _words_for(
     watched: Watched,
-    instead: dict[str, str],
+    overrides: dict[str, str],
     options: argparse.Namespace,
     session: boto3.Session,
     *,
@@ -291,7 +293,7 @@ def _words_for(
     on, others = events_are_on(watched.bucket, session.client("s3"))
     words = ["It would watch:", *(f"  {line}" for line in watched.lines()), ""]
     if twin:
-        words += _words_for_twin(watched, instead)
+        words += _words_for_twin(watched, overrides)
     if on:
         words += [f"Bucket {watched.bucket} already notifies EventBridge of its objects.", ""]
     else:
@@ -306,16 +308,16 @@ def _words_for(
         words.append(
             f"Endpoint {name} is left alone until a violation. Then it goes to {twin_name(plain)}, and back to {plain}."
         )
-    words += [f"Note: {note}" for note in [*_kept(instead, options), *watched.notes(twin=twin)]]
-    if twin and IMAGE not in instead:
+    words += [f"Note: {note}" for note in [*_kept(overrides, options), *watched.notes(twin=twin)]]
+    if twin and IMAGE not in overrides:
         words.append(
             "Note: the twin runs the endpoint's own image and code, which must contain the hook (docs/your-model.md)."
         )
     return words
 
 
-def _words_for_twin(watched: Watched, instead: dict[str, str]) -> list[str]:
-    changed = [f"{SETTINGS[member].lower().replace('_', ' ')} {value}" for member, value in instead.items()]
+def _words_for_twin(watched: Watched, overrides: dict[str, str]) -> list[str]:
+    changed = [f"{SETTINGS[member].lower().replace('_', ' ')} {value}" for member, value in overrides.items()]
     plain = watched.config_name
     return [
         "Its hooked twin would be created:",
@@ -380,14 +382,14 @@ def deploy(options: argparse.Namespace, session: boto3.Session) -> None:
     if watched:
         turn_events_on(watched.bucket, session.client("s3"))
         if found.reacts and there:  # before the update: the stack never names a config that does not exist
-            _make_twin(watched, options.stack, stack.outputs_of(there), session, found.instead)
+            _make_twin(watched, options.stack, stack.outputs_of(there), session, found.overrides)
     elif parameters.get("ModelDataUrl") == TO_BE_UPLOADED:
         parameters["ModelDataUrl"] = _upload_model(options.model or WEIGHTS, session)
     stack.sam_deploy(options.stack, parameters, session.region_name)
     _, outputs = stack.existing(options.stack, cloudformation)
     if watched:
         if found.reacts and not there:
-            _make_first_twin(watched, options.stack, outputs, session, found.instead)
+            _make_first_twin(watched, options.stack, outputs, session, found.overrides)
         _delete_others(parameters.get("HookedConfigName", ""), options.stack, session)
     print("\nDone.")
     if options.email:
@@ -413,11 +415,11 @@ def _check_alarm(name: str, session: boto3.Session) -> str:
 
 
 def _make_twin(
-    watched: Watched, name: str, outputs: dict[str, str], session: boto3.Session, instead: dict[str, str]
+    watched: Watched, name: str, outputs: dict[str, str], session: boto3.Session, overrides: dict[str, str]
 ) -> str:
     """Create the twin with the stack's bucket and public replay key: its network may have no way to KMS."""
     key = _public_key(outputs, session).text
-    return make_twin(watched, name, outputs["Bucket"], key, session, instead)
+    return make_twin(watched, name, outputs["Bucket"], key, session, overrides)
 
 
 def _public_key(outputs: dict[str, str], session: boto3.Session) -> PublicKey:
@@ -430,11 +432,11 @@ def _public_key(outputs: dict[str, str], session: boto3.Session) -> PublicKey:
 
 
 def _make_first_twin(
-    watched: Watched, name: str, outputs: dict[str, str], session: boto3.Session, instead: dict[str, str]
+    watched: Watched, name: str, outputs: dict[str, str], session: boto3.Session, overrides: dict[str, str]
 ) -> None:
     """Create a new stack's twin; where that fails, raise DeployError and say that the stack has none."""
     try:
-        _make_twin(watched, name, outputs, session, instead)
+        _make_twin(watched, name, outputs, session, overrides)
     except (DeployError, ClientError, BotoCoreError) as error:
         raise DeployError(
             f"{error}\nStack {name} exists, but cannot swap until make twin succeeds (IMAGE and MODEL_DATA as here)"
@@ -465,12 +467,12 @@ def twin(options: argparse.Namespace, session: boto3.Session) -> None:
     _check_reacts(options.stack, parameters)
     _check_no_incident(options.stack, outputs, session)
     watched = read_endpoint(parameters["EndpointName"], session)
-    instead = with_kept(_given(options), parameters["HookedConfigName"], watched, session)
-    hooked = _make_twin(watched, options.stack, outputs, session, instead)
+    overrides = with_kept(_overrides_of(options), parameters["HookedConfigName"], watched, session)
+    hooked = _make_twin(watched, options.stack, outputs, session, overrides)
     turn_events_on(watched.bucket, session.client("s3"))
     stack.change_parameters(options.stack, _watching(watched, parameters, twin=True), cloudformation)
     print(f"{watched.name} runs {watched.config_name}; its hooked twin is {hooked}.")
-    print("".join(f"{line}\n" for line in _kept(instead, options)), end="")
+    print("".join(f"{line}\n" for line in _kept(overrides, options)), end="")
     _delete_others(hooked, options.stack, session)
 
 
@@ -521,7 +523,7 @@ def remove(options: argparse.Namespace, session: boto3.Session) -> None:
     _ask(options)
     _save_replay_key(outputs, session)
     if not own:
-        with stack.deaf(options.stack, session):
+        with stack.violations_paused(options.stack, session):
             _restore(outputs, session)
             # before the stack: after any failure from here on, make remove finds the rest
             deleted = delete_twins(options.stack, session)

@@ -291,8 +291,8 @@ def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any
 
 
 @contextlib.contextmanager
-def deaf(name: str, session: Any) -> Iterator[None]:
-    """Within, no violation opens an incident; an open one goes on to its end. An exception ends it."""
+def violations_paused(name: str, session: Any) -> Iterator[None]:
+    """Pause the opening of incidents; an open one continues to its end. An exception resumes it."""
     try:
         _listen(name, False, session)
         yield

@@ -16,7 +16,7 @@ from deploy.watched import HOOK, REPLAY_KEY, Watched, container_of, is_missing
 SUFFIX = "-hooked"
 NAME = 63  # characters
 TAG = "glassbox"  # its value is the stack's name: delete_twins deletes by it
-GIVEN = "glassbox-given"  # the members of the twin's container that IMAGE and MODEL_DATA replaced
+OVERRIDDEN = "glassbox-overridden"  # the members of the twin's container that IMAGE and MODEL_DATA replaced
 IMAGE, MODEL_DATA = "Image", "ModelDataUrl"
 NOTIFY_ONLY = 'SET="React=false" watches and notifies without a twin.'
 
@@ -33,11 +33,11 @@ def twin_name(plain: str) -> str:
     return name + SUFFIX
 
 
-def check_twin(watched: Watched, stack: str, instead: Mapping[str, str], session: boto3.Session) -> None:
+def check_twin(watched: Watched, stack: str, overrides: Mapping[str, str], session: boto3.Session) -> None:
     """Raise DeployError, naming every reason why the endpoint can have no twin.
 
     Args:
-        instead: as for `make_twin`.
+        overrides: as for `make_twin`.
     """
     problems = [
         f"variant {variant['VariantName']} has inference components and no model of its own"
@@ -52,7 +52,7 @@ def check_twin(watched: Watched, stack: str, instead: Mapping[str, str], session
             problems.append(f"model {name} has network isolation, and cannot write tensors to S3")
         if container is None:
             problems.append(f"model {name} has several containers, of which one alone could carry the hook")
-        elif "ModelPackageName" in container and not {IMAGE, MODEL_DATA} <= instead.keys():
+        elif "ModelPackageName" in container and not {IMAGE, MODEL_DATA} <= overrides.keys():
             problems.append(
                 f"model {name} is made of model package {container['ModelPackageName']}, which takes no environment: "
                 "IMAGE=… and MODEL_DATA=s3://… name the image and model data of its twin"
@@ -78,14 +78,14 @@ def make_twin(
     bucket: str,
     replay_key: str,
     session: boto3.Session,
-    instead: Mapping[str, str],
+    overrides: Mapping[str, str],
 ) -> str:
     """Create the hooked models and their endpoint config, or nothing; the endpoint is left alone.
 
     Args:
         bucket: the stack's, for the tensors.
         replay_key: the public key that the twin verifies replays with, as `PublicKey.text`.
-        instead: IMAGE and MODEL_DATA of the twin, where they differ from the endpoint's own.
+        overrides: IMAGE and MODEL_DATA of the twin, where they differ from the endpoint's own.
 
     Returns:
         The name of the hooked endpoint config.
@@ -93,17 +93,17 @@ def make_twin(
     Raises:
         DeployError: see `check_twin`; or SageMaker refused one of the creations, and the others were undone.
     """
-    check_twin(watched, stack, instead, session)
+    check_twin(watched, stack, overrides, session)
     environment = {
         HOOK: f"s3://{bucket}/tensors/{watched.name}",
         REPLAY_KEY: replay_key,
     }
     with contextlib.ExitStack() as undo:
         for name, model in watched.models.items():
-            container, given = _hooked(container_of(model) or {}, environment, instead)
+            container, given = _hooked(container_of(model) or {}, environment, overrides)
             member = "PrimaryContainer" if "PrimaryContainer" in model else "Containers"
             wanted = {**model, member: container if member == "PrimaryContainer" else [container]}
-            tags = {TAG: stack} | ({GIVEN: " ".join(given)} if given else {})
+            tags = {TAG: stack} | ({OVERRIDDEN: " ".join(given)} if given else {})
             _make("model", twin_name(name), wanted, tags, session, undo)
         variants = [
             {**variant, "ModelName": twin_name(variant["ModelName"])}
@@ -117,16 +117,16 @@ def make_twin(
 
 
 def _hooked(
-    container: Mapping[str, Any], environment: Mapping[str, str], instead: Mapping[str, str]
+    container: Mapping[str, Any], environment: Mapping[str, str], overrides: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the twin's container, and which of its members `instead` replaced."""
-    given = {member: value for member, value in instead.items() if value != container.get(member)}
+    """Return the twin's container, and which of its members `overrides` replaced."""
+    given = {member: value for member, value in overrides.items() if value != container.get(member)}
     twin = {**container, **given, "Environment": {**container.get("Environment", {}), **environment}}
-    if {IMAGE, MODEL_DATA} <= instead.keys():
+    if {IMAGE, MODEL_DATA} <= overrides.keys():
         # a container is made of a package or of an image, and SageMaker refuses both together
         for member in ("ModelPackageName", "InferenceSpecificationName"):
             twin.pop(member, None)
-    if MODEL_DATA in instead:
+    if MODEL_DATA in overrides:
         twin.pop("ModelDataSource", None)
     elif "ModelDataSource" in twin:  # it holds what ModelDataUrl does, and SageMaker refuses both together
         twin.pop(MODEL_DATA, None)
@@ -142,7 +142,7 @@ def with_kept(
         DeployError: model data was given for the twin of another model than the endpoint runs now, or the model that
             records what was given is gone.
     """
-    instead = dict(asked)
+    overrides = dict(asked)
     for name in _models_of(before, session):
         if (model := _find("model", name, session)) is None:
             if IMAGE in asked:
@@ -151,14 +151,14 @@ def with_kept(
                 f"{name} of the twin {before} is gone, and with it whether it had an image of its own: IMAGE=… names "
                 "that, or the endpoint's if it holds the hook"
             )
-        for member in set(_tags(_arn(model), session).get(GIVEN, "").split()) - set(asked):
-            instead[member] = (container_of(model) or {})[member]
+        for member in set(_tags(_arn(model), session).get(OVERRIDDEN, "").split()) - set(asked):
+            overrides[member] = (container_of(model) or {})[member]
             if member == MODEL_DATA and name not in map(twin_name, watched.models):
                 raise DeployError(
-                    f"MODEL_DATA={instead[member]} was given for the twin of another model than "
+                    f"MODEL_DATA={overrides[member]} was given for the twin of another model than "
                     f"{', '.join(watched.models)}, which runs now: MODEL_DATA=s3://… names the model data of its twin"
                 )
-    return instead
+    return overrides
 
 
 def delete_twins(stack: str, session: boto3.Session, *, but: str = "") -> list[str]:

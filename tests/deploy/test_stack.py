@@ -92,7 +92,7 @@ def session(monkeypatch):
 
 def test_nothing_is_begun_before_the_queue_is_left_alone(session):
     """Until its mapping is Disabled messages are taken, and CloudFormation cannot delete it."""
-    with stack.deaf("s", session):
+    with stack.violations_paused("s", session):
         assert session.functions.seen[-1] == "Disabled"
         assert session.rules == dict.fromkeys(stack.OPENING, False)
     assert session.rules == dict.fromkeys(stack.OPENING, False)
@@ -100,7 +100,7 @@ def test_nothing_is_begun_before_the_queue_is_left_alone(session):
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError()])
 def test_what_ends_badly_leaves_the_stack_as_it_was(session, capsys, failure):
-    with pytest.raises(type(failure)), stack.deaf("s", session):
+    with pytest.raises(type(failure)), stack.violations_paused("s", session):
         session.functions.states = ["Disabling", "Disabled"]
         raise failure
     assert session.functions.seen[-1] == "Enabled"
@@ -113,7 +113,7 @@ def test_what_else_goes_wrong_than_that_it_is_gone_is_told(session):
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "DisableRule")
 
     session.client("events").disable_rule = refuse
-    with pytest.raises(ClientError, match="AccessDenied"), stack.deaf("s", session):
+    with pytest.raises(ClientError, match="AccessDenied"), stack.violations_paused("s", session):
         pass
 
 

@@ -247,7 +247,10 @@ class TensorRecorder:
             "model": self._name,
             "modules": [self._described(*call) for call in calls],
             "inexact": self._inexact,
-            "labels": [labels[t] for t in tensors[names.TARGET].tolist()] if labels else None,
+            # cut, so that long names of a large batch leave the meta within what the reader takes
+            "labels": [labels[t][: names.LABEL_CHARACTERS] for t in tensors[names.TARGET].tolist()]
+            if labels
+            else None,
             "request": request,
         }
         encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)

@@ -46,6 +46,20 @@ def facts(label, complete=True):
     return json.dumps(facts).encode()
 
 
+def test_a_large_batch_takes_no_other_replays_place_on_the_page(incident):
+    """All samples of a batch that a client sent are drawn; the other flagged requests must still be seen."""
+    folder, names = "saliency/traffic-signs/id/", [f"event-{n}" for n in range(1, 17)]
+    incident = replace(incident, replays=frozenset(names), flagged=frozenset(names[:12]))
+    samples = [f"event-1-{n}" for n in range(1, 200)]
+    objects = FakeObjects({("bucket", f"{folder}{name}.json"): facts(14) for name in names + samples})
+    objects.objects |= {("bucket", f"{folder}{name}.png"): name.encode() for name in names + samples}
+    write_page(incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [])
+    page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
+    shown = set(re.findall(r'alt="\w+ of ([\w-]+)"', page))
+    assert shown >= set(names)
+    assert len(shown) == 60
+
+
 def test_the_page_shows_everything_and_needs_nothing(incident):
     folder = "saliency/traffic-signs/id/"
     objects = FakeObjects(

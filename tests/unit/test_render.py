@@ -188,6 +188,51 @@ def test_a_replay_that_cannot_be_explained_ends_in_a_refusal_with_its_reason(net
     assert (current.refused, current.pictures) == ({"event-1"}, frozenset())
 
 
+def unreadable(objects):
+    """Cut the end off the events."""
+    key = "bucket", INDEX.replace("index/000000000/", "events/000000000000/").replace("json", "tfevents")
+    objects.objects[key] = objects.objects[key][:-40]
+
+
+def test_a_replay_whose_trace_cannot_be_read_ends_in_a_refusal_where_it_names_itself(step, incident):
+    objects, incidents = step("event-1", incident.id), FakeIncidents()
+    incidents.open(replace(incident, replays=frozenset({"event-1"})))
+    unreadable(objects)
+    (refusal,) = render(objects, incidents)
+    assert "tfevents: tensor" in refusal.refused
+    assert names(objects) == {f"saliency/traffic-signs/{incident.id}/event-1.json"}
+    assert incidents.current("traffic-signs").refused == {"event-1"}
+
+
+def test_live_traffic_whose_trace_cannot_be_read_is_bad_input(step):
+    objects = step()
+    unreadable(objects)
+    with pytest.raises(BadInputError, match="tfevents: tensor"):
+        render(objects, FakeIncidents())
+    assert names(objects) == set()
+
+
+def test_a_refusal_after_a_picture_leaves_the_picture(step, network, tmp_path, incident):
+    """A replay that was sent twice is traced twice."""
+    objects, incidents = step("event-1", incident.id), FakeIncidents()
+    incidents.open(replace(incident, replays=frozenset({"event-1"})))
+    render(objects, incidents)
+    before = objects.get("bucket", f"saliency/traffic-signs/{incident.id}/event-1.json")
+    unreadable(objects)
+    (refusal,) = render(objects, incidents)
+    assert "tfevents: tensor" in refusal.refused
+    assert objects.get("bucket", f"saliency/traffic-signs/{incident.id}/event-1.json") == before
+    assert incidents.current("traffic-signs").refused == frozenset()
+
+
+def test_of_a_replayed_batch_so_many_are_drawn(step, incident):
+    """A client decides how large a batch is; drawing it all may take longer than the function may run."""
+    incidents, objects = FakeIncidents(), step("event-1", incident.id)
+    incidents.open(replace(incident, replays=frozenset({"event-1"})))
+    assert len(render(objects, incidents, max_heatmaps=1)) == 1
+    assert incidents.current("traffic-signs").pictures == {"event-1"}
+
+
 def test_live_traffic_that_cannot_be_explained_is_bad_input(network, tmp_path, incident):
     objects, incidents = FakeObjects(), FakeIncidents()
     incidents.open(incident)

@@ -181,6 +181,14 @@ def test_of_unknown_classes_those_are_explained(incident):
     assert done.names == {"event-1", "event-7"}
 
 
+def test_a_batch_is_behind_the_violation_with_any_of_its_predictions(incident):
+    """A client must not hide an attack behind the harmless first picture of each batch."""
+    batch = {"predictions": [{"class": c, "label": None, "probability": 0.9} for c in (3, 3, 14)]}
+    lines = [line(n, batch if n % 4 == 0 else 14 if n == 1 else 3) for n in range(20)]
+    done, _ = run(incident, {FOLDER + "a.jsonl": b"".join(lines)}, max_flagged_replays=10)
+    assert done.flagged == {f"event-{n}" for n in (0, 1, 4, 8, 12, 16)}
+
+
 def test_of_unreadable_responses_those_are_explained(incident):
     body = b"".join(line(n, {"code": 500, "message": "out of memory"} if n < 2 else 3) for n in range(9))
     done, _ = run(caused_by(incident, "unreadable_share"), {FOLDER + "a.jsonl": body})

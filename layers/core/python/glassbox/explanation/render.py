@@ -43,29 +43,30 @@ def render_step(
     the incident of the marker that the hook has verified; nothing else of the request decides about either. A picture
     of live traffic is named by run and step, and lies under the open incident or ``live``.
 
-    A replay ends in a picture or in a refusal: where its step holds what cannot be explained, the reason is written in
-    the place of the facts, ``{"refused": "…"}``, and the incident goes on.
+    A replay ends in a picture or in a refusal: where its step cannot be read or explained, the reason is written in the
+    place of the facts, ``{"refused": "…"}``, and the incident goes on. A refusal never replaces a picture.
 
     Args:
-        max_heatmaps: an incident that has so many gets no further ones of live traffic; replays are always drawn.
+        max_heatmaps: an incident that has so many gets no further ones of live traffic; replays are always drawn, up
+            to so many samples of one request.
 
     Raises:
-        BadInputError: the key is none of this endpoint's, or the step cannot be read or, of live traffic, not explained
-            (names key and reason).
+        BadInputError: the key is none of this endpoint's, the objects are gone, or the step of live traffic (or one
+            that does not name its request) cannot be read or explained; names key and reason.
         RetryableError: AWS does not answer.
     """
     match = re.fullmatch(rf"tensors/{re.escape(endpoint)}/({_RUN})/index/\d+/\d+_worker_0\.json", index_key)
     if match is None:
         raise BadInputError(f"{index_key}: not the index of a step of endpoint {endpoint}")
     index = trace_reader.read_index(index_key, objects.get(bucket, index_key))
-    step = trace_reader.read_trace(index, objects.get(bucket, index.events_key))
-    replayed, sender = _replay(step.meta.request)
+    events = objects.get(bucket, index.events_key)
+    replayed, sender = _replay(trace_reader.read_request(index, events))
     incident = incidents.current(endpoint)
     if incident and (incident.id != sender if sender else not incident.is_open):
         incident = None
     folder = f"saliency/{endpoint}/{sender or (incident.id if incident else 'live')}"
     try:
-        explanations = fullgrad.explain(step)
+        explanations = fullgrad.explain(trace_reader.read_trace(index, events))[:max_heatmaps]
     except BadInputError as error:
         if replayed is None:
             raise
@@ -96,6 +97,8 @@ def _refuse(
     incident: Incident | None,
     name: str,
 ) -> Picture:
+    if incident and name in incident.pictures:
+        return Picture(f"{stem}.json", False, reason)
     if incident:
         incidents.add_refusal(incident, name)
     objects.put(bucket, f"{stem}.json", json.dumps({"refused": reason}).encode(), "application/json")

@@ -52,6 +52,7 @@ VERSION = 3
 # read: the rest is for what lies around the tensors.
 STEP_PIXELS = 1 << 22
 STEP_BYTES = 60 << 20
+LABEL_CHARACTERS = 200  # of a class name
 
 # of `request`, where its replay marker verified: the incident that sent it, the event id that names its pictures
 REPLAY_INCIDENT, REPLAY_EVENT_ID = "replay_incident", "replay_event_id"

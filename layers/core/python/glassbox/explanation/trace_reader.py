@@ -26,7 +26,6 @@ Array = npt.NDArray[Any]
 
 MAX_INDEX_BYTES = 4 << 20
 MAX_META_BYTES = 1 << 20
-_LABEL_CHARACTERS = 200
 MAX_TENSORS = 4096
 MAX_DIMENSIONS = 8
 
@@ -173,6 +172,19 @@ def read_trace(index: Index, events: bytes) -> Trace:
     return Trace(index.events_key, index.step, meta, tensors)
 
 
+def read_request(index: Index, events: bytes) -> Mapping[str, str | None]:
+    """Return ``request`` of the step's meta, also of a step that :func:`read_trace` refuses; empty if unreadable."""
+    place = index.ranges.get(trace_format.META)
+    if place is None:
+        return {}
+    try:
+        meta = _read_frame(memoryview(events), *place, trace_format.META, index.step)
+        request = _object(_object(_json(_meta_bytes(meta))).get("request"))
+        return {name: _text_or_none(value, name) for name, value in request.items()}
+    except ValueError:
+        return {}
+
+
 def _json(data: bytes) -> Any:
     try:
         return json.loads(data)
@@ -204,7 +216,7 @@ def _text_or_none(value: Any, what: str) -> str | None:
 
 def _read_label(value: Any) -> str | None:
     label = _text_or_none(value, "labels")
-    return None if label is None else printable(label, _LABEL_CHARACTERS)  # it enters e-mails
+    return None if label is None else printable(label, trace_format.LABEL_CHARACTERS)  # it enters e-mails
 
 
 def _short(value: Any) -> str:
@@ -311,9 +323,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 def _read_meta(tensor: Array | None) -> Meta:
     if tensor is None:
         raise ValueError("not there: no step of Glassbox's hook")
-    if tensor.dtype != np.uint8 or tensor.ndim != 1 or tensor.size > MAX_META_BYTES:
-        raise ValueError(f"{tensor.dtype} {tensor.shape} holds no text")
-    meta = _object(_json(tensor.tobytes()))
+    meta = _object(_json(_meta_bytes(tensor)))
     if meta.get("version") != trace_format.VERSION:
         raise ValueError(
             f"written by version {_short(meta.get('version'))} of the hook, version {trace_format.VERSION} is read"
@@ -332,6 +342,12 @@ def _read_meta(tensor: Array | None) -> Meta:
         labels=None if labels is None else tuple(_read_label(label) for label in _list(labels, "labels")),
         request={name: _text_or_none(v, name) for name, v in _object(meta.get("request")).items()},
     )
+
+
+def _meta_bytes(tensor: Array) -> bytes:
+    if tensor.dtype != np.uint8 or tensor.ndim != 1 or tensor.size > MAX_META_BYTES:
+        raise ValueError(f"{tensor.dtype} {tensor.shape} holds no text")
+    return tensor.tobytes()
 
 
 def _read_module(entry: Any) -> Module:

@@ -24,6 +24,7 @@ from glassbox.monitoring.counts import Counts, Window, total
 from glassbox.monitoring.response import Label
 
 PICTURES = 60  # that a page shows
+LIVE = 2  # index in GROUPS
 GROUPS = ("Flagged: what the model looked at", "For comparison", "Live traffic meanwhile")
 _PICTURE_BYTES = 8 << 20
 _CLASSES = 20  # with a line in the message
@@ -121,7 +122,12 @@ def _pictures(incident: Incident, bucket: str, objects: Objects) -> tuple[list[S
     """The pictures to show, and (name, reason) of those that are missing."""
     folder = f"saliency/{incident.endpoint}/{incident.id}/"
     drawn = [key.removeprefix(folder) for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")]
-    names = sorted((key.removesuffix(".json") for key in drawn), key=lambda name: _group(name, incident))
+    replays = incident.replays or frozenset()
+    # every replay before the further samples of any: one large batch must not take all the places on the page
+    names = sorted(
+        (key.removesuffix(".json") for key in drawn),
+        key=lambda name: (name not in replays and _group(name, incident) < LIVE, _group(name, incident)),
+    )
     pictures, left_out = [], []
     for name in names[:PICTURES]:
         try:
@@ -131,7 +137,7 @@ def _pictures(incident: Incident, bucket: str, objects: Objects) -> tuple[list[S
             left_out.append((printable(name, 80), printable(error, _REASON_CHARACTERS)))
         else:
             pictures.append(Shown(name, _group(name, incident), facts, base64.b64encode(png).decode()))
-    missing = sorted((incident.replays or frozenset()) - set(names))
+    missing = sorted(replays - set(names))
     left_out += [(name, "sent again, and no readable trace of it has arrived") for name in missing]
     return pictures, left_out
 

@@ -15,7 +15,7 @@ from glassbox.incidents.workflow import SENDS, Incident, Replays
 from glassbox.monitoring.capture import input_body, lines, moment, read_key, read_line
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import UNKNOWN, is_known
-from glassbox.monitoring.response import Label, ResponseParser, UnreadableError
+from glassbox.monitoring.response import Label, Prediction, ResponseParser, UnreadableError
 from glassbox.replay_marker import (
     ATTRIBUTES_CHARACTERS,
     TRACE,
@@ -116,7 +116,8 @@ def replay(
     """
     skipped: list[str] = []
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    records = list(_records(keys, incident.cause, bucket, parser, captures, key, skipped))
+    read = _records(keys, incident.cause, bucket, parser, low_confidence, num_classes, captures, key, skipped)
+    records = list(read)
     if incident.unsent:
         chosen = [record for record in records if record.event_id in incident.unsent]
         behind = incident.flagged
@@ -218,7 +219,8 @@ def flagged_inputs(
     """
     skipped: list[str] = []
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    records = list(_records(keys, incident.cause, bucket, parser, captures, key, skipped))
+    read = _records(keys, incident.cause, bucket, parser, low_confidence, num_classes, captures, key, skipped)
+    records = list(read)
     chosen, _ = _choose(records, incident.cause, max_flagged_replays, 0, low_confidence, num_classes)
     found = ((record, _body(whole)) for record, whole in _read_again(chosen, bucket, captures, skipped))
     return [Input(record.event_id, record.label, record.confidence, *body) for record, body in found if body]
@@ -259,15 +261,25 @@ def _behind(
     """The records that broke the bound; where the violation does not tell (an operator's), the most frequent class."""
 
     def is_behind(record: Captured) -> bool:
-        if cause.check == UNREADABLE_SHARE or record.label is None:
-            return record.label is None
-        if cause.check == LOW_CONFIDENCE_SHARE:
-            return record.confidence is not None and record.confidence < (low_confidence or 0)
-        return cause.label == (record.label if is_known(record.label, num_classes) else UNKNOWN)
+        return _broke_the_bound(record.label, record.confidence, cause, low_confidence, num_classes)
 
     found = Counter(record.label for record in records)
     most = max(found, key=lambda label: (found[label], str(label)))
     return set(filter(is_behind, records)) or {record for record in records if record.label == most}
+
+
+def _broke_the_bound(
+    label: Label | None,
+    confidence: float | None,
+    cause: Violation,
+    low_confidence: float | None,
+    num_classes: int | None,
+) -> bool:
+    if cause.check == UNREADABLE_SHARE or label is None:
+        return label is None
+    if cause.check == LOW_CONFIDENCE_SHARE:
+        return confidence is not None and confidence < (low_confidence or 0)
+    return cause.label == (label if is_known(label, num_classes) else UNKNOWN)
 
 
 def _spread(records: Sequence[Captured], n: int) -> list[Captured]:
@@ -326,11 +338,19 @@ def _records(
     violation: Violation,
     bucket: str,
     parser: ResponseParser,
+    low_confidence: float | None,
+    num_classes: int | None,
     captures: Captures,
     replay_key: SigningKey,
     skipped: list[str],
 ) -> Iterator[Captured]:
-    """The window's records; a line that cannot be read is named in ``skipped``, and the others are not lost."""
+    """The window's records; a batch stands for its first prediction that broke the bound, else for its first.
+
+    A line that cannot be read is named in ``skipped``, and the others are not lost."""
+
+    def blamed(one: Prediction) -> bool:
+        return _broke_the_bound(one.label, one.confidence, violation, low_confidence, num_classes)
+
     for key in keys:
         for number, line in enumerate(_lines(bucket, key, captures)):
             time, prediction = None, None
@@ -341,7 +361,9 @@ def _records(
                 event_id = marker_event_id(captured_id)
                 record = read_line(line, parser, replay_key.public)
                 if record.predictions:  # neither a replay nor an empty batch
-                    time, prediction = record.time, record.predictions[0]
+                    time = record.time
+                    # not the first alone: a client could hide the attack behind it
+                    prediction = next(filter(blamed, record.predictions), record.predictions[0])
             except UnreadableError as error:
                 if violation.check == UNREADABLE_SHARE:
                     time = error.time

@@ -519,7 +519,7 @@ def test_model_data_stays_with_its_model_and_is_asked_for_again_for_another(aws,
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v2-hooked"}
 
 
-def test_what_is_not_known_any_more_is_asked_for(aws, tool, customer):
+def test_an_override_whose_model_is_gone_is_asked_for(aws, tool, customer):
     customer.delete_model(ModelName="signs-v2-hooked")
     assert "signs-v2-hooked of the twin shop-v2-hooked is gone" in tool("twin", fails=True)
     tool("twin", "--image", SERVING)

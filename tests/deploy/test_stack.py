@@ -99,7 +99,7 @@ def test_nothing_is_begun_before_the_queue_is_left_alone(session):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError()])
-def test_what_ends_badly_leaves_the_stack_as_it_was(session, capsys, failure):
+def test_a_failed_removal_re_enables_the_rules(session, capsys, failure):
     with pytest.raises(type(failure)), stack.violations_paused("s", session):
         session.functions.states = ["Disabling", "Disabled"]
         raise failure
@@ -108,7 +108,7 @@ def test_what_ends_badly_leaves_the_stack_as_it_was(session, capsys, failure):
     assert "make remove is resumable" in capsys.readouterr().out
 
 
-def test_what_else_goes_wrong_than_that_it_is_gone_is_told(session):
+def test_other_errors_than_a_missing_rule_are_raised(session):
     def refuse(**_):
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "DisableRule")
 

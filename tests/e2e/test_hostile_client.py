@@ -186,7 +186,7 @@ def replay(stack, attack, key):
     return wait_for(look)
 
 
-def test_no_marker_gets_it_a_trace_or_out_of_the_counts(stack, attack, replay, key, invoke, images):
+def test_invalid_markers_gain_no_trace_and_are_counted(stack, attack, replay, key, invoke, images):
     before = counts(stack)
     genuine, body = replay
     other = npy(images[0][-1])  # of none of the requests so far
@@ -259,7 +259,7 @@ def test_it_may_do_nothing_but_invoke(stack, client):
             call()
 
 
-def test_who_has_a_replay_of_its_own_body_may_repeat_it_and_gains_one_trace(stack, attack, replay, invoke):
+def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke):
     """The documented limit: it needs both from the captures, and draws the same picture again."""
     genuine, body = replay
     before = counts(stack)

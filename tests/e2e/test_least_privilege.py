@@ -138,7 +138,7 @@ def permissions(stack, role):
                     yield action, pattern
 
 
-def test_what_is_allowed_is_used_and_the_rest_is_what_aws_does(stack, calls):
+def test_every_permission_is_used_by_the_stack_or_by_aws(stack, calls):
     table, by_aws = [], set()
     for logical_id, role in stack.resources("AWS::IAM::Role").items():
         assert not stack.client("iam").list_attached_role_policies(RoleName=role)["AttachedPolicies"]

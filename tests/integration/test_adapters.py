@@ -171,7 +171,7 @@ def _bytes(value):
     return sum(len(one.encode()) for one in (held if kind == "SS" else [str(held)]))
 
 
-def test_a_writer_that_was_overtaken_is_refused(incidents):
+def test_a_stale_writer_gets_a_conflict(incidents):
     incidents.open(FIRST)
     incidents.save(FIRST, replace(FIRST, requested=True, revision=1))
     with pytest.raises(ConflictError):

@@ -208,7 +208,7 @@ def test_an_action_the_template_does_not_allow_is_denied(embedded_aws, small_sta
     ],
     ids=["without-list", "list-of-a-prefix", "with-list"],
 )
-def test_who_may_not_list_a_bucket_learns_of_no_missing_object(embedded_aws, further, code):
+def test_a_missing_object_is_403_without_list_bucket(embedded_aws, further, code):
     iam, s3 = embedded_aws.client("iam"), embedded_aws.client("s3")
     s3.create_bucket(Bucket="unlisted", CreateBucketConfiguration={"LocationConstraint": s3.meta.region_name})
     s3.put_object(Bucket="unlisted", Key="in/there", Body=b"{}")

@@ -325,7 +325,7 @@ def as_user(embedded_aws):
 
 
 @pytest.mark.parametrize(("listing", "answered"), [(False, 403), (True, 404)])
-def test_a_missing_object_is_hidden_from_who_may_not_list(as_user, bucket, embedded_aws, listing, answered):
+def test_a_missing_object_is_404_only_with_list_bucket(as_user, bucket, embedded_aws, listing, answered):
     embedded_aws.client("s3").put_object(Bucket=bucket, Key="there", Body=b"1")
     rights = [allow("s3:GetObject", f"arn:aws:s3:::{bucket}/*")]
     s3 = as_user("s3", *rights, *([allow("s3:ListBucket", f"arn:aws:s3:::{bucket}")] if listing else []))
@@ -666,7 +666,9 @@ def test_a_first_model_that_does_not_start_leaves_a_failed_endpoint(
     assert error_of(ask, runtime, name)[0] == "ValidationError"
 
 
-def test_an_image_nobody_knows_and_an_evil_archive_say_so(embedded_aws, sagemaker, make_model, make_endpoint):
+def test_unknown_images_and_malicious_archives_are_reported(
+    embedded_aws, sagemaker, make_model, make_endpoint
+):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         archive.addfile(tarfile.TarInfo("../../../outside"))

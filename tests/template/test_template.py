@@ -379,7 +379,7 @@ def test_no_resource_names_a_host_of_one_partition(template):
     assert not [text for text in texts(template["Resources"]) if "arn:aws:" in text]
 
 
-def test_functions_wait_for_whom_they_protect(template):
+def test_queue_functions_have_a_maximum_concurrency(template):
     """The number of them that run at once is bounded where AWS or the endpoint would feel it."""
     for name, function in functions(template).items():
         (event,) = function["Properties"]["Events"].values()
@@ -387,7 +387,7 @@ def test_functions_wait_for_whom_they_protect(template):
         assert (scaling is None) == (name == "StartMonitorFunction"), name  # called once an hour
 
 
-def test_what_is_written_is_kept_as_long_as_it_is_of_use(template):
+def test_stored_data_has_a_retention(template):
     rules = template["Resources"]["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
     days = {rule["Id"]: rule.get("ExpirationInDays") for rule in rules}
     assert days == {

@@ -274,7 +274,7 @@ def test_times_are_utc(time, expected):
     assert (read.hour, read.minute, read.second) == expected
 
 
-def test_what_is_no_time_says_so():
+def test_an_invalid_timestamp_is_unreadable():
     with pytest.raises(UnreadableError, match="10 o'clock"):
         moment("10 o'clock")
 

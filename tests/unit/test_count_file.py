@@ -335,7 +335,7 @@ def test_a_lasting_violation_of_a_day_is_told_once_a_day():
 
 
 @pytest.mark.parametrize("name", ["capture/x.jsonl", key("gone"), key("a").replace("jsonl", "json")])
-def test_what_is_no_capture_file_is_bad_input(name):
+def test_unexpected_capture_keys_are_bad_input(name):
     with pytest.raises(BadInputError):
         World({KEY: file([1])}).deliver(name)
 

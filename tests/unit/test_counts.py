@@ -116,7 +116,7 @@ def test_only_what_lies_within_is_counted_to_the_second():
     assert tally([unreadable(1)], HOUR, within=Window(at(0), at(60))).slots == {HOUR: Counts(unreadable=1)}
 
 
-def test_nothing_counted_is_no_slot():
+def test_an_empty_file_has_no_slots():
     assert tally([], HOUR) == Tally()
 
 

@@ -89,7 +89,7 @@ def test_too_few_pictures_are_refused_before_the_model_is_read(capsys, images, t
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello", b"\x80\x02csomewhere\nelse\n."])
-def test_weights_that_are_none_say_so(capsys, images, tmp_path, content):
+def test_malformed_weights_are_refused(capsys, images, tmp_path, content):
     path = tmp_path / "weights.pt"
     if content is not None:
         path.write_bytes(content)

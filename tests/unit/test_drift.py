@@ -68,7 +68,7 @@ def test_for_large_samples_it_is_the_chi_square_bound():
     assert distance_by_chance(q, p, 0.001) == pytest.approx(distance_by_chance(p, q, 0.001))
 
 
-def test_the_sum_and_the_expansion_meet():
+def test_the_sum_and_its_approximation_agree_where_they_meet():
     """A class on either side of the change from one to the other."""
     just_below, just_above = ({1: t, 2: 10**6} for t in (5000, 5100))
     q = {1: 0, 2: 10**4}
@@ -77,5 +77,5 @@ def test_the_sum_and_the_expansion_meet():
     )
 
 
-def test_of_single_counts_nothing_can_be_said():
+def test_single_counts_have_a_bound_of_one():
     assert distance_by_chance({1: 1}, {2: 1}, 0.001) == jensen_shannon_distance({1: 1}, {2: 1}) == 1

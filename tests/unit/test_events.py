@@ -26,7 +26,7 @@ FOUND = [
 ]
 
 
-def test_three_roads_become_one_shape(load_event):
+def test_all_three_event_sources_give_the_same_violation(load_event):
     names = ("violation", "monitor-report-created", "monitor-job-violations")
     ours, report, job = (read_violation(load_event(name), reports(FOUND)) for name in names)
     assert report == job
@@ -53,7 +53,7 @@ def test_a_report_without_violations_is_no_violation(load_event):
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"violations": [{}]}', b'{"violations": 7}'])
-def test_a_report_that_is_none_is_refused(load_event, body):
+def test_malformed_reports_are_refused(load_event, body):
     broken = FakeObjects({("amzn-s3-demo-bucket", REPORT): body})
     with pytest.raises(BadInputError, match="not a violation"):
         read_violation(load_event("monitor-report-created"), broken)
@@ -64,7 +64,7 @@ def test_a_report_that_is_gone_says_so(load_event):
         read_violation(load_event("monitor-report-created"), FakeObjects())
 
 
-def test_times_with_blanks_as_the_documentation_prints_them(load_event):
+def test_timestamps_with_blanks_are_read(load_event):
     event = load_event("monitor-job-violations")
     event["detail"]["Environment"]["start_time"] = "2026-11-23T10: 00: 00Z"
     assert read_violation(event, FakeObjects()).window_start == datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -159,7 +159,7 @@ def test_a_command_of_other_minutes_is_refused(load_event, minutes):
 @pytest.mark.parametrize(
     "event", [None, [], "x", 5, {}, {"detail-type": []}, {"detail-type": "Glassbox Command"}]
 )
-def test_what_is_no_event_is_refused(event):
+def test_malformed_events_are_refused(event):
     for read in (read_command, lambda event: read_violation(event, FakeObjects())):
         with pytest.raises(BadInputError):
             read(event)
@@ -182,7 +182,7 @@ def test_a_report_of_deep_lists_is_refused(load_event, body):
         )
 
 
-def test_a_report_under_a_year_that_is_none_is_refused(load_event):
+def test_a_report_key_outside_2000_to_2199_is_refused(load_event):
     event = load_event("monitor-report-created")
     key = "monitoring/traffic-signs/other/0001/01/01/00/constraint_violations.json"
     event["detail"]["object"]["key"] = key

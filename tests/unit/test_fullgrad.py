@@ -262,7 +262,7 @@ class TestForms:
             assert r.sum_abs == pytest.approx(f.sum_abs, rel=1e-6)
             assert (r.form, f.form) == ("reduced", "full")
 
-    def test_the_order_in_the_file_means_nothing(self, tmp_path):
+    def test_the_order_of_tensors_in_the_file_does_not_matter(self, tmp_path):
         """Tensors are paired by name."""
         model, image = zoo.build("a block used twice")
         tensors = traces.full(zoo.autograd_terms(model, image), model)
@@ -399,7 +399,7 @@ class TestEdges:
 
     @pytest.mark.parametrize("value", [1.0, 0.3, 1000.1, 1e-5])
     @pytest.mark.parametrize("shape", [(1, 37, 5, 5), (1, 1, 1, 1), (1, 99, 1, 1)])
-    def test_the_same_everywhere_is_no_map(self, shape, value):
+    def test_a_constant_map_rescales_to_zero(self, shape, value):
         """min = max: the rescaled map is 0 as the authors' is, not 0/0 nor the rounding of Σ|term|."""
         flat = torch.full(shape, value)
         terms = zoo.Terms(torch.zeros(1, 1), torch.zeros(1), flat, flat, {"m": (flat[0, :, 0, 0], flat)})

@@ -153,7 +153,7 @@ class TestPalettes:
         assert (np.diff(lightness) > -0.5).all()
         assert lightness[-1] - lightness[0] > 75
 
-    def test_the_rainbow_is_not_like_that(self):
+    def test_the_rainbow_palette_is_not_monotonic_in_lightness(self):
         assert (np.diff(self.luminance(self.ramp("rainbow"))) < -0.001).any()
 
     def test_an_unknown_one(self):

@@ -613,7 +613,7 @@ class TestTracer:
         assert len(bucket.trace(key).meta.modules) == 21
         assert not hooks_of(model)
 
-    def test_threads_mix_nothing(self, trace_to):
+    def test_concurrent_requests_do_not_mix(self, trace_to):
         bucket, model = Bucket(), zoo.build("ResNet18 (BasicBlock)")[0]
         recorder, answers = trace_to(bucket, model), {}
 

@@ -157,7 +157,7 @@ class TestModules:
             f"Constant: the function Add {CONSTANT}",
         ]
 
-    def test_a_part_of_somebody_elses_making(self):
+    def test_a_custom_module_is_reported(self):
         class Scale(nn.Module):
             def __init__(self):
                 super().__init__()

@@ -78,7 +78,7 @@ def test_every_event_twice_changes_nothing(world, violation):
     assert world.replayed == 1
 
 
-def test_who_looks_between_the_update_and_its_being_noted_says_and_changes_nothing(world, violation):
+def test_handlers_between_the_update_and_its_record_change_nothing(world, violation):
     accept = world.endpoint.update
 
     def update(*arguments, **options):
@@ -128,7 +128,7 @@ def test_another_violation_joins_the_open_incident(world, violation, load_event)
     assert world.notified == ["swapping"]
 
 
-def test_the_hourly_monitor_after_the_fast_road_is_done_opens_nothing(world, violation, load_event):
+def test_a_late_monitor_violation_joins_the_closed_incident(world, violation, load_event):
     world.run(violation)
     world.later(80)
     late = read_violation(load_event("monitor-job-violations"), FakeObjects())
@@ -219,7 +219,7 @@ def test_an_endpoint_that_is_already_hooked_is_not_updated_but_explained(world, 
     assert world.replayed == 1
 
 
-def test_a_config_that_is_neither_of_the_two_is_left_alone(world, violation):
+def test_an_unknown_config_is_never_updated(world, violation):
     world.endpoint.live = EndpointState("InService", "somebody-elses")
     assert world.swap(violation) == "failed"
     assert world.endpoint.updates == []
@@ -363,7 +363,7 @@ def test_a_restore_that_rolls_back_is_told(world, violation):
     assert "no capacity" in world.notices.published[-1].text
 
 
-def test_somebody_who_deploys_during_an_incident_wins(world, violation):
+def test_a_deployment_during_an_incident_is_never_overwritten(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -477,7 +477,7 @@ def test_a_stale_twin_is_told_even_when_sns_is_away_for_a_while(world):
     assert world.notified == ["stale-twin"]
 
 
-def test_a_config_that_somebody_deploys_is_told_at_once_and_once(world):
+def test_an_unknown_config_is_reported_once(world):
     world.endpoint.live = EndpointState("InService", "a-new-model")
     assert [world.confirm(), world.confirm()] == ["stale twin", "stale twin"]
     assert world.notified == ["stale-twin"]
@@ -519,7 +519,7 @@ def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
     assert world.endpoint.updates == ["hooked", "plain"]
 
 
-def test_two_at_once_do_not_overlook_one_another(world, violation):
+def test_concurrent_writers_do_not_lose_updates(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     stale = world.incident
@@ -528,7 +528,7 @@ def test_two_at_once_do_not_overlook_one_another(world, violation):
         world.incidents.save(stale, replace(stale, state=State.HOOKED, revision=stale.revision + 1))
 
 
-def test_a_command_that_somebody_overtakes_is_obeyed_all_the_same(world, violation, load_event):
+def test_a_command_is_retried_after_a_concurrent_update(world, violation, load_event):
     world.swap(violation)
     world.endpoint.settle()
     world.incidents.meanwhile = [world.confirm]
@@ -537,7 +537,7 @@ def test_a_command_that_somebody_overtakes_is_obeyed_all_the_same(world, violati
     assert world.restore() == "restoring"
 
 
-def test_a_command_between_look_and_write_is_seen(world, violation, load_event):
+def test_a_command_between_read_and_write_is_applied(world, violation, load_event):
     abort = read_command(load_event("command-abort"))
     world.swap(violation)
     world.endpoint.settle()
@@ -694,7 +694,7 @@ class Bus:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_twenty_incidents_over_a_bad_bus_end_in_normal_with_the_right_messages(violation, seed):
+def test_twenty_incidents_with_lost_and_repeated_events_end_in_normal(violation, seed):
     world, random = World(), Random(seed)
     world.dependencies = replace(
         world.dependencies, limits=Limits(incidents_per_day=1000, cooldown_minutes=0, explain_minutes=15)
@@ -889,7 +889,7 @@ def test_an_endpoint_that_may_not_be_looked_at_is_told_at_once_and_not_called_de
 
 
 @pytest.mark.parametrize("first", ["restore", "confirm"])
-def test_whoever_looks_first_tells_that_looking_is_refused(world, violation, first, load_event):
+def test_the_first_handler_reports_a_refused_describe_endpoint(world, violation, first, load_event):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()

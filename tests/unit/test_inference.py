@@ -315,7 +315,7 @@ class TestRefusal:
     @pytest.mark.parametrize("kind", [NPY, PNG, JPEG])
     @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
-    def test_whatever_happens_to_the_bytes(self, classifier, kind, data):
+    def test_corrupted_bodies_are_answered_or_refused(self, classifier, kind, data):
         """An answer, or a refusal: nothing else comes out, and nothing large is allocated on the way."""
         good = npy(ARRAY) if kind == NPY else encoded(ARRAY, kind.removeprefix("image/").upper())
         broken = bytearray(good)
@@ -377,7 +377,7 @@ class TestTracing:
             (toolkit({k.upper(): v for k, v in HEADERS.items()}), "id-7", "a=1,glassbox=9"),
         ],
     )
-    def test_the_tracer_gets_the_picture_and_the_request(self, tmp_path, context, inference_id, attributes):
+    def test_the_recorder_gets_the_picture_and_the_request(self, tmp_path, context, inference_id, attributes):
         plain = inference.model_fn(str(unpacked(tmp_path)))
         recorder = Recorder(plain.network)
         hooked = inference.Classifier(**{**vars(plain), "recorder": recorder})
@@ -448,7 +448,7 @@ class TestModel:
         assert str(caught.value).startswith(f"{tmp_path}/model/config.json: ")
 
     @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "3", "[" * 100_000])
-    def test_a_config_that_is_none(self, tmp_path, text):
+    def test_a_config_that_is_no_json_object_is_refused(self, tmp_path, text):
         unpacked(tmp_path)
         (tmp_path / "model" / "config.json").write_text(text)
         with pytest.raises(BadInputError, match=r"config\.json: not a JSON object"):

@@ -79,7 +79,7 @@ def test_the_beginning_is_told_even_when_sns_is_away(world, violation):
     assert world.notified == ["watching"]
 
 
-def test_the_beginning_is_told_by_the_sweep_when_the_violation_does_not_come_again(world, violation):
+def test_the_sweep_sends_the_opening_notification_without_a_redelivery(world, violation):
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.swap(violation)

@@ -147,7 +147,7 @@ SIGNATURE = sign(text_of(ATTRIBUTE).encode())
         ATTRIBUTE.replace("1.trace", "１.trace"),
     ],
 )
-def test_what_is_not_the_one_marker_verifies_as_none(forged):
+def test_no_other_spelling_of_a_marker_verifies(forged):
     assert verify(forged) is None
 
 

@@ -95,7 +95,7 @@ def test_every_usual_form_gives_its_classes(text, expected):
         ('[{"label": "a", "score": "b"}, {"label": [], "score": 1}]', "no class"),
     ],
 )
-def test_what_holds_no_class_says_why(text, reason):
+def test_responses_without_a_class_name_the_reason(text, reason):
     with pytest.raises(UnreadableError, match=reason):
         read(text)
 
@@ -145,7 +145,7 @@ def test_a_row_of_csv_may_be_the_name_of_a_class(text, expected):
         "n" * 65,
     ],
 )
-def test_what_is_no_plain_name_is_none_in_csv(text):
+def test_invalid_class_names_in_csv_are_unreadable(text):
     with pytest.raises(UnreadableError, match=r"no CSV of numbers|no class"):
         read(text, "CSV", "text/csv")
 
@@ -206,7 +206,7 @@ def test_a_score_beyond_every_float_says_so(text, encoding):
         read(text, encoding)
 
 
-def test_a_class_beyond_every_float_is_a_class_that_nobody_knows():
+def test_a_class_too_large_for_a_float_is_read():
     assert read(f"[1.0, {HUGE}]") == [(1, None), (HUGE, None)]
     assert read(f'{{"predictions":[{{"class":14,"probability":{HUGE}}}]}}') == [(14, None)]
 
@@ -258,7 +258,7 @@ def test_a_path_that_leads_nowhere_says_so(paths, reason):
         read(UNUSUAL, **paths)
 
 
-def test_a_path_that_is_none_is_a_wrong_setting():
+def test_an_invalid_jmespath_is_a_settings_error():
     with pytest.raises(SettingsError, match=r"CONFIDENCE_PATH='a\.' is no JMESPath"):
         ResponseParser("a", "a.")
 

@@ -344,7 +344,7 @@ def test_a_response_is_read_as_what_it_is(text, encoding, content_type, paths, e
         pytest.param('"14', "CSV", "no CSV", id="csv-with-an-open-quote"),
     ],
 )
-def test_what_is_no_class_or_several_says_what_to_set(text, encoding, reason):
+def test_ambiguous_responses_name_the_setting_to_use(text, encoding, reason):
     with pytest.raises(UnreadableError, match=reason):
         read(text, encoding)
 

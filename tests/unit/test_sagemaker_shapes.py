@@ -38,7 +38,7 @@ def test_a_templates_strings_become_what_the_api_takes():
         ({"ProductionVariants": "one"}, "/ProductionVariants: expected list, found str"),
     ],
 )
-def test_what_no_api_takes_is_named(properties, problem):
+def test_invalid_template_values_are_named(properties, problem):
     with pytest.raises(ValueError, match=problem):
         from_template(properties, CONFIG)
 

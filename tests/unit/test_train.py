@@ -118,7 +118,7 @@ def test_reads_a_folder_in_the_order_of_the_classes(folder):
     assert (pictures.images.flatten(2).float().mean(2) == torch.eye(3).repeat_interleave(2, 0) * 255).all()
 
 
-def test_what_is_no_picture_is_left_alone(folder):
+def test_other_files_than_pictures_are_ignored(folder):
     (folder / "2" / "GT-2.csv").write_text("Filename;Width\n")
     (folder / "README.md").write_text("read me")
     assert len(train.read_folder(folder, 32, ["2", "9", "10"]).images) == 6

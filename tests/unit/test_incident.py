@@ -143,7 +143,7 @@ def test_another_check_after_the_incident_waits_for_the_cooldown(world, violatio
     drift = following(violation, 0, "drift")
     assert [world.swap(drift), world.swap(drift)] == ["cooling down", "cooling down"]
     assert world.notified == ["swapping", "restored", "cooling-down"]
-    assert "none opens before 10:51 UTC" in world.notices.published[-1].text
+    assert "opens no incident before 10:51 UTC" in world.notices.published[-1].text
     world.later(30)
     assert world.swap(drift) == "swapping"
 
@@ -179,7 +179,7 @@ def test_an_endpoint_in_the_middle_of_an_update_is_swapped_when_it_is_done(world
     assert world.swap(violation) == "pending"
     assert world.confirm() == "SWAPPING"
     assert world.endpoint.updates == []
-    assert "Not yet: the endpoint is Updating" in world.notices.published[0].text
+    assert "The swap is pending: the endpoint is Updating" in world.notices.published[0].text
     world.later(55)
     world.endpoint.live = EndpointState("InService", "plain")
     world.confirm()
@@ -329,7 +329,7 @@ def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violat
 def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):
     world.endpoint.refuse = [RetryableError("ResourceLimitExceeded")] * 3
     assert world.swap(violation) == "pending"
-    assert "Not yet: ResourceLimitExceeded" in world.notices.published[0].text
+    assert "The swap is pending: ResourceLimitExceeded" in world.notices.published[0].text
     world.later(2)
     world.confirm()
     assert world.notified == ["swapping"]
@@ -370,7 +370,7 @@ def test_a_deployment_during_an_incident_is_never_overwritten(world, violation):
     world.endpoint.deploy("a-new-model")
     assert world.confirm() == "FAILED"
     assert world.endpoint.updates == ["hooked"]
-    assert "Somebody deployed a-new-model" in world.notices.published[-1].text
+    assert "Someone deployed a-new-model" in world.notices.published[-1].text
     # and that is not the end of it: with the twin of the new model, the next violation is explained
     assert world.confirm() == "NORMAL"
     world.later(60)
@@ -416,7 +416,7 @@ def test_a_deployment_while_it_is_restored_is_not_undone(world, violation):
     world.endpoint.deploy("a-new-model")
     assert world.confirm() == "FAILED"
     assert world.endpoint.updates == ["hooked", "plain"]
-    assert "Somebody deployed a-new-model" in world.notices.published[-1].text
+    assert "Someone deployed a-new-model" in world.notices.published[-1].text
     assert "update-endpoint" not in world.notices.published[-1].text
 
 
@@ -860,7 +860,7 @@ def test_a_refused_restore_is_tried_again_with_growing_pauses_and_told_each_time
     assert world.notified == ["swapping", *["failed"] * 4, "restored"]
     failures = [n for n in world.notices.published if n.attributes["event"] == "failed"]
     assert [re.search(r"Tries so far: (\d)", n.text)[1] for n in failures] == ["1", "2", "3", "4"]
-    assert "It is tried again at 10:31 UTC" in failures[0].text
+    assert "Glassbox retries at 10:31 UTC" in failures[0].text
     assert "policy" in failures[0].text
 
 
@@ -975,7 +975,7 @@ def test_a_report_that_cannot_be_written_ends_the_incident_without_one_after_an_
     assert world.confirm() == "NORMAL"
     ended = world.notices.published[-1]
     assert ended.subject == "Glassbox traffic-signs: restored, NO report"
-    assert "could not be written: S3 is away" in ended.text
+    assert "could not write the report: S3 is away" in ended.text
     assert f"saliency/traffic-signs/{world.incident.id}/" in ended.text
     assert "presign" not in ended.text
 
@@ -1107,12 +1107,12 @@ def test_every_message_fits_sns_and_says_what_it_is_about(violation):
     assert heads == [
         "violation, swapping to the",
         "violation (notify-only)",
-        "violation, to be swapped a",
+        "violation, swap pending",
         "restored, report is ready",
         "restored, NO report",
         "incident over, report is r",
-        "another violation, not swa",
-        "another violation, not swa",
+        "another violation, no inci",
+        "another violation, no inci",
         "a new config is live, its ",
         "aborted by an operator",
         "violation, NOT swapped: un",
@@ -1121,7 +1121,7 @@ def test_every_message_fits_sns_and_says_what_it_is_about(violation):
         "the hooked model did not s",
         "violation, NOT swapped: Sa",
         "NOT restored, still on the",
-        "the endpoint cannot be loo",
+        "DescribeEndpoint fails, st",
     ]
 
 

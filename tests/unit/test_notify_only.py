@@ -1,5 +1,6 @@
 """React=false: counted, checked and told, and the endpoint is left alone."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -46,7 +47,7 @@ def test_from_the_violation_to_the_report_without_touching_the_endpoint(world, v
     assert "swap" not in begun.text
     assert ended.subject == "Glassbox traffic-signs: incident over, report is ready"
     assert "aws s3 presign s3://bucket/incidents/traffic-signs/index.html" in ended.text
-    assert "left alone" in ended.text
+    assert "did not change the endpoint" in ended.text
     assert "serves" not in ended.text
     assert world.endpoint.updates == []
 
@@ -153,3 +154,17 @@ def test_the_configs_are_needed_where_the_endpoint_is_swapped():
     assert from_env(IncidentSettings, ENVIRONMENT | {"REACT": "false", "HOOKED_CONFIG": ""}).react is False
     both = ENVIRONMENT | {"PLAIN_CONFIG": "p", "HOOKED_CONFIG": "h"}
     assert from_env(IncidentSettings, both).react is True
+
+
+def test_no_message_speaks_of_a_swap_where_there_is_none(world, violation):
+    for hours in range(3):
+        world.swap(following(violation, 2 * hours))
+        world.now = OVER + timedelta(hours=2 * hours)
+        world.confirm()
+        world.later(5)
+        world.swap(following(violation, 2 * hours, "drift"))
+        world.later(55)
+    world.swap(following(violation, 8))
+    assert {"watching", "closed", "cooling-down", "cap-reached"} == set(world.notified)
+    for notice in world.notices.published:
+        assert not re.search("swap|hooked|serves|restore", notice.subject + notice.text)

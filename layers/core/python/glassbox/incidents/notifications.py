@@ -1,4 +1,4 @@
-"""What ops are told: when an incident begins, when it ends, and whenever a hand is needed.
+"""The notifications to ops: when an incident begins, when it ends, and when ops must act.
 
 Plain text that reads well in an e-mail and on a phone: the reason first, the facts, then what to do.
 """
@@ -47,11 +47,14 @@ def pending(incident: Incident, reason: str, limits: Limits) -> Notice:
     return _notice(
         incident,
         "swapping",
-        "violation, to be swapped as soon as possible",
-        *_begun(incident, limits),
-        "",
-        f"Not yet: {reason}",
-        f"It is tried again every few minutes, for {limits.update_minutes:g} minutes.",
+        "violation, swap pending",
+        *_begun(
+            incident,
+            limits,
+            f"The swap is pending: {reason}",
+            f"Glassbox retries every few minutes, for {limits.update_minutes:g} minutes at most.",
+            "",
+        ),
     )
 
 
@@ -64,24 +67,25 @@ def _watching(incident: Incident) -> Notice:
         "",
         *_facts(incident),
         "",
-        "Glassbox is in notify-only mode (parameter React=false) and leaves the endpoint alone.",
-        f"The report comes when the window is over, at {incident.cause.window_end:%H:%M} UTC.",
-        "Further violations join this incident until then.",
+        "Glassbox runs in notify-only mode (parameter React=false) and does not change the endpoint.",
+        f"You get the report when the window ends, at {incident.cause.window_end:%H:%M} UTC.",
+        "Until then, Glassbox adds further violations to this incident and sends no e-mail about them.",
         "",
         "To end it now:",
         *_command(incident.endpoint, "abort"),
     )
 
 
-def _begun(incident: Incident, limits: Limits) -> Sequence[str]:
+def _begun(incident: Incident, limits: Limits, *pending: str) -> Sequence[str]:
     return (
         incident.cause.reason,
         "",
         *_facts(incident),
         "",
-        f"The endpoint goes from {incident.plain_config} to its debugger-hooked twin {incident.hooked_config}",
-        "and keeps serving. The flagged inputs are sent again and explained; then it is restored, after",
-        f"{limits.explain_minutes:g} minutes at the latest, and you get the report.",
+        *pending,
+        f"Glassbox updates the endpoint from {incident.plain_config} to its hooked twin {incident.hooked_config}.",
+        "The endpoint keeps serving. Glassbox sends the flagged inputs again, explains them, restores the endpoint",
+        f"after {limits.explain_minutes:g} minutes at most, and sends you the report. You need not act.",
         "",
         "To stop it now:",
         *_command(incident.endpoint, "abort"),
@@ -97,9 +101,9 @@ def closed(incident: Incident) -> Notice:
         f"{headline}, {'NO report' if incident.unreported else 'report is ready'}",
         incident.cause.reason,
         "",
-        "The endpoint was left alone (notify-only)."
+        "Glassbox did not change the endpoint (notify-only)."
         if incident.notify_only
-        else f"{len(incident.pictures)} pictures were made; the endpoint serves {incident.plain_config} again.",
+        else f"The endpoint serves {incident.plain_config} again. Heat maps: {len(incident.pictures)}.",
         *incident.findings,
         "",
         *_where(incident),
@@ -113,10 +117,10 @@ def closed(incident: Incident) -> Notice:
 
 def _where(incident: Incident) -> Sequence[str]:
     if not incident.unreported:
-        return ("A link to the report, for an hour:", f"aws s3 presign {incident.report}")
+        return ("To get a link to the report, valid for an hour:", f"aws s3 presign {incident.report}")
     return (
-        f"The report could not be written: {incident.unreported}",
-        f"What was drawn is in the stack's bucket, under saliency/{incident.endpoint}/{incident.id}/",
+        f"Glassbox could not write the report: {incident.unreported}",
+        f"The heat maps are in the stack's bucket, under saliency/{incident.endpoint}/{incident.id}/",
     )
 
 
@@ -125,28 +129,31 @@ def cooling_down(incident: Incident, violation: Violation, until: datetime) -> N
     return _notice(
         incident,
         "cooling-down",
-        "another violation, not swapped (cooldown)",
+        "another violation, no incident (cooldown)",
         violation.reason,
         "",
-        f"The last incident ended at {incident.since:%H:%M} UTC, and none opens before {until:%H:%M} UTC:",
-        "the endpoint was left alone. Further ones of this check are not told until then.",
+        f"The last incident ended at {incident.since:%H:%M} UTC. Glassbox opens no incident before {until:%H:%M} UTC",
+        "and does not change the endpoint. Until then, it sends no e-mail about further violations of this check.",
         "",
-        "To explain the last hour all the same:",
+        "To open an incident for the last hour now:",
         *_command(violation.endpoint, "open"),
     )
 
 
 def cap_reached(incident: Incident, violation: Violation, limits: Limits) -> Notice:
-    """A violation that opens no incident any more today."""
+    """A violation that opens no incident: the cap of a day is reached."""
     return _notice(
         incident,
         "cap-reached",
-        "another violation, not swapped (cap per day)",
+        "another violation, no incident (cap per day)",
         violation.reason,
         "",
-        f"{limits.incidents_per_day} incidents were handled within a day, the most that are allowed:",
-        "the endpoint was left alone.",
-        "The problem persists and is known by now: roll back the model, or stop the traffic that causes it.",
+        f"Glassbox opened {limits.incidents_per_day} incidents in 24 hours, the most that IncidentsPerDay allows.",
+        "It opens no further incident and does not change the endpoint until one of them is 24 hours old.",
+        "The problem persists: roll back the model, or block the traffic that causes it.",
+        "",
+        "To open an incident for the last hour now:",
+        *_command(violation.endpoint, "open"),
     )
 
 
@@ -155,11 +162,11 @@ def stale_twin(endpoint: str, live: EndpointState, configs: EndpointConfigs) -> 
     return Notice(
         _subject(endpoint, "a new config is live, its hooked twin is missing"),
         _text(
-            f"{endpoint} runs the config {live.config}.",
-            f"Glassbox knows {configs.plain} and its twin {configs.hooked}.",
-            "Violations are still counted and told, but the endpoint will not be swapped.",
+            f"{endpoint} serves the config {live.config}, which was deployed by someone else.",
+            f"Glassbox knows {configs.plain} and its hooked twin {configs.hooked}.",
+            "It still counts predictions and notifies you of violations, but does not swap the endpoint.",
             "",
-            "Make its hooked twin, in a checkout of Glassbox:",
+            "To make the hooked twin, in a checkout of Glassbox:",
             _twin(configs),
         ),
         {"event": "stale-twin", "endpoint": endpoint},
@@ -167,7 +174,7 @@ def stale_twin(endpoint: str, live: EndpointState, configs: EndpointConfigs) -> 
 
 
 def failed(incident: Incident) -> Notice:
-    """A failure whose own message was lost: the same once more."""
+    """The notification of a failure again, after the first try failed."""
     return Notice(incident.headline, incident.failure, _attributes(incident, "failed"))
 
 
@@ -177,49 +184,49 @@ def aborted(incident: Incident) -> Notice:
         incident,
         "failed",
         "aborted by an operator",
-        "An operator aborted the incident before the endpoint was swapped; there is nothing to do.",
+        "An operator aborted the incident before Glassbox swapped the endpoint. You need not act.",
         "",
         *_facts(incident),
     )
 
 
 def foreign_config(incident: Incident, live: EndpointState, configs: EndpointConfigs) -> Notice:
-    """The endpoint runs neither of the two configs: it was left alone."""
+    """The endpoint serves neither of the two configs; Glassbox does not change it."""
     return _notice(
         incident,
         "failed",
         "violation, NOT swapped: unknown endpoint config",
-        f"The endpoint runs {live.config}, so it was left alone.",
+        f"The endpoint serves {live.config}, which was deployed by someone else. Glassbox did not change it.",
         f"Glassbox knows {incident.plain_config} and its hooked twin {incident.hooked_config}.",
-        incident.cause.reason,
         "",
+        incident.cause.reason,
         *_facts(incident),
         "",
-        "Make its hooked twin, in a checkout of Glassbox:",
+        "To make the hooked twin of the config that is live, in a checkout of Glassbox:",
         _twin(configs),
     )
 
 
 def superseded(incident: Incident, live: EndpointState, configs: EndpointConfigs) -> Notice:
-    """Somebody deployed during the incident, and keeps what was deployed."""
+    """Someone deployed another config during the incident; Glassbox does not change it."""
     return _notice(
         incident,
         "failed",
         "incident over: a new config was deployed",
-        f"Somebody deployed {live.config} during the incident, so the endpoint was left alone.",
-        f"Pictures made until then: {len(incident.pictures)}. The violation was:",
-        incident.cause.reason,
+        f"Someone deployed {live.config} during the incident. Glassbox ended it and did not change the endpoint.",
+        f"Heat maps until then: {len(incident.pictures)}.",
         "",
+        incident.cause.reason,
         *_facts(incident),
         "",
-        f"Glassbox knows {incident.plain_config} and its twin {incident.hooked_config}.",
-        "To watch the new config, make its hooked twin, in a checkout of Glassbox:",
+        f"Glassbox knows {incident.plain_config} and its hooked twin {incident.hooked_config}.",
+        "To make the hooked twin of the new config, in a checkout of Glassbox:",
         _twin(configs),
     )
 
 
 def broken_endpoint(incident: Incident, live: EndpointState) -> Notice:
-    """The endpoint is in a state that no update leaves, or an update does not end."""
+    """The endpoint is broken or deleted, or an update takes too long."""
     return _notice(
         incident,
         "failed",
@@ -235,19 +242,20 @@ def broken_endpoint(incident: Incident, live: EndpointState) -> Notice:
 
 
 def not_seen(incident: Incident, error: str) -> Notice:
-    """DescribeEndpoint is refused, so nothing is known of the endpoint and nothing is done."""
+    """DescribeEndpoint fails, so Glassbox does nothing."""
     return _notice(
         incident,
         "failed",
-        "the endpoint cannot be looked at",
-        f"DescribeEndpoint is refused: {error}",
-        f"The endpoint may serve {incident.hooked_config} still. Every sweep looks again, and restores it then.",
+        "DescribeEndpoint fails, state unknown",
+        f"DescribeEndpoint failed: {error}",
+        f"The endpoint may still serve {incident.hooked_config}. Glassbox retries every few minutes and restores the",
+        "endpoint as soon as DescribeEndpoint succeeds.",
         *_permission(error),
         "",
         incident.cause.reason,
         *_facts(incident),
         "",
-        "To look at it, and to put the plain config back:",
+        "To see the endpoint's state, and to restore it by hand:",
         f"aws sagemaker describe-endpoint --endpoint-name {incident.endpoint}",
         _update(incident.endpoint, incident.plain_config),
     )
@@ -257,66 +265,67 @@ def _repair(incident: Incident, live: EndpointState) -> Sequence[str]:
     name, plain = incident.endpoint, incident.plain_config
     create = f"aws sagemaker create-endpoint --endpoint-name {name} --endpoint-config-name {plain}"
     if live.status == "Deleted":
-        return ("To make it again:", create)
+        return ("To create the endpoint again:", create)
     if live.status == "Failed":  # SageMaker updates no endpoint that has failed
         delete = f"aws sagemaker delete-endpoint --endpoint-name {name}"
-        return ("It does not serve, and can only be deleted and made again:", delete, create)
+        return ("The endpoint does not serve. Delete it and create it again:", delete, create)
     describe = f"aws sagemaker describe-endpoint --endpoint-name {name}"
-    return ("Look at it, then put the plain config back:", describe, _update(name, plain))
+    return ("To see the endpoint's state, then to restore it:", describe, _update(name, plain))
 
 
 def rolled_back(incident: Incident, live: EndpointState) -> Notice:
-    """SageMaker gave the update up and returned to the old config."""
+    """SageMaker rolled the update back to the plain config."""
     return _notice(
         incident,
         "failed",
         "the hooked model did not start, rolled back",
         f"SageMaker rolled the swap back{': ' + live.failure if live.failure else ''}.",
-        f"The endpoint serves {live.config} as before; nothing was explained.",
+        f"The endpoint serves {live.config} as before. Glassbox explained nothing.",
         "",
         incident.cause.reason,
         *_facts(incident),
         "",
-        "The hooked model's log says why:",
+        "To read the hooked model's log:",
         f"aws logs tail /aws/sagemaker/Endpoints/{incident.endpoint} --since 1h",
     )
 
 
 def refused(incident: Incident, error: str) -> Notice:
-    """UpdateEndpoint was refused for good, or for too long."""
+    """UpdateEndpoint failed for good, or for too long."""
     return _notice(
         incident,
         "failed",
         "violation, NOT swapped: SageMaker refused",
         f"SageMaker refused the swap: {error}",
+        "Glassbox does not retry the swap.",
         *_permission(error),
-        incident.cause.reason,
         "",
+        incident.cause.reason,
         *_facts(incident),
         "",
-        "To explain the last hour once the cause is gone:",
+        "To open an incident for the last hour once the cause is fixed:",
         *_command(incident.endpoint, "open"),
     )
 
 
 def not_restored(incident: Incident, error: str, retry: datetime) -> Notice:
-    """The endpoint still serves the hooked model; nothing is broken, but it is not as it was.
+    """The endpoint still serves the hooked model.
 
     Args:
-        retry: when it is tried again.
+        retry: the time of the next try.
     """
     return _notice(
         incident,
         "failed",
         "NOT restored, still on the hooked model",
-        f"The endpoint could not be put back on {incident.plain_config}: {error}",
-        "It keeps serving with the hooked model, a little slower.",
-        f"Tries so far: {incident.retries + 1}. It is tried again at {retry:%H:%M} UTC.",
+        f"Glassbox could not restore the endpoint to {incident.plain_config}: {error}",
+        "The endpoint keeps serving with the hooked model, a little slower.",
+        f"Tries so far: {incident.retries + 1}. Glassbox retries at {retry:%H:%M} UTC.",
         *_permission(error),
         "",
         *_facts(incident),
         "",
-        "To restore it by hand (make the config again first if it is gone):",
+        "To restore it by hand (create the config again first if it was deleted):",
         _update(incident.endpoint, incident.plain_config),
     )
 
@@ -326,12 +335,12 @@ def _permission(error: str) -> Sequence[str]:
     said = error.lower()
     if "kms" in said:
         return (
-            "A KMS key is in the way. Set the stack's parameter EndpointKeyArn to the KmsKeyId of the endpoint config,",
-            "and let the stack's roles into the key's policy (make plan shows the line).",
+            "A KMS key denies access. Set the stack's parameter EndpointKeyArn to the KmsKeyId of the endpoint config,",
+            "and allow the stack's roles in the key's policy (make plan prints the statement).",
         )
     if "denied" in said or "not authorized" in said:
         return (
-            "An IAM policy, a permissions boundary or a service control policy is in the way: see the error.",
+            "An IAM policy, a permissions boundary or a service control policy denies the call: see the error.",
         )
     return ()
 

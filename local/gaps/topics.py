@@ -1,4 +1,4 @@
-"""Topics encrypted with a customer's key: who publishes needs the key too, services included."""
+"""What SNS refuses: a subject that is no line, and, of topics with a customer's key, who may not use that key."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from ministack.core import iam_evaluator, router
 from ministack.services import kms, sns
 
 KEY_ACTIONS = ("kms:GenerateDataKey", "kms:Decrypt")
+SUBJECT = 100  # characters
 
 
 def install(region: str) -> None:
-    """Check the key before a caller's Publish."""
+    """Check the subject and the key before a caller's Publish."""
     publish = ministack.SERVICE_HANDLERS["sns"]
 
     async def handle(
         method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]
     ) -> Any:
-        form = {k: v[0] for k, v in parse_qs(body.decode("utf-8", "replace")).items()}
+        form = {k: v[0] for k, v in parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True).items()}
+        if form.get("Action") == "Publish" and not _is_subject(form.get("Subject", "none")):
+            return sns._error("InvalidParameter", "Invalid parameter: Subject", 400)
         key = topic_key(form.get("TopicArn", "")) if form.get("Action") == "Publish" else None
         if key is not None:
             caller = router.extract_access_key_id(headers)
@@ -30,6 +33,11 @@ def install(region: str) -> None:
         return await publish(method, path, headers, body, query)
 
     ministack.SERVICE_HANDLERS["sns"] = handle
+
+
+def _is_subject(text: str) -> bool:
+    """Whether SNS takes it: one line of at most 100 characters, none of them a control character (Publish)."""
+    return 0 < len(text) <= SUBJECT and text.isprintable()
 
 
 def topic_key(topic_arn: str) -> dict[str, Any] | None:

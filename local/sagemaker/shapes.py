@@ -70,7 +70,11 @@ def _problems(value: Any, shape: Shape, path: str) -> Any:
         for i, item in enumerate(value, 1):
             yield from _problems(item, shape.member, f"{path}.{i}.member")
     elif isinstance(shape, MapShape):
+        size = shape.metadata
+        if not size.get("min", 0) <= len(value) <= size.get("max", len(value)):
+            yield f"{fault}have size between {size.get('min', 0)} and {size.get('max')}"
         for key, item in value.items():
+            yield from _problems(key, shape.key, f"{path}.key")
             yield from _problems(item, shape.value, f"{path}.{key}.member")
     elif shape.type_name == "string":
         yield from (fault + text for text in _string_problems(str(value), shape))

@@ -365,6 +365,18 @@ def test_an_alarms_history_holds_what_became_of_each_action(embedded_aws, small_
     }
 
 
+@pytest.mark.parametrize(
+    "subject", ["s" * 101, "two\nlines", "bell\x07", ""], ids=["long", "line", "control", "empty"]
+)
+def test_sns_refuses_a_subject_that_is_no_line_of_100_characters(embedded_aws, small_stack, subject):
+    sns = embedded_aws.client("sns")
+    with pytest.raises(ClientError) as refused:
+        sns.publish(TopicArn=small_stack["Topic"], Message="m", Subject=subject)
+    error = refused.value.response["Error"]
+    assert (error["Code"], error["Message"]) == ("InvalidParameter", "Invalid parameter: Subject")
+    sns.publish(TopicArn=small_stack["Topic"], Message="m", Subject="s" * 100)
+
+
 def test_publishing_to_an_encrypted_topic_needs_its_key(embedded_aws, small_stack):
     assert invoke(embedded_aws, small_stack["Function"], {"probe": "publish"}) == "KMSAccessDenied"
     embedded_aws.client("sns").publish(TopicArn=small_stack["Topic"], Message="by root")

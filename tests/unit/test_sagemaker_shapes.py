@@ -74,5 +74,19 @@ def test_a_request_that_breaks_its_model_is_refused(request_, problem):
     assert problem in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({f"K{n}": "v" for n in range(101)}, "have size between 0 and 100"),
+        ({"K" * 1025: "v"}, "length less than or equal to 1024"),
+        ({"a key": "v"}, "regular expression pattern"),
+    ],
+)
+def test_an_environment_is_bounded_in_number_and_names(environment, problem):
+    request = {"ModelName": "m", "PrimaryContainer": {"Environment": environment}}
+    with pytest.raises(SageMakerError, match=problem):
+        check(request, input_shape("CreateModel"))
+
+
 def test_a_good_request_passes():
     check({"EndpointConfigName": "a-1", "ProductionVariants": [variant(InstanceType="ml.m5.large")]}, CONFIG)

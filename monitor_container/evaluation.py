@@ -29,7 +29,7 @@ from glassbox.monitoring.capture import CaptureFile, chunks, moment, read, read_
 from glassbox.monitoring.checks import Verdict, judge
 from glassbox.monitoring.count_file import CountingSettings
 from glassbox.monitoring.counts import SLOT, Confidences, Counts, Tally, Window, tally, total
-from glassbox.monitoring.response import Label, ResponseParser, UnreadableError
+from glassbox.monitoring.response import PredictedClass, ResponseParser, UnreadableError
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env, setting
 
@@ -229,7 +229,7 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
 
 
 def _verdicts(
-    tallies: Mapping[str, Tally], settings: Settings, baseline: Mapping[Label, int] | None
+    tallies: Mapping[str, Tally], settings: Settings, baseline: Mapping[PredictedClass, int] | None
 ) -> Iterator[Verdict]:
     """The verdicts on each variant that saw traffic, named in them where there are several."""
     seen = {variant: t for variant, t in tallies.items() if t.counts.records + t.counts.unreadable}

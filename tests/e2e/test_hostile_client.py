@@ -164,7 +164,7 @@ def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
         40,
     )  # the fifth hides behind old attributes, the sixth behind long ones
     assert counted.classes[14] >= 45
-    assert (attack.cause.check, attack.cause.label, len(attack.flagged)) == ("class_share", 14, 3)
+    assert (attack.cause.check, attack.cause.predicted_class, len(attack.flagged)) == ("class_share", 14, 3)
     assert attack.pictures == attack.replays
     assert len(traces(stack)) == 4
     message = wait_for(lambda: next((m for m in inbox.read() if "swapping" in m["Subject"]), None))

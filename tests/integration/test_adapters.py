@@ -140,7 +140,7 @@ def test_an_incident_with_everything_at_its_bound_fits_into_an_item():
     """Of characters that take four bytes, and the longest names: 400 KB, counted as DynamoDB counts."""
     wide = "\U0001f6d1"
     replays = frozenset(f"{n:064d}" for n in range(200))
-    violation = replace(CAUSE, endpoint="e" * 63, variant="v" * 63, label=wide * 64)
+    violation = replace(CAUSE, endpoint="e" * 63, variant="v" * 63, predicted_class=wide * 64)
     full = replace(
         FIRST,
         endpoint="e" * 63,

@@ -19,7 +19,7 @@ def read_all(*texts, parser=None):
 
 
 def labels(records):
-    return [p.label for r in records for p in r.predictions]
+    return [p.predicted_class for r in records for p in r.predictions]
 
 
 @pytest.mark.parametrize("output", ["JSON", "CSV", "BASE64"])

@@ -27,7 +27,12 @@ def counts(classes=(), **numbers):
 def test_the_reference_case_is_a_violation_in_the_articles_words():
     verdict = class_share(counts(ARTICLE), WINDOW, HALF)
     assert (verdict.check, verdict.value, verdict.lower, verdict.upper) == ("class_share", 0.805, None, 0.5)
-    assert (verdict.sample_size, verdict.label, verdict.violated, verdict.window) == (400, 14, True, WINDOW)
+    assert (verdict.sample_size, verdict.predicted_class, verdict.violated, verdict.window) == (
+        400,
+        14,
+        True,
+        WINDOW,
+    )
     assert verdict.reason == (
         "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold "
         "(322 of 400 predictions, 2026-11-23 10:00 to 11:00 UTC)"
@@ -53,7 +58,7 @@ def test_the_same_class_is_named_whatever_the_order():
 
 def test_unknown_and_named_classes_have_a_share_too():
     unknown = class_share(counts({UNKNOWN: 60, 1: 1}), WINDOW, HALF)
-    assert (unknown.violated, unknown.label) == (True, "unknown")
+    assert (unknown.violated, unknown.predicted_class) == (True, "unknown")
     assert unknown.reason.startswith("Unknown class predicted 98.36%")
     assert class_share(counts({"Stop": 60}), WINDOW, HALF).reason.startswith("Class Stop predicted 100.00%")
 
@@ -118,7 +123,7 @@ def test_a_real_drift_is_seen_in_a_small_window():
     attacked = counts([14] * 60 + list(range(40)))
     verdict = drift(attacked, WINDOW, DRIFT, 0.1, baseline)
     assert verdict.violated
-    assert verdict.label == 14
+    assert verdict.predicted_class == 14
     assert verdict.value == pytest.approx(
         scipy.spatial.distance.jensenshannon([100] * 43, [attacked.classes[c] for c in range(43)], base=2)
     )

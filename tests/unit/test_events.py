@@ -35,7 +35,7 @@ def test_all_three_event_sources_give_the_same_violation(load_event):
     assert {v.window_end for v in (ours, report)} == {datetime(2026, 11, 23, 11, tzinfo=UTC)}
     assert {v.reason for v in (ours, report)} == {REASON}
     assert (ours.check, report.check) == ("class_share", "monitor")
-    assert (ours.variant, ours.label) == ("AllTraffic", 14)
+    assert (ours.variant, ours.predicted_class) == ("AllTraffic", 14)
 
 
 def test_a_report_of_model_monitor_lies_under_the_hour_after_its_window(load_event):

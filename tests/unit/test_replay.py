@@ -149,8 +149,8 @@ def test_the_chosen_are_spread_over_the_window(incident, flagged, lines):
     assert done.names == done.flagged == {f"event-{n}" for n in lines}
 
 
-def caused_by(incident, check, label=None):
-    return replace(incident, cause=replace(incident.cause, check=check, label=label))
+def caused_by(incident, check, predicted_class=None):
+    return replace(incident, cause=replace(incident.cause, check=check, predicted_class=predicted_class))
 
 
 @pytest.mark.parametrize("check", ["operator", "monitor"])
@@ -363,7 +363,7 @@ def test_the_flagged_inputs_are_had_as_they_were_captured(incident):
         "captures": objects,
     }
     found = flagged_inputs(incident, max_flagged_replays=2, **options)
-    assert [(i.event_id, i.label, i.content_type) for i in found] == [
+    assert [(i.event_id, i.predicted_class, i.content_type) for i in found] == [
         ("event-1", 14, "application/x-npy"),
         ("event-7", 14, "application/x-npy"),
     ]

@@ -16,7 +16,9 @@ from glassbox.monitoring.response import (
 
 
 def read(data, encoding="JSON", content_type="application/json", **paths):
-    return [(p.label, p.confidence) for p in ResponseParser(**paths).read(data, encoding, content_type)]
+    return [
+        (p.predicted_class, p.confidence) for p in ResponseParser(**paths).read(data, encoding, content_type)
+    ]
 
 
 OURS = '{"predictions": [{"class": 14, "label": "Stop", "probability": 0.93, "top3": [{"class": 1}]}]}'
@@ -301,7 +303,7 @@ def test_any_json_gives_predictions_or_a_reason(value):
     assert found
     for prediction in found:
         assert isinstance(prediction, Prediction)
-        assert type(prediction.label) in (int, str)
+        assert type(prediction.predicted_class) in (int, str)
         assert prediction.confidence is None or 0 <= prediction.confidence <= 1
 
 

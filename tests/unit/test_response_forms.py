@@ -19,7 +19,9 @@ NPY, LINES = "application/x-npy", "application/jsonlines"
 
 
 def read(data, encoding="JSON", content_type="application/json", **paths):
-    return [(p.label, p.confidence) for p in ResponseParser(**paths).read(data, encoding, content_type)]
+    return [
+        (p.predicted_class, p.confidence) for p in ResponseParser(**paths).read(data, encoding, content_type)
+    ]
 
 
 def row(name, text, expected, encoding="JSON", content_type="application/json", **paths):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from glassbox.errors import BadInputError, is_printable, printable
 from glassbox.monitoring.capture import moment
-from glassbox.monitoring.response import LABEL_CHARACTERS, Label
+from glassbox.monitoring.response import CLASS_CHARACTERS, PredictedClass
 
 VIOLATION_SOURCE = "glassbox"
 VIOLATION_DETAIL_TYPE = "Glassbox Violation"
@@ -43,8 +43,8 @@ class Violation:
     """A window of predictions that broke a bound.
 
     ``reason`` is one sentence an operator can act on. ``check`` is ``class_share``, ``drift``, …, ``monitor``
-    for the monitor container's, which does not name its checks, or ``operator``. ``label`` is the dominating class,
-    where there is one.
+    for the monitor container's, which does not name its checks, or ``operator``. ``predicted_class``
+    is the dominating class, where there is one.
     """
 
     endpoint: str
@@ -53,7 +53,7 @@ class Violation:
     window_end: datetime
     reason: str
     variant: str | None = None
-    label: Label | None = None
+    predicted_class: PredictedClass | None = None
 
     def is_duplicate_of(self, other: "Violation") -> bool:
         """Return whether both report the same check (``monitor`` matches any) for overlapping windows."""
@@ -98,7 +98,7 @@ def _read_ours(detail: Mapping[str, Any]) -> Violation:
         read_time(detail["window"]["end"]),
         str(detail["reason"]),
         variant=None if detail.get("variant") is None else _name(detail["variant"]),
-        label=_read_label(detail.get("class")),
+        predicted_class=_read_class(detail.get("class")),
     )
 
 
@@ -109,11 +109,13 @@ def _violation(
     end: datetime,
     reason: str,
     variant: str | None = None,
-    label: Label | None = None,
+    predicted_class: PredictedClass | None = None,
 ) -> Violation:
     if not start < end <= start + _WINDOW:
         raise ValueError(f"window {start} to {end}: expected at most {_WINDOW}, the end after the start")
-    return Violation(endpoint, check, start, end, printable(reason, REASON_CHARACTERS), variant, label)
+    return Violation(
+        endpoint, check, start, end, printable(reason, REASON_CHARACTERS), variant, predicted_class
+    )
 
 
 def _name(raw: Any) -> str:
@@ -125,10 +127,10 @@ def _name(raw: Any) -> str:
     return raw
 
 
-def _read_label(raw: Any) -> Label | None:
+def _read_class(raw: Any) -> PredictedClass | None:
     if raw is None or (type(raw) is int and abs(raw) < _CLASSES):
         return raw
-    if isinstance(raw, str) and 0 < len(raw) <= LABEL_CHARACTERS and is_printable(raw):
+    if isinstance(raw, str) and 0 < len(raw) <= CLASS_CHARACTERS and is_printable(raw):
         return raw
     raise ValueError(f"class {printable(repr(raw), 80)}: expected a number, a name or null")
 

@@ -164,9 +164,9 @@ def _blocks(counts: Counts) -> dict[int, dict[str, int]]:
     scalars = {name: getattr(counts, name) for name in _SCALARS} | {UNKNOWN: counts.classes[UNKNOWN]}
     blocks: dict[int, dict[str, int]] = defaultdict(dict)
     blocks[0] = {name: count for name, count in scalars.items() if count}
-    for label in sorted(label for label in counts.classes if isinstance(label, int)):
-        blocks[label // BLOCK][f"c{label}"] = counts.classes[label]
-    names = sorted(label for label in counts.classes if isinstance(label, str) and label != UNKNOWN)
+    for number in sorted(c for c in counts.classes if isinstance(c, int)):
+        blocks[number // BLOCK][f"c{number}"] = counts.classes[number]
+    names = sorted(c for c in counts.classes if isinstance(c, str) and c != UNKNOWN)
     for rank, name in enumerate(names):
         blocks[rank // BLOCK][f"n:{name}"] = counts.classes[name]
     return blocks

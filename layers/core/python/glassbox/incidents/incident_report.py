@@ -21,7 +21,7 @@ from glassbox.incidents.input_image import browser_image
 from glassbox.incidents.replay import Input
 from glassbox.incidents.workflow import Incident, Report
 from glassbox.monitoring.counts import Counts, Window, total
-from glassbox.monitoring.response import Label
+from glassbox.monitoring.response import PredictedClass
 
 PICTURES = 60  # that a page shows
 LIVE = 2  # index in GROUPS
@@ -155,7 +155,7 @@ def _facts(text: bytes) -> _Facts:
 def _input(captured: Input) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "name": captured.event_id,
-        "label": captured.label,
+        "predicted_class": captured.predicted_class,
         "confidence": captured.confidence,
     }
     try:
@@ -167,7 +167,7 @@ def _input(captured: Input) -> dict[str, Any]:
 
 def _counted(counts: Counts) -> str:
     most = sorted(counts.classes.items(), key=lambda item: (-item[1], str(item[0])))[:3]
-    of = ", ".join(f"{n} x class {printable(label, 80)}" for label, n in most)
+    of = ", ".join(f"{n} x class {printable(predicted_class, 80)}" for predicted_class, n in most)
     return f"{counts.sample_size} predictions in the window" + (f", the most frequent: {of}" if of else "")
 
 
@@ -201,11 +201,11 @@ def render(
     left_out: Sequence[tuple[str, str]] = (),
     inputs: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The HTML; ``left_out`` are names and reasons, ``inputs`` name, label, confidence, uri and reason each."""
-    blamed: Label | None = incident.cause.label
+    """The HTML; ``left_out`` are names and reasons, ``inputs`` name, class, confidence, uri and reason each."""
+    blamed: PredictedClass | None = incident.cause.predicted_class
     if blamed is None and incident.cause.check == MONITOR_CHECK:  # it names no class, and its replays do
         flagged = Counter(picture.facts.predicted for picture in pictures if picture.group == 0)
-        blamed = max(flagged, key=lambda label: flagged[label], default=None)
+        blamed = max(flagged, key=lambda c: flagged[c], default=None)
     bars = sorted(counts.classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
     source = importlib.resources.files("glassbox.incidents").joinpath("incident_report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

@@ -15,7 +15,7 @@ from glassbox.incidents.workflow import SENDS, Incident, Replays
 from glassbox.monitoring.capture import input_body, lines, moment, read_key, read_line
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import UNKNOWN, is_known
-from glassbox.monitoring.response import Label, Prediction, ResponseParser, UnreadableError
+from glassbox.monitoring.response import PredictedClass, Prediction, ResponseParser, UnreadableError
 from glassbox.replay_marker import (
     ATTRIBUTES_CHARACTERS,
     TRACE,
@@ -40,7 +40,7 @@ class Captured(NamedTuple):
     key: str
     line: int
     event_id: str
-    label: Label | None
+    predicted_class: PredictedClass | None
     confidence: float | None = None
 
 
@@ -193,7 +193,7 @@ class Input(NamedTuple):
     """A flagged input, as it was captured: its event id, what was predicted, and the request's body."""
 
     event_id: str
-    label: Label | None
+    predicted_class: PredictedClass | None
     confidence: float | None
     body: bytes
     content_type: str
@@ -223,7 +223,11 @@ def flagged_inputs(
     records = list(read)
     chosen, _ = _choose(records, incident.cause, max_flagged_replays, 0, low_confidence, num_classes)
     found = ((record, _body(whole)) for record, whole in _read_again(chosen, bucket, captures, skipped))
-    return [Input(record.event_id, record.label, record.confidence, *body) for record, body in found if body]
+    return [
+        Input(record.event_id, record.predicted_class, record.confidence, *body)
+        for record, body in found
+        if body
+    ]
 
 
 def _choose(
@@ -261,25 +265,25 @@ def _behind(
     """The records that broke the bound; where the violation does not tell (an operator's), the most frequent class."""
 
     def is_behind(record: Captured) -> bool:
-        return _broke_the_bound(record.label, record.confidence, cause, low_confidence, num_classes)
+        return _broke_the_bound(record.predicted_class, record.confidence, cause, low_confidence, num_classes)
 
-    found = Counter(record.label for record in records)
-    most = max(found, key=lambda label: (found[label], str(label)))
-    return set(filter(is_behind, records)) or {record for record in records if record.label == most}
+    found = Counter(record.predicted_class for record in records)
+    most = max(found, key=lambda c: (found[c], str(c)))
+    return set(filter(is_behind, records)) or {record for record in records if record.predicted_class == most}
 
 
 def _broke_the_bound(
-    label: Label | None,
+    predicted_class: PredictedClass | None,
     confidence: float | None,
     cause: Violation,
     low_confidence: float | None,
     num_classes: int | None,
 ) -> bool:
-    if cause.check == UNREADABLE_SHARE or label is None:
-        return label is None
+    if cause.check == UNREADABLE_SHARE or predicted_class is None:
+        return predicted_class is None
     if cause.check == LOW_CONFIDENCE_SHARE:
         return confidence is not None and confidence < (low_confidence or 0)
-    return cause.label == (label if is_known(label, num_classes) else UNKNOWN)
+    return cause.predicted_class == (predicted_class if is_known(predicted_class, num_classes) else UNKNOWN)
 
 
 def _spread(records: Sequence[Captured], n: int) -> list[Captured]:
@@ -349,7 +353,7 @@ def _records(
     A line that cannot be read is named in ``skipped``, and the others are not lost."""
 
     def blamed(one: Prediction) -> bool:
-        return _broke_the_bound(one.label, one.confidence, violation, low_confidence, num_classes)
+        return _broke_the_bound(one.predicted_class, one.confidence, violation, low_confidence, num_classes)
 
     for key in keys:
         for number, line in enumerate(_lines(bucket, key, captures)):
@@ -371,7 +375,7 @@ def _records(
                 skipped += [_skipped(key, number, error)] if line.strip() else []
                 continue
             if time and violation.window_start <= moment(time) < violation.window_end:
-                seen = (prediction.label, prediction.confidence) if prediction else (None, None)
+                seen = (prediction.predicted_class, prediction.confidence) if prediction else (None, None)
                 yield Captured(moment(time), key, number, event_id, *seen)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from glassbox.monitoring.counts import UNKNOWN, Counts, Window
 from glassbox.monitoring.drift import distance_by_chance, jensen_shannon_distance
-from glassbox.monitoring.response import Label
+from glassbox.monitoring.response import PredictedClass
 from glassbox.settings import setting
 
 CLASS_SHARE, LOW_CONFIDENCE_SHARE, DRIFT, UNREADABLE_SHARE = (
@@ -48,8 +48,8 @@ class Verdict:
     """One statistic of one window, held against its bounds.
 
     ``value`` is None where there is not enough data to judge; then nothing is violated. ``sample_size`` is what was
-    judged: predictions, or records for ``unreadable_share``. ``label`` is the class it is about, where there is one.
-    ``reason`` is one sentence an operator can act on.
+    judged: predictions, or records for ``unreadable_share``. ``predicted_class`` is the class it is about, where
+    there is one. ``reason`` is one sentence an operator can act on.
     """
 
     check: str
@@ -60,7 +60,7 @@ class Verdict:
     sample_size: int
     violated: bool
     reason: str
-    label: Label | None = None
+    predicted_class: PredictedClass | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def detail(endpoint: str, variant: str, verdict: Verdict) -> dict[str, Any]:
             "end": f"{verdict.window.end:%Y-%m-%dT%H:%M:%SZ}",
         },
         "sample_size": verdict.sample_size,
-        "class": verdict.label,
+        "class": verdict.predicted_class,
         "reason": verdict.reason,
     }
 
@@ -95,7 +95,7 @@ def judge(
     counts: Counts,
     window: Window,
     bounds: Bounds,
-    baseline: Mapping[Label, int] | None = None,
+    baseline: Mapping[PredictedClass, int] | None = None,
     *,
     window_closed: bool = False,
 ) -> list[Verdict]:
@@ -119,10 +119,10 @@ def class_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
     if counts.sample_size < bounds.min_predictions:
         return _not_enough(CLASS_SHARE, bounds.threshold, counts.sample_size, "predictions", window, bounds)
     # of equally frequent classes the first by name, so that every judge names the same
-    label, count = min(counts.classes.items(), key=lambda item: (-item[1], str(item[0])))
+    predicted_class, count = min(counts.classes.items(), key=lambda item: (-item[1], str(item[0])))
     share = count / counts.sample_size
     violated = share > bounds.threshold
-    name = "Unknown class" if label == UNKNOWN else f"Class {label}"
+    name = "Unknown class" if predicted_class == UNKNOWN else f"Class {predicted_class}"
     return Verdict(
         CLASS_SHARE,
         share,
@@ -133,7 +133,7 @@ def class_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
         violated,
         f"{name} predicted {share:.2%} of the time: {_compared(violated)} {bounds.threshold:.2%} threshold "
         f"({count} of {counts.sample_size} predictions, {window})",
-        label,
+        predicted_class,
     )
 
 
@@ -159,7 +159,7 @@ def low_confidence_share(counts: Counts, window: Window, bounds: Bounds, thresho
 
 
 def drift(
-    counts: Counts, window: Window, bounds: Bounds, threshold: float, baseline: Mapping[Label, int]
+    counts: Counts, window: Window, bounds: Bounds, threshold: float, baseline: Mapping[PredictedClass, int]
 ) -> Verdict:
     """The Jensen-Shannon distance between the classes of the window and those of the baseline.
 

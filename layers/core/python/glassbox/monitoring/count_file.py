@@ -20,7 +20,7 @@ from glassbox.monitoring.counts import (
     total,
     windows,
 )
-from glassbox.monitoring.response import Label, ResponseParser
+from glassbox.monitoring.response import PredictedClass, ResponseParser
 from glassbox.replay_marker import KeySource
 from glassbox.settings import names, setting
 
@@ -150,7 +150,7 @@ def judge_file(
     *,
     settings: CountingSettings,
     length: timedelta,
-    baseline: Mapping[Label, int] | None,
+    baseline: Mapping[PredictedClass, int] | None,
     counts: CountsStore,
     events: EventBus,
 ) -> Judged:

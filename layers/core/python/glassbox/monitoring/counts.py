@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Self
 
 from glassbox.monitoring.capture import Record, Unreadable, moment
-from glassbox.monitoring.response import Label
+from glassbox.monitoring.response import PredictedClass
 
 SLOT = timedelta(minutes=10)
 WINDOW = timedelta(hours=1)  # of the hourly monitor; count_predictions judges windows of WINDOW_HOURS
@@ -72,7 +72,7 @@ class Counts:
         forged: records with a replay marker that does not verify. They are ordinary traffic, counted above too.
     """
 
-    classes: Counter[Label] = field(default_factory=Counter)
+    classes: Counter[PredictedClass] = field(default_factory=Counter)
     with_confidence: int = 0
     low_confidence: int = 0
     records: int = 0
@@ -102,7 +102,7 @@ class Counts:
         self.with_confidence += len(confidences)
         if low_confidence is not None:
             self.low_confidence += sum([confidence < low_confidence for confidence in confidences])
-        self.classes.update([prediction.label for prediction in predictions])
+        self.classes.update([prediction.predicted_class for prediction in predictions])
         return confidences
 
     def __iadd__(self, other: "Counts") -> Self:
@@ -240,17 +240,17 @@ def _slot(time: str) -> datetime:
     return slot_start(moment(time))
 
 
-def _known(counted: Mapping[Label, int], num_classes: int | None) -> Counter[Label]:
+def _known(counted: Mapping[PredictedClass, int], num_classes: int | None) -> Counter[PredictedClass]:
     """Return the counts of the first MAX_CLASSES known classes, and UNKNOWN for all others together."""
-    known: Counter[Label] = Counter()
-    for label, count in counted.items():
-        room = len(known) < MAX_CLASSES or label in known
-        known[label if room and is_known(label, num_classes) else UNKNOWN] += count
+    known: Counter[PredictedClass] = Counter()
+    for predicted_class, count in counted.items():
+        room = len(known) < MAX_CLASSES or predicted_class in known
+        known[predicted_class if room and is_known(predicted_class, num_classes) else UNKNOWN] += count
     return known
 
 
-def is_known(label: Label, num_classes: int | None) -> bool:
+def is_known(predicted_class: PredictedClass, num_classes: int | None) -> bool:
     """Whether it is one of ``num_classes`` classes; None knows every name and the numbers below MAX_CLASSES."""
-    if isinstance(label, int):
-        return 0 <= label < (num_classes or MAX_CLASSES)
+    if isinstance(predicted_class, int):
+        return 0 <= predicted_class < (num_classes or MAX_CLASSES)
     return num_classes is None

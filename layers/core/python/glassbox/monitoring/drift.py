@@ -4,12 +4,12 @@ import math
 import statistics
 from collections.abc import Mapping
 
-from glassbox.monitoring.response import Label
+from glassbox.monitoring.response import PredictedClass
 
 _LARGE = 50  # counts from which the second-order expansion is as good as the sum
 
 
-def jensen_shannon_distance(p: Mapping[Label, int], q: Mapping[Label, int]) -> float:
+def jensen_shannon_distance(p: Mapping[PredictedClass, int], q: Mapping[PredictedClass, int]) -> float:
     """The square root of the Jensen-Shannon divergence (base 2) of two samples' distributions, 0..1.
 
     Lin, Divergence measures based on the Shannon entropy, 1991. ValueError for a sample without a count.
@@ -17,11 +17,13 @@ def jensen_shannon_distance(p: Mapping[Label, int], q: Mapping[Label, int]) -> f
     n, m = sum(p.values()), sum(q.values())
     if not n or not m:
         raise ValueError("a distribution needs at least one count")
-    divergence = math.fsum(_term(p.get(label, 0) / n, q.get(label, 0) / m) for label in p.keys() | q.keys())
+    divergence = math.fsum(_term(p.get(c, 0) / n, q.get(c, 0) / m) for c in p.keys() | q.keys())
     return math.sqrt(max(0.0, divergence))  # rounding may leave -1e-17
 
 
-def distance_by_chance(p: Mapping[Label, int], q: Mapping[Label, int], exceeded: float) -> float:
+def distance_by_chance(
+    p: Mapping[PredictedClass, int], q: Mapping[PredictedClass, int], exceeded: float
+) -> float:
     """The distance that two samples of one and the same distribution exceed with probability ``exceeded``.
 
     Under that hypothesis each of the t counts of a class falls to either sample as if drawn for it: binomially,
@@ -31,7 +33,7 @@ def distance_by_chance(p: Mapping[Label, int], q: Mapping[Label, int], exceeded:
     held fixed, as if there were one class more: with few classes the bound is a little wide, never narrow.
     """
     n, m = sorted((sum(p.values()), sum(q.values())))
-    totals = [p.get(label, 0) + q.get(label, 0) for label in p.keys() | q.keys()]
+    totals = [p.get(c, 0) + q.get(c, 0) for c in p.keys() | q.keys()]
     moments = {t: _moments(t, n, m) for t in set(totals)}
     mean = math.fsum(moments[t][0] for t in totals)
     variance = math.fsum(moments[t][1] for t in totals)

@@ -15,7 +15,7 @@ import msgspec
 from glassbox.errors import BadInputError, SettingsError, is_printable, printable
 from glassbox.monitoring.checks import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
 from glassbox.monitoring.counts import BUCKETS, Confidences, Counts
-from glassbox.monitoring.response import LABEL_CHARACTERS, Label
+from glassbox.monitoring.response import CLASS_CHARACTERS, PredictedClass
 
 CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
 
@@ -93,7 +93,7 @@ def constraints(counts: Counts, confidences: Confidences) -> dict[str, Any]:
             "name": CLASS_FEATURE,
             "inferred_type": "String",
             "completeness": counts.records / records if records else 1.0,
-            "string_constraints": {"domains": [str(label) for label, _ in by_class(counts.classes)]},
+            "string_constraints": {"domains": [str(c) for c, _ in by_class(counts.classes)]},
         }
     ]
     if confidences.sample_size:
@@ -146,7 +146,7 @@ def cloudwatch(
         "Timestamp": f"{max(v.window.end for v in verdicts):%Y-%m-%dT%H:%M:%SZ}",
         "Dimensions": [{"Name": name, "Value": value} for name, value in dimensions.items()],
     }
-    numbers = {label: n for label, n in counts.classes.items() if isinstance(label, int)}
+    numbers = {c: n for c, n in counts.classes.items() if isinstance(c, int)}
     if numbers:
         yield (
             _statistic(
@@ -154,7 +154,7 @@ def cloudwatch(
                 min(numbers),
                 max(numbers),
                 sum(numbers.values()),
-                sum(label * n for label, n in numbers.items()),
+                sum(c * n for c, n in numbers.items()),
             )
             | common
         )
@@ -181,7 +181,7 @@ def _statistic(name: str, minimum: float, maximum: float, sample_size: int, tota
     return {"MetricName": name, "StatisticValues": values}
 
 
-def by_class(classes: Mapping[Label, int]) -> list[tuple[Label, int]]:
+def by_class(classes: Mapping[PredictedClass, int]) -> list[tuple[PredictedClass, int]]:
     """In the order of the class numbers, names after them."""
     return sorted(classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
 
@@ -197,9 +197,9 @@ def file_metrics(counts: Counts) -> dict[str, int]:
             "LowConfidencePredictions": counts.low_confidence,
         }
     )
-    for label, count in counts.classes.items():
-        own = isinstance(label, int) and label < METRIC_CLASSES
-        metrics[f"Class{label}" if own else "ClassOther"] += count
+    for predicted_class, count in counts.classes.items():
+        own = isinstance(predicted_class, int) and predicted_class < METRIC_CLASSES
+        metrics[f"Class{predicted_class}" if own else "ClassOther"] += count
     return dict(metrics)
 
 
@@ -214,7 +214,7 @@ class Objects(Protocol):
     def get(self, bucket: str, key: str) -> bytes: ...
 
 
-def fetch_baseline(uri: str | None, objects: Objects) -> dict[Label, int] | None:
+def fetch_baseline(uri: str | None, objects: Objects) -> dict[PredictedClass, int] | None:
     """The baseline at ``s3://bucket/key``, if there is one.
 
     Raises:
@@ -229,17 +229,17 @@ def fetch_baseline(uri: str | None, objects: Objects) -> dict[Label, int] | None
     return read_baseline(objects.get(bucket, key), uri)
 
 
-def read_baseline(text: bytes, source: str) -> dict[Label, int]:
+def read_baseline(text: bytes, source: str) -> dict[PredictedClass, int]:
     """The predictions per class in a statistics.json.
 
     Raises:
         BadInputError: it holds no counts of the predicted class.
     """
-    counts: Counter[Label] = Counter()
+    counts: Counter[PredictedClass] = Counter()
     try:
         (feature,) = (f for f in msgspec.json.decode(text)["features"] if f["name"] == CLASS_FEATURE)
         for bucket in feature["string_statistics"]["distribution"]["categorical"]["buckets"]:
-            counts[_baseline_label(bucket["value"])] += _baseline_count(bucket["count"])
+            counts[_baseline_class(bucket["value"])] += _baseline_count(bucket["count"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise BadInputError(f"{source}: no counts of {CLASS_FEATURE} in it, {error!r}") from error
     if not any(counts.values()) or min(counts.values()) < 0:
@@ -247,14 +247,14 @@ def read_baseline(text: bytes, source: str) -> dict[Label, int]:
     return dict(counts)
 
 
-def _baseline_label(value: Any) -> Label:
+def _baseline_class(value: Any) -> PredictedClass:
     if type(value) is int:
         return value
     if not isinstance(value, str):
         raise ValueError(f"value: expected a class as text, got {type(value).__name__}")
-    if len(value) > LABEL_CHARACTERS or not is_printable(value):
+    if len(value) > CLASS_CHARACTERS or not is_printable(value):
         raise ValueError(
-            f"value: expected at most {LABEL_CHARACTERS} printable characters, got {value[:100]!r}"
+            f"value: expected at most {CLASS_CHARACTERS} printable characters, got {value[:100]!r}"
         )
     return int(value) if value.isascii() and value.isdecimal() else value
 

@@ -20,7 +20,7 @@ from glassbox.monitoring import npy
 
 RESPONSE_BYTES = 8 << 20  # decoded, a response may take 25 times as much
 PREDICTIONS = 10_000  # of one response: 6 MiB of `1,` would be 3 million
-LABEL_CHARACTERS = 64
+CLASS_CHARACTERS = 64
 _ROW_VALUES = 100_000  # of one CSV row
 _PATH_CHARACTERS = 1000
 _SHORT = 40  # characters
@@ -49,13 +49,13 @@ _KNOWN_KEYS = {
 }
 
 _PAIR_HINT = "set ClassPath to '[*][0]' and ConfidencePath to '[*][1]' (class, confidence)"
-Label = int | str
+PredictedClass = int | str
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
     """One predicted class, and its probability (0..1) where the response tells it."""
 
-    label: Label
+    predicted_class: PredictedClass
     confidence: float | None = None
 
 
@@ -126,7 +126,7 @@ class ResponseParser:
         if at_class is None:
             raise UnreadableError("CLASS_PATH finds nothing in the response")
         if self._class is not None and _is_batch(at_class):
-            found = _at_most(Prediction(_label(value)) for value in at_class)
+            found = _at_most(Prediction(_predicted_class(value)) for value in at_class)
         else:
             found = predictions(at_class)
         if self._confidence is None:
@@ -137,7 +137,10 @@ class ResponseParser:
             raise UnreadableError(
                 f"CONFIDENCE_PATH finds {len(confidences)} values for {len(found)} predictions"
             )
-        return [Prediction(p.label, _confidence(_number(c))) for p, c in zip(found, confidences, strict=True)]
+        return [
+            Prediction(p.predicted_class, _confidence(_number(c)))
+            for p, c in zip(found, confidences, strict=True)
+        ]
 
 
 def _compiled(name: str, path: str | None) -> Any:
@@ -273,13 +276,13 @@ def _text(body: bytes) -> str:
         raise UnreadableError(f"the response is not UTF-8: {error}") from error
 
 
-def _csv(content: str, text: re.Pattern[str] | None) -> list[list[Label | float]]:
+def _csv(content: str, text: re.Pattern[str] | None) -> list[list[PredictedClass | float]]:
     """One row a sample: numbers, and texts where ``text`` matches them (_NAME: a row of a single cell only).
 
     Raises:
         UnreadableError: a cell is neither, or (without a path, which may skip it) the first row is a header.
     """
-    rows: list[list[Label | float]] = []
+    rows: list[list[PredictedClass | float]] = []
     try:
         for cells in _cells(content.removeprefix(_BOM)):
             allowed = text if len(cells) == 1 or text is _ANY_TEXT else None
@@ -311,8 +314,8 @@ def _cells(content: str) -> Iterator[list[str]]:
         yield line.split(",")
 
 
-def _cell(cell: str, text: re.Pattern[str] | None) -> Label | float:
-    value: Label | float = _number(cell)
+def _cell(cell: str, text: re.Pattern[str] | None) -> PredictedClass | float:
+    value: PredictedClass | float = _number(cell)
     if isinstance(value, str) and (text is None or not text.fullmatch(value)):
         raise ValueError(f"{printable(cell, 60)!r} is no number")
     return value
@@ -322,7 +325,7 @@ def _cell(cell: str, text: re.Pattern[str] | None) -> Label | float:
 
 
 class _OurPrediction(Prediction, frozen=True, gc=False):
-    label: int = msgspec.field(name="class")
+    predicted_class: int = msgspec.field(name="class")
     confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = msgspec.field(name="probability")
 
 
@@ -428,7 +431,7 @@ def _all(value: Any, depth: int, place: _Place) -> Iterator[Prediction]:
     if isinstance(value, dict):
         yield from _entry(value)
     elif not isinstance(value, list):
-        yield Prediction(_label(value))
+        yield Prediction(_predicted_class(value))
     elif not depth:
         raise UnreadableError(f"lists within lists, deeper than {_DEPTH}")
     elif value and _are_numbers(value):
@@ -458,7 +461,7 @@ def _row(row: Sequence[int | float], place: _Place) -> Iterator[Prediction]:
     if len(row) == 2 and sorted(row) == [0, 1] and type(row[0]) is int:
         raise place.may_be(str(list(row)), "scores, two classes, or a class and its confidence")
     if all(type(value) is int for value in row):
-        yield from (Prediction(_label(value)) for value in row)
+        yield from (Prediction(_predicted_class(value)) for value in row)
     else:
         yield from _rows([row], place)
 
@@ -470,19 +473,19 @@ def _rows(rows: Sequence[Sequence[int | float]], place: _Place) -> Iterator[Pred
     whole = all(_is_whole(value) for row in rows for value in row)
     widths = {len(row) for row in rows}
     if widths == {1} or (whole and len(widths) > 1):
-        yield from (Prediction(_label(value)) for row in rows for value in row)
+        yield from (Prediction(_predicted_class(value)) for row in rows for value in row)
     elif len(widths) > 1:
         raise UnreadableError(
             f"rows of {min(widths)} to {max(widths)} numbers: expected one length, set ClassPath"
         )
     elif widths == {2} and _are_pairs(rows, place):
-        yield from (Prediction(_label(row[0]), _confidence(row[1])) for row in rows)
+        yield from (Prediction(_predicted_class(row[0]), _confidence(row[1])) for row in rows)
     elif not whole or all(_is_one_hot(row) for row in rows):
         _refuse_header(rows, place)
         _refuse_column_of_classes(rows, place)
         yield from _scores(rows)
     else:
-        yield from (Prediction(_label(value)) for row in rows for value in row)
+        yield from (Prediction(_predicted_class(value)) for row in rows for value in row)
 
 
 def _are_pairs(rows: Sequence[Sequence[int | float]], place: _Place) -> bool:
@@ -575,7 +578,10 @@ def _labelled(entries: Sequence[Mapping[str, Any]], place: _Place) -> Iterator[P
     """
     found = [prediction for entry in entries for prediction in _entry(entry)]
     scores = [0.0 if prediction.confidence is None else prediction.confidence for prediction in found]
-    if len({prediction.label for prediction in found}) < len(found) or sum(scores) > 1 + _SUM_ROUNDING:
+    if (
+        len({prediction.predicted_class for prediction in found}) < len(found)
+        or sum(scores) > 1 + _SUM_ROUNDING
+    ):
         yield from found
     elif sum(scores) < 1 - _SUM_ROUNDING and scores != sorted(scores, reverse=True):
         raise UnreadableError(
@@ -589,8 +595,8 @@ def _labelled(entries: Sequence[Mapping[str, Any]], place: _Place) -> Iterator[P
 def _entry(entry: Mapping[str, Any]) -> Iterator[Prediction]:
     for key in _CLASS_KEYS:
         if entry.get(key) is not None:
-            label = _label(entry[key])
-            yield Prediction(label, _confidence(_number(_value_of(label, entry))))
+            predicted_class = _predicted_class(entry[key])
+            yield Prediction(predicted_class, _confidence(_number(_value_of(predicted_class, entry))))
             return
     for key in _SCORES_KEYS:
         scores = entry.get(key)
@@ -627,17 +633,21 @@ def _named_rows(
         raise UnreadableError(f"{key}: expected rows of one length, got several")
     names = _names_of(rows, entry) or [range(len(rows[0]))] * len(rows)
     for row, prediction in zip(names, _scores(rows), strict=True):
-        yield Prediction(_label(row[int(prediction.label)]), prediction.confidence)
+        yield Prediction(_predicted_class(row[int(prediction.predicted_class)]), prediction.confidence)
 
 
-def _value_of(label: Label, entry: Mapping[str, Any]) -> Any:
+def _value_of(predicted_class: PredictedClass, entry: Mapping[str, Any]) -> Any:
     """The confidence that stands beside a class: alone, or among the probabilities of all classes."""
     found = next((entry[key] for key in (*_CONFIDENCE_KEYS, *_SCORES_KEYS) if key in entry), None)
     if not isinstance(found, list) or not found or not _are_numbers(found):
         return found
     names = _names_of([found], entry) or [range(len(found))]
-    labels = [_label(name) for name in names[0]]
-    return found[labels.index(label)] if label in labels and _are_probabilities(found) else None
+    labels = [_predicted_class(name) for name in names[0]]
+    return (
+        found[labels.index(predicted_class)]
+        if predicted_class in labels and _are_probabilities(found)
+        else None
+    )
 
 
 def _names_of(
@@ -689,14 +699,14 @@ def _are_named(entry: Mapping[str, Any]) -> bool:
 
 def _named(scores: Mapping[str, Any]) -> Prediction:
     name, confidence = max(scores.items(), key=lambda item: item[1])
-    return Prediction(_label(name), _confidence(confidence))
+    return Prediction(_predicted_class(name), _confidence(confidence))
 
 
 def _listed(entry: Mapping[str, Any]) -> str:
     return printable(", ".join(itertools.islice(entry, 10)), 100)
 
 
-def _label(value: Any) -> Label:
+def _predicted_class(value: Any) -> PredictedClass:
     if type(value) is int:
         return value
     if type(value) is float and value.is_integer():
@@ -704,10 +714,10 @@ def _label(value: Any) -> Label:
     if isinstance(value, str):
         name = value.strip()
         number = _number(name)
-        plain = 0 < len(name) <= LABEL_CHARACTERS and not name.startswith(_JSON_BEGINS)
+        plain = 0 < len(name) <= CLASS_CHARACTERS and not name.startswith(_JSON_BEGINS)
         if isinstance(number, str) and plain and is_printable(name):
             return sys.intern(name)  # a file repeats a few names a million times
-        if not isinstance(number, str) and len(name) <= LABEL_CHARACTERS and float(number).is_integer():
+        if not isinstance(number, str) and len(name) <= CLASS_CHARACTERS and float(number).is_integer():
             return int(number)
     raise UnreadableError(f"{_shown(value)} is no class; set ClassPath where the class is elsewhere")
 

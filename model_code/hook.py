@@ -51,6 +51,7 @@ SAMPLES = 8  # of a larger batch, so many at a time: a backward pass keeps every
 # traces that may wait for the upload, and their bytes, before others are dropped: an incident's replays and a minute of
 # live ones fit
 QUEUE = 32
+REFUSALS = 8 * QUEUE  # steps that may wait where the last ones are refusals
 QUEUE_BYTES = 256 << 20
 WORKER = "worker_0"
 
@@ -182,13 +183,21 @@ class TensorRecorder:
             request = {**request, "time": now, "samples": str(len(image))}
             picture = picture[:traced].copy()
             size = picture.nbytes + sum(part.nbytes for part in parts)
-            self._uploader.put(partial(self._step, parts, picture, request, labels), size)
+            if not self._uploader.put(partial(self._step, parts, picture, request, labels), size):
+                self._refuse(request, "the endpoint had too many traces to upload")
             return torch.cat(logits)
-        except Exception as error:
-            # Whatever it is that the trace failed of, the request is answered.
-            self._uploader.drop(f"{type(error).__name__}: {error}")
+        except Exception as error:  # a tracing error must never fail the request
+            reason = f"{type(error).__name__}: {error}"
+        self._uploader.drop(reason)
         with torch.inference_mode():
-            return self._model(image)
+            answer = self._model(image)
+        self._refuse(request, reason)
+        return answer
+
+    def _refuse(self, request: Mapping[str, str | None], reason: str) -> None:
+        """Upload why a replay has no trace; of live traffic nothing."""
+        if names.REPLAY_EVENT_ID in request:
+            self._uploader.put(partial(self._refusal, request, reason), 0, refusal=True)
 
     @property
     def dropped(self) -> int:
@@ -237,24 +246,38 @@ class TensorRecorder:
     ) -> dict[str, np.ndarray]:
         calls = parts[0].calls
         if any(part.calls != calls for part in parts):
-            raise ValueError("the samples of the batch took different ways through the network")
+            reason = "the samples of the batch took different ways through the network"
+            if names.REPLAY_EVENT_ID not in request:
+                raise ValueError(reason)
+            self._uploader.drop(reason)
+            return self._refusal(request, reason)
         tensors = {name: np.concatenate([part.tensors[name] for part in parts]) for name in parts[0].tensors}
         for call, _ in calls:
             tensors |= self._parameters[call.partition("#")[0]]
         meta = {
-            "version": names.VERSION,
-            "form": self._form,
-            "model": self._name,
             "modules": [self._described(*call) for call in calls],
             "inexact": self._inexact,
             # cut, so that long names of a large batch leave the meta within what the reader takes
             "labels": [labels[t][: names.LABEL_CHARACTERS] for t in tensors[names.TARGET].tolist()]
             if labels
             else None,
+        }
+        return {names.META: self._meta(request, **meta), names.PICTURE: picture, **tensors}
+
+    def _refusal(self, request: Mapping[str, str | None], reason: str) -> dict[str, np.ndarray]:
+        """A step without tensors: why the request has no trace."""
+        refused = reason[: names.REASON_CHARACTERS]
+        return {names.META: self._meta(request, modules=[], inexact=[], labels=None, refused=refused)}
+
+    def _meta(self, request: Mapping[str, str | None], **about: Any) -> np.ndarray:
+        meta = {
+            "version": names.VERSION,
+            "form": self._form,
+            "model": self._name,
+            **about,
             "request": request,
         }
-        encoded = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        return {names.META: encoded, names.PICTURE: picture, **tensors}
+        return np.frombuffer(json.dumps(meta).encode(), np.uint8)
 
     def _described(self, call: str, has_map: bool) -> dict[str, Any]:
         module = self._modules[call.partition("#")[0]]
@@ -450,15 +473,23 @@ class Uploader:
         self._thread = threading.Thread(target=self._work, name="trace-upload", daemon=True)
         self._thread.start()
 
-    def put(self, step: Step, size: int) -> None:
-        """Queue a step: what gives its tensors, and the bytes that it holds until then. Never waits."""
+    def put(self, step: Step, size: int, *, refusal: bool = False) -> bool:
+        """Queue a step, and return whether it fits. Never waits.
+
+        Args:
+            step: returns its tensors.
+            size: bytes that it holds until then.
+            refusal: a step of a few bytes, which fits where others do not.
+        """
+        most = REFUSALS if refusal else QUEUE
         with self._lock:
-            fits = self._queue.qsize() < QUEUE and self._bytes + size <= QUEUE_BYTES
+            fits = self._queue.qsize() < most and self._bytes + size <= QUEUE_BYTES
             if fits:
                 self._bytes += size
                 self._queue.put((step, size))
         if not fits:
             self.drop("S3 does not keep up")
+        return fits
 
     def drop(self, reason: str) -> None:
         """Count a trace that is lost, and log why."""
@@ -489,7 +520,7 @@ class Uploader:
         files = write_step(folder, number, tensors)
         if not self._collected:
             self._put(folder, write_collections(folder, tensors))
-            self._collected = True
+            self._collected = names.PICTURE in tensors  # a refusal holds none of the names
         for file in files:
             self._put(folder, file)
 

@@ -50,6 +50,9 @@ def same(found, expected):
     )
 
 
+REPLAYED = {names.REPLAY_EVENT_ID: "event-1", names.REPLAY_INCIDENT: replays.INCIDENT}
+
+
 class Bucket(dict):
     """An S3 client that keeps objects in the order of their arrival; while ``away``, it refuses."""
 
@@ -825,6 +828,70 @@ class TestTrouble:
         assert (recorder.dropped, len(bucket)) == (1, 0)
         assert "no gradient for this one" in caplog.text
         assert not hooks_of(model)
+
+    def test_a_replay_whose_trace_fails_says_why(self, trace_to):
+        """A replay ends in a picture or a refusal; live traffic in nothing."""
+
+        class Refuses(nn.Module):
+            def forward(self, x):
+                if torch.is_grad_enabled():
+                    raise RuntimeError("no gradient for this one" + 1000 * "!")
+                return x
+
+        bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
+        model.maxpool = Refuses()
+        recorder = trace_to(bucket, model)
+        with torch.inference_mode():
+            assert same(predict(recorder, images(), **REPLAYED), model(images()))
+        model.maxpool = nn.Identity()
+        predict(recorder, images())
+        recorder.close()
+        index, _ = bucket.indexes
+        *_, collections = sorted(key for key in bucket if "/collections/" in key)
+        assert names.PICTURE.encode() in bucket[collections]
+        trace = bucket.trace(index)
+        assert list(trace.tensors) == [names.META]
+        assert trace.meta.refused.startswith("RuntimeError: no gradient for this one")
+        assert len(trace.meta.refused) == names.REASON_CHARACTERS
+        assert REPLAYED.items() <= trace.meta.request.items()
+        assert recorder.dropped == 1
+
+    def test_a_replay_that_the_queue_does_not_take_says_why(self, trace_to, monkeypatch):
+        monkeypatch.setattr(hook, "QUEUE", 0)
+        bucket = Bucket()
+        monkeypatch.setattr(hook, "REFUSALS", 1000)
+        recorder = trace_to(bucket)
+        predict(recorder, images())
+        predict(recorder, images(), **REPLAYED)
+        recorder.close()
+        (index,) = bucket.indexes
+        assert "too many traces" in bucket.trace(index).meta.refused
+        assert recorder.dropped == 2
+
+    def test_a_replayed_batch_whose_samples_take_different_ways_says_so(self, trace_to):
+        class Chooses(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.dark, self.light, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+            def forward(self, x):
+                return self.fc((self.light if x.mean() > 0 else self.dark)(x).mean((2, 3)))
+
+        bucket, image = Bucket(), images(hook.SAMPLES + 1).abs()
+        image[hook.SAMPLES :] *= -1
+        recorder = trace_to(bucket, Chooses())
+        predict(recorder, image, **REPLAYED)
+        recorder.close()
+        (index,) = bucket.indexes
+        assert "different ways" in bucket.trace(index).meta.refused
+
+    def test_an_input_that_the_model_refuses_leaves_no_refusal(self, trace_to):
+        bucket = Bucket()
+        recorder = trace_to(bucket)
+        with pytest.raises(RuntimeError, match="channels"):
+            recorder.predict(torch.zeros(1, 7, 32, 32), pictures(), REQUEST | REPLAYED, None)
+        recorder.close()
+        assert not bucket
 
     def test_the_trace_fails_when_the_input_is_normalised_in_place(self, trace_to):
         model, image = InPlace(fails=True).eval(), images()

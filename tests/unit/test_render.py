@@ -204,6 +204,23 @@ def test_a_replay_whose_trace_cannot_be_read_ends_in_a_refusal_where_it_names_it
     assert incidents.current("traffic-signs").refused == {"event-1"}
 
 
+def test_a_replay_that_the_endpoint_could_not_trace_ends_in_its_refusal(network, tmp_path, incident):
+    model, terms = network
+    request = {"replay_event_id": "event-1", "replay_incident": incident.id}
+    meta = json.loads(traces.reduced(terms, model, request=request)["glassbox/meta"].tobytes())
+    meta |= {"modules": [], "refused": "RuntimeError: no memory\x1b[31m"}
+    traces.write_step(tmp_path, {"glassbox/meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)})
+    objects, incidents = FakeObjects(), FakeIncidents()
+    incidents.open(replace(incident, replays=frozenset({"event-1"})))
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(tmp_path).as_posix()
+            objects.objects["bucket", f"tensors/traffic-signs/{RUN}/{name}"] = path.read_bytes()
+    (refusal,) = render(objects, incidents)
+    assert refusal.refused == r"the endpoint could not trace it: RuntimeError: no memory\x1b[31m"
+    assert incidents.current("traffic-signs").refused == {"event-1"}
+
+
 def test_live_traffic_whose_trace_cannot_be_read_is_bad_input(step):
     objects = step()
     unreadable(objects)

@@ -66,7 +66,7 @@ def render_step(
         incident = None
     folder = f"saliency/{endpoint}/{sender or (incident.id if incident else 'live')}"
     try:
-        explanations = fullgrad.explain(trace_reader.read_trace(index, events))[:max_heatmaps]
+        explanations = _explain(index, events)[:max_heatmaps]
     except BadInputError as error:
         if replayed is None:
             raise
@@ -86,6 +86,13 @@ def render_step(
         objects.put(bucket, f"{folder}/{name}.json", facts, "application/json")
         drawn.append(Picture(f"{folder}/{name}.png", explanation.complete))
     return drawn
+
+
+def _explain(index: trace_reader.Index, events: bytes) -> list[fullgrad.Explanation]:
+    step = trace_reader.read_trace(index, events)
+    if step.meta.refused:
+        raise BadInputError(f"the endpoint could not trace it: {step.meta.refused}")
+    return fullgrad.explain(step)
 
 
 def _refuse(

@@ -43,6 +43,8 @@ has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of
                  "replay_incident": …, "replay_event_id": …,       of a verified replay marker only
                  "samples": "20"}}                 pictures of the request: the first N are traced, as many as may be
 
+A replay that cannot be traced is a step of ``glassbox/meta`` alone, with ``"refused": "why"`` in it.
+
 A module called more than once in a forward pass is ``name#0``, ``name#1``, …; its parameters keep the plain name.
 """
 
@@ -53,6 +55,7 @@ VERSION = 3
 STEP_PIXELS = 1 << 22
 STEP_BYTES = 60 << 20
 LABEL_CHARACTERS = 200  # of a class name
+REASON_CHARACTERS = 400  # of ``refused``
 
 # of `request`, where its replay marker verified: the incident that sent it, the event id that names its pictures
 REPLAY_INCIDENT, REPLAY_EVENT_ID = "replay_incident", "replay_event_id"

@@ -88,7 +88,10 @@ class Module:
 
 @dataclass(frozen=True)
 class Meta:
-    """``glassbox/meta``, checked; see :mod:`glassbox.explanation.trace_format`."""
+    """``glassbox/meta``, checked; see :mod:`glassbox.explanation.trace_format`.
+
+    ``refused`` is why the request has no trace, otherwise empty.
+    """
 
     form: str
     model: str
@@ -96,6 +99,7 @@ class Meta:
     inexact: tuple[str, ...]
     labels: tuple[str | None, ...] | None
     request: Mapping[str, str | None]
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -341,6 +345,7 @@ def _read_meta(tensor: Array | None) -> Meta:
         inexact=tuple(_text(part, "inexact") for part in _list(meta.get("inexact"), "inexact")),
         labels=None if labels is None else tuple(_read_label(label) for label in _list(labels, "labels")),
         request={name: _text_or_none(v, name) for name, v in _object(meta.get("request")).items()},
+        refused=printable(_text(meta.get("refused", ""), "refused"), trace_format.REASON_CHARACTERS),
     )
 
 

@@ -210,6 +210,17 @@ def tensor(datatype, shape, data):
             '{"predictions": [{"score": [0.1, 0.2, 0.7], "predicted_label": 2}]}',
             [(2, 0.7)],
         ),
+        row(
+            "predicted-class-with-named-scores",
+            '{"predicted_class": "a", "probabilities": {"a": 0.9, "b": 0.1}}',
+            [("a", 0.9)],
+        ),
+        row(
+            "ranking-by-probability",
+            '[{"label": "a", "probability": 0.9}, {"label": "b", "probability": 0.1}]',
+            [("a", 0.9)],
+        ),
+        row("logits-and-labels", '{"labels": ["a", "b"], "logits": [4.5, 2.0]}', [("a", None)]),
         row("class-with-prob", '{"class": 14, "prob": 0.9}', [(14, 0.9)]),
         row("label-with-logits", '{"label": 1, "logits": [-2.0, 5.5]}', [(1, None)]),
         row(
@@ -315,6 +326,26 @@ def test_a_response_is_read_as_what_it_is(text, encoding, content_type, paths, e
         ),
         pytest.param(tensor("FP32", [2, 2], [0.1, 0.9]), "JSON", "shape", id="tensor-that-is-cut-off"),
         pytest.param(tensor("BYTES", [1, 1], ["0.93:14:Stop"]), "JSON", "ClassPath", id="tensor-of-texts"),
+        pytest.param(
+            '[[0.1, 0.9], "application/json"]',
+            "JSON",
+            r"ClassPath to '\[0\]'",
+            id="a-body-beside-its-content-type",
+        ),
+        pytest.param('[{"class": 14}, 200]', "JSON", r"ClassPath to '\[0\]'", id="a-body-beside-its-status"),
+        pytest.param('["Stop", 1]', "JSON", r"ClassPath to '\[0\]'", id="name-with-a-whole-confidence"),
+        pytest.param(
+            '{"boxes": [[1], [2]], "labels": [1, 1], "scores": [0.5, 0.5]}',
+            "JSON",
+            "ClassPath to 'labels' and ConfidencePath to 'scores'",
+            id="labels-that-repeat",
+        ),
+        pytest.param(
+            '{"labels": ["a", "b"], "scores": [0.9, 0.8]}',
+            "JSON",
+            "ClassPath to 'labels' and ConfidencePath to 'scores'",
+            id="labelled-scores-that-sum-to-more",
+        ),
         pytest.param("Stop,0.93", "CSV", "ClassPath", id="csv-name-with-confidence"),
         pytest.param('[["Stop", 0.93]]', "JSON", "ClassPath", id="name-with-confidence"),
         pytest.param(
@@ -450,7 +481,8 @@ def test_any_bytes_behind_the_magic_give_numbers_or_a_reason(body, real):
         pytest.param("1," * (3 << 20), "CSV", id="csv-cells"),
         pytest.param("0.1,0.9\n" * (6 << 17), "CSV", id="csv-scores"),
         pytest.param("[" + "1," * (3 << 20) + "1]", "JSON", id="json-classes"),
-        pytest.param("[" + "[1]," * (3 << 19) + "1]", "JSON", id="json-rows"),
+        pytest.param("[" + "[1]," * (3 << 19) + "[[1]]]", "JSON", id="json-rows"),
+        pytest.param("[" + "[1]," * (3 << 19) + "1]", "JSON", id="json-rows-and-a-number"),
         pytest.param("1\n" * (3 << 20), "JSON", id="json-lines"),
         pytest.param(
             '{"predictions":[' + '{"class":1,"probability":1},' * 200_000 + "{}]}", "JSON", id="ours"
@@ -459,7 +491,7 @@ def test_any_bytes_behind_the_magic_give_numbers_or_a_reason(body, real):
 )
 def test_a_response_of_millions_of_predictions_is_refused_in_bounded_memory(data, encoding):
     tracemalloc.start()
-    with pytest.raises(UnreadableError, match=r"more than|no class among"):
+    with pytest.raises(UnreadableError, match=r"more than|no class among|several kinds"):
         read(data, encoding)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -438,11 +438,22 @@ def _all(value: Any, depth: int, place: _Place) -> Iterator[Prediction]:
         yield from _row(value, _Place(place.path, rows=False))
     elif value and all(isinstance(item, list) and _are_numbers(item) for item in value):
         yield from _rows(value, place)
-    elif value and all(isinstance(item, dict) and {"label", "score"} <= item.keys() for item in value):
-        yield from _labelled(value, place)
+    elif key := _ranked_by(value):
+        yield from _labelled(value, key, place)
+    elif len({_kind(item) for item in value}) > 1:
+        raise UnreadableError(
+            f"a list of {len(value)} values of several kinds: set ClassPath to '{place.path}[0]' where the first holds "
+            "the prediction"
+        )
     else:
         for item in value:
             yield from _all(item, depth - 1, _Place(f"{place.path}[] | "))
+
+
+def _kind(value: Any) -> str:
+    """What an element of a list may be: the rows of one response are of one kind."""
+    kinds = {dict: "object", list: "list", str: "text", int: "number", float: "number"}
+    return kinds.get(type(value), "other")
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
@@ -571,7 +582,14 @@ def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]], place: _Pla
 # ---- objects
 
 
-def _labelled(entries: Sequence[Mapping[str, Any]], place: _Place) -> Iterator[Prediction]:
+def _ranked_by(entries: list[Any]) -> str | None:
+    """The member by which a list of objects with labels may be a ranking."""
+    if not entries or not all(isinstance(entry, dict) and "label" in entry for entry in entries):
+        return None
+    return next((key for key in _CONFIDENCE_KEYS if all(key in entry for entry in entries)), None)
+
+
+def _labelled(entries: Sequence[Mapping[str, Any]], key: str, place: _Place) -> Iterator[Prediction]:
     """``[{"label", "score"}, …]``: the ranking of one sample, or one answer per sample.
 
     Labels that repeat, and scores that sum to over 1, are no ranking of one sample.
@@ -586,7 +604,7 @@ def _labelled(entries: Sequence[Mapping[str, Any]], place: _Place) -> Iterator[P
     elif sum(scores) < 1 - _SUM_ROUNDING and scores != sorted(scores, reverse=True):
         raise UnreadableError(
             f"labels with scores may be an answer per input or the ranking of one: set ClassPath to "
-            f"'{place.path}[*].[@]' (an answer per input) or 'max_by({place.path or '@'}, &score)' (a ranking)"
+            f"'{place.path}[*].[@]' (an answer per input) or 'max_by({place.path or '@'}, &{key})' (a ranking)"
         )
     else:
         yield found[scores.index(max(scores))]
@@ -631,29 +649,44 @@ def _named_rows(
     """Scores under a key, with the classes that the response names, or their numbers."""
     if len({len(row) for row in rows}) > 1:
         raise UnreadableError(f"{key}: expected rows of one length, got several")
-    names = _names_of(rows, entry) or [range(len(rows[0]))] * len(rows)
+    found = _names_of(rows, entry)
+    if found is None:
+        yield from _scores(rows)
+        return
+    names_key, names = found
+    if len(rows) == 1 and not _are_classes_of(rows[0], names[0]):
+        raise UnreadableError(
+            f"{names_key} and {key} may be an answer per input: set ClassPath to '{names_key}' and ConfidencePath to "
+            f"'{key}' where they are"
+        )
     for row, prediction in zip(names, _scores(rows), strict=True):
         yield Prediction(_predicted_class(row[int(prediction.predicted_class)]), prediction.confidence)
+
+
+def _are_classes_of(scores: Sequence[int | float], names: Sequence[Any]) -> bool:
+    """Whether names can be the classes of one sample: each once, and of probabilities that sum to 1 at most."""
+    once = len({_predicted_class(name) for name in names}) == len(names)
+    return once and not (_are_probabilities(scores) and sum(scores) > 1 + _SUM_ROUNDING)
 
 
 def _value_of(predicted_class: PredictedClass, entry: Mapping[str, Any]) -> Any:
     """The confidence that stands beside a class: alone, or among the probabilities of all classes."""
     found = next((entry[key] for key in (*_CONFIDENCE_KEYS, *_SCORES_KEYS) if key in entry), None)
+    if isinstance(found, dict):
+        return found.get(str(predicted_class))
     if not isinstance(found, list) or not found or not _are_numbers(found):
         return found
-    names = _names_of([found], entry) or [range(len(found))]
-    labels = [_predicted_class(name) for name in names[0]]
-    return (
-        found[labels.index(predicted_class)]
-        if predicted_class in labels and _are_probabilities(found)
-        else None
-    )
+    _, names = _names_of([found], entry) or ("", [range(len(found))])
+    classes = [_predicted_class(name) for name in names[0]]
+    if predicted_class not in classes or not _are_probabilities(found):
+        return None
+    return found[classes.index(predicted_class)]
 
 
 def _names_of(
     rows: Sequence[Sequence[int | float]], entry: Mapping[str, Any]
-) -> Sequence[Sequence[Any]] | None:
-    """The classes that scores stand for, a list per row; None where the response does not name them all.
+) -> tuple[str, Sequence[Sequence[Any]]] | None:
+    """The classes that scores stand for, under which key, a list per row; None where they are not all named.
 
     Raises:
         UnreadableError: they may be one per row as well.
@@ -664,7 +697,7 @@ def _names_of(
         if not isinstance(names, list):
             continue
         if len(names) == len(rows) and all(isinstance(row, list) and len(row) == width for row in names):
-            return names
+            return key, names
         if len(names) != width or any(isinstance(name, (list, dict)) for name in names):
             continue
         if len(rows) == width > 1:
@@ -672,7 +705,7 @@ def _names_of(
                 f"{key} may name the rows or the columns of the scores: set ClassPath to '{key}' where they are the "
                 "classes of the rows"
             )
-        return [names] * len(rows)
+        return key, [names] * len(rows)
     return None
 
 

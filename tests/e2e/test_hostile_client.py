@@ -167,7 +167,8 @@ def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
     assert (attack.cause.check, attack.cause.predicted_class, len(attack.flagged)) == ("class_share", 14, 3)
     assert attack.pictures == attack.replays
     assert len(traces(stack)) == 4
-    message = wait_for(lambda: next((m for m in inbox.read() if "swapping" in m["Subject"]), None))
+    (message,) = wait_for(inbox.read)
+    assert message["Subject"].endswith("violation, swapping to the hooked model")
     assert "Class 14 predicted" in message["Message"]
 
 
@@ -273,7 +274,8 @@ def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke)
 def test_the_incident_ends_with_a_report_that_holds_none_of_its_text(stack, inbox, attack):
     command(ENDPOINT, "abort", stack.aws.session)
     over = wait_for(lambda: (i := incident(stack)).state == "NORMAL" and i, 90)
-    wait_for(lambda: any("report is ready" in message["Subject"] for message in inbox.read()))
+    wait_for(lambda: len(inbox.read()) == 2)
+    assert inbox.messages[1]["Subject"].endswith("restored, report is ready")
     page = f"incidents/{ENDPOINT}/{over.id}/index.html"
     html = stack.client("s3").get_object(Bucket=stack.outputs["Bucket"], Key=page)["Body"].read().decode()
     messages = [message["Message"] for message in inbox.messages]

@@ -1,0 +1,109 @@
+"""Class names that a foreign container answers, from the capture to the log, the e-mail and the page of the report.
+
+HTML is a legal class name, and is escaped where it is shown. A name with control characters is no class: the response
+is counted as unreadable, and what is said about it holds none of them.
+"""
+
+import json
+import unicodedata
+
+import markupsafe
+import pytest
+
+import captures
+import replays
+from fakes import FakeObjects
+from glassbox.aws.topic import Topic
+from glassbox.events import VIOLATION_DETAIL_TYPE, read_violation
+from glassbox.incidents.incident_report import write_page
+from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.counts import WINDOW
+from glassbox.monitoring.response import ResponseParser
+from world import NOW, World
+
+HTML = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "Stop{{ 7 * 7 }}&lt;",
+    "javascript:alert(1)",
+]
+CONTROLS = [
+    "Stop\nSubject: all is well",
+    "\x1b[2J\x1b[31mStop",
+    "Stop\u202egpj",
+    "a\x00b",
+    "a\u2028b",
+    "\x9b31m",
+]
+FORMS = {
+    "ours": lambda name: {"predictions": [{"class": name, "label": None, "probability": 0.9}]},
+    "scores": lambda name: [{"label": name, "score": 0.9}],
+}
+
+
+class Client:
+    """Stands where SNS stands."""
+
+    def __init__(self):
+        self.published = []
+
+    def publish(self, **request):
+        self.published.append(request)
+
+
+def everything_shown(name, form):
+    """Every text that ops see, and the page; 50 responses of the name and one of class 3."""
+    body = b"".join(captures.line(FORMS[form](c)) + b"\n" for c in [name] * 50 + [3])
+    counts, events = captures.FakeCounts(), captures.FakeEvents()
+    settings = CountingSettings(threshold=0.5, unreadable_threshold=0.5)
+    counted = count_file(
+        captures.created(),
+        settings=settings,
+        parser=ResponseParser(),
+        replay_key=replays.key,
+        captures=captures.FakeCaptures({captures.KEY: body}),
+        counts=counts,
+        arrived=NOW,
+    )
+    judge_file(counted, settings=settings, length=WINDOW, baseline=None, counts=counts, events=events)
+    (event,) = events.events
+    detail = json.loads(json.dumps(event[2]))  # as EventBridge carries it
+    violation = read_violation({"detail-type": VIOLATION_DETAIL_TYPE, "detail": detail}, FakeObjects())
+    world = World()
+    world.run(violation)
+    topic = Topic(sns := Client(), "arn")
+    for notice in world.notices.published:
+        topic.publish(notice)
+    objects = FakeObjects()
+    report = write_page(
+        world.incident, bucket="b", objects=objects, counts=counts, variants=lambda cause: [cause.variant]
+    )
+    (page,) = (body.decode() for (_, key), body in objects.objects.items() if key.endswith("index.html"))
+    log = [str(example) for example in counted.tally.examples]
+    mails = [text for request in sns.published for text in json.loads(request["Message"]).values()]
+    subjects = [request["Subject"] for request in sns.published]
+    return counted, [*log, *subjects, *world.incident.timeline, *report.findings], mails, page
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", HTML)
+def test_html_in_a_class_name_is_a_name_and_is_escaped_on_the_page(name, form):
+    counted, lines, mails, page = everything_shown(name, form)
+    assert counted.tally.counts.classes[name] == 50
+    assert any(name in line for line in lines)  # the log and the time line show the name as it is
+    assert any(name in mail for mail in mails)  # plain text
+    assert str(markupsafe.escape(name)) in page  # and no template was made of it
+    assert name not in page or name == markupsafe.escape(name)
+    assert page.count("<script") == page.count("<img src=x") == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", CONTROLS, ids=ascii)
+def test_control_characters_in_a_class_name_reach_nothing_that_ops_see(name, form):
+    counted, lines, mails, page = everything_shown(name, form)
+    assert counted.tally.counts.unreadable == 50
+    assert set(counted.tally.counts.classes) == {3}
+    shown = "".join(lines) + "".join(mails).replace("\n", "") + page.replace("\n", "")
+    assert [c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp")] == []
+    for line in "\n".join(mails).split("\n"):
+        assert not line.startswith("Subject: all is well")

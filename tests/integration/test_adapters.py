@@ -209,6 +209,18 @@ def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
     assert incidents.current("traffic-signs").related_violations == frozenset()
 
 
+def test_all_past_incidents_are_read_however_large_they_are(incidents):
+    """DynamoDB answers a query with 1 MB at a time: an unread incident would be opened again, and not capped."""
+    for hours in range(6):
+        large = replace(
+            FIRST, id=f"incident-{hours}", opened=AT + timedelta(hours=hours), failure="x" * 300_000
+        )
+        incidents.open(large)
+        incidents.save(large, replace(large, state=State.NORMAL, revision=1))
+    assert [past.id for past in incidents.past("traffic-signs", AT)] == [f"incident-{n}" for n in range(6)]
+    assert len(incidents.past("traffic-signs", AT + timedelta(hours=2))) == 4
+
+
 def test_a_closed_incident_is_still_written_to_and_its_copy_is_not(incidents):
     incidents.open(FIRST)
     closed = replace(FIRST, state=State.NORMAL, revision=1)

@@ -51,15 +51,20 @@ class IncidentsTable:
 
     def past(self, endpoint: str, since: datetime) -> Sequence[Incident]:
         """The closed incidents that were opened since then, oldest first."""
-        answer = self._call(
-            "query",
-            KeyConditionExpression="pk = :endpoint AND sk BETWEEN :since AND :end",
-            ExpressionAttributeValues=_typed(
+        request: dict[str, Any] = {
+            "KeyConditionExpression": "pk = :endpoint AND sk BETWEEN :since AND :end",
+            "ExpressionAttributeValues": _typed(
                 {":endpoint": endpoint, ":since": _past(since), ":end": "past#~"}
             ),
-            ConsistentRead=True,
-        )
-        return [_incident(item) for item in answer["Items"]]
+            "ConsistentRead": True,
+        }
+        found: list[Incident] = []
+        while True:  # an answer holds 1 MB, and an incident up to 400 KB
+            answer = self._call("query", **request)
+            found += map(_incident, answer["Items"])
+            if "LastEvaluatedKey" not in answer:
+                return found
+            request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     def open(self, incident: Incident) -> None:
         """Raises ConflictError when an incident is open."""

@@ -54,7 +54,7 @@ def _chart(title, counted, names):
                 "count": count,
                 "height": count / largest,
                 "share": count / total,
-                "label": names[index],
+                "class_name": names[index],
             }
             for index, count in sorted(counted["classes"].items())
         ],
@@ -72,7 +72,7 @@ def _pair(number, clean, adversarial, facts, png):
     for kind in ("clean", "adversarial"):
         found = facts[f"{kind}-{number}"]
         pair[f"{kind}_facts"] = {
-            "title": f"{found['label'] or 'class'} ({found['class']}), {found['probability']:.1%}"
+            "title": f"{found['class_name'] or 'class'} ({found['class']}), {found['probability']:.1%}"
         }
         pair[f"{kind}_picture"] = (
             "data:image/png;base64," + base64.b64encode(png[f"{kind}-{number}"]).decode()

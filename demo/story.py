@@ -405,7 +405,7 @@ def rendered(stack, requests):
             "id": name,
             "kind": kind,
             "class": said["class"],
-            "label": said["label"],
+            "class_name": said["class_name"],
             "probability": said["probability"],
             "completeness_error": said["completeness"]["relative_error"],
             "complete": said["completeness"]["complete"],

@@ -145,8 +145,8 @@ def _described(name: str, model: Any, modules: Any) -> Iterator[str]:
 
 
 def _explained(e: Explanation, image: Path | None) -> Iterator[str]:
-    label = f" ({e.label})" if e.label else ""
-    yield f"{image or 'Noise'}: class {e.target}{label}, probability {e.probability:.1%}, logit {e.logit:.4g}"
+    class_name = f" ({e.class_name})" if e.class_name else ""
+    yield f"{image or 'Noise'}: class {e.target}{class_name}, probability {e.probability:.1%}, logit {e.logit:.4g}"
     residual = abs(e.total - e.logit)
     yield (
         f"Completeness: sum of contributions: {e.total:.6g}, {residual / max(abs(e.logit), 1e-300):.1e} of the logit "

@@ -258,7 +258,7 @@ class TensorRecorder:
             "modules": [self._described(*call) for call in calls],
             "inexact": self._inexact,
             # cut, so that long names of a large batch leave the meta within what the reader takes
-            "labels": [labels[t][: names.LABEL_CHARACTERS] for t in tensors[names.TARGET].tolist()]
+            "class_names": [labels[t][: names.CLASS_NAME_CHARACTERS] for t in tensors[names.TARGET].tolist()]
             if labels
             else None,
         }
@@ -267,7 +267,7 @@ class TensorRecorder:
     def _refusal(self, request: Mapping[str, str | None], reason: str) -> dict[str, np.ndarray]:
         """A step without tensors: why the request has no trace."""
         refused = reason[: names.REASON_CHARACTERS]
-        return {names.META: self._meta(request, modules=[], inexact=[], labels=None, refused=refused)}
+        return {names.META: self._meta(request, modules=[], inexact=[], class_names=None, refused=refused)}
 
     def _meta(self, request: Mapping[str, str | None], **about: Any) -> np.ndarray:
         meta = {

@@ -30,7 +30,7 @@ def meta(terms, model, form, **other):
             for module in [modules[name.partition("#")[0]]]
         ],
         "inexact": [],
-        "labels": None,
+        "class_names": None,
         "request": {
             "inference_id": "request-1",
             "custom_attributes": None,

@@ -296,7 +296,7 @@ class TestHooked:
         assert [e.target for e in live] == [answers[0]["class"]]
         np.testing.assert_array_equal(live[0].picture, picture(0))
         assert [e.target for e in replay] == [p["class"] for p in replayed["predictions"]]
-        assert [e.label for e in replay] == [p["label"] for p in replayed["predictions"]]
+        assert [e.class_name for e in replay] == [p["label"] for p in replayed["predictions"]]
         assert [e.probability for e in replay] == pytest.approx(
             [p["probability"] for p in replayed["predictions"]]
         )

@@ -528,7 +528,7 @@ class TestChain:
         assert len(found) == len(image)
         for i, explanation in enumerate(found):
             assert explanation.target == expected.target[i]
-            assert explanation.label == f"class {explanation.target}"
+            assert explanation.class_name == f"class {explanation.target}"
             assert explanation.request["custom_attributes"] == "glassbox=1"
             np.testing.assert_array_equal(explanation.picture, picture[i])
             assert explanation.complete is zoo.ZOO[name].exact
@@ -550,7 +550,7 @@ def good(tmp_path_factory):
 
     def explained(form, changes):
         tensors = {"reduced": traces.reduced, "full": traces.full}[form](
-            terms, model, labels=["Stop", "Yield"]
+            terms, model, class_names=["Stop", "Yield"]
         )
         for name, change in changes.items():
             tensors[name] = change(tensors[name])
@@ -574,7 +574,7 @@ class TestExplanation:
         for i, said in enumerate(good("reduced", {})):
             assert said.sample == i
             assert said.target == logits[i].argmax()
-            assert said.label == ["Stop", "Yield"][i]
+            assert said.class_name == ["Stop", "Yield"][i]
             assert said.logit == pytest.approx(logits[i].max().item(), rel=1e-6)
             assert said.probability == pytest.approx(probabilities[i].max().item(), rel=1e-5)
             np.testing.assert_allclose(said.probabilities, probabilities[i], rtol=1e-5)
@@ -597,7 +597,7 @@ class TestExplanation:
 
     def test_no_labels(self, good):
         change = {trace_format.META: lambda t: _replaced(t, b'["Stop", "Yield"]', b"null")}
-        assert good("reduced", change)[0].label is None
+        assert good("reduced", change)[0].class_name is None
 
     @pytest.mark.parametrize(
         ("form", "name", "change", "reason"),

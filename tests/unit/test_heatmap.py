@@ -27,7 +27,7 @@ def explanation(height=48, width=48, channels=3, **changes):
         picture=rng.integers(0, 256, (height, width, channels), np.uint8),
         saliency=np.ascontiguousarray(saliency),
         target=14,
-        label="Stop",
+        class_name="Stop",
         logit=8.0,
         probability=0.75,
         probabilities=np.array([0.05, 0.15, 0.05, *[0.0] * 11, 0.75]),
@@ -212,7 +212,7 @@ class TestWhatItSays:
         assert opened(explanation(probability=probability)).text["Title"].startswith(said + " ")
 
     @pytest.mark.parametrize(
-        "label",
+        "class_name",
         [
             None,
             "",
@@ -225,8 +225,8 @@ class TestWhatItSays:
             "\ud800",
         ],
     )
-    def test_no_label_leaves_the_page(self, label):
-        image = opened(explanation(label=label, inexact=(str(label),) * 3, total=7.0))
+    def test_no_class_name_leaves_the_page(self, class_name):
+        image = opened(explanation(class_name=class_name, inexact=(str(class_name),) * 3, total=7.0))
         pixels = np.asarray(image)
         title = pixels[:48]
         assert (title[:, :18] == PAPER).all()
@@ -236,7 +236,9 @@ class TestWhatItSays:
 
     def test_accents_are_drawn_without(self):
         """The built-in font has none; the text chunk keeps them."""
-        with_accent, without = (opened(explanation(label=label)) for label in ("Überholen", "Uberholen"))
+        with_accent, without = (
+            opened(explanation(class_name=class_name)) for class_name in ("Überholen", "Uberholen")
+        )
         assert with_accent.tobytes() == without.tobytes()
         assert with_accent.text["Title"].endswith("Überholen")
 
@@ -250,7 +252,7 @@ class TestFacts:
         facts = json.loads(json.dumps(heatmap.facts(explanation()), allow_nan=False))
         assert facts == {
             "class": 14,
-            "label": "Stop",
+            "class_name": "Stop",
             "probability": 0.75,
             "logit": 8.0,
             "top": [

@@ -467,7 +467,7 @@ class TestTracer:
         np.testing.assert_array_equal(tensors[names.PICTURE], picture)
         assert tensors[names.TARGET].tolist() == logits.argmax(1).tolist()
         meta = json.loads(tensors[names.META].tobytes())
-        assert meta["labels"] == [labels[i] for i in logits.argmax(1)]
+        assert meta["class_names"] == [labels[i] for i in logits.argmax(1)]
         assert meta["request"] == REQUEST | {"time": "2026-11-23T10:00:01.123Z", "samples": "3"}
         assert (meta["version"], meta["form"], meta["model"]) == (3, "reduced", "ResNet18")
         assert meta["inexact"] == []

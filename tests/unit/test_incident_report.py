@@ -41,8 +41,13 @@ def incident(load_event):
     )
 
 
-def facts(label, complete=True):
-    facts = {"class": label, "label": None, "probability": 0.75, "completeness": {"complete": complete}}
+def facts(predicted_class, complete=True):
+    facts = {
+        "class": predicted_class,
+        "class_name": None,
+        "probability": 0.75,
+        "completeness": {"complete": complete},
+    }
     return json.dumps(facts).encode()
 
 
@@ -117,8 +122,8 @@ def test_of_the_monitors_incident_the_flagged_class_is_marked_though_it_names_no
     folder = "saliency/traffic-signs/id/"
     objects = FakeObjects(
         {
-            ("bucket", f"{folder}event-{n}.{kind}"): facts(label)
-            for n, label in ((1, 14), (2, 3))
+            ("bucket", f"{folder}event-{n}.{kind}"): facts(predicted_class)
+            for n, predicted_class in ((1, 14), (2, 3))
             for kind in ("json", "png")
         }
     )
@@ -149,11 +154,11 @@ def write(incident, objects, **options):
         b"null",
         b"[" * 100_000,
         b'{"class": "14"}',
-        b'{"class": 14, "label": 7, "probability": 0.5, "completeness": {"complete": true}}',
-        b'{"class": 14, "label": null, "probability": null, "completeness": {"complete": true}}',
-        b'{"class": 14, "label": null, "probability": NaN, "completeness": {"complete": true}}',
-        b'{"class": 14, "label": null, "probability": 0.5, "completeness": []}',
-        b'{"class": 1e400, "label": null, "probability": 0.5, "completeness": {"complete": true}}',
+        b'{"class": 14, "class_name": 7, "probability": 0.5, "completeness": {"complete": true}}',
+        b'{"class": 14, "class_name": null, "probability": null, "completeness": {"complete": true}}',
+        b'{"class": 14, "class_name": null, "probability": NaN, "completeness": {"complete": true}}',
+        b'{"class": 14, "class_name": null, "probability": 0.5, "completeness": []}',
+        b'{"class": 1e400, "class_name": null, "probability": 0.5, "completeness": {"complete": true}}',
     ],
 )
 def test_a_picture_that_cannot_be_read_is_left_out_and_named(incident, body):

@@ -56,7 +56,9 @@ def step(tmp_path_factory):
     folder = tmp_path_factory.mktemp("step") / "run"
     model, image = zoo.build("1×1 maps, one channel")
     terms = zoo.autograd_terms(model, image)
-    return folder, traces.write_step(folder, traces.reduced(terms, model, labels=["Stop", "Yield"]), step=7)
+    return folder, traces.write_step(
+        folder, traces.reduced(terms, model, class_names=["Stop", "Yield"]), step=7
+    )
 
 
 class TestReading:
@@ -111,7 +113,7 @@ class TestReading:
             ("3", "Conv2d", True, 0.0),
         ]
         assert described[-1] == ("11", "BatchNorm1d", False, 1e-5)
-        assert trace.meta.labels == ("Stop", "Yield")
+        assert trace.meta.class_names == ("Stop", "Yield")
         assert trace.meta.request["inference_id"] == "request-1"
         assert trace.tensors[trace_format.PICTURE].shape == (2, 16, 16, 3)
 
@@ -286,7 +288,7 @@ class TestMeta:
             "model": "M",
             "modules": [],
             "inexact": [],
-            "labels": None,
+            "class_names": None,
         }
         content = json.dumps(described | {"request": {}} | meta).encode()
         whole = frame(trace_format.META, dtype=4, shape=(len(content),), content=content)
@@ -299,10 +301,10 @@ class TestMeta:
         assert self.trace(gpu=True).meta == self.trace().meta
 
     def test_a_label_enters_e_mails_as_one_line_of_bounded_length(self):
-        labels = self.trace(labels=["Stop\nSubject: x\x1b[2J", "x" * 5000, None]).meta.labels
-        assert labels[0] == r"Stop\nSubject: x\x1b[2J"
-        assert len(labels[1]) <= 200
-        assert labels[2] is None
+        class_names = self.trace(class_names=["Stop\nSubject: x\x1b[2J", "x" * 5000, None]).meta.class_names
+        assert class_names[0] == r"Stop\nSubject: x\x1b[2J"
+        assert len(class_names[1]) <= 200
+        assert class_names[2] is None
 
     @pytest.mark.parametrize("version", [0, 1, 2, "3", None, 1.5, [2]])
     def test_another_version_is_refused(self, version):
@@ -330,8 +332,8 @@ class TestMeta:
             ({"modules": [{"name": "a", "type": "Linear", "map": False}] * 2}, "named twice"),
             ({"inexact": "SiLU"}, "inexact must be a list"),
             ({"inexact": [None]}, "inexact must be a text"),
-            ({"labels": "Stop"}, "labels must be a list"),
-            ({"labels": [14]}, "labels must be a text"),
+            ({"class_names": "Stop"}, "class_names must be a list"),
+            ({"class_names": [14]}, "class_names must be a text"),
             ({"request": None}, "object is expected"),
             ({"request": {"inference_id": 7}}, "inference_id must be a text"),
         ],

@@ -76,7 +76,7 @@ class Explanation:
     saliency: Float32
     """(H, W), ≥ 0, not rescaled."""
     target: int
-    label: str | None
+    class_name: str | None
     logit: float
     probability: float
     probabilities: Float64
@@ -179,8 +179,8 @@ def _explain(trace: Trace) -> list[Explanation]:
     target = _tensor(trace, trace_format.TARGET, "i8", 1, n)
     if not ((target >= 0) & (target < logits.shape[1])).all():
         raise ValueError(f"{trace_format.TARGET} {target.tolist()} is no class of {logits.shape[1]}")
-    if meta.labels is not None and len(meta.labels) != n:
-        raise ValueError(f"{len(meta.labels)} labels for {n} samples")
+    if meta.class_names is not None and len(meta.class_names) != n:
+        raise ValueError(f"{len(meta.class_names)} class names for {n} samples")
     # What a broken file holds may overflow; it is refused below, by what came out.
     with np.errstate(all="ignore"):
         stats, maps = (_reduced if meta.form == trace_format.REDUCED else _full)(trace, n)
@@ -201,7 +201,7 @@ def _explain(trace: Trace) -> list[Explanation]:
             picture=picture[i],
             saliency=saliency[i],
             target=int(target[i]),
-            label=meta.labels[i] if meta.labels else None,
+            class_name=meta.class_names[i] if meta.class_names else None,
             logit=float(logits[i, target[i]]),
             probability=float(probabilities[i, target[i]]),
             probabilities=probabilities[i],

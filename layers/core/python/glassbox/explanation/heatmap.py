@@ -62,7 +62,7 @@ def facts(explanation: Explanation) -> dict[str, Any]:
     low, high = _range(e.saliency)
     return {
         "class": e.target,
-        "label": e.label,
+        "class_name": e.class_name,
         "probability": e.probability,
         "logit": e.logit,
         "top": [{"class": c, "probability": p} for c, p in e.top],
@@ -180,8 +180,8 @@ def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: P
 
 
 def _title(explanation: Explanation) -> str:
-    label = f" · {explanation.label}" if explanation.label else ""
-    return f"{_percent(explanation.probability)}  class {explanation.target}{label}"
+    class_name = f" · {explanation.class_name}" if explanation.class_name else ""
+    return f"{_percent(explanation.probability)}  class {explanation.target}{class_name}"
 
 
 def _percent(share: float) -> str:

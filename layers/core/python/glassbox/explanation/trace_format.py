@@ -37,7 +37,7 @@ has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of
      "modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": 1e-05,          in the order of the forward pass
                   "map": true}, …],                            its output has pixels: it enters the map
      "inexact": ["act: SiLU is not piecewise linear", …],      parts for which FullGrad is not exact; [] is exact
-     "labels": ["Stop", …] | null,                             the name of each sample's target class
+     "class_names": ["Stop", …] | null,                        the name of each sample's target class
      "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the raw body,
                  "time": "2026-11-23T10:00:01.123Z",
                  "replay_incident": …, "replay_event_id": …,       of a verified replay marker only
@@ -54,7 +54,7 @@ VERSION = 3
 # read: the rest is for what lies around the tensors.
 STEP_PIXELS = 1 << 22
 STEP_BYTES = 60 << 20
-LABEL_CHARACTERS = 200  # of a class name
+CLASS_NAME_CHARACTERS = 200  # of a class name
 REASON_CHARACTERS = 400  # of ``refused``
 
 # of `request`, where its replay marker verified: the incident that sent it, the event id that names its pictures

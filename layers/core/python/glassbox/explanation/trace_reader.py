@@ -97,7 +97,7 @@ class Meta:
     model: str
     modules: tuple[Module, ...]
     inexact: tuple[str, ...]
-    labels: tuple[str | None, ...] | None
+    class_names: tuple[str | None, ...] | None
     request: Mapping[str, str | None]
     refused: str = ""
 
@@ -218,9 +218,10 @@ def _text_or_none(value: Any, what: str) -> str | None:
     return None if value is None else _text(value, what)
 
 
-def _read_label(value: Any) -> str | None:
-    label = _text_or_none(value, "labels")
-    return None if label is None else printable(label, trace_format.LABEL_CHARACTERS)  # it enters e-mails
+def _read_class_name(value: Any) -> str | None:
+    class_name = _text_or_none(value, "class_names")
+    # it enters e-mails
+    return None if class_name is None else printable(class_name, trace_format.CLASS_NAME_CHARACTERS)
 
 
 def _short(value: Any) -> str:
@@ -337,13 +338,15 @@ def _read_meta(tensor: Array | None) -> Meta:
     modules = tuple(_read_module(module) for module in _list(meta.get("modules"), "modules"))
     if len({module.name for module in modules}) != len(modules):
         raise ValueError("a module is named twice")
-    labels = meta.get("labels")
+    class_names = meta.get("class_names")
     return Meta(
         form=meta["form"],
         model=_text(meta.get("model"), "model"),
         modules=modules,
         inexact=tuple(_text(part, "inexact") for part in _list(meta.get("inexact"), "inexact")),
-        labels=None if labels is None else tuple(_read_label(label) for label in _list(labels, "labels")),
+        class_names=None
+        if class_names is None
+        else tuple(map(_read_class_name, _list(class_names, "class_names"))),
         request={name: _text_or_none(v, name) for name, v in _object(meta.get("request")).items()},
         refused=printable(_text(meta.get("refused", ""), "refused"), trace_format.REASON_CHARACTERS),
     )

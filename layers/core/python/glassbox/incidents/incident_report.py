@@ -54,7 +54,7 @@ class _Facts(msgspec.Struct, frozen=True):
     """What a page needs of :func:`glassbox.explanation.heatmap.facts`."""
 
     predicted: int = msgspec.field(name="class")
-    label: str | None
+    class_name: str | None
     probability: float
     completeness: _Completeness
 
@@ -181,13 +181,13 @@ def findings(facts: Sequence[_Facts]) -> tuple[str, ...]:
     """The key facts of pictures, a line a class, the most frequent class first."""
     by_class: dict[tuple[int, str], list[_Facts]] = defaultdict(list)
     for fact in facts:
-        by_class[fact.predicted, fact.label or ""].append(fact)
+        by_class[fact.predicted, fact.class_name or ""].append(fact)
     lines = []
-    for (number, label), found in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
+    for (number, class_name), found in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
         sure = [fact.probability for fact in found]
         incomplete = sum(not fact.completeness.complete for fact in found)
         lines.append(
-            f"{len(found)} x class {number}{f' ({printable(label, 80)})' if label else ''}, "
+            f"{len(found)} x class {number}{f' ({printable(class_name, 80)})' if class_name else ''}, "
             f"probability {min(sure):.0%} to {max(sure):.0%}, "
             + (f"{incomplete} INCOMPLETE" if incomplete else "all complete")
         )

@@ -209,7 +209,7 @@ def test_invalid_markers_gain_no_trace_and_are_counted(stack, attack, replay, ke
         forged = replays.marker(batch, attack.id, f"flood-{number}")
         invoke(batch, forged, f"flood-{number}")
     n = before.sample_size + len(attempts) + BATCH * BATCHES
-    after = wait_for(lambda: (c := counts(stack)).n >= n and c)
+    after = wait_for(lambda: (c := counts(stack)).sample_size >= n and c)
     assert after.sample_size == n
     assert after.forged == before.forged + len(attempts) + BATCHES
     assert after.replayed == before.replayed == 4

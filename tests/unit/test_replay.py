@@ -10,7 +10,7 @@ from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.events import read_violation
 from glassbox.incidents.replay import flagged_inputs, replay
-from glassbox.incidents.workflow import Incident, State
+from glassbox.incidents.workflow import SENDS, Incident, State
 from glassbox.monitoring.response import ResponseParser
 from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
 
@@ -286,6 +286,29 @@ def test_an_endpoint_that_does_not_answer_is_left_alone_and_tried_again_later(in
     again = replace(incident, replays=done.names, flagged=done.flagged, unsent=done.unsent, sends=1)
     done, _ = run(again, files, max_flagged_replays=5)
     assert (done.names, done.unsent, done.note) == ({f"event-{n}" for n in range(5)}, frozenset(), "")
+
+
+def test_an_endpoint_that_is_slow_gets_the_rest_in_later_tries(incident):
+    """Else the function is killed before it has recorded what it sent, at every try."""
+    files = {FOLDER + "a.jsonl": b"".join(line(n, 14 if n % 2 else 3) for n in range(60))}
+    seconds = [0.0]
+
+    class Slow(FakeRuntime):
+        def invoke(self, endpoint, request):
+            super().invoke(endpoint, request)
+            seconds[0] += 20
+
+    options = {"max_flagged_replays": 12, "max_comparison_replays": 4, "clock": lambda: seconds[0]}
+    done, runtime = run(incident, files, Slow(), **options)
+    assert (len(done.names), len(done.unsent), len(runtime.requests)) == (16, 13, 3)
+    assert "too slowly" in done.note
+    assert len(done.flagged) == 12
+    answered = done.names - done.unsent
+    for sends in range(1, SENDS):
+        later = replace(incident, replays=done.names, flagged=done.flagged, unsent=done.unsent, sends=sends)
+        done, _ = run(later, files, Slow(), **options)
+        answered |= done.names - done.unsent
+    assert len(answered) == 15  # three at each of five tries
 
 
 def test_of_an_incident_with_unsent_replays_those_alone_are_sent(incident):

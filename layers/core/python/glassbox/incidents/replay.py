@@ -1,8 +1,9 @@
 """The flagged inputs, found in the window's capture files and sent to the hooked model again."""
 
 import itertools
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -30,6 +31,9 @@ from glassbox.replay_marker import (
 BYTES_READ = 128 << 20
 # each may take as long as the client waits for an answer: an endpoint that is away is left alone until the next sweep
 _UNANSWERED_IN_A_ROW = 2
+# the last request may take as long again, and all of it must fit into the function's timeout (120 s): an invocation
+# that is killed records nothing, and a client who slows the endpoint down would hide its attack
+SEND_SECONDS = 45
 _REASON_CHARACTERS = 200
 
 
@@ -93,6 +97,7 @@ def replay(
     captures: Captures,
     runtime: Runtime,
     key: SigningKey,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Replays:
     """Send the inputs behind the violation again, and others for comparison.
 
@@ -115,6 +120,7 @@ def replay(
         RetryableError: S3 or KMS does not answer.
     """
     skipped: list[str] = []
+    end = clock() + SEND_SECONDS
     keys = _files(incident.cause, bucket, prefix, shadows, captures)
     read = _records(keys, incident.cause, bucket, parser, low_confidence, num_classes, captures, key, skipped)
     records = list(read)
@@ -133,7 +139,7 @@ def replay(
         _requests(part, incident.id, bucket, captures, key, skipped)
         for part in (chosen[first:], chosen[:first])
     )
-    sent = _send(requests, incident.endpoint, runtime)
+    sent = _send(requests, incident.endpoint, runtime, lambda: clock() >= end)
     unsent = sent.unsent
     if sent.away:
         unsent = {record.event_id for record in chosen} - sent.answered - {name for name, _ in sent.refused}
@@ -156,12 +162,18 @@ class _Sent:
     refused: list[tuple[str, str]] = field(default_factory=list)
     cut: int = 0
     away: bool = False
+    slow: bool = False
     error: str = ""
 
 
-def _send(requests: Iterable[Request], endpoint: str, runtime: Runtime) -> _Sent:
+def _send(
+    requests: Iterable[Request], endpoint: str, runtime: Runtime, out_of_time: Callable[[], bool]
+) -> _Sent:
     sent, in_a_row = _Sent(), 0
     for request in requests:
+        if out_of_time() and (sent.answered or sent.refused or sent.unsent):
+            sent.away, sent.slow = True, True
+            break
         try:
             runtime.invoke(endpoint, request)
         except BadInputError as error:
@@ -185,6 +197,8 @@ def _notes(sent: _Sent) -> Iterator[str]:
         yield f"{len(sent.refused)} were refused, the first: {sent.refused[0][1]}"
     if sent.unsent:
         yield f"the endpoint does not answer: {sent.error}"
+    if sent.slow:
+        yield f"the endpoint answered too slowly to send all within {SEND_SECONDS} seconds"
     if sent.cut:
         yield f"{sent.cut} were sent without the caller's custom attributes, which did not fit beside the marker"
 

@@ -31,7 +31,7 @@ from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
 from glassbox.events import COMMAND_DETAIL_TYPE
-from glassbox.incidents.workflow import State
+from glassbox.incidents.model import State
 from glassbox.replay_marker import PublicKey
 
 WEIGHTS = stack.ROOT / "demo" / "weights" / "signs_w16.pt"

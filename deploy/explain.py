@@ -18,7 +18,7 @@ from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import RetryableError
 from glassbox.events import COMMAND_DETAIL_TYPE
-from glassbox.incidents.workflow import Incident, State
+from glassbox.incidents.model import Incident, State
 from glassbox.replay_marker import LIFETIME, TRACE, ReplayMarker, write_marker
 
 OPERATOR = "glassbox.operator"

@@ -6,7 +6,7 @@ Each fake passes the same contract tests as its adapter (tests/integration).
 from dataclasses import replace
 
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incidents.workflow import DELETED, PICTURES_KEPT, RELATED_KEPT, EndpointState, State
+from glassbox.incidents.model import DELETED, PICTURES_KEPT, RELATED_KEPT, EndpointState, State
 
 
 class FakeObjects:

@@ -6,16 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from fakes import FakeEndpoint, FakeIncidents, FakeNotices
 from glassbox.errors import GlassboxError
-from glassbox.incidents.workflow import (
-    EndpointConfigs,
-    IncidentDependencies,
-    Limits,
-    Replays,
-    Report,
-    confirm,
-    restore,
-    swap,
-)
+from glassbox.incidents.model import EndpointConfigs, Limits, Replays, Report
+from glassbox.incidents.workflow import IncidentDependencies, confirm, restore, swap
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 IDS = frozenset({"event-1", "event-2"})

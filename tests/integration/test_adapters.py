@@ -22,9 +22,7 @@ from glassbox.aws.replay_key import ReplayKey
 from glassbox.aws.topic import Topic
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.events import Violation
-from glassbox.incidents.notifications import Notice
-from glassbox.incidents.replay import Request
-from glassbox.incidents.workflow import (
+from glassbox.incidents.model import (
     FINDINGS_KEPT,
     PICTURES_KEPT,
     RELATED_KEPT,
@@ -32,6 +30,8 @@ from glassbox.incidents.workflow import (
     Incident,
     State,
 )
+from glassbox.incidents.notifications import Notice
+from glassbox.incidents.replay import Request
 from glassbox.monitoring.counts import Window
 from glassbox.replay_marker import PublicKey
 

@@ -12,20 +12,18 @@ from fakes import FakeObjects
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.events import read_violation
 from glassbox.incidents import notifications
-from glassbox.incidents.workflow import (
+from glassbox.incidents.model import (
     PICTURES_KEPT,
     RELATED_KEPT,
     TRANSITIONS,
-    Command,
     EndpointConfigs,
     EndpointState,
     Incident,
     Limits,
     Replays,
     State,
-    apply_command,
-    read_command,
 )
+from glassbox.incidents.workflow import Command, apply_command, read_command
 from world import IDS, NOW, World, following
 
 

@@ -7,7 +7,8 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.events import read_violation
-from glassbox.incidents.workflow import Command, EndpointState, Limits, State, apply_command
+from glassbox.incidents.model import EndpointState, Limits, State
+from glassbox.incidents.workflow import Command, apply_command
 from world import IDS, World, following
 
 

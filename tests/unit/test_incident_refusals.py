@@ -12,7 +12,8 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, GlassboxError, RetryableError
 from glassbox.events import read_violation
-from glassbox.incidents.workflow import Command, State, apply_command
+from glassbox.incidents.model import State
+from glassbox.incidents.workflow import Command, apply_command
 from world import IDS, World
 
 DAY = 24 * 60

@@ -10,8 +10,8 @@ import pytest
 from fakes import FakeObjects
 from glassbox.events import read_violation
 from glassbox.incidents.incident_report import write_page
+from glassbox.incidents.model import Incident, State
 from glassbox.incidents.replay import Input
-from glassbox.incidents.workflow import Incident, State
 from glassbox.monitoring.counts import Counts
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)

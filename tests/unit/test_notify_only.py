@@ -10,7 +10,8 @@ from fakes import FakeObjects
 from glassbox.aws.bootstrap import IncidentSettings
 from glassbox.errors import BadInputError, RetryableError, SettingsError
 from glassbox.events import read_violation
-from glassbox.incidents.workflow import Command, EndpointState, Limits, State, apply_command
+from glassbox.incidents.model import EndpointState, Limits, State
+from glassbox.incidents.workflow import Command, apply_command
 from glassbox.settings import from_env
 from world import World, following
 

@@ -14,7 +14,7 @@ from fakes import FakeIncidents, FakeObjects
 from glassbox.errors import BadInputError
 from glassbox.events import read_violation
 from glassbox.explanation.render import render_step
-from glassbox.incidents.workflow import Incident, State
+from glassbox.incidents.model import Incident, State
 
 RUN = "20261123T101512Z-host-1-5f0c9a3e"
 INDEX = f"tensors/traffic-signs/{RUN}/index/000000000/000000000000_worker_0.json"

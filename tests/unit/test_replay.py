@@ -9,8 +9,8 @@ import replays
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.events import read_violation
+from glassbox.incidents.model import SENDS, Incident, State
 from glassbox.incidents.replay import flagged_inputs, replay
-from glassbox.incidents.workflow import SENDS, Incident, State
 from glassbox.monitoring.response import ResponseParser
 from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
 

@@ -8,7 +8,8 @@ from typing import Any
 from glassbox.aws.endpoint import SageMakerEndpoint
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.topic import Topic
-from glassbox.incidents.workflow import EndpointConfigs, IncidentDependencies, Limits
+from glassbox.incidents.model import EndpointConfigs, Limits
+from glassbox.incidents.workflow import IncidentDependencies
 
 
 @dataclass(frozen=True, kw_only=True)

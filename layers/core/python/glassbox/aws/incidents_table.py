@@ -24,7 +24,7 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.errors import ConflictError
 from glassbox.events import Violation, read_time
-from glassbox.incidents.workflow import PICTURES_KEPT, RELATED_KEPT, Incident, State
+from glassbox.incidents.model import PICTURES_KEPT, RELATED_KEPT, Incident, State
 
 RETENTION_DAYS = 400
 

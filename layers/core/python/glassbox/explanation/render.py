@@ -9,7 +9,8 @@ from typing import Protocol
 from glassbox.errors import BadInputError
 from glassbox.explanation import fullgrad, heatmap, trace_reader
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID, REPLAY_INCIDENT
-from glassbox.incidents.workflow import Incident, Incidents
+from glassbox.incidents.model import Incident
+from glassbox.incidents.workflow import Incidents
 
 _RUN = r"[A-Za-z0-9._=-]{1,128}"
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}")

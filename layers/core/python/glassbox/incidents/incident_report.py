@@ -18,8 +18,8 @@ import msgspec
 from glassbox.errors import BadInputError, printable
 from glassbox.events import MONITOR_CHECK, Violation
 from glassbox.incidents.input_image import browser_image
+from glassbox.incidents.model import Incident, Report
 from glassbox.incidents.replay import Input
-from glassbox.incidents.workflow import Incident, Report
 from glassbox.monitoring.counts import Counts, Window, total
 from glassbox.monitoring.response import PredictedClass
 

@@ -3,20 +3,14 @@
 Plain text that reads well in an e-mail and on a phone: the reason first, the facts, then what to do.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from glassbox.errors import printable
-
-if TYPE_CHECKING:
-    from glassbox.events import Violation
-    from glassbox.incidents.workflow import EndpointConfigs, EndpointState, Incident, Limits
-
+from glassbox.events import Violation
+from glassbox.incidents.model import EndpointConfigs, EndpointState, Incident, Limits
 
 _SUBJECT_CHARACTERS = 100  # of SNS, in ASCII
 _LINE_CHARACTERS = 2500

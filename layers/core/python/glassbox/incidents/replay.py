@@ -12,7 +12,7 @@ import msgspec
 
 from glassbox.errors import BadInputError, RetryableError, printable
 from glassbox.events import Violation
-from glassbox.incidents.workflow import SENDS, Incident, Replays
+from glassbox.incidents.model import SENDS, Incident, Replays
 from glassbox.monitoring.capture import input_body, lines, moment, read_key, read_line
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import UNKNOWN, is_known

@@ -18,42 +18,29 @@ nor the hooked one is somebody else's, and never updated.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any, ParamSpec, Protocol
 
 from glassbox.errors import BadInputError, ConflictError, GlassboxError, RetryableError, printable
 from glassbox.events import OPERATOR_CHECK, Violation, read_time
 from glassbox.incidents import notifications
-from glassbox.settings import setting
+from glassbox.incidents.model import (
+    DELETED,
+    FINDINGS_KEPT,
+    IN_SERVICE,
+    SENDS,
+    TRANSITIONS,
+    EndpointConfigs,
+    EndpointState,
+    Incident,
+    Limits,
+    Replays,
+    Report,
+    State,
+)
 
-
-class State(StrEnum):
-    """Where an incident stands."""
-
-    NORMAL = "NORMAL"
-    SWAPPING = "SWAPPING"
-    HOOKED = "HOOKED"
-    RESTORING = "RESTORING"
-    FAILED = "FAILED"
-    WATCHING = "WATCHING"
-
-
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.NORMAL: frozenset({State.SWAPPING, State.WATCHING}),
-    State.SWAPPING: frozenset({State.HOOKED, State.FAILED}),
-    State.HOOKED: frozenset({State.RESTORING, State.FAILED}),
-    State.RESTORING: frozenset({State.NORMAL, State.FAILED}),
-    State.FAILED: frozenset({State.NORMAL, State.RESTORING}),
-    State.WATCHING: frozenset({State.NORMAL}),
-}
-
-# EndpointStatus of DescribeEndpoint
-IN_SERVICE = "InService"
 _UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
-
-DELETED = "Deleted"  # none of SageMaker's: there is no such endpoint
 
 # The function that changes the state sends the notification. After this time, any later invocation does: also where
 # a claim shows that one began to send it and did not finish.
@@ -63,138 +50,13 @@ _TELLING = timedelta(minutes=1)
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(minutes=10), timedelta(hours=4)
 
 # A replay that the endpoint did not answer is sent again, until it was sent so often.
-_RESEND, SENDS = timedelta(minutes=1), 5
+_RESEND = timedelta(minutes=1)
 
 # An incident is one DynamoDB item (400 KB at most), and every write of it must succeed whatever clients send: the
 # names of pictures that nobody asked for, the violations that join and the lines of the time line are bounded.
-PICTURES_KEPT = 1000
-RELATED_KEPT, _RELATED_REASON_CHARACTERS = 32, 400
+_RELATED_REASON_CHARACTERS = 400
 _LINES_KEPT, _FIRST_LINES, _LINE_CHARACTERS = 60, 20, 240
 _FAILURE_CHARACTERS, _UNREPORTED_CHARACTERS = 4000, 1000
-FINDINGS_KEPT = 30
-
-
-@dataclass(frozen=True)
-class Incident:
-    """One incident, as the table holds it.
-
-    Attributes:
-        cause: the violation that opened it; ``related_violations`` are those that joined it later.
-        since: when the present state was entered, or UpdateEndpoint was accepted in it.
-        deadline: when explaining ends, at the latest (None: the hooked model was never in service).
-        keep_hooked_until: an operator wants the hooked model kept until then, whatever is drawn by then.
-        aborted: an operator wants the endpoint restored now.
-        requested: UpdateEndpoint was accepted for the present state.
-        replays: names of the requests that are sent again (None: not yet); ``flagged`` are those behind the violation.
-        unsent: those of them that the endpoint has not answered yet, ``sends`` times tried, last at ``sent``.
-        pictures: names of what was drawn: every replay, and at most PICTURES_KEPT names in all.
-        refused: replays whose trace cannot be drawn.
-        retries: how often it was tried again to restore the endpoint.
-        sent_notifications: names of the notifications that were published; ``claims`` are those that an invocation
-            is publishing, with the time of the claim.
-        failure: what ops are told of a failure, whole; ``headline`` is its subject.
-        report: S3 URI of the page; ``findings`` are the key facts of its pictures, a line each; ``unreported`` is why
-            there is none.
-        notify_only: the endpoint is left alone.
-        timeline: what happened, a line each: time (UTC) and text.
-        revision: counts the writes, so that two writers cannot overlook one another.
-    """
-
-    endpoint: str
-    id: str
-    opened: datetime
-    state: State
-    since: datetime
-    plain_config: str
-    hooked_config: str
-    cause: Violation
-    related_violations: frozenset[Violation] = frozenset()
-    deadline: datetime | None = None
-    keep_hooked_until: datetime | None = None
-    aborted: bool = False
-    requested: bool = False
-    replays: frozenset[str] | None = None
-    flagged: frozenset[str] = frozenset()
-    unsent: frozenset[str] = frozenset()
-    sends: int = 0
-    sent: datetime | None = None
-    pictures: frozenset[str] = frozenset()
-    refused: frozenset[str] = frozenset()
-    retries: int = 0
-    sent_notifications: frozenset[str] = frozenset()
-    claims: Mapping[str, datetime] = field(default_factory=dict)
-    failure: str = ""
-    headline: str = ""
-    report: str = ""
-    findings: tuple[str, ...] = ()
-    unreported: str = ""
-    notify_only: bool = False
-    timeline: tuple[str, ...] = ()
-    revision: int = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether pictures that are made now belong to it."""
-        return self.state in (State.SWAPPING, State.HOOKED, State.RESTORING)
-
-    def covers(self, violation: Violation) -> bool:
-        """Whether the violation is one that this incident has handled."""
-        return any(violation.is_duplicate_of(known) for known in (self.cause, *self.related_violations))
-
-
-@dataclass(frozen=True)
-class Report:
-    """The page of an incident: its S3 URI, and the key facts of its pictures, a line each."""
-
-    uri: str
-    findings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Replays:
-    """The names under which requests are sent again, and what an operator has to know about them.
-
-    ``flagged`` are those behind the violation, the others are for comparison; ``unsent`` are those that the endpoint
-    did not answer: they are sent again later.
-    """
-
-    names: frozenset[str]
-    flagged: frozenset[str] = frozenset()
-    note: str = ""
-    unsent: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class EndpointState:
-    """State of an endpoint (DescribeEndpoint): status, config, and why the last update failed."""
-
-    status: str
-    config: str
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class EndpointConfigs:
-    """The two endpoint configs that Glassbox knows, and the stack whose parameters name them."""
-
-    plain: str
-    hooked: str
-    stack: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How long, how often and how many: settings of every function that works on an incident. Times in minutes.
-
-    ``react`` False is notify-only: a violation opens an incident, and the endpoint is left alone.
-    """
-
-    react: bool = True
-    explain_minutes: float = setting(15.0, within=(0, 24 * 60))
-    update_minutes: float = setting(60.0, within=(1, 24 * 60))
-    cooldown_minutes: float = setting(30.0, within=(0, 24 * 60))
-    incidents_per_day: int = setting(5, within=(1, 1000))
-    max_heatmaps: int = setting(24, within=(1, 1000))
 
 
 class Endpoint(Protocol):

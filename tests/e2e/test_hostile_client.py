@@ -36,6 +36,8 @@ PARAMETERS = {
     "MaxComparisonReplays": "1",
 }
 BATCH, BATCHES = 64, 10
+SWAPPING = f"Glassbox {ENDPOINT}: violation, swapping to the hooked model"
+RESTORED = f"Glassbox {ENDPOINT}: restored, report is ready"
 MARKUP = "<script>alert(1)</script>"
 
 
@@ -167,9 +169,8 @@ def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
     assert (attack.cause.check, attack.cause.predicted_class, len(attack.flagged)) == ("class_share", 14, 3)
     assert attack.pictures == attack.replays
     assert len(traces(stack)) == 4
-    (message,) = wait_for(inbox.read)
-    assert message["Subject"].endswith("violation, swapping to the hooked model")
-    assert "Class 14 predicted" in message["Message"]
+    assert [m["Subject"] for m in wait_for(inbox.read)] == [SWAPPING]
+    assert "Class 14 predicted" in inbox.messages[0]["Message"]
 
 
 @pytest.fixture(scope="module")
@@ -274,8 +275,8 @@ def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke)
 def test_the_incident_ends_with_a_report_that_holds_none_of_its_text(stack, inbox, attack):
     command(ENDPOINT, "abort", stack.aws.session)
     over = wait_for(lambda: (i := incident(stack)).state == "NORMAL" and i, 90)
-    wait_for(lambda: len(inbox.read()) == 2)
-    assert inbox.messages[1]["Subject"].endswith("restored, report is ready")
+    wait_for(lambda: any("report is ready" in message["Subject"] for message in inbox.read()))
+    assert [message["Subject"] for message in inbox.messages] == [SWAPPING, RESTORED]
     page = f"incidents/{ENDPOINT}/{over.id}/index.html"
     html = stack.client("s3").get_object(Bucket=stack.outputs["Bucket"], Key=page)["Body"].read().decode()
     messages = [message["Message"] for message in inbox.messages]

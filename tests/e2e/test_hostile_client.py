@@ -102,6 +102,11 @@ def inbox(stack):
     return Inbox(stack)
 
 
+def told(inbox):
+    """The messages of incidents; a slow machine may set off an alarm beside them."""
+    return [message for message in inbox.read() if message["Subject"].startswith("Glassbox ")]
+
+
 def npy(image):
     body = io.BytesIO()
     np.save(body, image, allow_pickle=False)
@@ -169,8 +174,9 @@ def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
     assert (attack.cause.check, attack.cause.predicted_class, len(attack.flagged)) == ("class_share", 14, 3)
     assert attack.pictures == attack.replays
     assert len(traces(stack)) == 4
-    assert [m["Subject"] for m in wait_for(inbox.read)] == [SWAPPING]
-    assert "Class 14 predicted" in inbox.messages[0]["Message"]
+    (message,) = wait_for(lambda: told(inbox))
+    assert message["Subject"] == SWAPPING
+    assert "Class 14 predicted" in message["Message"]
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +281,8 @@ def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke)
 def test_the_incident_ends_with_a_report_that_holds_none_of_its_text(stack, inbox, attack):
     command(ENDPOINT, "abort", stack.aws.session)
     over = wait_for(lambda: (i := incident(stack)).state == "NORMAL" and i, 90)
-    wait_for(lambda: any("report is ready" in message["Subject"] for message in inbox.read()))
-    assert [message["Subject"] for message in inbox.messages] == [SWAPPING, RESTORED]
+    wait_for(lambda: any("report is ready" in message["Subject"] for message in told(inbox)))
+    assert [message["Subject"] for message in told(inbox)] == [SWAPPING, RESTORED]
     page = f"incidents/{ENDPOINT}/{over.id}/index.html"
     html = stack.client("s3").get_object(Bucket=stack.outputs["Bucket"], Key=page)["Body"].read().decode()
     messages = [message["Message"] for message in inbox.messages]

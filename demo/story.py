@@ -302,7 +302,7 @@ def play(story, scene, attack, stack, watch):
         counts = counted(stack, later, ATTACK)
         violation = wait_for("a violation", watch.first_violation)
         requests = asking.result()
-    story.tell(f"violation after {violation['n']} predictions: {violation['reason']}")
+    story.tell(f"violation after {violation['sample_size']} predictions: {violation['reason']}")
     story.tell(
         f"at the end {counts.get(target, 0)} of {sum(counts.values())} captured predictions are class {target}"
     )

@@ -35,7 +35,7 @@ def build():
 def start(record):
     started = build()(read_time(read_event(record.body)))
     metrics.add_metric("MonitorJobsStarted", MetricUnit.Count, started.outcome == "started")
-    logger.info(started.outcome, job=started.job, left_out=started.left_out)
+    logger.info(started.outcome, job=started.job, files=started.files, gigabytes=round(started.gigabytes, 3))
 
 
 @logger.inject_lambda_context

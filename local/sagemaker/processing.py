@@ -166,8 +166,11 @@ class ProcessingJobs:
             bucket, prefix = split_s3_uri(source["S3Uri"])
             target = _local(root, source["LocalPath"])
             try:
-                pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-                keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+                if source["S3DataType"] == "ManifestFile":
+                    bucket, prefix, keys = _manifest(source["S3Uri"], s3)
+                else:
+                    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+                    keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
                 if not keys:
                     raise StartFailedError(
                         "ClientError: Data download failed:No S3 objects found under S3 URL "
@@ -175,12 +178,19 @@ class ProcessingJobs:
                         f"the selected region ({self._platform.region}), that objects exist under that S3 prefix, and "
                         f'that the role "{job["RoleArn"]}" has "s3:ListBucket" permissions on bucket "{bucket}".'
                     )
+                room = job["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"] * 1e9
                 for key in keys:
                     path = target / (key[len(prefix) :].lstrip("/") or Path(key).name)
                     if key.endswith("/") or not path.resolve().is_relative_to(target.resolve()):
                         continue
                     path.parent.mkdir(parents=True, exist_ok=True)
                     s3.download_file(bucket, key, str(path))
+                    room -= path.stat().st_size
+                    if room < 0:
+                        raise StartFailedError(
+                            "ClientError: Data download failed:No space left on device: "
+                            f"{source['S3Uri']} does not fit the job's volume"
+                        )
             except ClientError as error:
                 raise StartFailedError(f"ClientError: Data download failed:{error}") from error
 
@@ -239,6 +249,22 @@ class ProcessingJobs:
         with self._lock:
             detail = event_detail(job)
         self._platform.emit("SageMaker Processing Job State Change", detail, [job["ProcessingJobArn"]])
+
+
+def _manifest(uri: str, s3: Any) -> tuple[str, str, list[str]]:
+    """Bucket, prefix and keys of a manifest: `[{"prefix": "s3://bucket/a/"}, "b/c", "b/d"]`."""
+    bucket, key = split_s3_uri(uri)
+    try:
+        first, *rest = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        prefix = first["prefix"]
+        if not prefix.startswith("s3://") or not all(isinstance(suffix, str) for suffix in rest):
+            raise ValueError(prefix)
+    except (ValueError, TypeError, KeyError) as error:
+        raise StartFailedError(
+            f"ClientError: Data download failed:Manifest {uri} is not in the expected format"
+        ) from error
+    bucket, _, prefix = prefix.removeprefix("s3://").partition("/")
+    return bucket, prefix, [prefix + suffix for suffix in rest]
 
 
 def _local(root: Path, path: str) -> Path:

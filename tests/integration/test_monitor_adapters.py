@@ -174,7 +174,25 @@ def test_folders_are_listed_over_all_pages(s3, monkeypatch):
     objects = Objects(s3)
     assert objects.folders(BUCKET, "capture/x/") == ["Blue", "Green", "Red"]
     assert objects.folders(BUCKET, "capture/none/") == []
-    assert objects.any(BUCKET, "capture/x/Blue/2026/11/23/10/")
-    assert not objects.any(BUCKET, "capture/x/Blue/2026/11/23/1/")
+    found = list(objects.listed(BUCKET, "capture/x/"))
+    assert [(key.split("/")[2], size) for key, size, _ in found] == [("Blue", 0), ("Green", 0), ("Red", 0)]
+    assert all(modified.tzinfo for _, _, modified in found)
+    assert list(objects.listed(BUCKET, "capture/none/")) == []
     with pytest.raises(BadInputError, match="s3://gone/capture/"):
         objects.folders("gone", "capture/")
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "403"])
+def test_an_object_that_may_be_gone_or_not_allowed_is_retried_and_the_error_says_both(code):
+    """Without s3:ListBucket, S3 answers 403 for a missing object too."""
+    client = boto3.client("s3")
+    with Stubber(client) as stub:
+        for read in (
+            lambda: list(Objects(client).chunks(BUCKET, "k")),
+            lambda: Objects(client).get(BUCKET, "k"),
+        ):
+            stub.add_client_error("get_object", code, "Access Denied", 403)
+            with pytest.raises(
+                RetryableError, match=f"s3://{BUCKET}/k does not exist, or s3:GetObject is not allowed: "
+            ):
+                read()

@@ -10,9 +10,12 @@ import time
 import uuid
 from datetime import UTC, datetime, timedelta
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError, ParamValidationError
 
+from glassbox.aws.objects import Objects
+from glassbox.errors import BadInputError, RetryableError
 from local.emulator import ACCOUNT, REGION
 
 ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
@@ -1050,6 +1053,58 @@ def test_the_message_is_a_kibibyte_of_utf8(run_job):
     latin = run_job("latin", {"MESSAGE": "é and more", "ENCODING": "latin-1"})
     assert latin["ProcessingJobStatus"] == "Failed"
     assert "UTF-8" in latin["FailureReason"]
+
+
+def _by_manifest(uri):
+    source = {"S3Uri": uri, "LocalPath": "/opt/ml/processing/input/endpoint"}
+    return [{"InputName": "c", "S3Input": {**source, "S3DataType": "ManifestFile", "S3InputMode": "File"}}]
+
+
+def test_a_manifest_names_the_files_of_a_job(run_job, embedded_aws, bucket):
+    s3, uri = embedded_aws.client("s3"), f"s3://{bucket}/in/manifest.json"
+    for name in ("a/1", "a/2", "b/1"):
+        s3.put_object(Bucket=bucket, Key=f"in/listed/{name}.jsonl", Body=b"{}\n")
+
+    def run(name, manifest, **more):
+        s3.put_object(Bucket=bucket, Key="in/manifest.json", Body=json.dumps(manifest).encode())
+        return run_job(name, ProcessingInputs=_by_manifest(uri), **more)
+
+    prefix = {"prefix": f"s3://{bucket}/in/listed/"}
+    assert run("by-manifest", [prefix, "a/1.jsonl", "b/1.jsonl"])["ProcessingJobStatus"] == "Completed"
+    report = s3.get_object(Bucket=bucket, Key="reports/by-manifest/sub/report.json")["Body"].read()
+    assert json.loads(report)["lines"] == 2
+    assert "404" in run("listed-and-gone", [prefix, "a/1.jsonl", "gone.jsonl"])["FailureReason"]
+    assert "not in the expected format" in run("no-manifest", ["a/1.jsonl"])["FailureReason"]
+
+
+def test_inputs_that_do_not_fit_the_volume_fail_the_job(run_job, embedded_aws, bucket):
+    """The same 101 MB ten times: the volume has 1 GB."""
+    s3, uri = embedded_aws.client("s3"), f"s3://{bucket}/in/full.json"
+    s3.put_object(Bucket=bucket, Key="in/full/0.jsonl", Body=bytes(101_000_000))
+    manifest = [{"prefix": f"s3://{bucket}/in/full/"}, *["0.jsonl"] * 10]
+    s3.put_object(Bucket=bucket, Key="in/full.json", Body=json.dumps(manifest).encode())
+    cluster = {"InstanceCount": 1, "InstanceType": "ml.m5.large", "VolumeSizeInGB": 1}
+    job = run_job("full", ProcessingInputs=_by_manifest(uri), ProcessingResources={"ClusterConfig": cluster})
+    s3.delete_object(Bucket=bucket, Key="in/full/0.jsonl")
+    assert "No space left on device" in job["FailureReason"]
+
+
+def test_s3_tells_only_who_may_list_that_an_object_is_missing(embedded_aws, bucket):
+    def read(name, *statements):
+        arn = make_role(embedded_aws, name, [allow("s3:GetObject", f"arn:aws:s3:::{bucket}/*"), *statements])
+        given = embedded_aws.control("credentials", role=arn, service="sagemaker.amazonaws.com")
+        names = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
+        keys = {f"aws_{name.lower()}": given[f"AWS_{name}"] for name in names}
+        client = boto3.client("s3", endpoint_url=embedded_aws.endpoint_url, region_name=REGION, **keys)
+        objects = Objects(client)
+        with pytest.raises((BadInputError, RetryableError)) as error:
+            objects.get(bucket, "in/nothing/of/the/kind")
+        return error
+
+    without = read("reads", allow("s3:ListBucket", f"arn:aws:s3:::{bucket}-other"))
+    assert without.type is RetryableError
+    assert "does not exist, or s3:GetObject is not allowed" in str(without.value)
+    assert read("reads-and-lists", allow("s3:ListBucket", f"arn:aws:s3:::{bucket}")).type is BadInputError
 
 
 def test_no_input_no_right_and_no_image_fail_with_the_reason(run_job, bucket):

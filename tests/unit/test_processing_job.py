@@ -1,7 +1,7 @@
 import json
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import botocore.session
 import pytest
@@ -30,8 +30,10 @@ SETTINGS = from_env(MonitorSettings, ENVIRONMENT)
 
 
 class FakeFolders:
-    def __init__(self, *keys):
-        self.keys, self.written = keys, {}
+    """The capture bucket: keys, each of ``size`` bytes, written when ``modified`` says, else in their hour."""
+
+    def __init__(self, *keys, size=1000, modified=None):
+        self.keys, self.size, self.modified, self.written = keys, size, modified or {}, {}
 
     def put(self, bucket, key, body, content_type):
         self.written[bucket, key] = body
@@ -40,8 +42,11 @@ class FakeFolders:
         assert bucket == "amzn-s3-demo-bucket"
         return sorted({k.removeprefix(prefix).split("/")[0] for k in self.keys if k.startswith(prefix)})
 
-    def any(self, bucket, prefix):
-        return any(key.startswith(prefix) for key in self.keys)
+    def listed(self, bucket, prefix):
+        assert bucket == "amzn-s3-demo-bucket"
+        for key in sorted(k for k in self.keys if k.startswith(prefix)):
+            hour = datetime.strptime("/".join(key.split("/")[-5:-1]), "%Y/%m/%d/%H").replace(tzinfo=UTC)
+            yield key, self.size, self.modified.get(key, hour + timedelta(minutes=21))
 
 
 class FakeJobs:
@@ -62,27 +67,45 @@ def capture(hour, variant="AllTraffic", endpoint="traffic-signs"):
     return f"capture/{endpoint}/{variant}/2026/11/23/{hour:02d}/20-02-871-uuid.jsonl"
 
 
+def manifest(captures, hour="2026/11/23/10"):
+    """The keys that the job was given, below the capture's prefix."""
+    body = captures.written["amzn-s3-demo-bucket", f"monitoring/traffic-signs/manifests/{hour}.json"]
+    prefix, *keys = json.loads(body)
+    assert prefix == {"prefix": "s3://amzn-s3-demo-bucket/capture/"}
+    return keys
+
+
 def start(captures, jobs, settings=SETTINGS, scheduled=TEN_PAST):
     return start_monitor(scheduled, settings=settings, replay_key=replays.key, captures=captures, jobs=jobs)
 
 
-def test_the_hour_before_is_judged_from_its_directory_and_the_one_before():
-    jobs = FakeJobs()
-    outcome = start(FakeFolders(capture(9), capture(10), capture(11), capture(8)), jobs)
-    assert outcome == ("started", "class-monitor-traffic-signs-20261123t1000", [])
+def test_the_hour_before_is_judged_from_the_files_that_may_hold_its_records():
+    """All of the hour's own directory; of the one before, what was written since the hour began."""
+    jobs, late = FakeJobs(), capture(9).replace("20-02", "59-30")
+    written = {
+        capture(9): datetime(2026, 11, 23, 9, 59, 59, tzinfo=UTC),
+        late: datetime(2026, 11, 23, 10, 0, tzinfo=UTC),
+    }
+    notes = capture(10).replace(".jsonl", ".txt")
+    captures = FakeFolders(
+        capture(8), capture(9), late, capture(10), capture(11), notes, size=500, modified=written
+    )
+    assert start(captures, jobs) == ("started", "class-monitor-traffic-signs-20261123t1000", 2, 1e-6)
+    assert manifest(captures) == [key.removeprefix("capture/") for key in (late, capture(10))]
     (request,) = jobs.requests
-    assert [(i["S3Input"]["S3Uri"], i["S3Input"]["LocalPath"]) for i in request["ProcessingInputs"]] == [
-        (
-            f"s3://amzn-s3-demo-bucket/capture/traffic-signs/AllTraffic/2026/11/23/{hour}",
-            f"/opt/ml/processing/input/endpoint/traffic-signs/AllTraffic/2026/11/23/{hour}",
-        )
-        for hour in ("09", "10")
-    ] + [
-        (
-            "s3://amzn-s3-demo-bucket/monitoring/traffic-signs/replay-key",
-            "/opt/ml/processing/replay-key",
-        )
-    ]
+    inputs = {i["InputName"]: i["S3Input"] for i in request["ProcessingInputs"]}
+    assert inputs.keys() == {"captures", "replay-key"}
+    assert inputs["captures"] == {
+        "S3Uri": "s3://amzn-s3-demo-bucket/monitoring/traffic-signs/manifests/2026/11/23/10.json",
+        "LocalPath": "/opt/ml/processing/input/endpoint",
+        "S3DataType": "ManifestFile",
+        "S3InputMode": "File",
+        "S3DataDistributionType": "FullyReplicated",
+    }
+    assert (inputs["replay-key"]["S3Uri"], inputs["replay-key"]["LocalPath"]) == (
+        "s3://amzn-s3-demo-bucket/monitoring/traffic-signs/replay-key",
+        "/opt/ml/processing/replay-key",
+    )
     environment = request["Environment"]
     assert (environment["start_time"], environment["end_time"]) == (
         "2026-11-23T10:00:00Z",
@@ -96,8 +119,7 @@ def test_the_hour_before_is_judged_from_its_directory_and_the_one_before():
 def test_the_job_gets_the_replay_key_as_a_file():
     jobs, captures = FakeJobs(), FakeFolders(capture(10))
     start(captures, jobs)
-    ((place, pem),) = captures.written.items()
-    assert place == ("amzn-s3-demo-bucket", "monitoring/traffic-signs/replay-key/public.pem")
+    pem = captures.written["amzn-s3-demo-bucket", "monitoring/traffic-signs/replay-key/public.pem"]
     assert PublicKey.from_pem(pem) == replays.KEY
     assert jobs.requests[0]["Environment"]["replay_key"] == "/opt/ml/processing/replay-key/public.pem"
 
@@ -205,20 +227,13 @@ def test_a_duplicate_of_the_schedule_is_quiet():
     assert len(jobs.requests) == 1
 
 
-def test_variants_are_inputs_and_shadows_are_not():
-    jobs = FakeJobs()
-    start(
-        FakeFolders(capture(9, "Blue"), capture(10, "Canary"), capture(10, "Green")),
-        jobs,
-        replace(SETTINGS, shadow_variants="Canary"),
-    )
-    uris = [i["S3Input"]["S3Uri"] for i in jobs.requests[0]["ProcessingInputs"]]
-    assert [uri.split("/")[5:] for uri in uris[:2]] == [
-        ["Blue", "2026", "11", "23", "09"],
-        ["Green", "2026", "11", "23", "10"],
-    ]
-    names = [i["InputName"] for i in jobs.requests[0]["ProcessingInputs"]]
-    assert names == ["capture-1", "capture-2", "replay-key"]
+def test_all_variants_are_judged_and_shadows_are_not():
+    """Any number of them: a job may have ten inputs, and has three."""
+    jobs, variants = FakeJobs(), [f"v{n:02d}" for n in range(40)]
+    captures = FakeFolders(*(capture(10, variant) for variant in [*variants, "Canary"]))
+    start(captures, jobs, replace(BASELINE, shadow_variants="Canary"))
+    assert manifest(captures) == [f"traffic-signs/{v}/2026/11/23/10/20-02-871-uuid.jsonl" for v in variants]
+    assert len(jobs.requests[0]["ProcessingInputs"]) == 3
 
 
 BASELINE = replace(
@@ -227,45 +242,31 @@ BASELINE = replace(
 
 
 @pytest.mark.parametrize(
-    ("settings", "variants", "left_out"),
-    [
-        (SETTINGS, 4, []),
-        (SETTINGS, 5, ["v4"]),
-        (BASELINE, 5, ["v3", "v4"]),
-        (SETTINGS, 6, ["v3", "v4", "v5"]),
-        (BASELINE, 8, [f"v{n}" for n in range(8)]),
-        (SETTINGS, 9, [f"v{n}" for n in range(9)]),
-    ],
+    ("gigabytes", "volume"), [(0.0001, 11), (20, 32), (49.9, 65), (500, 560), (536, 600)]
 )
-def test_what_a_job_cannot_take_is_left_out_of_the_hour_before_and_told(settings, variants, left_out):
-    jobs = FakeJobs()
-    captures = FakeFolders(*(capture(hour, f"v{n}") for hour in (9, 10) for n in range(variants)))
-    assert start(captures, jobs, settings).left_out == [f"{v}/2026/11/23/09" for v in left_out]
-    uris = [i["S3Input"]["S3Uri"] for i in jobs.requests[0]["ProcessingInputs"]]
-    assert len(uris) <= 10
-    root = "s3://amzn-s3-demo-bucket/capture/traffic-signs/"
-    taken = {uri.removeprefix(root) for uri in uris if uri.startswith(root)}
-    assert taken == {
-        f"v{n}/2026/11/23/{hour}"
-        for n in range(variants)
-        for hour in ("09", "10")
-        if hour == "10" or f"v{n}" not in left_out
-    }
-    assert (settings.baseline_statistics in uris) is (settings is BASELINE)
+def test_the_volume_holds_the_files_and_a_reserve(gigabytes, volume):
+    jobs, files = FakeJobs(), [capture(10).replace("uuid", str(n)) for n in range(100)]
+    start(FakeFolders(*files, size=int(gigabytes * 1e7)), jobs)
+    assert jobs.requests[0]["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"] == volume
 
 
-@pytest.mark.parametrize(("settings", "variants"), [(SETTINGS, 10), (BASELINE, 9)])
-def test_more_variants_than_a_job_takes_are_refused(settings, variants):
-    captures = FakeFolders(*(capture(10, f"v{n}") for n in range(variants)))
-    with pytest.raises(BadInputError, match=f"{variants} variants"):
-        start(captures, FakeJobs(), settings)
+def test_an_hour_that_no_volume_holds_is_refused_in_words():
+    jobs, files = FakeJobs(), [capture(10).replace("uuid", str(n)) for n in range(100)]
+    message = (
+        r"2026-11-23 10:00 to 11:00 UTC: 100 capture files of 540 GB need a volume of 604 GB, expected at most 600 GB. "
+        "Lower SamplingPercentage"
+    )
+    with pytest.raises(BadInputError, match=message):
+        start(FakeFolders(*files, size=int(5.4e9)), jobs)
+    assert jobs.requests == []
 
 
 def test_midnight_belongs_to_the_day_before():
     jobs = FakeJobs()
     captures = FakeFolders("capture/traffic-signs/AllTraffic/2026/11/22/23/x.jsonl")
     outcome = start(captures, jobs, scheduled=datetime(2026, 11, 23, 0, 10, tzinfo=UTC))
-    assert outcome == ("started", "class-monitor-traffic-signs-20261122t2300", [])
+    assert outcome == ("started", "class-monitor-traffic-signs-20261122t2300", 1, 1e-6)
+    assert manifest(captures, "2026/11/22/23") == ["traffic-signs/AllTraffic/2026/11/22/23/x.jsonl"]
 
 
 @pytest.mark.parametrize("error", [RetryableError("away"), BadInputError("no such role")])

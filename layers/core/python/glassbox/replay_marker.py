@@ -228,7 +228,10 @@ def _is_current(incident: str, now: datetime) -> bool:
 
 def _markers(custom_attributes: str | list[str] | None) -> list[str]:
     """The values of all attributes that are called ``glassbox``."""
-    pairs = (part.partition("=") for part in _parts(custom_attributes))
+    given = [custom_attributes] if isinstance(custom_attributes, str) else custom_attributes or []
+    if not any(ATTRIBUTE in one for one in given):  # as for nearly every captured record
+        return []
+    pairs = (part.partition("=") for part in _parts(given))
     return [value.strip() for name, equals, value in pairs if equals and name.strip() == ATTRIBUTE]
 
 

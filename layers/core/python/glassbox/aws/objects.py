@@ -1,6 +1,7 @@
 """S3 objects, and what S3 answers when they cannot be had."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, cast
 
 from botocore.exceptions import BotoCoreError
@@ -17,7 +18,9 @@ class Objects:
 
     Raises (every method):
         BadInputError: S3 says that the object or its bucket does not exist; another try will not find it either.
-        RetryableError: any other answer of S3, and the network.
+        RetryableError: any other answer of S3, and the network. So where S3 denies access: without s3:ListBucket S3
+            denies access to a missing object too, and a role or key can be mended. The queue delivers the message
+            three times, then its dead-letter queue has it.
     """
 
     def __init__(self, client: Any) -> None:
@@ -58,19 +61,21 @@ class Objects:
                 return found
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def sizes(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-        """Key and size in bytes of every object below ``prefix``, in the order of the keys."""
+    def listed(self, bucket: str, prefix: str) -> Iterator[tuple[str, int, datetime]]:
+        """Key, size in bytes and time of writing of every object below ``prefix``, in the order of the keys."""
         request = {"Bucket": bucket, "Prefix": prefix}
         while True:
             page = self._call("list_objects_v2", **request)
-            yield from ((item["Key"], item["Size"]) for item in page.get("Contents", ()))
+            yield from (
+                (item["Key"], item["Size"], item["LastModified"]) for item in page.get("Contents", ())
+            )
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def any(self, bucket: str, prefix: str) -> bool:
-        """Whether there is an object whose key begins with ``prefix``."""
-        return bool(self._call("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1).get("KeyCount"))
+    def sizes(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+        """Key and size in bytes of every object below ``prefix``, in the order of the keys."""
+        return ((key, size) for key, size, _ in self.listed(bucket, prefix))
 
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:
         where = f"s3://{request['Bucket']}/{request.get('Key', request.get('Prefix'))}"
@@ -78,6 +83,6 @@ class Objects:
             return cast("dict[str, Any]", getattr(self._client, operation)(**request))
         except AWS_ERRORS as error:
             # S3 answers so for a missing object too, unless the caller may list the whole bucket
-            if operation == "get_object" and code_of(error) == "AccessDenied":
+            if operation == "get_object" and code_of(error) in ("AccessDenied", "403"):
                 where += " does not exist, or s3:GetObject is not allowed"
             raise translate(error, where, bad=_GONE) from error

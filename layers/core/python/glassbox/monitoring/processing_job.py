@@ -1,8 +1,11 @@
 """Every hour: the monitor container as a processing job over the hour before."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -17,8 +20,12 @@ from glassbox.settings import names
 
 _ROOT = "/opt/ml/processing"
 _JOB_NAME_CHARACTERS = 63
-_INPUTS = 10  # that a processing job may have
 _KEY_FILE = "public.pem"
+# The volume holds the captures, a reserve of a tenth, and this for whatever else the job writes.
+_SPARE_GIGABYTES = 10
+# CreateProcessingJob was seen to refuse 700 GB without a reason and to take 600 GB, within the default quota of
+# 1,024 GB: https://github.com/aws/sagemaker-python-sdk/issues/4939
+_MOST_GIGABYTES = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +52,11 @@ class MonitorSettings(CountingSettings):
             yield "SUBNET_IDS and SECURITY_GROUP_IDS need each other"
 
 
-class Folders(Protocol):
+class Captures(Protocol):
     """See :class:`glassbox.aws.objects.Objects`."""
 
     def folders(self, bucket: str, prefix: str) -> list[str]: ...
-    def any(self, bucket: str, prefix: str) -> bool: ...
+    def listed(self, bucket: str, prefix: str) -> Iterable[tuple[str, int, datetime]]: ...
     def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None: ...
 
 
@@ -68,14 +75,12 @@ def read_time(scheduled: Mapping[str, Any]) -> datetime:
 
 
 class Started(NamedTuple):
-    """What was done: ``"started"``, ``"started before"`` or ``"no data"``.
-
-    ``left_out`` are the directories, below the endpoint's, for which the job had no room.
-    """
+    """What was done: ``"started"``, ``"started before"`` or ``"no data"``; the job, and the files it was given."""
 
     outcome: str
     job: str | None = None
-    left_out: Sequence[str] = ()
+    files: int = 0
+    gigabytes: float = 0.0
 
 
 def start_monitor(
@@ -83,14 +88,13 @@ def start_monitor(
     *,
     settings: MonitorSettings,
     replay_key: Callable[[], PublicKey],
-    captures: Folders,
+    captures: Captures,
     jobs: ProcessingJobs,
 ) -> Started:
     """Start the job that judges the last full hour before ``scheduled``.
 
-    Its inputs are that hour's directory of each variant and the one before, since a file lies under the hour of its
-    first record. Where a job cannot take them all, some of the hour before are left out: then the first records of
-    the hour, in files begun before it, are missing from the report.
+    A manifest names its files: all of that hour's directories, and of the hour before, whose last files may hold the
+    window's first records, those that were written since the window began. The volume is as large as they are.
 
     The public key of the replays is one more input, since an isolated job cannot ask KMS for it.
 
@@ -100,26 +104,32 @@ def start_monitor(
         replay_key: gives that key.
 
     Raises:
-        BadInputError: the hour's own directories are more than a job may have, or SageMaker refuses the request.
+        BadInputError: the files are more than one job's volume holds, or SageMaker refuses the request.
         RetryableError: AWS does not answer.
     """
     end = scheduled.replace(minute=0, second=0, microsecond=0)
     window = Window(end - WINDOW, end)
-    folders, left_out = _folders(window, settings, captures)
-    if not folders:
+    files = dict(_files(window, settings, captures))
+    if not files:
         return Started("no data")
+    gigabytes = sum(files.values()) / 1e9
+    volume = _SPARE_GIGABYTES + math.ceil(1.1 * gigabytes)
+    if volume > _MOST_GIGABYTES:
+        raise BadInputError(
+            f"{window}: {len(files)} capture files of {gigabytes:,.0f} GB need a volume of {volume:,} GB, expected at "
+            f"most {_MOST_GIGABYTES} GB. Lower SamplingPercentage, or leave MonitorImage empty: count_predictions "
+            "judges without a disk."
+        )
     name = job_name(settings.endpoint_name, window.start)
-    captures.put(
-        settings.bucket,
-        f"{_key_folder(settings)}/{_KEY_FILE}",
-        replay_key().pem.encode(),
-        "application/x-pem-file",
-    )
+    put = functools.partial(captures.put, settings.bucket)
+    put(f"{_key_folder(settings)}/{_KEY_FILE}", replay_key().pem.encode(), "application/x-pem-file")
+    manifest = f"monitoring/{settings.endpoint_name}/manifests/{window.start:%Y/%m/%d/%H}.json"
+    put(manifest, _manifest(files, settings), "application/json")
     try:
-        jobs.create(_request(name, window, _inputs(folders, settings), settings))
+        jobs.create(_request(name, window, _inputs(manifest, settings), volume, settings))
     except ConflictError:
-        return Started("started before", name, left_out)
-    return Started("started", name, left_out)
+        return Started("started before", name, len(files), gigabytes)
+    return Started("started", name, len(files), gigabytes)
 
 
 def job_name(endpoint: str, start: datetime) -> str:
@@ -131,39 +141,38 @@ def job_name(endpoint: str, start: datetime) -> str:
     return f"class-monitor-{endpoint}-{stamp}"
 
 
-def _folders(window: Window, settings: MonitorSettings, captures: Folders) -> tuple[list[str], list[str]]:
-    """The directories below the endpoint's that hold something, as many as a job takes, and those left out.
-
-    Shadows have none.
-    """
+def _files(window: Window, settings: MonitorSettings, captures: Captures) -> Iterator[tuple[str, int]]:
+    """Key, below the capture's prefix, and size of every file that may hold records of the window; no shadows'."""
     root = f"{settings.capture_prefix}/{settings.endpoint_name}/"
-    variants = [v for v in captures.folders(settings.capture_bucket, root) if v not in settings.shadows]
+    for variant in captures.folders(settings.capture_bucket, root):
+        if variant in settings.shadows:
+            continue
+        for hour in (window.start - timedelta(hours=1), window.start):
+            for key, size, modified in captures.listed(
+                settings.capture_bucket, f"{root}{variant}/{hour:%Y/%m/%d/%H}/"
+            ):
+                # a file lies under the hour of its first record, and is written after its last one
+                if key.endswith(".jsonl") and (hour == window.start or modified >= window.start):
+                    yield key.removeprefix(f"{settings.capture_prefix}/"), size
 
-    def filled(hour: datetime) -> list[str]:
-        folders = [f"{variant}/{hour:%Y/%m/%d/%H}" for variant in variants]
-        return [f for f in folders if captures.any(settings.capture_bucket, f"{root}{f}/")]
 
-    hour, before = filled(window.start), filled(window.start - timedelta(hours=1))
-    room = _INPUTS - 1 - len(hour) - (settings.baseline_statistics is not None)
-    if room < 0:
-        raise BadInputError(f"{len(hour)} variants from {window}: a processing job takes {_INPUTS} inputs")
-    return sorted(hour + before[:room]), before[room:]
+def _manifest(files: Iterable[str], settings: MonitorSettings) -> bytes:
+    """The manifest of S3DataType ManifestFile: a prefix, and keys below it.
+
+    The keys begin with the endpoint: whether SageMaker lays the files below LocalPath by these keys or by the whole
+    ones, their last seven parts tell endpoint, variant and hour.
+    """
+    prefix = {"prefix": f"s3://{settings.capture_bucket}/{settings.capture_prefix}/"}
+    return json.dumps([prefix, *sorted(files)]).encode()
 
 
-def _inputs(folders: Sequence[str], settings: MonitorSettings) -> list[dict[str, Any]]:
-    """One input per directory, the replay key, and the baseline if there is one."""
-    endpoint = settings.endpoint_name
+def _inputs(manifest: str, settings: MonitorSettings) -> list[dict[str, Any]]:
+    """The captures by their manifest, the replay key, and the baseline if there is one."""
+    ours = f"s3://{settings.bucket}"
     inputs = [
-        _input(
-            f"capture-{number}",
-            f"s3://{settings.capture_bucket}/{settings.capture_prefix}/{endpoint}/{folder}",
-            f"{_ROOT}/input/endpoint/{endpoint}/{folder}",
-        )
-        for number, folder in enumerate(folders, 1)
+        _input("captures", f"{ours}/{manifest}", f"{_ROOT}/input/endpoint", "ManifestFile"),
+        _input("replay-key", f"{ours}/{_key_folder(settings)}", f"{_ROOT}/replay-key"),
     ]
-    inputs.append(
-        _input("replay-key", f"s3://{settings.bucket}/{_key_folder(settings)}", f"{_ROOT}/replay-key")
-    )
     if settings.baseline_statistics:
         inputs.append(_input("baseline", settings.baseline_statistics, f"{_ROOT}/baseline"))
     return inputs
@@ -173,13 +182,13 @@ def _key_folder(settings: MonitorSettings) -> str:
     return f"monitoring/{settings.endpoint_name}/replay-key"
 
 
-def _input(name: str, uri: str, path: str) -> dict[str, Any]:
+def _input(name: str, uri: str, path: str, data_type: str = "S3Prefix") -> dict[str, Any]:
     return {
         "InputName": name,
         "S3Input": {
             "S3Uri": uri,
             "LocalPath": path,
-            "S3DataType": "S3Prefix",
+            "S3DataType": data_type,
             "S3InputMode": "File",
             "S3DataDistributionType": "FullyReplicated",
         },
@@ -187,7 +196,7 @@ def _input(name: str, uri: str, path: str) -> dict[str, Any]:
 
 
 def _request(
-    name: str, window: Window, inputs: list[dict[str, Any]], settings: MonitorSettings
+    name: str, window: Window, inputs: list[dict[str, Any]], volume: int, settings: MonitorSettings
 ) -> dict[str, Any]:
     return {
         "ProcessingJobName": name,
@@ -212,12 +221,12 @@ def _request(
             "ClusterConfig": {
                 "InstanceCount": 1,
                 "InstanceType": settings.monitor_instance_type,
-                "VolumeSizeInGB": 20,
+                "VolumeSizeInGB": volume,
                 **({"VolumeKmsKeyId": settings.monitor_key_arn} if settings.monitor_key_arn else {}),
             }
         },
         "NetworkConfig": _network(settings),
-        "StoppingCondition": {"MaxRuntimeInSeconds": 1800},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 3600},
     }
 
 

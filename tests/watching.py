@@ -2,12 +2,17 @@
 
 import json
 import time
+import warnings
 
 from glassbox.aws.incidents_table import IncidentsTable
 
 
 class Inbox:
-    """What ops are told: a queue behind the topic."""
+    """What ops are told: a queue behind the topic, each message once.
+
+    SNS delivers at least once, and botocore repeats a Publish whose answer was lost. That concurrent functions publish
+    a notification once is what tests/unit/test_incident_messages.py proves.
+    """
 
     def __init__(self, stack):
         self.sqs, sns = stack.client("sqs"), stack.client("sns")
@@ -25,9 +30,19 @@ class Inbox:
         for message in self.sqs.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10).get(
             "Messages", ()
         ):
-            self.messages.append(json.loads(message["Body"]))
+            told = json.loads(message["Body"])
+            same = [m for m in self.messages if _text(m) == _text(told)]
+            if same:
+                ids = [(m["MessageId"], m["Timestamp"]) for m in (*same, told)]
+                warnings.warn(f"{told.get('Subject')!r} arrived twice: {ids}", stacklevel=2)
+            else:
+                self.messages.append(told)
             self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
         return self.messages
+
+
+def _text(message):
+    return message.get("Subject"), message["Message"]
 
 
 def wait_for(look, seconds=60):

@@ -40,6 +40,10 @@ class Inbox:
             self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
         return self.messages
 
+    def notifications(self):
+        """The messages of incidents; the stack's alarms and monitor jobs publish to the topic too."""
+        return [message for message in self.read() if (message.get("Subject") or "").startswith("Glassbox ")]
+
 
 def _text(message):
     return message.get("Subject"), message["Message"]

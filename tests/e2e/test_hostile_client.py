@@ -102,11 +102,6 @@ def inbox(stack):
     return Inbox(stack)
 
 
-def told(inbox):
-    """The messages of incidents; a slow machine may set off an alarm beside them."""
-    return [message for message in inbox.read() if message["Subject"].startswith("Glassbox ")]
-
-
 def npy(image):
     body = io.BytesIO()
     np.save(body, image, allow_pickle=False)
@@ -174,7 +169,7 @@ def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
     assert (attack.cause.check, attack.cause.predicted_class, len(attack.flagged)) == ("class_share", 14, 3)
     assert attack.pictures == attack.replays
     assert len(traces(stack)) == 4
-    (message,) = wait_for(lambda: told(inbox))
+    (message,) = wait_for(lambda: inbox.notifications())
     assert message["Subject"] == SWAPPING
     assert "Class 14 predicted" in message["Message"]
 
@@ -281,8 +276,8 @@ def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke)
 def test_the_incident_ends_with_a_report_that_holds_none_of_its_text(stack, inbox, attack):
     command(ENDPOINT, "abort", stack.aws.session)
     over = wait_for(lambda: (i := incident(stack)).state == "NORMAL" and i, 90)
-    wait_for(lambda: any("report is ready" in message["Subject"] for message in told(inbox)))
-    assert [message["Subject"] for message in told(inbox)] == [SWAPPING, RESTORED]
+    wait_for(lambda: any("report is ready" in message["Subject"] for message in inbox.notifications()))
+    assert [message["Subject"] for message in inbox.notifications()] == [SWAPPING, RESTORED]
     page = f"incidents/{ENDPOINT}/{over.id}/index.html"
     html = stack.client("s3").get_object(Bucket=stack.outputs["Bucket"], Key=page)["Body"].read().decode()
     messages = [message["Message"] for message in inbox.messages]

@@ -97,7 +97,9 @@ def calls(stack):
     """(role, action, resource) of everything that the roles did in a story that needs all of them."""
     inbox = Inbox(stack)
     hour = traffic(stack)
-    wait_for(lambda: incident(stack) and incident(stack).state == "NORMAL" and len(inbox.read()) == 2, 90)
+    wait_for(
+        lambda: incident(stack) and incident(stack).state == "NORMAL" and len(inbox.notifications()) == 2, 90
+    )
 
     scheduled = json.dumps({"time": f"{hour + timedelta(hours=1):%Y-%m-%dT%H}:10:00Z"})
     queue = stack.resources("AWS::SQS::Queue")["MonitorQueue"]
@@ -111,7 +113,7 @@ def calls(stack):
         sagemaker.update_endpoint(EndpointName="traffic-signs", EndpointConfigName=stack.outputs[config])
         command(stack, action)
         wait_for(lambda state=state: incident(stack).id != first and incident(stack).state == state, 90)
-    wait_for(lambda: len(inbox.read()) == 4)
+    wait_for(lambda: len(inbox.notifications()) == 4)
 
     # and one that cannot be ended: its plain config is gone. Only restore_endpoint may find that, so nothing else wakes
     # it or confirm_endpoint, which obeys an abort as well: no sweep, no picture, no replay in progress.
@@ -121,8 +123,8 @@ def calls(stack):
     wait_for(lambda: incident(stack).state == "HOOKED" and incident(stack).replays is not None, 90)
     sagemaker.delete_endpoint_config(EndpointConfigName=stack.outputs["PlainConfig"])
     command(stack, "abort")
-    wait_for(lambda: incident(stack).state == "FAILED" and len(inbox.read()) == 6)
-    assert "NOT restored" in json.loads(inbox.messages[-1]["Message"])["subject"]
+    wait_for(lambda: incident(stack).state == "FAILED" and len(inbox.notifications()) == 6)
+    assert "NOT restored" in json.loads(inbox.notifications()[-1]["Message"])["subject"]
     return [tuple(call) for call in stack.aws.control("calls")["allowed"]]
 
 

@@ -36,14 +36,14 @@ def test_a_violation_is_told_and_reported_with_its_inputs_and_the_endpoint_is_le
         stack.client("sagemaker-runtime").invoke_endpoint(
             EndpointName="traffic-signs", ContentType="application/x-npy", Body=body.getvalue()
         )
-    wait_for(lambda: incident(stack) and len(inbox.read()) >= 1, 60)
+    wait_for(lambda: incident(stack) and len(inbox.notifications()) >= 1, 60)
 
     # its window was over two hours ago, so the next sweep reports
     queue = stack.resources("AWS::SQS::Queue")["ConfirmQueue"]
     stack.client("sqs").send_message(QueueUrl=queue, MessageBody='{"sweep": true}')
-    wait_for(lambda: incident(stack).state == "NORMAL" and len(inbox.read()) == 2, 90)
+    wait_for(lambda: incident(stack).state == "NORMAL" and len(inbox.notifications()) == 2, 90)
 
-    begun, ended = (json.loads(message["Message"]) for message in inbox.messages)
+    begun, ended = (json.loads(message["Message"]) for message in inbox.notifications())
     assert (begun["event"], ended["event"]) == ("watching", "closed")
     assert "Class 14 predicted" in begun["text"]
     assert "3 flagged inputs are shown" in ended["text"]

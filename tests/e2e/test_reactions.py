@@ -60,7 +60,7 @@ def test_a_file_is_counted_once_and_its_violation_swaps_once_however_often_it_ar
     wait_for(lambda: counts(stack).sample_size > 400)
     after = counts(stack)
     assert (after.sample_size, after.classes[14], after.classes[3], after.unreadable) == (405, 322, 7, 1)
-    (begun,) = inbox.read()
+    (begun,) = inbox.notifications()
     assert "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold" in begun["Message"]
 
 
@@ -73,8 +73,8 @@ def test_an_operators_abort_restores_the_endpoint(stack, inbox):
         "Detail": json.dumps({"endpoint": "traffic-signs", "action": "abort"}),
     }
     stack.client("events").put_events(Entries=[command])
-    wait_for(lambda: len(inbox.read()) == 2)
-    assert "restored" in inbox.messages[1]["Subject"]
+    wait_for(lambda: len(inbox.notifications()) == 2)
+    assert "restored" in inbox.notifications()[1]["Subject"]
     assert incident(stack).state == "NORMAL"
     assert live(stack) == ("InService", stack.outputs["PlainConfig"])
 
@@ -102,7 +102,7 @@ def test_the_hourly_monitor_judges_the_same_and_joins_what_was_handled(stack, in
         queue(stack, name) for name in ("SwapQueue", "SwapDeadLetters", "MonitorQueue", "MonitorDeadLetters")
     ]
     wait_for(lambda: not any(in_queue(sqs, url) for url in queues))
-    assert len(inbox.read()) == 2
+    assert len(inbox.notifications()) == 2
     assert live(stack) == ("InService", stack.outputs["PlainConfig"])
 
 

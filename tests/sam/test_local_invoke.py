@@ -93,7 +93,7 @@ def test_swap_endpoint_swaps_and_tells(stack, run, inbox):
     run("swap_endpoint")
     wait_for(lambda: live(stack) == ("InService", stack.outputs["HookedConfig"]))
     assert incident(stack).state == "SWAPPING"
-    (begun,) = wait_for(inbox.read)
+    (begun,) = wait_for(inbox.notifications)
     assert "Class 14 predicted 80.50% of the time" in begun["Message"]
 
 
@@ -129,8 +129,8 @@ def test_restore_endpoint_restores_and_confirm_endpoint_reports(stack, run, inbo
     assert (closed.state, closed.failure) == ("NORMAL", "")
     page = f"incidents/traffic-signs/{closed.id}/index.html"
     assert keys(stack, "incidents/traffic-signs/") == [page]
-    wait_for(lambda: len(inbox.read()) == 2)
-    assert "report is ready" in inbox.messages[1]["Subject"]
+    wait_for(lambda: len(inbox.notifications()) == 2)
+    assert "report is ready" in inbox.notifications()[1]["Subject"]
 
 
 def test_a_poison_message_comes_back_alone(stack):

@@ -28,10 +28,10 @@ from glassbox.incidents.model import (
     RELATED_KEPT,
     EndpointState,
     Incident,
+    Request,
     State,
 )
 from glassbox.incidents.notifications import Notice
-from glassbox.incidents.replay import Request
 from glassbox.monitoring.counts import Window
 from glassbox.replay_marker import PublicKey
 

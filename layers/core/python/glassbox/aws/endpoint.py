@@ -6,8 +6,7 @@ from botocore.exceptions import ClientError
 
 from glassbox.aws.errors import AWS_ERRORS, code_of, is_denied, translate
 from glassbox.errors import BadInputError, GlassboxError, RetryableError, printable
-from glassbox.incidents.model import DELETED, EndpointState
-from glassbox.incidents.replay import Request
+from glassbox.incidents.model import DELETED, EndpointState, Request
 
 BAKE_SECONDS = 120
 _FAILURE_CHARACTERS = 1024

@@ -4,23 +4,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from glassbox.errors import BadInputError
 from glassbox.explanation import fullgrad, heatmap, trace_reader
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID, REPLAY_INCIDENT
 from glassbox.incidents.model import Incident
-from glassbox.incidents.workflow import Incidents
+from glassbox.ports import IncidentsStore, Objects
 
 _RUN = r"[A-Za-z0-9._=-]{1,128}"
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}")
-
-
-class Objects(Protocol):
-    """See :class:`glassbox.aws.objects.Objects`."""
-
-    def get(self, bucket: str, key: str) -> bytes: ...
-    def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,13 @@ class Picture:
 
 
 def render_step(
-    index_key: str, *, bucket: str, endpoint: str, max_heatmaps: int, objects: Objects, incidents: Incidents
+    index_key: str,
+    *,
+    bucket: str,
+    endpoint: str,
+    max_heatmaps: int,
+    objects: Objects,
+    incidents: IncidentsStore,
 ) -> list[Picture]:
     """Render every sample of the step that ``index_key`` announces.
 
@@ -101,7 +99,7 @@ def _refuse(
     reason: str,
     bucket: str,
     objects: Objects,
-    incidents: Incidents,
+    incidents: IncidentsStore,
     incident: Incident | None,
     name: str,
 ) -> Picture:

@@ -9,8 +9,7 @@ import importlib.resources
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import jinja2
 import msgspec
@@ -22,6 +21,7 @@ from glassbox.incidents.model import Incident, Report
 from glassbox.incidents.replay import Input
 from glassbox.monitoring.counts import Counts, Window, total
 from glassbox.monitoring.response import PredictedClass
+from glassbox.ports import CountsStore, Objects
 
 PICTURES = 60  # that a page shows
 LIVE = 2  # index in GROUPS
@@ -30,20 +30,6 @@ _PICTURE_BYTES = 8 << 20
 _CLASSES = 20  # with a line in the message
 _NAMED = 5  # unreadable pictures and the like, of which the message names so many
 _REASON_CHARACTERS = 200
-
-
-class Objects(Protocol):
-    """See :class:`glassbox.aws.objects.Objects`."""
-
-    def sizes(self, bucket: str, prefix: str) -> Iterable[tuple[str, int]]: ...
-    def get(self, bucket: str, key: str, at_most: int = ...) -> bytes: ...
-    def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None: ...
-
-
-class CountsStore(Protocol):
-    """See :class:`glassbox.aws.counts_table.CountsTable`."""
-
-    def read(self, variant_key: str, window: Window) -> Mapping[datetime, Counts]: ...
 
 
 class _Completeness(msgspec.Struct, frozen=True):

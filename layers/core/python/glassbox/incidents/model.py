@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from glassbox.events import Violation
 from glassbox.settings import setting
@@ -135,6 +136,20 @@ class Replays:
     flagged: frozenset[str] = frozenset()
     note: str = ""
     unsent: frozenset[str] = frozenset()
+
+
+class Request(NamedTuple):
+    """A captured request as the endpoint takes it; ``variant`` is the one that answered it.
+
+    ``complete``: the caller's own attributes are all in ``custom_attributes``, beside the marker.
+    """
+
+    event_id: str
+    variant: str
+    body: bytes
+    content_type: str
+    custom_attributes: str
+    complete: bool = True
 
 
 @dataclass(frozen=True)

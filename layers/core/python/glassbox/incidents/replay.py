@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
 from glassbox.errors import BadInputError, RetryableError, printable
 from glassbox.events import Violation
-from glassbox.incidents.model import SENDS, Incident, Replays
+from glassbox.incidents.model import SENDS, Incident, Replays, Request
 from glassbox.monitoring.capture import input_body, lines, moment, read_key, read_line
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import UNKNOWN, is_known
 from glassbox.monitoring.response import PredictedClass, Prediction, ResponseParser, UnreadableError
+from glassbox.ports import Objects, Runtime, SigningKey
 from glassbox.replay_marker import (
     ATTRIBUTES_CHARACTERS,
     TRACE,
-    PublicKey,
     ReplayMarker,
     marker_event_id,
     own_attributes,
@@ -48,41 +48,6 @@ class Captured(NamedTuple):
     confidence: float | None = None
 
 
-class Request(NamedTuple):
-    """A captured request as the endpoint takes it; ``variant`` is the one that answered it.
-
-    ``complete``: the caller's own attributes are all in ``custom_attributes``, beside the marker.
-    """
-
-    event_id: str
-    variant: str
-    body: bytes
-    content_type: str
-    custom_attributes: str
-    complete: bool = True
-
-
-class Captures(Protocol):
-    """See :class:`glassbox.aws.objects.Objects`."""
-
-    def folders(self, bucket: str, prefix: str) -> list[str]: ...
-    def sizes(self, bucket: str, prefix: str) -> Iterable[tuple[str, int]]: ...
-    def chunks(self, bucket: str, key: str) -> Iterator[bytes]: ...
-
-
-class Runtime(Protocol):
-    """See :class:`glassbox.aws.endpoint.Runtime`."""
-
-    def invoke(self, endpoint: str, request: Request) -> None: ...
-
-
-class SigningKey(Protocol):
-    """See :class:`glassbox.aws.replay_key.ReplayKey`."""
-
-    def sign(self, message: bytes) -> bytes: ...
-    def public(self) -> PublicKey: ...
-
-
 def replay(
     incident: Incident,
     *,
@@ -94,7 +59,7 @@ def replay(
     parser: ResponseParser,
     low_confidence: float | None = None,
     num_classes: int | None = None,
-    captures: Captures,
+    captures: Objects,
     runtime: Runtime,
     key: SigningKey,
     clock: Callable[[], float] = time.monotonic,
@@ -223,7 +188,7 @@ def flagged_inputs(
     parser: ResponseParser,
     low_confidence: float | None = None,
     num_classes: int | None = None,
-    captures: Captures,
+    captures: Objects,
     key: SigningKey,
 ) -> list[Input]:
     """Return up to ``max_flagged_replays`` inputs behind the violation, spread over the window; see :func:`replay`.
@@ -264,7 +229,7 @@ def _choose(
 
 
 def variants_of(
-    violation: Violation, *, bucket: str, prefix: str, shadows: frozenset[str], captures: Captures
+    violation: Violation, *, bucket: str, prefix: str, shadows: frozenset[str], captures: Objects
 ) -> list[str]:
     """The variants that a violation is about: the one that it names, or all that have captures and answer somebody."""
     if violation.variant:
@@ -307,7 +272,7 @@ def _spread(records: Sequence[Captured], n: int) -> list[Captured]:
 
 
 def _files(
-    violation: Violation, bucket: str, prefix: str, shadows: frozenset[str], captures: Captures
+    violation: Violation, bucket: str, prefix: str, shadows: frozenset[str], captures: Objects
 ) -> list[str]:
     """The capture files of the window, thinned out evenly to BYTES_READ."""
     found: list[tuple[str, int]] = []
@@ -358,7 +323,7 @@ def _records(
     parser: ResponseParser,
     low_confidence: float | None,
     num_classes: int | None,
-    captures: Captures,
+    captures: Objects,
     replay_key: SigningKey,
     skipped: list[str],
 ) -> Iterator[Captured]:
@@ -397,7 +362,7 @@ def _requests(
     chosen: Sequence[Captured],
     incident: str,
     bucket: str,
-    captures: Captures,
+    captures: Objects,
     signing_key: SigningKey,
     skipped: list[str],
 ) -> Iterator[Request]:
@@ -408,7 +373,7 @@ def _requests(
 
 
 def _read_again(
-    chosen: Sequence[Captured], bucket: str, captures: Captures, skipped: list[str]
+    chosen: Sequence[Captured], bucket: str, captures: Objects, skipped: list[str]
 ) -> Iterator[tuple[Captured, _Whole]]:
     """The chosen records with their inputs, file by file: of a batch, one input is held at a time."""
     for key in dict.fromkeys(record.key for record in chosen):
@@ -427,7 +392,7 @@ def _skipped(key: str, number: int, error: Exception) -> str:
     return printable(f"{key}, line {number + 1}: {error}", _REASON_CHARACTERS)
 
 
-def _lines(bucket: str, key: str, captures: Captures) -> Iterator[bytes]:
+def _lines(bucket: str, key: str, captures: Objects) -> Iterator[bytes]:
     try:
         yield from (line or b"" for line in lines(captures.chunks(bucket, key)))
     except BadInputError:

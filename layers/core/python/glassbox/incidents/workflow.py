@@ -17,10 +17,10 @@ nor the hooked one is somebody else's, and never updated.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec
 
 from glassbox.errors import BadInputError, ConflictError, GlassboxError, RetryableError, printable
 from glassbox.events import OPERATOR_CHECK, Violation, read_time
@@ -39,6 +39,7 @@ from glassbox.incidents.model import (
     Report,
     State,
 )
+from glassbox.ports import Endpoint, IncidentsStore, Topic
 
 _UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
 
@@ -59,34 +60,6 @@ _LINES_KEPT, _FIRST_LINES, _LINE_CHARACTERS = 60, 20, 240
 _FAILURE_CHARACTERS, _UNREPORTED_CHARACTERS = 4000, 1000
 
 
-class Endpoint(Protocol):
-    """See :class:`glassbox.aws.endpoint.SageMakerEndpoint`."""
-
-    def describe(self, name: str) -> EndpointState: ...
-    def update(self, name: str, config: str, *, guarded: bool) -> None: ...
-
-
-class Incidents(Protocol):
-    """See :class:`glassbox.aws.incidents_table.IncidentsTable`."""
-
-    def current(self, endpoint: str) -> Incident | None: ...
-    def past(self, endpoint: str, since: datetime) -> Sequence[Incident]: ...
-    def open(self, incident: Incident) -> None: ...
-    def save(self, before: Incident, after: Incident) -> None: ...
-    def attach(self, incident: Incident, violation: Violation) -> None: ...
-    def add_picture(self, incident: Incident, name: str) -> None: ...
-    def add_refusal(self, incident: Incident, name: str) -> None: ...
-    def was_config_reported(self, endpoint: str, config: str) -> bool: ...
-    def claim_config_report(self, endpoint: str, config: str, at: datetime, stale: datetime) -> bool: ...
-    def record_config_report(self, endpoint: str, config: str) -> None: ...
-
-
-class Notices(Protocol):
-    """See :class:`glassbox.aws.topic.Topic`."""
-
-    def publish(self, notice: notifications.Notice) -> None: ...
-
-
 @dataclass(frozen=True)
 class IncidentDependencies:
     """Dependencies of the incident handlers. ``clock`` returns the present time, UTC."""
@@ -94,8 +67,8 @@ class IncidentDependencies:
     configs: EndpointConfigs
     limits: Limits
     endpoint: Endpoint
-    incidents: Incidents
-    notices: Notices
+    incidents: IncidentsStore
+    notices: Topic
     clock: Callable[[], datetime]
 
 

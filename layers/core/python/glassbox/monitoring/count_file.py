@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from glassbox.errors import BadInputError, SettingsError
 from glassbox.events import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
@@ -21,6 +21,7 @@ from glassbox.monitoring.counts import (
     windows,
 )
 from glassbox.monitoring.response import PredictedClass, ResponseParser
+from glassbox.ports import CountsStore, EventBus, Objects
 from glassbox.replay_marker import KeySource
 from glassbox.settings import names, setting
 
@@ -50,27 +51,6 @@ class CountingSettings(Bounds):
     def shadows(self) -> frozenset[str]:
         """The variants that answer nobody (SHADOW_VARIANTS, separated by commas)."""
         return names(self.shadow_variants)
-
-
-class Captures(Protocol):
-    """See :class:`glassbox.aws.objects.Objects`."""
-
-    def chunks(self, bucket: str, key: str) -> Iterator[bytes]: ...
-
-
-class CountsStore(Protocol):
-    """See :class:`glassbox.aws.counts_table.CountsTable`."""
-
-    def add(self, file: str, variant_key: str, slots: Mapping[datetime, Counts]) -> bool: ...
-    def read(self, variant_key: str, window: Window) -> dict[datetime, Counts]: ...
-    def published(self, variant_key: str, window: Window) -> list[PublishedViolation]: ...
-    def record(self, variant_key: str, verdict: Verdict) -> None: ...
-
-
-class EventBus(Protocol):
-    """See :class:`glassbox.aws.events.Events`."""
-
-    def put(self, source: str, detail_type: str, detail: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +85,7 @@ def count_file(
     settings: CountingSettings,
     parser: ResponseParser,
     replay_key: KeySource,
-    captures: Captures,
+    captures: Objects,
     counts: CountsStore,
     arrived: datetime,
     folder: str | None = None,

@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -16,6 +16,7 @@ from glassbox.errors import BadInputError, SettingsError, is_printable, printabl
 from glassbox.monitoring.checks import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
 from glassbox.monitoring.counts import BUCKETS, Confidences, Counts
 from glassbox.monitoring.response import CLASS_CHARACTERS, PredictedClass
+from glassbox.ports import Objects
 
 CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
 
@@ -206,12 +207,6 @@ def file_metrics(counts: Counts) -> dict[str, int]:
 # ---------------------------------------------------------------- the baseline
 
 _COUNT = 1 << 53  # of a class: beyond, a float is no longer exact
-
-
-class Objects(Protocol):
-    """See :class:`glassbox.aws.objects.Objects`."""
-
-    def get(self, bucket: str, key: str) -> bytes: ...
 
 
 def fetch_baseline(uri: str | None, objects: Objects) -> dict[PredictedClass, int] | None:

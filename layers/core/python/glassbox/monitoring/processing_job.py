@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from glassbox.errors import BadInputError, ConflictError
 from glassbox.events import SCHEDULE
 from glassbox.monitoring.capture import moment
 from glassbox.monitoring.count_file import CountingSettings
 from glassbox.monitoring.counts import WINDOW, Window
+from glassbox.ports import Objects, ProcessingJobs
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import names
 
@@ -52,20 +53,6 @@ class MonitorSettings(CountingSettings):
             yield "SUBNET_IDS and SECURITY_GROUP_IDS need each other"
 
 
-class Captures(Protocol):
-    """See :class:`glassbox.aws.objects.Objects`."""
-
-    def folders(self, bucket: str, prefix: str) -> list[str]: ...
-    def listed(self, bucket: str, prefix: str) -> Iterable[tuple[str, int, datetime]]: ...
-    def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None: ...
-
-
-class ProcessingJobs(Protocol):
-    """See :class:`glassbox.aws.processing.ProcessingJobs`."""
-
-    def create(self, request: Mapping[str, Any]) -> None: ...
-
-
 def read_time(scheduled: Mapping[str, Any]) -> datetime:
     """The ``time`` of the schedule's message (``<aws.scheduler.scheduled-time>``); BadInputError without one."""
     try:
@@ -88,7 +75,7 @@ def start_monitor(
     *,
     settings: MonitorSettings,
     replay_key: Callable[[], PublicKey],
-    captures: Captures,
+    captures: Objects,
     jobs: ProcessingJobs,
 ) -> Started:
     """Start the job that judges the last full hour before ``scheduled``.
@@ -141,7 +128,7 @@ def job_name(endpoint: str, start: datetime) -> str:
     return f"class-monitor-{endpoint}-{stamp}"
 
 
-def _files(window: Window, settings: MonitorSettings, captures: Captures) -> Iterator[tuple[str, int]]:
+def _files(window: Window, settings: MonitorSettings, captures: Objects) -> Iterator[tuple[str, int]]:
     """Key, below the capture's prefix, and size of every file that may hold records of the window; no shadows'."""
     root = f"{settings.capture_prefix}/{settings.endpoint_name}/"
     for variant in captures.folders(settings.capture_bucket, root):

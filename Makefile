@@ -4,7 +4,9 @@ SHELL := /bin/bash
 
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV   := .venv
-RUN    := PYTHONPATH=layers/core/python OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python
+# The core and the endpoint's files are imported as they are in Lambda's layer and in model.tar.gz.
+SOURCES := layers/core/python:model_code
+RUN    := PYTHONPATH=$(SOURCES) OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python
 PINS   := requirements.txt requirements-torch.txt
 READY  := $(VENV)/.ready-$(shell cat $(PINS) | cksum | cut -d' ' -f1)
 # each process of the tests starts an embedded AWS of its own, which takes a core
@@ -42,14 +44,14 @@ check: $(READY) ## format, lint, types, template
 	$(VENV)/bin/cfn-lint template.yaml model-monitor.yaml
 
 bench: $(READY) ## the measured claims, as ratios against a peer
-	@$(RUN) -m benchmarks
+	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks
 
 baseline: $(READY) ## capture files of a good time -> the baseline of the drift check (CAPTURES=folder REPLAY_KEY=public.pem)
 	$(call need,CAPTURES)
 	@$(RUN) monitor_container/baseline.py '$(CAPTURES)' --out baseline $(if $(REPLAY_KEY),--replay-key '$(REPLAY_KEY)')
 
 train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" tells more)
-	@$(RUN) -m model_code.train $(ARGS)
+	@$(RUN) -m train $(ARGS)
 
 check-model: $(READY) ## try a model offline: modules, completeness, latency, bytes (MODEL=model.tar.gz IMAGE=x.png)
 	$(call need,MODEL)
@@ -94,7 +96,7 @@ images-test: images ## both images in Docker, with what SageMaker mounts
 
 # ------------------------------------------------------------------ on AWS (docs/deploy.md)
 # ENDPOINT is one that is there; without it the stack makes one of its own, of MODEL (a state dict or a model.tar.gz).
-DEPLOY := PYTHONPATH=layers/core/python .venv-deploy/bin/python -m deploy
+DEPLOY := PYTHONPATH=$(SOURCES) .venv-deploy/bin/python -m deploy
 STACK  ?= glassbox
 WANTED  = --stack '$(STACK)' --threshold '$(THRESHOLD)' --email '$(EMAIL)' --endpoint '$(ENDPOINT)' --image '$(IMAGE)' \
           --model-data '$(MODEL_DATA)' $(if $(MODEL),--model '$(MODEL)') $(if $(STAGE),--stage $(STAGE)) \
@@ -119,7 +121,7 @@ push: .venv-deploy/.ready ## what `make images` built, to the account's registry
 	@$(DEPLOY) push
 
 smoke: build .venv-deploy/.ready ## rehearse on a throw-away stack what is assumed of AWS, then remove it (IMAGE, SET)
-	@PYTHONPATH=layers/core/python .venv-deploy/bin/python -m deploy.smoke --image '$(IMAGE)' $(if $(SET),--set $(SET))
+	@PYTHONPATH=$(SOURCES) .venv-deploy/bin/python -m deploy.smoke --image '$(IMAGE)' $(if $(SET),--set $(SET))
 
 deploy-test: build $(READY) .venv-deploy/.ready ## plan, deploy, twin, remove on the embedded AWS, with the real sam deploy
 	GLASSBOX_DEPLOY=.venv-deploy/bin/python $(RUN) -m pytest tests/deploy $(PYTEST_ARGS)

@@ -4,7 +4,6 @@ Every module has ``run() -> list[dict]``, one dict a row of its table. ``python 
 """
 
 import os
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -12,5 +11,3 @@ ROOT = Path(__file__).parent.parent
 # Before numpy and torch are imported: they read it then, and a ratio of one thread to two means nothing.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
-
-sys.path[:0] = [str(ROOT / "layers/core/python"), str(ROOT / "model_code")]

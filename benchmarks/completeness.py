@@ -1,19 +1,16 @@
 """Completeness: how far the terms of the full gradient are from the logit, for every network of tests/zoo.py."""
 
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import torch
 
+import zoo
 from benchmarks import ROOT
 from benchmarks.saliency import Bucket, read
 from glassbox.explanation.fullgrad import explain, full_gradient
 from hook import TensorRecorder
-
-sys.path.append(str(ROOT / "tests"))
-import zoo
 
 SEEDS = 5
 

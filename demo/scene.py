@@ -1,24 +1,18 @@
 """The demo's model, pictures and attack: checked and planned before anything is deployed."""
 
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice, zip_longest
-from pathlib import Path
 
 import numpy as np
 import torch
 
+import package
 from demo import signs
 from demo.attack import BUDGETS, predict, targeted_pgd
 from demo.photos import find_photos, read_photos
 from glassbox.errors import BadInputError
-from model_code import package
-
-# the serving code finds its neighbours beside it, as in model.tar.gz
-sys.path.append(str(Path(__file__).parents[1] / "model_code"))
-
 from inference import RESNET18, load_network
 
 STOP = 14

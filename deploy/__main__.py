@@ -598,7 +598,6 @@ def _models_bucket(session: boto3.Session) -> str:
 
 def _upload_model(model: Path, session: boto3.Session) -> str:
     """Package a state dict (a model.tar.gz is taken as it is) and upload it; its S3 URI."""
-    sys.path.append(str(stack.ROOT / "model_code"))
     import package  # its pins are the model's, not this tool's: the standard library is all it needs
 
     s3, bucket = session.client("s3"), _models_bucket(session)

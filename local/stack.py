@@ -69,7 +69,7 @@ def running_stack(
 
 def upload_model(aws: EmbeddedAws, weights: Path) -> str:
     """Package the weights with the serving code; the model.tar.gz's S3 URI."""
-    from model_code import package
+    import package
 
     s3 = aws.client("s3")
     with contextlib.suppress(s3.exceptions.BucketAlreadyOwnedByYou):

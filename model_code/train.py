@@ -1,7 +1,7 @@
 """Trains a ResNet18 on an image folder or on drawn traffic signs, and writes what the endpoint serves.
 
-    python -m model_code.train --out model.pt
-    python -m model_code.train --out model.pt --data train --test test --labels names.csv
+    python -m train --out model.pt
+    python -m train --out model.pt --data train --test test --labels names.csv
 
 ``model.pt`` is the state dict; ``model.json`` beside it, which goes into model.tar.gz as ``model/config.json``, says
 how a picture becomes the model's input and what the classes are called. An image folder holds one folder of
@@ -24,10 +24,10 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor, nn
 
+from decode import exif_orientation, upright
 from demo import signs
 from glassbox.errors import BadInputError
-from model_code.decode import exif_orientation, upright
-from model_code.resnet import ResNet18
+from resnet import ResNet18
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
@@ -232,7 +232,7 @@ def positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m model_code.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--data", type=Path, help="folder with one folder of pictures per class")
     source.add_argument(

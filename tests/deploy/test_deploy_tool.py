@@ -29,6 +29,7 @@ from local.stack import MODELS, REGISTRY, WEIGHTS, upload_model
 from watching import wait_for
 
 PYTHON = os.environ.get("GLASSBOX_DEPLOY", "")
+PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("layers/core/python", "model_code"))
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(not PYTHON, reason="needs .venv-deploy and .venv-sam: make deploy-test"),
@@ -53,7 +54,7 @@ def aws():
 
 def command_line(aws, *arguments, **environment):
     """What subprocess is called with."""
-    account = aws.environment | {"AWS_REGION": REGION, "PYTHONPATH": str(ROOT / "layers/core/python")}
+    account = aws.environment | {"AWS_REGION": REGION, "PYTHONPATH": PYTHONPATH}
     return {
         "args": [str(ROOT / PYTHON), "-m", "deploy", *arguments],
         "cwd": ROOT,

@@ -12,6 +12,7 @@ from local.stack import REGISTRY
 from watching import wait_for
 
 PYTHON = os.environ.get("GLASSBOX_DEPLOY", "")
+PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("layers/core/python", "model_code"))
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(not PYTHON, reason="needs .venv-deploy and .venv-sam: make deploy-test"),
@@ -33,7 +34,7 @@ def smoke(aws):
 
     def start(*arguments):
         given = [f"AwsEndpointUrl={aws.endpoint_url}", f"MonitorImage={REGISTRY}/glassbox-monitor:local"]
-        account = aws.environment | {"AWS_REGION": REGION, "PYTHONPATH": str(ROOT / "layers/core/python")}
+        account = aws.environment | {"AWS_REGION": REGION, "PYTHONPATH": PYTHONPATH}
         command = [str(ROOT / PYTHON), "-u", "-m", "deploy.smoke", "--patience", "60", *arguments]
         image = f"{REGISTRY}/glassbox-serving:local"
         return subprocess.Popen(

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from model_code.resnet import ResNet18
+from resnet import ResNet18
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def local(weights):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'model_code'}"},
         # what is started in the background may have been told to ignore it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+import train
 from demo import signs
 from glassbox.errors import BadInputError
-from model_code import train
-from model_code.resnet import ResNet18, from_state_dict
+from resnet import ResNet18, from_state_dict
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "demo" / "weights" / "signs_w16.pt"

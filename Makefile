@@ -41,6 +41,7 @@ check: $(READY) ## format, lint, types, template
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --config-file tests/mypy.ini
 	$(VENV)/bin/cfn-lint template.yaml model-monitor.yaml
 
 bench: $(READY) ## the measured claims, as ratios against a peer

@@ -447,7 +447,7 @@ def test_one_image_is_explained_and_the_endpoint_put_back(aws, tool, customer, t
     assert incident(aws) == before
     said = tool("explain", "--image", str(image), "--endpoint", ENDPOINT, "--yes")
     assert "The picture: out/explain/sign.png" in said
-    assert Image.open(ROOT / "out/explain/sign.png").text["complete"] == "yes"
+    assert Image.open(ROOT / "out/explain/sign.png").info["complete"] == "yes"
     wait_for(lambda: incident(aws).state == "NORMAL" and incident(aws).id != before.id)
     assert live(aws) == ("InService", "Shop-v1")
 

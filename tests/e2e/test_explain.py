@@ -26,7 +26,7 @@ def test_one_image_is_explained_and_the_endpoint_is_as_before(stack, tmp_path):
     said = []
     picture = explain(tmp_path / "sign.png", stack.outputs, tmp_path / "out", stack.aws.session, said.append)
     assert picture == tmp_path / "out" / "sign.png"
-    assert Image.open(picture).text["Software"] == "Glassbox"
+    assert Image.open(picture).info["Software"] == "Glassbox"
     facts = json.loads((tmp_path / "out" / "sign.json").read_text())
     assert facts["class"] == labels[0]
     assert facts["completeness"]["complete"]

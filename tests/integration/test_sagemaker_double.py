@@ -885,7 +885,23 @@ def test_a_shadow_variant_is_captured_beside_and_its_answer_discarded(
 
 
 @pytest.fixture
-def run_job(sagemaker, role, stub_images, bucket, embedded_aws, eventually):
+def job_ended(sagemaker, eventually):
+    """Returns the description of a job once it has ended."""
+
+    def ended(name):
+        def description():
+            described = sagemaker.describe_processing_job(ProcessingJobName=name)
+            return (
+                described if described["ProcessingJobStatus"] in ("Completed", "Failed", "Stopped") else None
+            )
+
+        return eventually(description)
+
+    return ended
+
+
+@pytest.fixture
+def run_job(sagemaker, role, stub_images, bucket, embedded_aws, job_ended):
     """Runs a job on capture lines and returns its description when it has ended."""
 
     def run(name, environment=None, *, wait=True, **more):
@@ -915,18 +931,8 @@ def run_job(sagemaker, role, stub_images, bucket, embedded_aws, eventually):
             "StoppingCondition": {"MaxRuntimeInSeconds": 1800},
         }
         sagemaker.create_processing_job(**(request | more))
-        return ended(name) if wait else None
+        return job_ended(name) if wait else None
 
-    def ended(name):
-        def description():
-            described = sagemaker.describe_processing_job(ProcessingJobName=name)
-            return (
-                described if described["ProcessingJobStatus"] in ("Completed", "Failed", "Stopped") else None
-            )
-
-        return eventually(description)
-
-    run.ended = ended
     return run
 
 
@@ -1123,14 +1129,14 @@ def test_no_input_no_right_and_no_image_fail_with_the_reason(run_job, bucket):
     assert job["FailureReason"].startswith("ClientError: Cannot pull the image")
 
 
-def test_a_name_is_used_once_and_a_job_can_be_stopped_and_found(run_job, sagemaker):
+def test_a_name_is_used_once_and_a_job_can_be_stopped_and_found(run_job, job_ended, sagemaker):
     run_job("once", {"SLEEP": "30"}, wait=False)
     code, message = error_of(run_job, "once")
     assert code == "ResourceInUse"
     assert message.startswith("Job name must be unique within an AWS account and region")
     time.sleep(0.3)
     sagemaker.stop_processing_job(ProcessingJobName="once")
-    assert run_job.ended("once")["ProcessingJobStatus"] == "Stopped"
+    assert job_ended("once")["ProcessingJobStatus"] == "Stopped"
     found = sagemaker.list_processing_jobs(NameContains="onc", StatusEquals="Stopped")[
         "ProcessingJobSummaries"
     ]

@@ -122,7 +122,7 @@ class TestWhatItShows:
     @pytest.mark.parametrize("size", [(30, 200), (200, 30), (1, 64), (64, 1), (7, 5), (2000, 3)])
     @pytest.mark.parametrize("channels", [1, 3])
     def test_any_shape(self, size, channels):
-        image = opened(explanation(*size, channels))
+        image = opened(explanation(*size, channels=channels))
         assert image.mode == "RGB"
         assert image.width >= 3 * 320
 

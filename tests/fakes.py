@@ -6,7 +6,7 @@ Each fake passes the same contract tests as its adapter (tests/integration).
 from dataclasses import replace
 
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incidents.model import DELETED, PICTURES_KEPT, RELATED_KEPT, EndpointState, State
+from glassbox.incidents.model import DELETED, PICTURES_KEPT, RELATED_KEPT, EndpointState
 
 
 class FakeObjects:
@@ -89,7 +89,7 @@ class FakeIncidents:
 
     def open(self, incident):
         current = self.items.get(incident.endpoint)
-        if current and current.state is not State.NORMAL:
+        if current and current.is_open:
             raise ConflictError("an incident is open")
         self.items[incident.endpoint] = incident
 
@@ -106,7 +106,7 @@ class FakeIncidents:
             refused=current.refused,
         )
         self.items[before.endpoint] = kept
-        if after.state is State.NORMAL and before.state is not State.NORMAL:
+        if before.is_open and not after.is_open:
             self.closed[after.id] = kept
 
     def attach(self, incident, violation):

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from fakes import FakeEndpoint, FakeIncidents, FakeNotices
 from glassbox.errors import GlassboxError
-from glassbox.incidents.model import EndpointConfigs, Limits, Replays, Report
-from glassbox.incidents.workflow import IncidentDependencies, confirm, restore, swap
+from glassbox.incidents.model import EndpointConfigs, Limits, Outcome, Replays, Report
+from glassbox.incidents.workflow import IncidentDependencies, apply_command, confirm, restore, swap
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 IDS = frozenset({"event-1", "event-2"})
@@ -62,6 +62,9 @@ class World:
     def restore(self):
         return restore("traffic-signs", self.dependencies, self.now)
 
+    def apply(self, command):
+        return apply_command(command, self.dependencies, self.now)
+
     def draw(self, *names):
         for name in names:
             self.dependencies.incidents.add_picture(self.incident, name)
@@ -79,13 +82,13 @@ class World:
 
     def run(self, violation):
         """A whole incident, without a hitch."""
-        assert self.swap(violation) == "swapping"
+        assert self.swap(violation) == Outcome.SWAPPING
         self.endpoint.settle()
-        assert self.confirm() == "HOOKED"
+        assert self.confirm() == Outcome.HOOKED
         self.draw(*IDS)
-        assert self.restore() == "restoring"
+        assert self.restore() == Outcome.RESTORING
         self.endpoint.settle()
-        assert self.confirm() == "NORMAL"
+        assert self.confirm() == Outcome.NORMAL
 
     def tick(self, violation, minutes):
         """Time goes by, as AWS lets it: the violation is redelivered until it is taken, and the sweep comes every two

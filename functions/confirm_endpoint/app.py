@@ -86,11 +86,9 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def confirm_for(record):
-    state = build()(now=datetime.now(UTC))
-    metrics.add_metric(
-        "OpenIncidents", MetricUnit.Count, state not in ("NORMAL", "stale twin", "no endpoint")
-    )
-    logger.info("confirmed", state=state)
+    outcome = build()(now=datetime.now(UTC))
+    metrics.add_metric("OpenIncidents", MetricUnit.Count, outcome.is_open)
+    logger.info("confirmed", outcome=outcome)
 
 
 @logger.inject_lambda_context

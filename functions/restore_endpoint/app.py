@@ -12,6 +12,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 
 from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
 from glassbox.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.model import Outcome
 from glassbox.incidents.workflow import apply_command, read_command, restore
 from glassbox.queue_message import read_event
 from glassbox.settings import from_env
@@ -38,7 +39,7 @@ def restore_for(record):
     if event.get("detail-type") == COMMAND_DETAIL_TYPE:
         logger.info("command", outcome=apply_command(read_command(event), dependencies, now))
     outcome = restore(endpoint, dependencies, now)
-    metrics.add_metric("Restores", MetricUnit.Count, outcome == "restoring")
+    metrics.add_metric("Restores", MetricUnit.Count, outcome is Outcome.RESTORING)
     logger.info("restore", outcome=outcome)
 
 

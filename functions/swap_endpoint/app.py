@@ -12,6 +12,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
 from glassbox.aws.objects import Objects
 from glassbox.events import read_violation
+from glassbox.incidents.model import Outcome
 from glassbox.incidents.workflow import swap
 from glassbox.queue_message import read_event
 from glassbox.settings import from_env
@@ -35,7 +36,7 @@ def swap_for(record):
     outcome = swap(violation, dependencies, datetime.now(UTC))
     metrics.add_dimension("endpoint", violation.endpoint)
     metrics.add_metric("Violations", MetricUnit.Count, 1)
-    metrics.add_metric("EndpointSwaps", MetricUnit.Count, outcome == "swapping")
+    metrics.add_metric("EndpointSwaps", MetricUnit.Count, outcome is Outcome.SWAPPING)
     logger.info("violation handled", outcome=outcome, check=violation.check, reason=violation.reason)
 
 

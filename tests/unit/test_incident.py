@@ -20,10 +20,11 @@ from glassbox.incidents.model import (
     EndpointState,
     Incident,
     Limits,
+    Outcome,
     Replays,
     State,
 )
-from glassbox.incidents.workflow import Command, apply_command, read_command
+from glassbox.incidents.workflow import Command, read_command
 from world import IDS, NOW, World, following
 
 
@@ -81,11 +82,11 @@ def test_handlers_between_the_update_and_its_record_change_nothing(world, violat
 
     def update(*arguments, **options):
         accept(*arguments, **options)
-        assert world.confirm() == "SWAPPING"
-        assert world.swap(violation) == "pending"
+        assert world.confirm() == Outcome.SWAPPING
+        assert world.swap(violation) == Outcome.PENDING
 
     world.endpoint.update = update
-    assert world.swap(violation) == "swapping"
+    assert world.swap(violation) == Outcome.SWAPPING
     assert world.notified == ["swapping"]
     assert (
         world.notices.published[0].subject
@@ -94,11 +95,11 @@ def test_handlers_between_the_update_and_its_record_change_nothing(world, violat
 
 
 def test_events_that_come_too_early_change_nothing(world, violation):
-    assert world.confirm() == "NORMAL"
-    assert world.restore() == "nothing to restore"
+    assert world.confirm() == Outcome.NORMAL
+    assert world.restore() == Outcome.NOTHING_TO_RESTORE
     world.swap(violation)
-    assert world.restore() == "nothing to restore"
-    assert world.confirm() == "SWAPPING"
+    assert world.restore() == Outcome.NOTHING_TO_RESTORE
+    assert world.confirm() == Outcome.SWAPPING
     assert world.endpoint.updates == ["hooked"]
 
 
@@ -119,8 +120,8 @@ def test_the_sweep_alone_finishes_an_incident_whose_events_are_lost(world, viola
 def test_another_violation_joins_the_open_incident(world, violation, load_event):
     world.swap(violation)
     other = read_violation(load_event("monitor-job-violations"), FakeObjects())
-    assert world.swap(other) == "joined"
-    assert world.swap(other) == "joined"
+    assert world.swap(other) == Outcome.JOINED
+    assert world.swap(other) == Outcome.JOINED
     assert world.incident.related_violations == {other}
     assert world.endpoint.updates == ["hooked"]
     assert world.notified == ["swapping"]
@@ -130,7 +131,7 @@ def test_a_late_monitor_violation_joins_the_closed_incident(world, violation, lo
     world.run(violation)
     world.later(80)
     late = read_violation(load_event("monitor-job-violations"), FakeObjects())
-    assert world.swap(late) == "joined"
+    assert world.swap(late) == Outcome.JOINED
     assert world.incident.related_violations == {late}
     assert world.endpoint.updates == ["hooked", "plain"]
 
@@ -139,11 +140,11 @@ def test_another_check_after_the_incident_waits_for_the_cooldown(world, violatio
     world.run(violation)
     world.later(5)
     drift = following(violation, 0, "drift")
-    assert [world.swap(drift), world.swap(drift)] == ["cooling down", "cooling down"]
+    assert [world.swap(drift), world.swap(drift)] == [Outcome.COOLING_DOWN, Outcome.COOLING_DOWN]
     assert world.notified == ["swapping", "restored", "cooling-down"]
     assert "opens no incident before 10:51 UTC" in world.notices.published[-1].text
     world.later(30)
-    assert world.swap(drift) == "swapping"
+    assert world.swap(drift) == Outcome.SWAPPING
 
 
 @pytest.mark.parametrize("incidents", [1, 3])
@@ -151,13 +152,13 @@ def test_an_operator_needs_not_wait_for_cooldown_or_cap(world, violation, load_e
     for hours in range(incidents):
         world.run(following(violation, 2 * hours))
         world.later(120 if incidents > 1 else 1)
-    assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == "swapping"
+    assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == Outcome.SWAPPING
 
 
 def test_a_violation_that_was_handled_days_ago_opens_nothing(world, violation):
     world.run(violation)
     world.later(3 * 24 * 60)
-    assert world.swap(violation) == "joined"
+    assert world.swap(violation) == Outcome.JOINED
     assert world.endpoint.updates == ["hooked", "plain"]
 
 
@@ -166,16 +167,16 @@ def test_the_cap_is_told_once(world, violation):
         world.run(following(violation, 2 * hours))
         world.later(120)
     for _ in range(2):
-        assert world.swap(following(violation, 8)) == "cap reached"
+        assert world.swap(following(violation, 8)) == Outcome.CAP_REACHED
     assert world.notified.count("cap-reached") == 1
     world.later(24 * 60)
-    assert world.swap(following(violation, 30)) == "swapping"
+    assert world.swap(following(violation, 30)) == Outcome.SWAPPING
 
 
 def test_an_endpoint_in_the_middle_of_an_update_is_swapped_when_it_is_done(world, violation):
     world.endpoint.live = EndpointState("Updating", "plain")
-    assert world.swap(violation) == "pending"
-    assert world.confirm() == "SWAPPING"
+    assert world.swap(violation) == Outcome.PENDING
+    assert world.confirm() == Outcome.SWAPPING
     assert world.endpoint.updates == []
     assert "The swap is pending: the endpoint is Updating" in world.notices.published[0].text
     world.later(55)
@@ -183,7 +184,7 @@ def test_an_endpoint_in_the_middle_of_an_update_is_swapped_when_it_is_done(world
     world.confirm()
     assert world.endpoint.updates == ["hooked"]
     world.later(50)  # the update has an hour from when it began, not from when it was wished for
-    assert world.confirm() == "SWAPPING"
+    assert world.confirm() == Outcome.SWAPPING
     assert world.notified == ["swapping"]
 
 
@@ -191,35 +192,35 @@ def test_an_endpoint_that_is_updated_for_too_long_is_told_not_to_be_swapped(worl
     world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
     world.later(61)
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     assert "SageMaker refused the swap: the endpoint is Updating" in world.notices.published[-1].text
     world.endpoint.live = EndpointState("InService", "plain")
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
 
 
 def test_a_swap_that_comes_through_after_it_was_given_up_is_undone(world, violation):
     world.swap(violation)
     world.later(61)
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     world.endpoint.settle()
-    assert world.confirm() == "RESTORING"
+    assert world.confirm() == Outcome.RESTORING
     world.endpoint.settle()
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert world.endpoint.updates == ["hooked", "plain"]
     assert world.notified == ["swapping", "failed", "restored"]
 
 
 def test_an_endpoint_that_is_already_hooked_is_not_updated_but_explained(world, violation):
     world.endpoint.live = EndpointState("InService", "hooked")
-    assert world.swap(violation) == "swapping"
-    assert world.confirm() == "HOOKED"
+    assert world.swap(violation) == Outcome.SWAPPING
+    assert world.confirm() == Outcome.HOOKED
     assert world.endpoint.updates == []
     assert world.replayed == 1
 
 
 def test_an_unknown_config_is_never_updated(world, violation):
     world.endpoint.live = EndpointState("InService", "somebody-elses")
-    assert world.swap(violation) == "failed"
+    assert world.swap(violation) == Outcome.FAILED
     assert world.endpoint.updates == []
     (notice,) = world.notices.published
     assert "somebody-elses" in notice.text
@@ -230,7 +231,7 @@ def test_an_unknown_config_is_never_updated(world, violation):
 def test_a_silent_roll_back_is_told_with_sagemakers_reason_and_ends(world, violation):
     world.swap(violation)
     world.endpoint.roll_back("did not pass the ping health check")
-    assert [world.confirm(), world.confirm()] == ["FAILED", "NORMAL"]
+    assert [world.confirm(), world.confirm()] == [Outcome.FAILED, Outcome.NORMAL]
     assert world.notified == ["swapping", "failed"]
     assert "did not pass the ping health check" in world.notices.published[-1].text
     assert any("FAILED: SageMaker rolled the swap back" in line for line in world.incident.timeline)
@@ -241,7 +242,7 @@ def test_a_failure_is_told_even_when_sns_is_away(world, violation):
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.swap(violation)
-    assert world.swap(violation) == "known"
+    assert world.swap(violation) == Outcome.DUPLICATE
     assert world.incident.state is State.FAILED
     world.later(2)
     world.confirm()
@@ -254,7 +255,7 @@ def test_a_failure_is_told_even_when_sns_is_away(world, violation):
 def test_an_endpoint_that_failed_is_told(world, violation):
     world.swap(violation)
     world.endpoint.live = EndpointState("Failed", "plain", "no capacity")
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     assert "no capacity" in world.notices.published[-1].text
     # no update is taken by a failed endpoint
     assert "aws sagemaker delete-endpoint" in world.notices.published[-1].text
@@ -267,7 +268,7 @@ def test_an_endpoint_that_breaks_on_the_hooked_model_is_told_at_once(world, viol
     world.endpoint.settle()
     world.confirm()
     world.endpoint.live = EndpointState(status, "hooked")
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     assert world.notices.published[-1].subject == f"Glassbox traffic-signs: the endpoint is {status}"
 
 
@@ -278,36 +279,40 @@ def test_an_endpoint_that_is_deleted_during_an_incident_is_told_once(world, viol
     if hooked:
         world.confirm()
     world.endpoint.delete()
-    assert [world.confirm(), world.confirm(), world.restore()] == ["FAILED", "FAILED", "nothing to restore"]
+    assert [world.confirm(), world.confirm(), world.restore()] == [
+        Outcome.FAILED,
+        Outcome.FAILED,
+        Outcome.NOTHING_TO_RESTORE,
+    ]
     assert world.notified == ["swapping", "failed"]
     assert "aws sagemaker create-endpoint" in world.notices.published[-1].text
 
 
 def test_an_endpoint_that_does_not_exist_between_incidents_is_no_error(world):
     world.endpoint.delete()
-    assert world.confirm() == "no endpoint"
+    assert world.confirm() == Outcome.NO_ENDPOINT
     assert world.notified == []
 
 
 def test_an_update_that_does_not_end_is_told_after_an_hour(world, violation):
     world.swap(violation)
     world.later(59)
-    assert world.confirm() == "SWAPPING"
+    assert world.confirm() == Outcome.SWAPPING
     world.later(2)
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
 
 
 def test_a_hooked_config_that_is_gone_is_told(world, violation):
     world.endpoint.refuse = [BadInputError('Could not find endpoint configuration "hooked".')]
-    assert world.swap(violation) == "failed"
+    assert world.swap(violation) == Outcome.FAILED
     assert "Could not find endpoint configuration" in world.notices.published[-1].text
 
 
 def test_an_endpoint_that_is_unknown_is_told(world, violation):
     world.endpoint.delete()
-    assert world.swap(violation) == "failed"
+    assert world.swap(violation) == Outcome.FAILED
     assert 'Could not find endpoint "traffic-signs"' in world.notices.published[-1].text
-    assert [world.confirm(), world.confirm()] == ["FAILED", "FAILED"]
+    assert [world.confirm(), world.confirm()] == [Outcome.FAILED, Outcome.FAILED]
     assert world.notified == ["failed"]
 
 
@@ -326,7 +331,7 @@ def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violat
 
 def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):
     world.endpoint.refuse = [RetryableError("ResourceLimitExceeded")] * 3
-    assert world.swap(violation) == "pending"
+    assert world.swap(violation) == Outcome.PENDING
     assert "The swap is pending: ResourceLimitExceeded" in world.notices.published[0].text
     world.later(2)
     world.confirm()
@@ -357,7 +362,7 @@ def test_a_restore_that_rolls_back_is_told(world, violation):
     world.draw(*IDS)
     world.restore()
     world.endpoint.roll_back("no capacity")
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     assert "no capacity" in world.notices.published[-1].text
 
 
@@ -366,11 +371,11 @@ def test_a_deployment_during_an_incident_is_never_overwritten(world, violation):
     world.endpoint.settle()
     world.confirm()
     world.endpoint.deploy("a-new-model")
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     assert world.endpoint.updates == ["hooked"]
     assert "Someone deployed a-new-model" in world.notices.published[-1].text
     # and that is not the end of it: with the twin of the new model, the next violation is explained
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     world.later(60)
     world.endpoint.live = EndpointState("InService", "plain")
     world.run(replace(violation, window_start=violation.window_end, window_end=world.now))
@@ -383,7 +388,7 @@ def test_a_deployment_is_not_undone_when_the_pictures_come_at_the_same_time(worl
     world.confirm()
     world.draw(*IDS)
     world.endpoint.deploy("a-new-model")
-    assert getattr(world, first)() in ("failed", "FAILED")
+    assert getattr(world, first)() == Outcome.FAILED
     for _ in range(3):
         world.confirm()
         world.restore()
@@ -398,7 +403,7 @@ def test_a_deployment_under_way_is_waited_for_and_not_undone(world, violation):
     world.confirm()
     world.draw(*IDS)
     world.endpoint.live = EndpointState("Updating", "hooked")
-    assert [world.restore(), world.confirm()] == ["waiting", "HOOKED"]
+    assert [world.restore(), world.confirm()] == [Outcome.WAITING, Outcome.HOOKED]
     world.endpoint.deploy("a-new-model")
     world.confirm()
     assert world.endpoint.updates == ["hooked"]
@@ -412,7 +417,7 @@ def test_a_deployment_while_it_is_restored_is_not_undone(world, violation):
     world.draw(*IDS)
     world.restore()
     world.endpoint.deploy("a-new-model")
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     assert world.endpoint.updates == ["hooked", "plain"]
     assert "Someone deployed a-new-model" in world.notices.published[-1].text
     assert "update-endpoint" not in world.notices.published[-1].text
@@ -424,9 +429,9 @@ def test_an_update_of_the_platforms_own_only_delays_the_way_back(world, violatio
     world.confirm()
     world.draw(*IDS)
     world.endpoint.live = EndpointState("SystemUpdating", "hooked")
-    assert world.restore() == "waiting"
+    assert world.restore() == Outcome.WAITING
     world.endpoint.live = EndpointState("InService", "hooked")
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
     # and one that does not end is told
     world.endpoint.settle()
     world.confirm()
@@ -436,7 +441,7 @@ def test_an_update_of_the_platforms_own_only_delays_the_way_back(world, violatio
     world.confirm()
     world.endpoint.live = EndpointState("SystemUpdating", "hooked")
     world.later(15 + 61)
-    assert world.restore() == "failed"
+    assert world.restore() == Outcome.FAILED
     assert "the endpoint is SystemUpdating" in world.notices.published[-1].subject
 
 
@@ -445,7 +450,7 @@ def test_the_plain_config_put_back_by_hand_ends_the_incident(world, violation):
     world.endpoint.settle()
     world.confirm()
     world.endpoint.deploy("plain")
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["swapping", "restored"]
     assert world.endpoint.updates == ["hooked"]
 
@@ -458,12 +463,12 @@ def test_a_restore_has_its_time_from_when_it_was_accepted(world, violation):
     world.endpoint.refuse = [RetryableError("throttled")]
     world.restore()
     world.later(58)
-    assert world.confirm() == "RESTORING"
+    assert world.confirm() == Outcome.RESTORING
     assert world.endpoint.updates == ["hooked", "plain"]
     world.later(50)
-    assert world.confirm() == "RESTORING"
+    assert world.confirm() == Outcome.RESTORING
     world.endpoint.settle()
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
 
 
 def test_a_stale_twin_is_told_even_when_sns_is_away_for_a_while(world):
@@ -471,13 +476,13 @@ def test_a_stale_twin_is_told_even_when_sns_is_away_for_a_while(world):
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.confirm()
-    assert [world.confirm(), world.confirm()] == ["stale twin", "stale twin"]
+    assert [world.confirm(), world.confirm()] == [Outcome.STALE_TWIN, Outcome.STALE_TWIN]
     assert world.notified == ["stale-twin"]
 
 
 def test_an_unknown_config_is_reported_once(world):
     world.endpoint.live = EndpointState("InService", "a-new-model")
-    assert [world.confirm(), world.confirm()] == ["stale twin", "stale twin"]
+    assert [world.confirm(), world.confirm()] == [Outcome.STALE_TWIN, Outcome.STALE_TWIN]
     assert world.notified == ["stale-twin"]
     assert "make twin STACK=glassbox" in world.notices.published[0].text
 
@@ -490,9 +495,9 @@ def test_without_replays_the_incident_ends_by_its_quota(world, violation):
     world.confirm()
     assert any("the capture holds no inputs" in line for line in world.incident.timeline)
     world.draw("live-1")
-    assert world.restore() == "waiting"
+    assert world.restore() == Outcome.WAITING
     world.draw(*(f"live-{n}" for n in range(6)))
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
@@ -530,17 +535,17 @@ def test_a_command_is_retried_after_a_concurrent_update(world, violation, load_e
     world.swap(violation)
     world.endpoint.settle()
     world.incidents.meanwhile = [world.confirm]
-    assert apply_command(read_command(load_event("command-abort")), world.dependencies, world.now) == "abort"
+    assert world.apply(read_command(load_event("command-abort"))) == Outcome.ABORT
     assert world.replayed == 1
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_a_command_between_read_and_write_is_applied(world, violation, load_event):
     abort = read_command(load_event("command-abort"))
     world.swap(violation)
     world.endpoint.settle()
-    world.incidents.meanwhile = [lambda: apply_command(abort, world.dependencies, world.now)]
-    assert world.confirm() == "RESTORING"
+    world.incidents.meanwhile = [lambda: world.apply(abort)]
+    assert world.confirm() == Outcome.RESTORING
     assert world.replayed == 0
 
 
@@ -549,7 +554,7 @@ def test_raises_retryable_after_repeated_conflicts(world, violation):
     world.endpoint.settle()
     extend = Command("traffic-signs", "extend", world.now)
     world.incidents.meanwhile = [
-        lambda: apply_command(extend, world.dependencies, world.now),
+        lambda: world.apply(extend),
         lambda: None,
     ] * 9
     with pytest.raises(RetryableError, match="gave up after 5 concurrent updates"):
@@ -560,16 +565,16 @@ def test_an_operator_aborts(world, violation, load_event):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
-    assert apply_command(read_command(load_event("command-abort")), world.dependencies, world.now) == "abort"
-    assert world.restore() == "restoring"
+    assert world.apply(read_command(load_event("command-abort"))) == Outcome.ABORT
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_an_operator_aborts_before_the_swap_has_begun(world, violation, load_event):
     world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
-    apply_command(read_command(load_event("command-abort")), world.dependencies, world.now)
+    world.apply(read_command(load_event("command-abort")))
     world.endpoint.live = EndpointState("InService", "plain")
-    assert world.swap(violation) == "failed"  # the violation comes twice
+    assert world.swap(violation) == Outcome.FAILED  # the violation comes twice
     world.confirm()
     assert world.endpoint.updates == []
     assert "aborted" in world.notices.published[-1].subject
@@ -577,12 +582,12 @@ def test_an_operator_aborts_before_the_swap_has_begun(world, violation, load_eve
 
 def test_an_operator_aborts_while_the_swap_is_under_way(world, violation, load_event):
     world.swap(violation)
-    apply_command(read_command(load_event("command-abort")), world.dependencies, world.now)
+    world.apply(read_command(load_event("command-abort")))
     world.endpoint.settle()
-    assert world.confirm() == "RESTORING"
+    assert world.confirm() == Outcome.RESTORING
     assert world.replayed == 0
     world.endpoint.settle()
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["swapping", "restored"]
 
 
@@ -596,15 +601,15 @@ def test_an_abort_tries_to_restore_once_more_after_that_has_failed(world, violat
     world.restore()
     abort = read_command(load_event("command-abort"))
     for told in (2, 2, 2):
-        assert world.restore() == "nothing to restore"
+        assert world.restore() == Outcome.NOTHING_TO_RESTORE
         assert world.notified.count("failed") == 1, told
-    apply_command(abort, world.dependencies, world.now)
+    world.apply(abort)
     world.restore()
     assert world.notified.count("failed") == 2
-    apply_command(abort, world.dependencies, world.now)
-    assert world.restore() == "restoring"
+    world.apply(abort)
+    assert world.restore() == Outcome.RESTORING
     world.endpoint.settle()
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["swapping", "failed", "failed", "restored"]
 
 
@@ -614,34 +619,31 @@ def test_an_operator_extends(world, violation, load_event, deliveries):
     world.endpoint.settle()
     world.confirm()
     for _ in range(deliveries):  # 30 minutes, at 10:30
-        apply_command(read_command(load_event("command-extend")), world.dependencies, world.now)
+        world.apply(read_command(load_event("command-extend")))
     world.draw(*IDS)  # however much is drawn
     world.now = datetime(2026, 11, 23, 10, 59, 59, tzinfo=UTC)
-    assert world.restore() == "waiting"
+    assert world.restore() == Outcome.WAITING
     world.later(1)
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_an_operator_who_extends_before_the_swap_is_done_shortens_nothing(world, violation, load_event):
     world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
-    apply_command(read_command(load_event("command-extend")), world.dependencies, world.now)
+    world.apply(read_command(load_event("command-extend")))
     world.now = datetime(2026, 11, 23, 10, 55, tzinfo=UTC)
     world.endpoint.live = EndpointState("InService", "plain")
     world.confirm()
     world.endpoint.settle()
-    assert world.confirm() == "HOOKED"
+    assert world.confirm() == Outcome.HOOKED
     world.later(14)  # explaining lasts 15 minutes, the wish of the operator was over after 5
-    assert world.restore() == "waiting"
+    assert world.restore() == Outcome.WAITING
     world.later(1)
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_a_command_without_an_incident_changes_nothing(world, load_event):
-    assert (
-        apply_command(read_command(load_event("command-abort")), world.dependencies, world.now)
-        == "no incident to change"
-    )
+    assert world.apply(read_command(load_event("command-abort"))) == Outcome.NO_INCIDENT
 
 
 @pytest.mark.parametrize(
@@ -737,9 +739,9 @@ def test_the_cooldown_counts_from_the_end_of_the_incident(world, violation):
     world.endpoint.settle()
     world.confirm()
     world.later(29)
-    assert world.swap(following(violation, 0, "drift")) == "cooling down"
+    assert world.swap(following(violation, 0, "drift")) == Outcome.COOLING_DOWN
     world.later(1)
-    assert world.swap(following(violation, 0, "drift")) == "swapping"
+    assert world.swap(following(violation, 0, "drift")) == Outcome.SWAPPING
 
 
 def test_a_second_extend_does_not_shorten_the_first(world, violation):
@@ -748,15 +750,12 @@ def test_a_second_extend_does_not_shorten_the_first(world, violation):
     world.confirm()
     far, near = world.now + timedelta(minutes=90), world.now + timedelta(minutes=30)
     for until in (far, near):
-        assert (
-            apply_command(Command("traffic-signs", "extend", until), world.dependencies, world.now)
-            == "extend"
-        )
+        assert world.apply(Command("traffic-signs", "extend", until)) == Outcome.EXTEND
     assert world.incident.keep_hooked_until == far
     world.later(89)
-    assert world.restore() == "waiting"
+    assert world.restore() == Outcome.WAITING
     world.later(1)
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_a_failure_is_not_left_before_it_was_told(world, violation):
@@ -771,9 +770,9 @@ def test_a_failure_is_not_left_before_it_was_told(world, violation):
             world.confirm()
         assert world.incident.state is State.FAILED
     world.notices.away = 0
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     assert world.notified == ["swapping", "failed"]
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
 
 
 def test_pictures_of_live_traffic_do_not_end_an_incident_with_replays(world, violation):
@@ -781,9 +780,9 @@ def test_pictures_of_live_traffic_do_not_end_an_incident_with_replays(world, vio
     world.endpoint.settle()
     world.confirm()
     world.draw(*(f"live-{n}" for n in range(100)))
-    assert world.restore() == "waiting"
+    assert world.restore() == Outcome.WAITING
     world.draw(*IDS)
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_pictures_of_live_traffic_do_not_end_an_incident_before_its_replays_are_sent(world, violation):
@@ -794,13 +793,13 @@ def test_pictures_of_live_traffic_do_not_end_an_incident_before_its_replays_are_
     with pytest.raises(RetryableError):
         world.confirm()
     world.draw(*(f"live-{n}" for n in range(100)))
-    assert world.restore() == "waiting"
+    assert world.restore() == Outcome.WAITING
     world.replays = Replays(IDS, IDS)
-    assert world.confirm() == "HOOKED"
+    assert world.confirm() == Outcome.HOOKED
     assert world.incident.flagged == IDS
     world.replays = RetryableError("S3 is away")
     world.later(15)  # the deadline still ends it
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_a_replay_that_cannot_be_drawn_counts_towards_the_end(world, violation):
@@ -808,9 +807,9 @@ def test_a_replay_that_cannot_be_drawn_counts_towards_the_end(world, violation):
     world.endpoint.settle()
     world.confirm()
     world.draw("event-1")
-    assert world.restore() == "waiting"
+    assert world.restore() == Outcome.WAITING
     world.incidents.add_refusal(world.incident, "event-2")
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
     assert any(
         "all 2 replayed requests are explained, except 1 that cannot" in x for x in world.incident.timeline
     )
@@ -824,7 +823,7 @@ def test_the_beginning_is_told_even_when_sns_refuses_it_twice(world, violation):
     with pytest.raises(RetryableError):
         world.confirm()
     world.later(2)
-    assert world.confirm() == "HOOKED"
+    assert world.confirm() == Outcome.HOOKED
     assert world.notified == ["swapping"]
     assert world.replayed == 1
 
@@ -854,7 +853,7 @@ def test_a_refused_restore_is_tried_again_with_growing_pauses_and_told_each_time
             tried.append((world.now - world.incident.opened).total_seconds() / 60)
     assert tried == [10, 30, 70, 150]
     world.endpoint.settle()
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["swapping", *["failed"] * 4, "restored"]
     failures = [n for n in world.notices.published if n.attributes["event"] == "failed"]
     assert [re.search(r"Tries so far: (\d)", n.text)[1] for n in failures] == ["1", "2", "3", "4"]
@@ -865,7 +864,7 @@ def test_a_refused_restore_is_tried_again_with_growing_pauses_and_told_each_time
 def test_a_right_that_is_missing_is_told_at_once_with_what_to_do(world, violation):
     said = "AccessDeniedException: not authorized to perform: kms:CreateGrant"
     world.endpoint.refuse = [BadInputError(said)]
-    assert world.swap(violation) == "failed"
+    assert world.swap(violation) == Outcome.FAILED
     text = world.notices.published[-1].text
     assert "kms:CreateGrant" in text
     assert "EndpointKeyArn" in text
@@ -876,14 +875,14 @@ def test_an_endpoint_that_may_not_be_looked_at_is_told_at_once_and_not_called_de
     world.endpoint.settle()
     world.confirm()
     world.refuse("describe", BadInputError("AccessDeniedException: sagemaker:DescribeEndpoint"))
-    assert world.confirm() == "FAILED"
+    assert world.confirm() == Outcome.FAILED
     assert "DescribeEndpoint" in world.notices.published[-1].text
     assert "create-endpoint" not in world.notices.published[-1].text
     world.allow()
     world.later(10)
-    assert world.confirm() == "RESTORING"
+    assert world.confirm() == Outcome.RESTORING
     world.endpoint.settle()
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
 
 
 @pytest.mark.parametrize("first", ["restore", "confirm"])
@@ -893,10 +892,13 @@ def test_the_first_handler_reports_a_refused_describe_endpoint(world, violation,
     world.confirm()
     world.draw(*IDS)
     world.refuse("describe", BadInputError("AccessDeniedException: no"))
-    assert getattr(world, first)() in ("failed", "FAILED")
+    assert getattr(world, first)() == Outcome.FAILED
     assert world.notified == ["swapping", "failed"]
-    apply_command(read_command(load_event("command-abort")), world.dependencies, world.now)
-    assert [world.restore(), world.confirm()] == ["failed", "FAILED"]  # no message is sent back to its queue
+    world.apply(read_command(load_event("command-abort")))
+    assert [world.restore(), world.confirm()] == [
+        Outcome.FAILED,
+        Outcome.FAILED,
+    ]  # no message is sent back to its queue
     assert world.notified == ["swapping", "failed"]
 
 
@@ -910,11 +912,11 @@ def test_a_replay_that_was_not_answered_is_sent_again_and_given_up_after_five_tr
     world.confirm()
     world.draw("event-1")
     for _ in range(3):
-        assert world.confirm() == "HOOKED"  # events that come twice are no tries
+        assert world.confirm() == Outcome.HOOKED  # events that come twice are no tries
     assert world.replayed == 1
     world.replays = Replays(frozenset({"event-2"}), frozenset({"event-2"}), "500", frozenset({"event-2"}))
     for tries in range(2, 6):
-        assert world.restore() == "waiting"
+        assert world.restore() == Outcome.WAITING
         world.later(2)
         world.confirm()
         assert (world.replayed, world.incident.sends) == (tries, tries)
@@ -924,7 +926,7 @@ def test_a_replay_that_was_not_answered_is_sent_again_and_given_up_after_five_tr
     world.later(2)
     world.confirm()
     assert world.replayed == 5
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_replays_that_are_answered_later_are_waited_for(world, violation):
@@ -937,14 +939,14 @@ def test_replays_that_are_answered_later_are_waited_for(world, violation):
     world.confirm()
     assert (world.incident.replays, world.incident.unsent) == (IDS, frozenset())
     world.draw(*IDS)
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
 
 
 def test_captures_that_will_never_be_readable_end_in_live_traffic_and_not_in_a_retry(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.replays = BadInputError("no such bucket")
-    assert world.confirm() == "HOOKED"
+    assert world.confirm() == Outcome.HOOKED
     assert world.incident.replays == frozenset()
     assert any("no such bucket" in line for line in world.incident.timeline)
 
@@ -967,10 +969,10 @@ def test_a_report_that_cannot_be_written_ends_the_incident_without_one_after_an_
     for _ in range(30):
         with pytest.raises(RetryableError, match="S3 is away"):
             world.confirm()
-        assert world.swap(following(violation, 0, "drift")) == "joined"
+        assert world.swap(following(violation, 0, "drift")) == Outcome.JOINED
         world.later(2)
     world.later(2)
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     ended = world.notices.published[-1]
     assert ended.subject == "Glassbox traffic-signs: restored, NO report"
     assert "could not write the report: S3 is away" in ended.text
@@ -981,7 +983,7 @@ def test_a_report_that_cannot_be_written_ends_the_incident_without_one_after_an_
 def test_a_report_that_will_never_be_written_ends_the_incident_at_once(world, violation):
     after_the_restore(world, violation)
     world.refuse("report", BadInputError("s3://bucket: NoSuchBucket"))
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert "NoSuchBucket" in world.notices.published[-1].text
 
 
@@ -991,15 +993,15 @@ def test_a_report_whose_writing_is_killed_each_time_is_given_up(world, violation
     with pytest.raises(MemoryError):
         world.confirm()
     world.later(121)
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert "the log of confirm_endpoint" in world.notices.published[-1].text
 
 
 def test_an_abort_ends_an_incident_whose_report_cannot_be_written(world, violation, load_event):
     after_the_restore(world, violation)
     world.refuse("report", RetryableError("S3 is away"))
-    assert apply_command(read_command(load_event("command-abort")), world.dependencies, world.now) == "abort"
-    assert world.confirm() == "NORMAL"
+    assert world.apply(read_command(load_event("command-abort"))) == Outcome.ABORT
+    assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["swapping", "restored"]
 
 
@@ -1011,8 +1013,22 @@ def test_an_end_without_a_report_is_told_even_when_sns_is_away(world, violation)
         world.confirm()
     world.later(2)
     for _ in range(2):
-        assert world.confirm() == "NORMAL"
+        assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["swapping", "restored"]
+
+
+# ---------------------------------------------------------------- one definition of an open incident
+
+
+@pytest.mark.parametrize("state", State)
+def test_the_table_opens_an_incident_only_where_none_is_open(world, violation, state):
+    world.run(violation)
+    world.incidents.items["traffic-signs"] = replace(world.incident, state=state)
+    if world.incident.is_open:
+        with pytest.raises(ConflictError):
+            world.incidents.open(world.incident)
+    else:
+        world.incidents.open(world.incident)
 
 
 # ---------------------------------------------------------------- sizes
@@ -1026,9 +1042,9 @@ def test_ten_thousand_names_that_nobody_asked_for_change_nothing(world, violatio
     assert len(world.incident.pictures) == PICTURES_KEPT
     world.draw(*IDS)
     assert world.incident.pictures >= IDS
-    assert world.restore() == "restoring"
+    assert world.restore() == Outcome.RESTORING
     world.endpoint.settle()
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
 
 
 def test_joining_violations_and_the_time_line_are_bounded(world, violation):
@@ -1037,12 +1053,9 @@ def test_joining_violations_and_the_time_line_are_bounded(world, violation):
     world.confirm()
     for n in range(500):
         other = replace(following(violation, n / 1000, "drift"), reason="x" * 2000)
-        assert world.swap(other) == "joined"
+        assert world.swap(other) == Outcome.JOINED
         until = world.now + timedelta(minutes=n)
-        assert (
-            apply_command(Command("traffic-signs", "extend", until), world.dependencies, world.now)
-            == "extend"
-        )
+        assert world.apply(Command("traffic-signs", "extend", until)) == Outcome.EXTEND
     assert len(world.incident.related_violations) == RELATED_KEPT
     assert max(len(related.reason) for related in world.incident.related_violations) <= 400
     lines = world.incident.timeline

@@ -7,8 +7,8 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.events import read_violation
-from glassbox.incidents.model import EndpointState, Limits, State
-from glassbox.incidents.workflow import Command, apply_command
+from glassbox.incidents.model import EndpointState, Limits, Outcome, State
+from glassbox.incidents.workflow import Command
 from world import IDS, World, following
 
 
@@ -41,7 +41,7 @@ def restored(world, violation):
 def aborted(world, violation):
     world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
-    apply_command(Command("traffic-signs", "abort", world.now), world.dependencies, world.now)
+    world.apply(Command("traffic-signs", "abort", world.now))
 
 
 def full(world, violation):
@@ -182,7 +182,7 @@ def test_a_failure_after_a_failure_is_told_while_the_first_is_still_being_sent(v
 
     def interrupted(notice):
         world.notices.publish = publish
-        apply_command(Command("traffic-signs", "abort", world.now), world.dependencies, world.now)
+        world.apply(Command("traffic-signs", "abort", world.now))
         world.restore()
         publish(notice)
 
@@ -212,7 +212,7 @@ def test_an_end_that_sns_refused_is_told_before_another_incident_opens(violation
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.confirm()
-    assert world.swap(following(violation, 2)) == "swapping"
+    assert world.swap(following(violation, 2)) == Outcome.SWAPPING
     assert world.notified == ["swapping", "restored", "swapping"]
 
 

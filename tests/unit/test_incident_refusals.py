@@ -12,8 +12,8 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, GlassboxError, RetryableError
 from glassbox.events import read_violation
-from glassbox.incidents.model import State
-from glassbox.incidents.workflow import Command, apply_command
+from glassbox.incidents.model import Outcome, State
+from glassbox.incidents.workflow import Command
 from world import IDS, World
 
 DAY = 24 * 60
@@ -75,12 +75,10 @@ def test_a_call_that_is_refused_for_a_day(violation, call, error, stage):
     abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15))
     if call in TABLE:
         with pytest.raises(GlassboxError) if call == "current" else _as_it_may_be():
-            apply_command(abort, world.dependencies, world.now)
+            world.apply(abort)
     else:
         open_now = last is not None and last.state is not State.NORMAL
-        assert apply_command(abort, world.dependencies, world.now) == (
-            "abort" if open_now else "no incident to change"
-        )
+        assert world.apply(abort) == (Outcome.ABORT if open_now else Outcome.NO_INCIDENT)
 
     # and when AWS answers again, everything is as it was
     world.allow()
@@ -110,7 +108,7 @@ def test_an_abort_while_a_call_is_refused_leaves_the_endpoint_as_it_was_or_says_
     reach(world, violation, "it is hooked")
     world.refuse(call, error)
     abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15))
-    assert apply_command(abort, world.dependencies, world.now) == "abort"
+    assert world.apply(abort) == Outcome.ABORT
     world.tick(violation, 3 * 60)
     restored = world.incident.state is State.NORMAL and world.endpoint.live.config == "plain"
     assert restored or (

@@ -10,8 +10,8 @@ from fakes import FakeObjects
 from glassbox.aws.bootstrap import IncidentSettings
 from glassbox.errors import BadInputError, RetryableError, SettingsError
 from glassbox.events import read_violation
-from glassbox.incidents.model import EndpointState, Limits, State
-from glassbox.incidents.workflow import Command, apply_command
+from glassbox.incidents.model import EndpointState, Limits, Outcome, State
+from glassbox.incidents.workflow import Command
 from glassbox.settings import from_env
 from world import World, following
 
@@ -33,12 +33,12 @@ def violation(load_event):
 
 
 def test_from_the_violation_to_the_report_without_touching_the_endpoint(world, violation):
-    assert world.swap(violation) == "watching"
+    assert world.swap(violation) == Outcome.WATCHING
     assert world.incident.state is State.WATCHING
     world.now = OVER - timedelta(seconds=1)
-    assert [world.confirm(), world.restore()] == ["WATCHING", "nothing to restore"]
+    assert [world.confirm(), world.restore()] == [Outcome.WATCHING, Outcome.NOTHING_TO_RESTORE]
     world.now = OVER
-    assert [world.confirm(), world.confirm()] == ["NORMAL", "NORMAL"]
+    assert [world.confirm(), world.confirm()] == [Outcome.NORMAL, Outcome.NORMAL]
     assert world.notified == ["watching", "closed"]
     assert world.reported == 1
     begun, ended = world.notices.published
@@ -54,22 +54,22 @@ def test_from_the_violation_to_the_report_without_touching_the_endpoint(world, v
 
 
 def test_every_event_twice_and_another_violation_open_one_incident(world, violation):
-    assert [world.swap(violation), world.swap(violation)] == ["watching", "watching"]
+    assert [world.swap(violation), world.swap(violation)] == [Outcome.WATCHING, Outcome.WATCHING]
     other = following(violation, 0, "drift")
-    assert [world.swap(other), world.swap(other)] == ["joined", "joined"]
+    assert [world.swap(other), world.swap(other)] == [Outcome.JOINED, Outcome.JOINED]
     assert world.incident.related_violations == {other}
     assert world.notified == ["watching"]
 
 
 def test_cooldown_and_cap_are_as_usual(world, violation):
     for hours in range(3):
-        assert world.swap(following(violation, 2 * hours)) == "watching"
+        assert world.swap(following(violation, 2 * hours)) == Outcome.WATCHING
         world.now = OVER + timedelta(hours=2 * hours)
-        assert world.confirm() == "NORMAL"
+        assert world.confirm() == Outcome.NORMAL
         world.later(5)
-        assert world.swap(following(violation, 2 * hours, "drift")) == "cooling down"
+        assert world.swap(following(violation, 2 * hours, "drift")) == Outcome.COOLING_DOWN
         world.later(55)
-    assert world.swap(following(violation, 8)) == "cap reached"
+    assert world.swap(following(violation, 8)) == Outcome.CAP_REACHED
     assert world.notified == ["watching", "closed", "cooling-down"] * 3 + ["cap-reached"]
 
 
@@ -77,7 +77,7 @@ def test_the_beginning_is_told_even_when_sns_is_away(world, violation):
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.swap(violation)
-    assert world.swap(violation) == "watching"
+    assert world.swap(violation) == Outcome.WATCHING
     assert world.notified == ["watching"]
 
 
@@ -91,17 +91,17 @@ def test_the_sweep_sends_the_opening_notification_without_a_redelivery(world, vi
 
 
 def test_a_window_that_is_over_already_is_reported_by_the_next_sweep(world, load_event):
-    assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == "watching"
+    assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == Outcome.WATCHING
     world.now = datetime(2026, 11, 23, 10, 30, tzinfo=UTC)
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["watching", "closed"]
 
 
 def test_an_abort_ends_it_now(world, violation):
     world.swap(violation)
-    assert apply_command(Command("traffic-signs", "abort", OVER), world.dependencies, world.now) == "abort"
-    assert world.restore() == "nothing to restore"
-    assert world.confirm() == "NORMAL"
+    assert world.apply(Command("traffic-signs", "abort", OVER)) == Outcome.ABORT
+    assert world.restore() == Outcome.NOTHING_TO_RESTORE
+    assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["watching", "closed"]
     assert world.endpoint.updates == []
 
@@ -109,12 +109,12 @@ def test_an_abort_ends_it_now(world, violation):
 def test_an_extend_watches_on(world, violation):
     world.swap(violation)
     until = OVER + timedelta(minutes=30)
-    assert apply_command(Command("traffic-signs", "extend", until), world.dependencies, world.now) == "extend"
+    assert world.apply(Command("traffic-signs", "extend", until)) == Outcome.EXTEND
     assert any("watch until 2026-11-23 11:30:00 UTC" in line for line in world.incident.timeline)
     world.now = until - timedelta(seconds=1)
-    assert world.confirm() == "WATCHING"
+    assert world.confirm() == Outcome.WATCHING
     world.now = until
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
 
 
 @pytest.mark.parametrize("error", [RetryableError("S3 is away"), BadInputError("NoSuchBucket")])
@@ -129,7 +129,7 @@ def test_a_report_that_cannot_be_written_does_not_keep_it_open(world, violation,
 
 def test_a_config_without_a_twin_is_no_news(world):
     world.endpoint.live = EndpointState("InService", "whatever")
-    assert world.confirm() == "NORMAL"
+    assert world.confirm() == Outcome.NORMAL
     assert world.notified == []
 
 

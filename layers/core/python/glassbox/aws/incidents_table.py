@@ -24,7 +24,7 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.errors import ConflictError
 from glassbox.events import Violation, read_time
-from glassbox.incidents.model import PICTURES_KEPT, RELATED_KEPT, Incident, State
+from glassbox.incidents.model import CLOSED, PICTURES_KEPT, RELATED_KEPT, Incident, State
 
 RETENTION_DAYS = 400
 
@@ -71,9 +71,9 @@ class IncidentsTable:
         self._call(
             "put_item",
             Item=_item(incident, "current"),
-            ConditionExpression="attribute_not_exists(pk) OR #state = :normal",
+            ConditionExpression="attribute_not_exists(pk) OR #state = :closed",
             ExpressionAttributeNames={"#state": "state"},
-            ExpressionAttributeValues=_typed({":normal": State.NORMAL.value}),
+            ExpressionAttributeValues=_typed({":closed": CLOSED.value}),
         )
 
     def save(self, before: Incident, after: Incident) -> None:
@@ -81,7 +81,7 @@ class IncidentsTable:
 
         Raises ConflictError when somebody else changed the incident since ``before`` was read.
         """
-        if after.state is State.NORMAL and before.state is not State.NORMAL:
+        if before.is_open and not after.is_open:
             # first, and again after a crash: the copy is the same
             self._call("put_item", Item=_item(after, _past(after.opened)))
         changed = {k: v for k, v in _plain(after).items() if v != _plain(before)[k] and k not in _ADDED}

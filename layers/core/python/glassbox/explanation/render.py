@@ -61,7 +61,7 @@ def render_step(
     events = objects.get(bucket, index.events_key)
     replayed, sender = _replay(trace_reader.read_request(index, events))
     incident = incidents.current(endpoint)
-    if incident and (incident.id != sender if sender else not incident.is_open):
+    if incident and (incident.id != sender if sender else not incident.collects_live_traffic):
         incident = None
     folder = f"saliency/{endpoint}/{sender or (incident.id if incident else 'live')}"
     try:

@@ -21,7 +21,7 @@ SENDS = 5  # how often a replay is sent that the endpoint does not answer
 
 
 class State(StrEnum):
-    """Where an incident stands."""
+    """States of an incident; NORMAL is the only one that is not open."""
 
     NORMAL = "NORMAL"
     SWAPPING = "SWAPPING"
@@ -29,6 +29,41 @@ class State(StrEnum):
     RESTORING = "RESTORING"
     FAILED = "FAILED"
     WATCHING = "WATCHING"
+
+
+CLOSED = State.NORMAL
+
+
+class Outcome(StrEnum):
+    """Result of an incident handler; the first six are the states of an incident."""
+
+    NORMAL = State.NORMAL.value
+    SWAPPING = State.SWAPPING.value
+    HOOKED = State.HOOKED.value
+    RESTORING = State.RESTORING.value
+    FAILED = State.FAILED.value
+    WATCHING = State.WATCHING.value
+    # a violation
+    PENDING = "pending"
+    JOINED = "joined"
+    COOLING_DOWN = "cooling down"
+    CAP_REACHED = "cap reached"
+    DUPLICATE = "duplicate"
+    # an endpoint without an open incident
+    STALE_TWIN = "stale twin"
+    NO_ENDPOINT = "no endpoint"
+    # a restore that is not due
+    WAITING = "waiting"
+    NOTHING_TO_RESTORE = "nothing to restore"
+    # a command
+    ABORT = "abort"
+    EXTEND = "extend"
+    NO_INCIDENT = "no incident to change"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this is the state of an open incident."""
+        return any(self.value == state.value for state in State if state is not CLOSED)
 
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
@@ -108,7 +143,12 @@ class Incident:
 
     @property
     def is_open(self) -> bool:
-        """Whether pictures that are made now belong to it."""
+        """Whether the incident is open; at most one incident of an endpoint is."""
+        return self.state is not CLOSED
+
+    @property
+    def collects_live_traffic(self) -> bool:
+        """Whether heat maps of live traffic belong to this incident."""
         return self.state in (State.SWAPPING, State.HOOKED, State.RESTORING)
 
     def covers(self, violation: Violation) -> bool:

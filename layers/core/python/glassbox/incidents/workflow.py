@@ -35,6 +35,7 @@ from glassbox.incidents.model import (
     EndpointState,
     Incident,
     Limits,
+    Outcome,
     Replays,
     Report,
     State,
@@ -76,11 +77,11 @@ P = ParamSpec("P")
 _ATTEMPTS = 5
 
 
-def _retry_on_conflict(react: Callable[P, str]) -> Callable[P, str]:
+def _retry_on_conflict(react: Callable[P, Outcome]) -> Callable[P, Outcome]:
     """Re-read the incident and retry after a concurrent update."""
 
     @functools.wraps(react)
-    def retry(*args: P.args, **kwargs: P.kwargs) -> str:
+    def retry(*args: P.args, **kwargs: P.kwargs) -> Outcome:
         conflict = None
         for _ in range(_ATTEMPTS):
             try:
@@ -93,19 +94,19 @@ def _retry_on_conflict(react: Callable[P, str]) -> Callable[P, str]:
 
 
 @_retry_on_conflict
-def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime) -> str:
+def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime) -> Outcome:
     """A violation: open an incident or join one, and swap the endpoint to the hooked config.
 
     Returns:
-        ``swapping``, ``watching`` (notify-only), ``pending`` (an update of the endpoint is in progress, or AWS refused
-        for now: the next state change or the sweep takes it up), ``joined`` (an incident is open, or this window was
-        handled already), ``cooling down``, ``cap reached``, ``known`` (a repetition) or ``failed``.
+        SWAPPING (UpdateEndpoint was accepted), WATCHING (notify-only), PENDING (an update is in progress, or AWS
+        refused for now: the next state change or sweep retries), JOINED (an incident is open, or one has handled
+        this window), COOLING_DOWN, CAP_REACHED, DUPLICATE or FAILED.
 
     Raises:
         RetryableError: the table or the topic does not answer.
     """
     incident = dependencies.incidents.current(violation.endpoint)
-    if incident is None or incident.state is State.NORMAL:
+    if incident is None or not incident.is_open:
         refusal = _refusal(violation, incident, dependencies, now)
         if refusal:
             return refusal
@@ -115,18 +116,18 @@ def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime
             return _begin_swap(incident, dependencies, now, opened=True)
     if violation != incident.cause:
         _join(incident, violation, dependencies)
-        return "joined"
+        return Outcome.JOINED
     if incident.state is State.WATCHING:
         _tell(incident, "opened", notifications.opened(incident, dependencies.limits), dependencies)
-        return "watching"
+        return Outcome.WATCHING
     if incident.requested or incident.state is not State.SWAPPING:
-        return "known"
+        return Outcome.DUPLICATE
     return _begin_swap(incident, dependencies, now)
 
 
 def _refusal(
     violation: Violation, last: Incident | None, dependencies: IncidentDependencies, now: datetime
-) -> str:
+) -> Outcome | None:
     """Why a violation opens no incident, if it does not; ops are told once an incident, and check."""
     yesterday = now - timedelta(days=1)
     # a message that was brought back from a dead-letter queue may be older than a day
@@ -134,18 +135,18 @@ def _refusal(
     for incident in past:
         if incident.covers(violation):
             _join(incident, violation, dependencies)
-            return "joined"
+            return Outcome.JOINED
     if last is None or violation.check == OPERATOR_CHECK:  # an operator knows
-        return ""
+        return None
     cooled_down = last.since + timedelta(minutes=dependencies.limits.cooldown_minutes)
     if now < cooled_down:
         notice = notifications.cooling_down(last, violation, cooled_down)
         _tell(last, f"cooldown {violation.check}", notice, dependencies)
-        return "cooling down"
+        return Outcome.COOLING_DOWN
     if sum(incident.opened >= yesterday for incident in past) >= dependencies.limits.incidents_per_day:
         _tell(last, "cap", notifications.cap_reached(last, violation, dependencies.limits), dependencies)
-        return "cap reached"
-    return ""
+        return Outcome.CAP_REACHED
+    return None
 
 
 def _join(incident: Incident, violation: Violation, dependencies: IncidentDependencies) -> None:
@@ -179,45 +180,45 @@ def _new_incident(
 
 def _begin_swap(
     incident: Incident, dependencies: IncidentDependencies, now: datetime, *, opened: bool = False
-) -> str:
+) -> Outcome:
     if incident.aborted:
         _fail(incident, notifications.aborted(incident), dependencies, now)
-        return "failed"
+        return Outcome.FAILED
     try:
         live = dependencies.endpoint.describe(incident.endpoint)
         if _serves(live, incident.plain_config):
             dependencies.endpoint.update(incident.endpoint, incident.hooked_config, guarded=True)
     except BadInputError as error:
         _fail(incident, notifications.refused(incident, str(error)), dependencies, now)
-        return "failed"
+        return Outcome.FAILED
     except RetryableError as error:
         return _wait(incident, str(error), dependencies, now, opened)
     if live.status == DELETED:
         _fail(incident, notifications.broken_endpoint(incident, live), dependencies, now)
-        return "failed"
+        return Outcome.FAILED
     if live.config not in (incident.plain_config, incident.hooked_config):
         _fail(incident, notifications.foreign_config(incident, live, dependencies.configs), dependencies, now)
-        return "failed"
+        return Outcome.FAILED
     if live.status in _UNDER_WAY:
         return _wait(incident, f"the endpoint is {live.status}", dependencies, now, opened)
     if live.status != IN_SERVICE:
         _fail(incident, notifications.broken_endpoint(incident, live), dependencies, now)
-        return "failed"
+        return Outcome.FAILED
     incident = _requested(incident, incident.hooked_config, dependencies, now)
     _tell(incident, "opened", notifications.opened(incident, dependencies.limits), dependencies)
-    return "swapping"
+    return Outcome.SWAPPING
 
 
 def _wait(
     incident: Incident, reason: str, dependencies: IncidentDependencies, now: datetime, opened: bool
-) -> str:
+) -> Outcome:
     if overdue(incident, dependencies.limits, now):
         _fail(incident, notifications.refused(incident, reason), dependencies, now)
-        return "failed"
+        return Outcome.FAILED
     # whoever did not open it may see the update of who did, and who is about to tell
     if opened or now >= incident.since + _TELLING:
         _tell(incident, "opened", notifications.pending(incident, reason, dependencies.limits), dependencies)
-    return "pending"
+    return Outcome.PENDING
 
 
 @_retry_on_conflict
@@ -228,7 +229,7 @@ def confirm(
     *,
     replay: Callable[[Incident], Replays],
     report: Callable[[Incident], Report],
-) -> str:
+) -> Outcome:
     """The endpoint's state changed, or the sweep came round: verify what is live and go on from there.
 
     Args:
@@ -236,11 +237,10 @@ def confirm(
         report: writes the incident's page.
 
     Returns:
-        The state the incident is in; ``stale twin`` where somebody deployed a config that Glassbox does not know, or
-        ``no endpoint``.
+        The state of the incident; STALE_TWIN (the endpoint serves neither config) or NO_ENDPOINT without one.
     """
     incident = dependencies.incidents.current(endpoint)
-    if incident is None or incident.state is State.NORMAL:
+    if incident is None or not incident.is_open:
         return _between_incidents(endpoint, incident, dependencies, now)
     if incident.state is State.WATCHING:
         incident = _while_watching(incident, dependencies, now, report)
@@ -251,7 +251,7 @@ def confirm(
             incident = _cannot_look(incident, error, dependencies, now)
         else:
             incident = _go_on(incident, live, dependencies, now, replay, report)
-    return str(_tell_late(incident, dependencies, now).state)
+    return Outcome(_tell_late(incident, dependencies, now).state)
 
 
 def _go_on(
@@ -305,21 +305,21 @@ def _tell_late(incident: Incident, dependencies: IncidentDependencies, now: date
 
 def _between_incidents(
     endpoint: str, last: Incident | None, dependencies: IncidentDependencies, now: datetime
-) -> str:
+) -> Outcome:
     if last is not None and now >= last.since + _TELLING:
         _tell_end(last, dependencies)
     if not dependencies.limits.react:
-        return str(State.NORMAL)
+        return Outcome.NORMAL
     live = dependencies.endpoint.describe(endpoint)
     if live.status == DELETED:
-        return "no endpoint"
+        return Outcome.NO_ENDPOINT
     if live.status == IN_SERVICE and live.config not in (
         dependencies.configs.plain,
         dependencies.configs.hooked,
     ):
         _report_config(endpoint, live, dependencies)
-        return "stale twin"
-    return str(State.NORMAL)
+        return Outcome.STALE_TWIN
+    return Outcome.NORMAL
 
 
 def _tell_end(last: Incident, dependencies: IncidentDependencies) -> None:
@@ -462,11 +462,11 @@ def next_retry(failed: Incident) -> datetime:
 
 
 @_retry_on_conflict
-def restore(endpoint: str, dependencies: IncidentDependencies, now: datetime) -> str:
+def restore(endpoint: str, dependencies: IncidentDependencies, now: datetime) -> Outcome:
     """A picture was made, or the sweep came round: swap back when there are enough pictures or the time is up.
 
     Returns:
-        ``restoring``, or why not: ``waiting``, ``nothing to restore``, ``failed`` (somebody else has deployed).
+        RESTORING, or why not: WAITING, NOTHING_TO_RESTORE or FAILED.
 
     Raises:
         RetryableError: the table, the topic or SageMaker does not answer.
@@ -474,28 +474,28 @@ def restore(endpoint: str, dependencies: IncidentDependencies, now: datetime) ->
     incident = dependencies.incidents.current(endpoint)
     asked = incident is not None and incident.state is State.FAILED and incident.aborted
     if incident is None or not (incident.state is State.HOOKED or asked):
-        return "nothing to restore"
+        return Outcome.NOTHING_TO_RESTORE
     reason = _restore_reason(incident, dependencies.limits, now)
     if not reason:
-        return "waiting"
+        return Outcome.WAITING
     try:
         live = dependencies.endpoint.describe(endpoint)
     except (BadInputError, RetryableError) as error:
         _cannot_look(incident, error, dependencies, now)
-        return "failed"
+        return Outcome.FAILED
     if _serves(live, incident.hooked_config):
         _restore(incident, dependencies, now, reason)
-        return "restoring"
+        return Outcome.RESTORING
     if live.status == DELETED:
-        return "nothing to restore"  # which confirm tells
+        return Outcome.NOTHING_TO_RESTORE  # which confirm tells
     if live.status in _UNDER_WAY and not (
         incident.deadline and _late(incident.deadline, dependencies.limits, now)
     ):
-        return "waiting"  # somebody updates it: confirm goes on from what comes out of that
+        return Outcome.WAITING  # somebody updates it: confirm goes on from what comes out of that
     if asked or _serves(live, incident.plain_config):
-        return "nothing to restore"
+        return Outcome.NOTHING_TO_RESTORE
     _lose(incident, live, dependencies, now)
-    return "failed"
+    return Outcome.FAILED
 
 
 @dataclass(frozen=True)
@@ -525,18 +525,18 @@ def read_command(event: Mapping[str, Any]) -> Command:
 
 
 @_retry_on_conflict
-def apply_command(command: Command, dependencies: IncidentDependencies, now: datetime) -> str:
+def apply_command(command: Command, dependencies: IncidentDependencies, now: datetime) -> Outcome:
     """Record an operator's command; :func:`restore` and :func:`confirm` do it.
 
     ``abort`` restores the endpoint and ends the incident, if need be without a report; ``extend`` keeps the hooked
     model, or watches on, until then.
 
     Returns:
-        The action, or ``no incident to change``.
+        ABORT, EXTEND or NO_INCIDENT.
     """
     incident = dependencies.incidents.current(command.endpoint)
-    if incident is None or incident.state is State.NORMAL:
-        return "no incident to change"
+    if incident is None or not incident.is_open:
+        return Outcome.NO_INCIDENT
     if command.action == "abort":
         _save(incident, dependencies, aborted=True, timeline=_noted(incident, now, "an operator: abort"))
     elif incident.state in (State.SWAPPING, State.HOOKED, State.WATCHING):
@@ -545,8 +545,8 @@ def apply_command(command: Command, dependencies: IncidentDependencies, now: dat
         note = f"an operator: {kept} until {until:%Y-%m-%d %H:%M:%S} UTC"
         _save(incident, dependencies, keep_hooked_until=until, timeline=_noted(incident, now, note))
     else:
-        return "no incident to change"
-    return command.action
+        return Outcome.NO_INCIDENT
+    return Outcome(command.action)
 
 
 def _restore_reason(incident: Incident, limits: Limits, now: datetime) -> str:

@@ -10,7 +10,7 @@ import zoo
 from benchmarks import ROOT
 from benchmarks.saliency import Bucket, read
 from glassbox.explanation.fullgrad import explain, full_gradient
-from hook import TensorRecorder
+from recorder import TensorRecorder
 
 SEEDS = 5
 
@@ -48,7 +48,7 @@ def explained(model: torch.nn.Module, image: torch.Tensor) -> list[Any]:
         "s3://bucket/tensors/zoo",
         client=bucket,
         traces_per_minute=1,
-        form="reduced",
+        trace_form="reduced",
         clock=lambda: 0.0,
         utcnow=lambda: datetime.now(UTC),
     )

@@ -19,8 +19,8 @@ from benchmarks.saliency import CLASSES, SIZE, WIDTH, traced
 from benchmarks.side_by_side import row, show
 from benchmarks.trace import embedded_s3
 from glassbox.explanation import trace_format as names
-from hook import TensorRecorder
 from local.emulator import REGION
+from recorder import TensorRecorder
 from resnet import ResNet18
 
 ARTICLE = "the article's hook"
@@ -83,7 +83,7 @@ def recorder(model: torch.nn.Module, client: Any) -> TensorRecorder:
         "s3://bucket/ours",
         client=client,
         traces_per_minute=10,
-        form=names.REDUCED,
+        trace_form=names.REDUCED,
         clock=time.monotonic,
         utcnow=lambda: datetime.now(UTC),
     )

@@ -12,7 +12,7 @@ from benchmarks.side_by_side import milliseconds, row, show
 from glassbox.explanation import trace_format as names
 from glassbox.explanation.fullgrad import effective_bias_bn, explain, full_gradient
 from glassbox.explanation.trace_reader import Array, Trace, read_index, read_trace
-from hook import TensorRecorder
+from recorder import TensorRecorder
 from resnet import ResNet18
 
 NETWORK = "ResNet18 w64, 128 px"
@@ -52,7 +52,7 @@ def traced(form: str) -> tuple[str, Bucket]:
         "s3://bucket/tensors/signs",
         client=bucket,
         traces_per_minute=1,
-        form=form,
+        trace_form=form,
         clock=lambda: 0.0,
         utcnow=lambda: datetime.now(UTC),
     )

@@ -55,14 +55,14 @@ class Bucket(dict[str, bytes]):
 class Traced:
     """The model with its hook on, which writes into a bucket in memory."""
 
-    def __init__(self, inference: Any, hook: Any, plain: Any, form: str) -> None:
+    def __init__(self, inference: Any, recorder: Any, plain: Any, trace_form: str) -> None:
         self.bucket = Bucket()
-        self._recorder = hook.TensorRecorder(
+        self._recorder = recorder.TensorRecorder(
             plain.network,
             "s3://checked/tensors/model",
             client=self.bucket,
             traces_per_minute=sys.maxsize,
-            form=form,
+            trace_form=trace_form,
             clock=time.monotonic,
             utcnow=lambda: datetime.now(UTC),
         )
@@ -109,11 +109,11 @@ def check(name: str, archive: Path, image: Path | None, out: Path | None) -> Ite
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
         sys.path.insert(1, str(Path(folder) / "code"))
-        inference, hook = (importlib.import_module(name) for name in ("inference", "hook"))
+        inference, recorder, gradients = map(importlib.import_module, ("inference", "recorder", "gradients"))
         plain = inference.model_fn(folder)
-        yield from _described(name, plain, hook.biased_modules(plain.network))
+        yield from _described(name, plain, gradients.biased_modules(plain.network))
         body = _png(image, plain)
-        traced = Traced(inference, hook, plain, REDUCED)
+        traced = Traced(inference, recorder, plain, REDUCED)
         traced.ask(body)
         traced.settle(1)
         explanation = traced.explain()
@@ -122,7 +122,7 @@ def check(name: str, archive: Path, image: Path | None, out: Path | None) -> Ite
             out.write_bytes(heatmap.render(explanation))
             yield f"What ops would see: {out}"
         yield from _measured(inference, plain, traced, body)
-        full = Traced(inference, hook, plain, FULL)
+        full = Traced(inference, recorder, plain, FULL)
         full.ask(body)
         full.settle(1)
         yield f"Bytes of a trace: {traced.step_bytes():,} reduced, {full.step_bytes():,} full"

@@ -1,6 +1,6 @@
 """The model behind the endpoint: ``model_fn`` and ``transform_fn``, as SageMaker's PyTorch containers call them.
 
-``tensors_output`` (an S3 URI) in the environment turns the hook on; without it, this is the plain model.
+``tensors_output`` (an S3 URI) in the environment turns tracing on; without it, this is the plain model.
 """
 
 import importlib
@@ -246,7 +246,7 @@ def _recorder(network: nn.Module, destination: str, settings: Settings) -> Any:
     import boto3
     from botocore.config import Config
 
-    from hook import TensorRecorder
+    from recorder import TensorRecorder
 
     # A trace is not worth a long wait: while it lasts, others are dropped.
     patience = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
@@ -255,7 +255,7 @@ def _recorder(network: nn.Module, destination: str, settings: Settings) -> Any:
         destination,
         client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=patience),
         traces_per_minute=settings.traces_per_minute,
-        form=settings.trace_form,
+        trace_form=settings.trace_form,
         clock=time.monotonic,
         utcnow=lambda: datetime.now(UTC),
         replay_key=_replay_key(settings),

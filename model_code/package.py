@@ -25,7 +25,16 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent / "layers" / "core" / "python" / "glassbox"
 
-CODE = ("inference.py", "decode.py", "hook.py", "exactness.py", "resnet.py", "requirements.txt")
+CODE = (
+    "decode.py",
+    "exactness.py",
+    "gradients.py",
+    "inference.py",
+    "recorder.py",
+    "requirements.txt",
+    "resnet.py",
+    "trace_upload.py",
+)
 CORE_MODULES = (
     "__init__.py",
     "errors.py",

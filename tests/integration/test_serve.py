@@ -255,7 +255,7 @@ class TestPlain:
     def test_a_model_that_does_not_load_ends_the_process(self, start):
         server = start("settings", tensors_output="/nowhere")
         assert server.process.wait(60) != 0
-        assert "tensors_output='/nowhere' is not s3://bucket/prefix" in server.log.read_text()
+        assert "tensors_output: expected s3://bucket/prefix, got '/nowhere'" in server.log.read_text()
 
 
 class TestHooked:

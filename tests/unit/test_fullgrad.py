@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import hook
 import traces
 import zoo
 from glassbox.errors import BadInputError
 from glassbox.explanation import trace_format
 from glassbox.explanation.fullgrad import effective_bias_bn, explain, full_gradient
 from glassbox.explanation.trace_reader import read_index, read_trace
+from recorder import TensorRecorder
 
 EXACT = [name for name, net in zoo.ZOO.items() if net.exact]
 INEXACT = [name for name, net in zoo.ZOO.items() if not net.exact]
@@ -508,12 +508,12 @@ class TestChain:
         picture = np.arange(image[:, 0].numel() * image.shape[1], dtype=np.uint8)
         picture = picture.reshape(len(image), *image.shape[2:], image.shape[1])
         bucket = Bucket()
-        recorder = hook.TensorRecorder(
+        recorder = TensorRecorder(
             model,
             "s3://bucket/tensors/signs",
             client=bucket,
             traces_per_minute=10,
-            form=form,
+            trace_form=form,
             clock=lambda: 0.0,
             utcnow=lambda: datetime(2026, 11, 23, 10, tzinfo=UTC),
         )

@@ -43,16 +43,18 @@ def test_holds_the_model_and_all_that_its_code_imports(tmp_path, weights):
             "code/glassbox/explanation/trace_format.py",
             "code/glassbox/replay_marker.py",
             "code/glassbox/settings.py",
-            "code/hook.py",
+            "code/gradients.py",
             "code/inference.py",
+            "code/recorder.py",
             "code/requirements.txt",
             "code/resnet.py",
+            "code/trace_upload.py",
             "model/config.json",
             "model/model.pt",
         ]
         assert all(m.isfile() and (m.uid, m.gid, m.mtime, m.mode) == (0, 0, 0, 0o644) for m in members)
         assert packed.extractfile("model/model.pt").read() == weights.read_bytes()
-        assert packed.extractfile("code/hook.py").read() == (ROOT / "model_code" / "hook.py").read_bytes()
+        assert packed.extractfile("code/recorder.py").read() == (ROOT / "model_code/recorder.py").read_bytes()
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path, weights):
@@ -287,11 +289,11 @@ class TestCommand:
             1, f"package: {out} does not load: its process ended with -9\n")  # fmt: skip
 
     def test_refuses_a_file_that_would_replace_ours(self, tmp_path, weights):
-        (tmp_path / "hook.py").write_text("")
+        (tmp_path / "recorder.py").write_text("")
         out = tmp_path / "model.tar.gz"
-        done = run("--weights", weights, "--out", out, "--code", tmp_path / "hook.py")
+        done = run("--weights", weights, "--out", out, "--code", tmp_path / "recorder.py")
         assert done.returncode == 1
-        assert "hook.py is the name of a file of ours" in done.stderr
+        assert "recorder.py is the name of a file of ours" in done.stderr
         assert not out.exists()
 
     def test_says_what_is_missing(self, tmp_path):

@@ -1,6 +1,6 @@
 """The names of the tensors of a trace: what the hook on the endpoint writes and what the reader expects.
 
-The one module that ``model_code/hook.py`` and :mod:`glassbox.explanation.trace_reader` share; it needs the
+The one module that ``model_code`` and :mod:`glassbox.explanation.trace_reader` share; it needs the
 standard library only.
 ``package.py`` puts it into ``model.tar.gz`` beside the hook.
 

@@ -18,14 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import hook
+import gradients
 import replays
+import trace_upload
 import zoo
 from glassbox.aws.objects import Objects
 from glassbox.errors import SettingsError
 from glassbox.explanation import trace_format as names
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_reader import read_index, read_tensors, read_trace
+from recorder import SAMPLES, RateLimit, TensorRecorder
 from resnet import ResNet18
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:smdebug")
@@ -96,18 +98,18 @@ def trace_to():
         model=None,
         *,
         per_minute=1000,
-        form=names.REDUCED,
+        trace_form=names.REDUCED,
         clock=lambda: 0.0,
         replay_key=replays.KEY,
     ):
         model = ResNet18(num_classes=5, width=4).eval() if model is None else model
         made.append(
-            hook.TensorRecorder(
+            TensorRecorder(
                 model,
                 "s3://bucket/tensors/signs",
                 client=client,
                 traces_per_minute=per_minute,
-                form=form,
+                trace_form=trace_form,
                 clock=clock,
                 utcnow=lambda: NOW,
                 replay_key=replay_key,
@@ -141,9 +143,9 @@ def hooks_of(model):
 def recorded(model, image, target=None):
     """The recording of a network of the zoo, and its terms by autograd in float64."""
     model.requires_grad_(False)
-    modules = hook.biased_modules(model)
-    recording = hook.record(model, modules, image, target)
-    return recording, {name: hook.effective_bias(module) for name, module in modules.items()}
+    modules = gradients.biased_modules(model)
+    recording = gradients.record(model, modules, image, target)
+    return recording, {name: gradients.effective_bias(module) for name, module in modules.items()}
 
 
 class TestRateLimit:
@@ -153,7 +155,7 @@ class TestRateLimit:
     )
     def test_never_more_than_the_limit_in_any_minute(self, gaps, limit):
         now = 0.0
-        rate = hook.RateLimit(limit, lambda: now)
+        rate = RateLimit(limit, lambda: now)
         taken = []
         for gap in gaps:
             now += gap
@@ -165,13 +167,13 @@ class TestRateLimit:
 
     def test_at_fifty_requests_a_second(self):
         ticks = itertools.count()
-        rate = hook.RateLimit(10, lambda: next(ticks) / 50)
+        rate = RateLimit(10, lambda: next(ticks) / 50)
         taken = [rate.take() for _ in range(50 * 180)]
         assert sum(taken) == 30
         assert all(sum(taken[i : i + 3000]) <= 10 for i in range(len(taken) - 3000))
 
     def test_threads_share_it(self):
-        rate, taken = hook.RateLimit(10, lambda: 0.0), []
+        rate, taken = RateLimit(10, lambda: 0.0), []
         threads = [
             threading.Thread(target=lambda: taken.extend(rate.take() for _ in range(200))) for _ in range(8)
         ]
@@ -183,202 +185,16 @@ class TestRateLimit:
         assert sum(taken) == 10
 
 
-class TestRecord:
-    @pytest.mark.parametrize("name", list(zoo.ZOO))
-    def test_gives_the_plain_logits(self, name):
-        model, image = zoo.build(name)
-        with torch.inference_mode():
-            plain = model(image)
-        recording, _ = recorded(model, image)
-        assert same(recording.logits, plain)
-        assert torch.equal(recording.target, recording.logits.argmax(1))
-
-    @pytest.mark.parametrize("name", list(zoo.ZOO))
-    def test_every_reduced_tensor_is_what_autograd_recomputes(self, name):
-        model, image = zoo.build(name, samples=3)
-        terms = zoo.autograd_terms(model, image)
-        recording, biases = recorded(model, image, terms.target)
-        found = hook.reduced(recording, biases)
-
-        expected = {names.INPUT: terms.image * terms.image_gradient}
-        for key, (bias, gradient) in terms.modules.items():
-            expected[key] = bias.view(-1, *[1] * (gradient.ndim - 2)) * gradient
-        assert set(recording.gradients) == set(terms.modules)
-        stats = found.pop(names.STATS_TENSOR)
-        assert stats.dtype == np.float64
-        assert stats.shape == (3, 1 + len(terms.modules), len(names.STATS))
-        for row, key in zip(stats.transpose(1, 0, 2), [names.INPUT, *recording.gradients], strict=True):
-            term = expected[key].flatten(1)
-            scale = term.abs().amax(1).numpy()
-            assert (row[:, 0] == expected[key].shape[1]).all()
-            np.testing.assert_allclose(row[:, 1], term.abs().amin(1), atol=1e-5 * scale.max())
-            np.testing.assert_allclose(row[:, 2], scale, rtol=1e-5)
-            np.testing.assert_allclose(row[:, 3], term.sum(1), atol=1e-6 * term.abs().sum(1).max())
-            np.testing.assert_allclose(row[:, 4], term.abs().sum(1), rtol=1e-5)
-            if expected[key].ndim == 4:
-                map_ = found.pop(names.abs_map(key))
-                assert map_.dtype == np.float32
-                np.testing.assert_allclose(
-                    map_, expected[key].abs().sum(1), rtol=1e-4, atol=1e-5 * scale.max()
-                )
-        assert not found
-
-    @pytest.mark.parametrize("seed", range(6))
-    def test_the_sums_add_up_to_the_logit(self, seed):
-        """Of any class, with random BatchNorms that have channels of tiny variance and of none."""
-        model, image = zoo.build("ResNet18 (BasicBlock)", seed, samples=10)
-        recording, biases = recorded(model, image, torch.arange(10))
-        stats = hook.reduced(recording, biases)[names.STATS_TENSOR]
-        logits = recording.logits.double().gather(1, torch.arange(10)[:, None])[:, 0].numpy()
-        residual = np.abs(stats[:, :, 3].sum(1) - logits)
-        assert (residual <= 5e-7 * stats[:, :, 4].sum(1)).all()
-
-    def test_eps_is_in_the_bias(self):
-        """Without it, a variance of 0 gives no number; with another eps, another number."""
-        norm = nn.BatchNorm2d(2, eps=1e-3)
-        norm.running_mean[:], norm.running_var[:] = torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0])
-        expected = torch.tensor([-2 / 1e-3**0.5, -3 / 1.001**0.5])
-        assert torch.equal(hook.effective_bias(norm), expected)
-
-    @pytest.mark.parametrize("parameters", [True, False])
-    def test_the_bias_of_a_module_is_what_it_answers_to_zeros(self, parameters):
-        torch.manual_seed(0)
-        for module in (
-            nn.BatchNorm2d(6, affine=parameters),
-            nn.BatchNorm1d(6, affine=parameters),
-            nn.SyncBatchNorm(6, affine=parameters),
-            nn.Conv2d(6, 6, 3, padding=1),
-            nn.ConvTranspose2d(6, 6, 3, padding=1),
-            nn.Conv1d(6, 6, 3, padding=1),
-        ):
-            if isinstance(module, hook.BATCH_NORM):
-                nn.init.normal_(module.running_mean)
-                nn.init.uniform_(module.running_var)
-                for parameter in module.parameters():
-                    nn.init.normal_(parameter)
-            ndim = 3 if type(module).__name__.endswith("1d") else 4
-            zeros = torch.zeros(1, 6, *[4] * (ndim - 2))
-            answer = module.eval()(zeros).detach().flatten(2)[0, :, 0]
-            torch.testing.assert_close(hook.effective_bias(module), answer)
-
-    def test_only_modules_with_a_bias_are_watched(self):
-        model = nn.Sequential(
-            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False), nn.GroupNorm(2, 4),
-            nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True), nn.Linear(4, 4, bias=False),
-            nn.Linear(4, 4), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 1),
-        )  # fmt: skip
-        assert list(hook.biased_modules(model)) == ["6", "7", "8"]
-
-    def test_modules_that_are_used_twice_unused_or_called_input(self):
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.input, self.twice = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
-                self.ignored, self.never = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-                self.fc = nn.Linear(4, 5)
-
-            def forward(self, x):
-                x = self.twice(self.twice(self.input(x)).relu())
-                self.ignored(x)
-                return self.fc(x.mean((2, 3)))
-
-        recording, biases = recorded(Net().eval(), images(2))
-        assert list(recording.gradients) == ["input#0", "twice#0", "twice#1", "ignored", "fc"]
-        assert recording.head == "fc"
-        found = hook.reduced(recording, biases)
-        stats = found[names.STATS_TENSOR]
-        logit = recording.logits.amax(1).double().numpy()
-        np.testing.assert_allclose(stats[:, :, 3].sum(1), logit, rtol=1e-5)
-        assert (stats[:, 4] == [4, 0, 0, 0, 0]).all()
-        assert not found[names.abs_map("ignored")].any()
-        assert found[names.abs_map("input")].shape == (2, 32, 32)
-        assert found[names.abs_map("input#0")].shape == (2, 30, 30)
-
-    def test_a_linear_layer_over_maps_has_its_channels_last(self):
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.pixels, self.fc = nn.Linear(3, 8), nn.Linear(8, 5)
-
-            def forward(self, x):
-                return self.fc(self.pixels(x.permute(0, 2, 3, 1)).relu().mean((1, 2)))
-
-        recording, biases = recorded(Net().eval(), images(2)[..., :20])
-        gradient = recording.gradients["pixels"]
-        assert gradient.shape == (2, 8, 32, 20)
-        found = hook.reduced(recording, biases)
-        np.testing.assert_allclose(
-            found[names.STATS_TENSOR][:, :, 3].sum(1), recording.logits.amax(1).double(), rtol=1e-5
-        )
-        map_ = (biases["pixels"].view(-1, 1, 1) * gradient).abs().sum(1)
-        np.testing.assert_allclose(found[names.abs_map("pixels")], map_, rtol=1e-5)
-
-    def test_the_order_of_the_numbers_in_memory_does_not_matter(self):
-        model, image = zoo.build("ResNet18 (BasicBlock)")
-        expected = hook.reduced(*recorded(model, image))
-        model = model.to(memory_format=torch.channels_last)
-        found = hook.reduced(*recorded(model, image.contiguous(memory_format=torch.channels_last)))
-        for name, tensor in expected.items():
-            np.testing.assert_allclose(found[name], tensor, rtol=1e-3, atol=1e-5 * np.abs(tensor).max())
-
-    def test_modules_that_give_no_tensor_or_none_that_depends_on_the_picture(self):
-        class Pair(nn.Conv2d):
-            def forward(self, x):
-                return super().forward(x), x
-
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.pair, self.constant, self.fc = Pair(3, 4, 1), nn.Linear(2, 5), nn.Linear(4, 5)
-
-            def forward(self, x):
-                return self.fc(self.pair(x)[0].mean((2, 3))) + self.constant(torch.ones(2))
-
-        model = Net().eval()
-        recording, _ = recorded(model, images())
-        assert list(recording.gradients) == ["fc"]
-        with torch.no_grad():
-            assert same(recording.logits, model(images()))
-
-    @pytest.mark.parametrize("image", [torch.zeros(1, 3, 48, 48), torch.full((1, 3, 48, 48), 1e6)])
-    def test_numbers_are_finite_at_the_edges(self, image):
-        model, _ = zoo.build("ResNet18 (BasicBlock)")
-        recording, biases = recorded(model, image)
-        assert all(np.isfinite(tensor).all() for tensor in hook.reduced(recording, biases).values())
-
-    def test_no_hook_stays(self):
-        class Raises(nn.Module):
-            def forward(self, x):
-                raise ArithmeticError("in the middle")
-
-        model = ResNet18(num_classes=5, width=4).eval().requires_grad_(False)
-        modules = hook.biased_modules(model)
-        hook.record(model, modules, images())
-        assert not hooks_of(model)
-        for target in (torch.tensor([5]), torch.tensor([-1])):
-            with pytest.raises(RuntimeError, match="out of bounds"):
-                hook.record(model, modules, images(), target)
-            assert not hooks_of(model)
-        model.layer4 = Raises()
-        with pytest.raises(ArithmeticError, match="in the middle"):
-            hook.record(model, modules, images())
-        assert not hooks_of(model)
-
-    def test_parameters_take_no_gradient(self, trace_to):
-        model = ResNet18(num_classes=5, width=4)
-        predict(trace_to(Bucket(), model), images())
-        assert not model.training
-        assert all(p.grad is None and not p.requires_grad for p in model.parameters())
-
-
 class TestStep:
     @pytest.mark.parametrize("step", [0, 7, 999, 1000, 123_456_789])
     def test_lies_where_smdebug_puts_it(self, tmp_path, step):
         from smdebug.core.locations import IndexFileLocationUtils, TensorFileLocation
 
-        events, index = hook.write_step(tmp_path, step, {"a": np.ones(3)})
-        assert str(events) == TensorFileLocation(step, hook.WORKER).get_file_location(str(tmp_path))
-        assert str(index) == IndexFileLocationUtils.get_index_key_for_step(str(tmp_path), step, hook.WORKER)
+        events, index = trace_upload.write_step(tmp_path, step, {"a": np.ones(3)})
+        assert str(events) == TensorFileLocation(step, trace_upload.WORKER).get_file_location(str(tmp_path))
+        assert str(index) == IndexFileLocationUtils.get_index_key_for_step(
+            str(tmp_path), step, trace_upload.WORKER
+        )
 
     @pytest.mark.parametrize("name", ["ResNet18 (BasicBlock)", "a block used twice"])
     def test_create_trial_reads_the_full_form(self, tmp_path, trace_to, name):
@@ -388,7 +204,7 @@ class TestStep:
 
         bucket = Bucket()
         model, image = zoo.build(name)
-        recorder = trace_to(bucket, model, form=names.FULL)
+        recorder = trace_to(bucket, model, trace_form=names.FULL)
         logits = recorder.predict(image, pictures(2), REQUEST, None)
         recorder.predict(image.flip(0), pictures(2), REQUEST, None)
         recorder.close()
@@ -427,9 +243,9 @@ class TestStep:
         from smdebug.trials import create_trial
 
         recording, biases = recorded(*zoo.build("1×1 maps, one channel"))
-        tensors = hook.reduced(recording, biases)
-        hook.write_step(tmp_path, 3, tensors)
-        hook.write_collections(tmp_path, tensors)
+        tensors = gradients.reduced(recording, biases)
+        trace_upload.write_step(tmp_path, 3, tensors)
+        trace_upload.write_collections(tmp_path, tensors)
         trial = create_trial(str(tmp_path))
         assert set(trial.tensor_names()) == set(tensors)
         for name, tensor in tensors.items():
@@ -449,7 +265,13 @@ class InPlace(nn.Module):
         return self.net(x)
 
 
-class TestTracer:
+class TestTensorRecorder:
+    def test_parameters_take_no_gradient(self, trace_to):
+        model = ResNet18(num_classes=5, width=4)
+        predict(trace_to(Bucket(), model), images())
+        assert not model.training
+        assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
     def test_a_trace_says_what_was_asked_and_answered(self, trace_to):
         bucket, labels = Bucket(), ["a", "b", "c", "d", "e"]
         model = ResNet18(num_classes=5, width=4).eval()
@@ -478,7 +300,7 @@ class TestTracer:
     def test_a_large_batch_is_one_step_of_its_samples(self, trace_to):
         bucket = Bucket()
         recorder = trace_to(bucket)
-        image = images(2 * hook.SAMPLES + 3)
+        image = images(2 * SAMPLES + 3)
         together = predict(recorder, image)
         for one in image:
             predict(recorder, one[None])
@@ -491,7 +313,7 @@ class TestTracer:
             np.testing.assert_allclose(batch[name], one_by_one, rtol=1e-3, atol=1e-6)
 
     @pytest.mark.parametrize(
-        ("form", "width", "size", "samples", "traced"),
+        ("trace_form", "width", "size", "samples", "traced"),
         [
             ("reduced", 4, 512, 17, 16),  # by its pixels
             ("reduced", 4, 299, 48, 46),
@@ -500,13 +322,13 @@ class TestTracer:
         ],
     )
     def test_a_step_that_would_be_too_large_holds_the_first_samples(
-        self, trace_to, form, width, size, samples, traced
+        self, trace_to, trace_form, width, size, samples, traced
     ):
         torch.manual_seed(0)
         bucket, model = Bucket(), ResNet18(num_classes=5, width=width).eval()
         image, picture = torch.randn(samples, 3, size, size), np.zeros((samples, size, size, 3), np.uint8)
         picture += np.arange(samples, dtype=np.uint8)[:, None, None, None]
-        recorder = trace_to(bucket, model, form=form)
+        recorder = trace_to(bucket, model, trace_form=trace_form)
         logits = recorder.predict(image, picture, REQUEST, None)
         recorder.close()
         with torch.inference_mode():
@@ -523,13 +345,13 @@ class TestTracer:
 
     def test_a_picture_that_is_too_large_is_answered_without_a_trace(self, trace_to, caplog):
         model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
-        recorder = trace_to(Bucket(), model.eval(), form=names.FULL)
+        recorder = trace_to(Bucket(), model.eval(), trace_form=names.FULL)
         image = torch.randn(1, 3, 512, 512)
         logits = recorder.predict(image, np.zeros((1, 512, 512, 3), np.uint8), REQUEST, None)
         with torch.inference_mode():
             assert same(logits, model(image))
         assert recorder.dropped == 1
-        assert "a picture of (3, 512, 512) is more than a step may hold" in caplog.text
+        assert "input image (3, 512, 512): larger than a step may hold" in caplog.text
 
     def test_the_gradients_of_a_part_are_gone_when_the_next_is_recorded(self, trace_to):
         alive = []
@@ -546,7 +368,7 @@ class TestTracer:
         conv = nn.Conv2d(3, 13, 1)
         model = nn.Sequential(Counts(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, 5))
         recorder = trace_to(Bucket(), model.eval())
-        predict(recorder, images(3 * hook.SAMPLES))
+        predict(recorder, images(3 * SAMPLES))
         assert recorder.dropped == 0
         assert alive == [0, 0, 0, 0], "once to look at the network, and once for each part"
 
@@ -642,7 +464,7 @@ class TestTracer:
             np.testing.assert_array_equal(trace.tensors[names.PICTURE], picture)
             np.testing.assert_array_equal(trace.tensors[names.LOGITS], logits)
             alone, biases = recorded(model, image)
-            for name, tensor in hook.reduced(alone, biases).items():
+            for name, tensor in gradients.reduced(alone, biases).items():
                 np.testing.assert_allclose(
                     trace.tensors[name], tensor, rtol=1e-3, atol=1e-5 * np.abs(tensor).max()
                 )
@@ -702,22 +524,22 @@ class TestTracer:
         assert [bool(recorder.wants(replays.BODY, marker)) for _ in range(2)] == [True, False]
 
     @pytest.mark.parametrize(
-        ("form", "destination", "reason"),
+        ("trace_form", "destination", "reason"),
         [
-            ("Reduced", "s3://bucket/tensors", "TRACE_FORM='Reduced' is neither reduced nor full"),
-            ("reduced", "/opt/tensors", "tensors_output='/opt/tensors' is not s3://bucket/prefix"),
-            ("full", "s3://bucket", "not s3://bucket/prefix"),
-            ("full", "s3://bucket/", "not s3://bucket/prefix"),
+            ("Reduced", "s3://bucket/tensors", "TRACE_FORM: expected reduced or full, got 'Reduced'"),
+            ("reduced", "/opt/tensors", "tensors_output: expected s3://bucket/prefix, got '/opt/tensors'"),
+            ("full", "s3://bucket", "expected s3://bucket/prefix, got"),
+            ("full", "s3://bucket/", "expected s3://bucket/prefix, got"),
         ],
     )
-    def test_settings_that_cannot_work_are_refused(self, form, destination, reason):
+    def test_settings_that_cannot_work_are_refused(self, trace_form, destination, reason):
         with pytest.raises(SettingsError, match=re.escape(reason)):
-            hook.TensorRecorder(
+            TensorRecorder(
                 ResNet18(num_classes=5, width=4),
                 destination,
                 client=Bucket(),
                 traces_per_minute=1,
-                form=form,
+                trace_form=trace_form,
                 clock=lambda: 0.0,
                 utcnow=lambda: NOW,
             )
@@ -772,7 +594,7 @@ class TestTrouble:
         recorder = trace_to(stuck)
         predict(recorder, images())
         assert stuck.entered.wait(120)
-        for _ in range(hook.QUEUE + 3):
+        for _ in range(trace_upload.QUEUE + 3):
             predict(recorder, images())
         assert recorder.dropped == 3
         recorder.close(0.2)
@@ -780,16 +602,16 @@ class TestTrouble:
         stuck.release()
 
     def test_s3_hangs_while_traces_are_large(self, trace_to, monkeypatch):
-        monkeypatch.setattr(hook, "QUEUE_BYTES", 1 << 20)
+        monkeypatch.setattr(trace_upload, "QUEUE_BYTES", 1 << 20)
         stuck = Stuck()
-        recorder = trace_to(stuck, form=names.FULL)
+        recorder = trace_to(stuck, trace_form=names.FULL)
         predict(recorder, images())
         assert stuck.entered.wait(120)
         accepted = 0
         while not recorder.dropped:
             predict(recorder, images(4))
             accepted += 1
-        assert 2 < accepted < hook.QUEUE
+        assert 2 < accepted < trace_upload.QUEUE
         assert recorder.dropped == 1
         stuck.release()
 
@@ -857,9 +679,9 @@ class TestTrouble:
         assert recorder.dropped == 1
 
     def test_a_replay_that_the_queue_does_not_take_says_why(self, trace_to, monkeypatch):
-        monkeypatch.setattr(hook, "QUEUE", 0)
+        monkeypatch.setattr(trace_upload, "QUEUE", 0)
         bucket = Bucket()
-        monkeypatch.setattr(hook, "REFUSALS", 1000)
+        monkeypatch.setattr(trace_upload, "REFUSALS", 1000)
         recorder = trace_to(bucket)
         predict(recorder, images())
         predict(recorder, images(), **REPLAYED)
@@ -877,13 +699,13 @@ class TestTrouble:
             def forward(self, x):
                 return self.fc((self.light if x.mean() > 0 else self.dark)(x).mean((2, 3)))
 
-        bucket, image = Bucket(), images(hook.SAMPLES + 1).abs()
-        image[hook.SAMPLES :] *= -1
+        bucket, image = Bucket(), images(SAMPLES + 1).abs()
+        image[SAMPLES:] *= -1
         recorder = trace_to(bucket, Chooses())
         predict(recorder, image, **REPLAYED)
         recorder.close()
         (index,) = bucket.indexes
-        assert "different ways" in bucket.trace(index).meta.refused
+        assert "different paths" in bucket.trace(index).meta.refused
 
     def test_an_input_that_the_model_refuses_leaves_no_refusal(self, trace_to):
         bucket = Bucket()
@@ -910,14 +732,14 @@ class TestTrouble:
             def forward(self, x):
                 return self.fc((self.light if x.mean() > 0 else self.dark)(x).mean((2, 3)))
 
-        bucket, image = Bucket(), images(hook.SAMPLES + 1).abs()
+        bucket, image = Bucket(), images(SAMPLES + 1).abs()
         recorder = trace_to(bucket, Chooses())
-        assert predict(recorder, image).shape == (hook.SAMPLES + 1, 5)
-        image[hook.SAMPLES :] *= -1
-        assert predict(recorder, image).shape == (hook.SAMPLES + 1, 5)
+        assert predict(recorder, image).shape == (SAMPLES + 1, 5)
+        image[SAMPLES:] *= -1
+        assert predict(recorder, image).shape == (SAMPLES + 1, 5)
         recorder.close()
         assert (recorder.dropped, len(bucket.indexes)) == (1, 1)
-        assert "the samples of the batch took different ways through the network" in caplog.text
+        assert "the samples of the batch took different paths through the network" in caplog.text
 
     def test_logits_that_do_not_depend_on_the_picture(self, trace_to):
         class Blind(nn.Module):
@@ -951,12 +773,12 @@ def wait_until(happened, seconds=120):
 def test_the_time_of_a_request_is_its_own(trace_to):
     bucket = Bucket()
     times = iter([NOW, NOW + timedelta(seconds=1), NOW + timedelta(seconds=61)])
-    recorder = hook.TensorRecorder(
+    recorder = TensorRecorder(
         ResNet18(num_classes=5, width=4),
         "s3://bucket/tensors/signs/",
         client=bucket,
         traces_per_minute=1,
-        form=names.REDUCED,
+        trace_form=names.REDUCED,
         clock=lambda: 0.0,
         utcnow=lambda: next(times),
     )

@@ -10,7 +10,7 @@ from torch import nn
 import zoo
 from exactness import inexact
 from glassbox.explanation import trace_format as names
-from hook import biased_modules, effective_bias, record, reduced
+from gradients import biased_modules, effective_bias, record, reduced
 
 
 def found(model, image=None):

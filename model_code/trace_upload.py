@@ -1,0 +1,172 @@
+"""Write the steps of a run as smdebug does, and upload them to S3 from a bounded queue.
+
+A thread of its own writes and uploads: a full disk or an unreachable S3 loses a trace and never delays an answer.
+
+smdebug's writers are used, not its ``Hook``: that one stays on the model, writes a step only when the next request
+arrives, and uploads it during that request.
+"""
+
+import logging
+import os
+import queue
+import re
+import socket
+import tempfile
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from smdebug.core.collection_manager import CollectionManager
+from smdebug.core.modes import MODE_PLUGIN_NAME, MODE_STEP_PLUGIN_NAME, ModeKeys
+from smdebug.core.tfevent.events_writer import EventsWriter
+from smdebug.core.tfevent.index_file_writer import Index
+from smdebug.core.tfevent.proto.event_pb2 import Event
+from smdebug.core.tfevent.proto.summary_pb2 import Summary, SummaryMetadata
+from smdebug.core.tfevent.util import make_tensor_proto
+
+from glassbox.errors import SettingsError
+from glassbox.explanation import trace_format as names
+
+logger = logging.getLogger(__name__)
+
+# Steps and their bytes that may wait before further ones are dropped: the replays of an incident and a minute of live
+# traces fit.
+QUEUE = 32
+REFUSALS = 8 * QUEUE  # the limit for a refusal, which holds a few bytes
+QUEUE_BYTES = 256 << 20
+WORKER = "worker_0"
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+class TraceUploader:
+    """Writes and uploads the steps of one run in a thread of its own; drops steps when S3 is too slow.
+
+    Args:
+        client: a boto3 ``s3`` client.
+        destination: ``s3://bucket/prefix``.
+        started: the beginning of the run's name. The rest makes the name unique, since every process counts its steps
+            from 0.
+
+    Raises:
+        SettingsError: the destination is not an S3 URI.
+    """
+
+    def __init__(self, client: Any, destination: str, started: str) -> None:
+        match = re.fullmatch(r"s3://([^/]+)/(.*[^/])/*", destination)
+        if match is None:
+            raise SettingsError(f"tensors_output: expected s3://bucket/prefix, got {destination!r}")
+        host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
+        self._client, (self._bucket, prefix) = client, match.groups()
+        self._prefix = f"{prefix}/{started}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._queue: queue.Queue[tuple[Callable[[], Tensors], int] | None] = queue.Queue()
+        self._bytes = 0  # of the waiting steps and of the one in progress
+        self._lock = threading.Lock()
+        self._has_collections = False
+        self.dropped = 0
+        self._thread = threading.Thread(target=self._work, name="trace-upload", daemon=True)
+        self._thread.start()
+
+    def put(self, step: Callable[[], Tensors], size: int, *, refusal: bool = False) -> bool:
+        """Queue a step and return whether it fits. Never waits.
+
+        Args:
+            step: returns the tensors of the step.
+            size: bytes that ``step`` keeps in memory until then.
+            refusal: whether the higher limit for refusals applies.
+        """
+        limit = REFUSALS if refusal else QUEUE
+        with self._lock:
+            fits = self._queue.qsize() < limit and self._bytes + size <= QUEUE_BYTES
+            if fits:
+                self._bytes += size
+                self._queue.put((step, size))
+        if not fits:
+            self.drop("the upload queue is full")
+        return fits
+
+    def drop(self, reason: str) -> None:
+        """Count a lost trace and log the reason."""
+        with self._lock:
+            self.dropped += 1
+        logger.warning("trace dropped, %d so far: %s", self.dropped, " ".join(reason.split()))
+
+    def close(self, seconds: float) -> None:
+        """Upload the queued steps; return after ``seconds`` at the latest."""
+        self._queue.put(None)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            logger.warning("%d traces were not uploaded in time", self._queue.qsize())
+
+    def _work(self) -> None:
+        # A dropped step keeps its number: S3 may hold a part of it.
+        for number, (step, size) in enumerate(iter(self._queue.get, None)):
+            try:
+                with tempfile.TemporaryDirectory(prefix="glassbox-") as folder:
+                    self._upload(Path(folder), number, step())
+            except Exception as error:
+                # An error of the disk, S3 or the network must not end the thread: the next step may succeed.
+                self.drop(f"{type(error).__name__}: {error}")
+            with self._lock:
+                self._bytes -= size
+
+    def _upload(self, folder: Path, number: int, tensors: Tensors) -> None:
+        files = write_step(folder, number, tensors)
+        if not self._has_collections:
+            self._put(folder, write_collections(folder, tensors))
+            self._has_collections = names.PICTURE in tensors  # a refusal holds none of a trace's names
+        for file in files:
+            self._put(folder, file)
+
+    def _put(self, folder: Path, file: Path) -> None:
+        key = f"{self._prefix}/{file.relative_to(folder).as_posix()}"
+        self._client.put_object(Bucket=self._bucket, Key=key, Body=file.read_bytes())
+
+
+def write_step(folder: Path, step: int, tensors: Tensors) -> tuple[Path, Path]:
+    """Write a step as smdebug does; return its events and its index, which must be uploaded last.
+
+    The index holds the checksum of the events. smdebug's ``FileWriter`` is not used, because its thread ends on a full
+    disk and then blocks its caller for ever; nor are its ``locations``, which import pandas.
+    """
+    name = f"{step:012d}_{WORKER}"
+    events_path = folder / "events" / f"{step:012d}" / f"{name}.tfevents"
+    index_path = folder / "index" / f"{step // 1000:09d}" / f"{name}.json"
+    mode = SummaryMetadata(
+        plugin_data=[
+            SummaryMetadata.PluginData(plugin_name=MODE_STEP_PLUGIN_NAME, content=str(step)),
+            SummaryMetadata.PluginData(plugin_name=MODE_PLUGIN_NAME, content=str(ModeKeys.PREDICT.value)),
+        ]
+    )
+    events, ranges = EventsWriter(str(events_path)), []
+    for tag, tensor in tensors.items():
+        value = Summary.Value(tag=tag, metadata=mode, tensor=make_tensor_proto(tensor, tag))
+        start, length = events.write_event(
+            Event(summary=Summary(value=[value]), wall_time=time.time(), step=step)
+        )
+        ranges.append({"tensorname": tag, "start_idx": start, "length": length})
+    events.close()
+    meta = {
+        "mode": ModeKeys.PREDICT.name,
+        "mode_step": step,
+        "event_file_name": events_path.relative_to(folder).as_posix(),
+        "crc32": zlib.crc32(events_path.read_bytes()),
+    }
+    index_path.parent.mkdir(parents=True)
+    index_path.write_text(Index(meta, ranges, []).to_json(), encoding="utf-8")
+    return events_path, index_path
+
+
+def write_collections(folder: Path, tensors: Tensors) -> Path:
+    """Write the file that smdebug's ``create_trial`` reads before the steps of a run."""
+    collections = CollectionManager()
+    collections.get("default").tensor_names = set(tensors)
+    path = folder / "collections" / "000000000" / f"{WORKER}_collections.json"
+    path.parent.mkdir(parents=True)
+    collections.export(str(folder), path.name)
+    return path

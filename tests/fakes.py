@@ -6,7 +6,7 @@ Each fake passes the same contract tests as its adapter (tests/integration).
 from dataclasses import replace
 
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.incidents.model import DELETED, PICTURES_KEPT, RELATED_KEPT, EndpointState
+from glassbox.incidents.model import DELETED, HEATMAPS_KEPT, RELATED_KEPT, EndpointState
 
 
 class FakeObjects:
@@ -102,7 +102,7 @@ class FakeIncidents:
         kept = replace(
             after,
             related_violations=current.related_violations,
-            pictures=current.pictures,
+            heatmaps=current.heatmaps,
             refused=current.refused,
         )
         self.items[before.endpoint] = kept
@@ -112,11 +112,11 @@ class FakeIncidents:
     def attach(self, incident, violation):
         self._add(incident, "related_violations", violation, RELATED_KEPT)
 
-    def add_picture(self, incident, name):
-        self._add(incident, "pictures", name, PICTURES_KEPT)
+    def add_heatmap(self, incident, name):
+        self._add(incident, "heatmaps", name, HEATMAPS_KEPT)
 
     def add_refusal(self, incident, name):
-        self._add(incident, "refused", name, PICTURES_KEPT)
+        self._add(incident, "refused", name, HEATMAPS_KEPT)
 
     def _add(self, incident, to, value, most):
         for items, key in ((self.items, incident.endpoint), (self.closed, incident.id)):

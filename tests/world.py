@@ -67,7 +67,7 @@ class World:
 
     def draw(self, *names):
         for name in names:
-            self.dependencies.incidents.add_picture(self.incident, name)
+            self.dependencies.incidents.add_heatmap(self.incident, name)
 
     def later(self, minutes):
         self.now += timedelta(minutes=minutes)

@@ -16,7 +16,7 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.endpoint import Runtime
 from glassbox.aws.objects import Objects
 from glassbox.aws.replay_key import ReplayKey
-from glassbox.incidents.incident_report import write_page
+from glassbox.incidents.incident_report import write_report
 from glassbox.incidents.replay import flagged_inputs, replay, variants_of
 from glassbox.incidents.workflow import confirm
 from glassbox.monitoring.counts import MAX_CLASSES
@@ -74,7 +74,7 @@ def build():
             runtime=Runtime(boto3.client("sagemaker-runtime", config=ONE_TRY)),
         ),
         report=functools.partial(
-            write_page,
+            write_report,
             bucket=settings.bucket,
             objects=objects,
             counts=CountsTable(boto3.client("dynamodb"), settings.counts_table),

@@ -432,7 +432,7 @@ def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws, cu
         runtime.invoke_endpoint(EndpointName=ENDPOINT, ContentType="application/x-npy", Body=body.getvalue())
     wait_for(lambda: incident(aws) and incident(aws).state == "NORMAL", 300)
     assert not incident(aws).failure
-    assert incident(aws).replays <= incident(aws).pictures
+    assert incident(aws).replays <= incident(aws).heatmaps
     assert live(aws) == ("InService", "Shop-v1")
     (variant,) = customer.describe_endpoint(EndpointName=ENDPOINT)["ProductionVariants"]
     assert variant["CurrentInstanceCount"] == 2  # as scaling had left it

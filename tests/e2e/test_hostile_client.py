@@ -155,7 +155,7 @@ def attack(stack, inbox, invoke, images):
         invoke(body, attempts[number // 10], "../../index" if number % 2 else MARKUP)
     wait_for(lambda: (i := incident(stack)) and i.state != "NORMAL", 90)
     command(ENDPOINT, "extend", stack.aws.session, minutes=60)
-    wait_for(lambda: incident(stack).replays and len(incident(stack).pictures) >= 4, 90)
+    wait_for(lambda: incident(stack).replays and len(incident(stack).heatmaps) >= 4, 90)
     return incident(stack)
 
 
@@ -167,7 +167,7 @@ def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
     )  # the fifth hides behind old attributes, the sixth behind long ones
     assert counted.classes[14] >= 45
     assert (attack.cause.check, attack.cause.predicted_class, len(attack.flagged)) == ("class_share", 14, 3)
-    assert attack.pictures == attack.replays
+    assert attack.heatmaps == attack.replays
     assert len(traces(stack)) == 4
     (message,) = wait_for(lambda: inbox.notifications())
     assert message["Subject"] == SWAPPING
@@ -221,7 +221,7 @@ def test_invalid_markers_gain_no_trace_and_are_counted(stack, attack, replay, ke
         for name in attack.replays
         for suffix in ("png", "json")
     )
-    assert incident(stack).pictures == attack.replays
+    assert incident(stack).heatmaps == attack.replays
 
 
 def test_the_metric_shows_ops_every_forged_marker(stack, attack):
@@ -270,7 +270,7 @@ def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke)
     wait_for(lambda: counts(stack).replayed == before.replayed + 1)
     assert (counts(stack).sample_size, counts(stack).forged) == (before.sample_size, before.forged)
     wait_for(lambda: len(traces(stack)) == 5)
-    assert incident(stack).pictures == attack.replays
+    assert incident(stack).heatmaps == attack.replays
 
 
 def test_the_incident_ends_with_a_report_that_holds_none_of_its_text(stack, inbox, attack):

@@ -66,7 +66,7 @@ def test_every_one_ends_in_normal_with_its_pictures_and_two_messages(pictures):
             last = ended.id
             assert not ended.failure
             assert len(ended.replays) == 6
-            assert ended.replays <= ended.pictures
+            assert ended.replays <= ended.heatmaps
             wait_for(lambda number=number: len(inbox.notifications()) >= 2 * (number + 1))
         subjects = [message["Subject"].partition(": ")[2] for message in inbox.notifications()]
     assert subjects == ["violation, swapping to the hooked model", "restored, report is ready"] * INCIDENTS

@@ -24,7 +24,7 @@ from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.events import Violation
 from glassbox.incidents.model import (
     FINDINGS_KEPT,
-    PICTURES_KEPT,
+    HEATMAPS_KEPT,
     RELATED_KEPT,
     EndpointState,
     Incident,
@@ -117,23 +117,23 @@ def test_ten_thousand_names_do_not_fill_the_item_and_a_replays_name_always_fits(
         revision=1,
     )
     incidents.save(FIRST, hooked)
-    for n in range(10_000 if isinstance(incidents, FakeIncidents) else PICTURES_KEPT + 20):
-        incidents.add_picture(
+    for n in range(10_000 if isinstance(incidents, FakeIncidents) else HEATMAPS_KEPT + 20):
+        incidents.add_heatmap(
             FIRST, f"20261123T101512Z-ip-10-0-161-203.eu-west-1.compute.internal-1-5f0c9a3e-{n:06d}"
         )
     for n in range(2 * RELATED_KEPT):
         incidents.attach(FIRST, replace(LATE, window_start=AT - timedelta(minutes=n)))
-    incidents.add_picture(FIRST, "asked-1")
+    incidents.add_heatmap(FIRST, "asked-1")
     incidents.add_refusal(FIRST, "asked-2")
     current = incidents.current("traffic-signs")
-    assert (len(current.pictures), len(current.related_violations)) == (PICTURES_KEPT + 1, RELATED_KEPT)
-    assert ("asked-1" in current.pictures, current.refused) == (True, {"asked-2"})
+    assert (len(current.heatmaps), len(current.related_violations)) == (HEATMAPS_KEPT + 1, RELATED_KEPT)
+    assert ("asked-1" in current.heatmaps, current.refused) == (True, {"asked-2"})
     restoring = replace(current, state=State.RESTORING, unsent=frozenset(), revision=2)
     incidents.save(current, restoring)
     incidents.save(restoring, replace(restoring, state=State.NORMAL, revision=3))
     assert incidents.current("traffic-signs").state is State.NORMAL
     (past,) = incidents.past("traffic-signs", AT)
-    assert len(past.pictures) == PICTURES_KEPT + 1
+    assert len(past.heatmaps) == HEATMAPS_KEPT + 1
 
 
 def test_an_incident_with_everything_at_its_bound_fits_into_an_item():
@@ -152,7 +152,7 @@ def test_an_incident_with_everything_at_its_bound_fits_into_an_item():
         flagged=replays,
         unsent=replays,
         refused=replays,
-        pictures=frozenset(f"{n:0138d}" for n in range(PICTURES_KEPT)) | replays,
+        heatmaps=frozenset(f"{n:0138d}" for n in range(HEATMAPS_KEPT)) | replays,
         failure=wide * 4000,
         findings=(wide * 160,) * FINDINGS_KEPT,
         unreported=wide * 1000,
@@ -182,24 +182,24 @@ def test_a_stale_writer_gets_a_conflict(incidents):
 def test_pictures_and_violations_are_added_whoever_saves_meanwhile(incidents):
     incidents.open(FIRST)
     for name in ("a", "b", "a"):
-        incidents.add_picture(FIRST, name)
+        incidents.add_heatmap(FIRST, name)
     incidents.attach(FIRST, LATE)
     incidents.save(FIRST, replace(FIRST, requested=True, revision=1))
     current = incidents.current("traffic-signs")
-    assert (current.pictures, current.related_violations, current.requested) == ({"a", "b"}, {LATE}, True)
-    incidents.add_picture(SECOND, "of another incident")
-    assert incidents.current("traffic-signs").pictures == {"a", "b"}
+    assert (current.heatmaps, current.related_violations, current.requested) == ({"a", "b"}, {LATE}, True)
+    incidents.add_heatmap(SECOND, "of another incident")
+    assert incidents.current("traffic-signs").heatmaps == {"a", "b"}
 
 
 def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
     incidents.open(FIRST)
-    incidents.add_picture(FIRST, "a")
+    incidents.add_heatmap(FIRST, "a")
     current = incidents.current("traffic-signs")
     incidents.save(current, replace(current, state=State.NORMAL, revision=1))
     incidents.open(SECOND)
     incidents.attach(FIRST, LATE)
     (past,) = incidents.past("traffic-signs", AT - timedelta(days=1))
-    assert (past.id, past.state, past.pictures, past.related_violations) == (
+    assert (past.id, past.state, past.heatmaps, past.related_violations) == (
         FIRST.id,
         State.NORMAL,
         {"a"},
@@ -529,7 +529,7 @@ def test_a_table_that_is_gone_is_tried_again(aws):
         lambda: table.open(FIRST),
         lambda: table.current("x"),
         lambda: table.past("x", AT),
-        lambda: table.add_picture(FIRST, "a"),
+        lambda: table.add_heatmap(FIRST, "a"),
     ):
         with pytest.raises(RetryableError) as error:
             call()

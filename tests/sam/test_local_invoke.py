@@ -110,7 +110,7 @@ def test_render_saliency_draws_a_replayed_request(stack, run):
     path = ROOT / "events" / f"{invoke.EVENTS['render_saliency']}.json"
     text = path.read_text().replace(invoke.object_of("tensor-index-created"), index)
     run("render_saliency", json.loads(text.replace(invoke.SAMPLE_BUCKET, stack.outputs["Bucket"])))
-    (name,) = incident(stack).pictures
+    (name,) = incident(stack).heatmaps
     folder = f"saliency/traffic-signs/{incident(stack).id}/{name}"
     assert keys(stack, folder) == [f"{folder}.json", f"{folder}.png"]
     read = stack.client("s3").get_object

@@ -15,7 +15,7 @@ import replays
 from fakes import FakeObjects
 from glassbox.aws.topic import Topic
 from glassbox.events import VIOLATION_DETAIL_TYPE, read_violation
-from glassbox.incidents.incident_report import write_page
+from glassbox.incidents.incident_report import write_report
 from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
 from glassbox.monitoring.counts import WINDOW
 from glassbox.monitoring.response import ResponseParser
@@ -75,7 +75,7 @@ def everything_shown(name, form):
     for notice in world.notices.published:
         topic.publish(notice)
     objects = FakeObjects()
-    report = write_page(
+    report = write_report(
         world.incident, bucket="b", objects=objects, counts=counts, variants=lambda cause: [cause.variant]
     )
     (page,) = (body.decode() for (_, key), body in objects.objects.items() if key.endswith("index.html"))

@@ -13,7 +13,7 @@ from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.events import read_violation
 from glassbox.incidents import notifications
 from glassbox.incidents.model import (
-    PICTURES_KEPT,
+    HEATMAPS_KEPT,
     RELATED_KEPT,
     TRANSITIONS,
     EndpointConfigs,
@@ -710,13 +710,13 @@ def test_twenty_incidents_with_lost_and_repeated_events_end_in_normal(violation,
                 world.endpoint.settle()
                 bus.send(world.confirm)
             if world.incident.replays:
-                for name in sorted(world.incident.replays - world.incident.pictures)[: random.randint(0, 2)]:
+                for name in sorted(world.incident.replays - world.incident.heatmaps)[: random.randint(0, 2)]:
                     world.draw(name)
                     bus.send(world.restore)
             bus.deliver()
             bus.sweep()
         assert world.incident.state is State.NORMAL
-        assert world.incident.pictures == IDS
+        assert world.incident.heatmaps == IDS
         world.later(60)
     assert world.endpoint.updates == ["hooked", "plain"] * 20
     assert world.notified == ["swapping", "restored"] * 20
@@ -1039,9 +1039,9 @@ def test_ten_thousand_names_that_nobody_asked_for_change_nothing(world, violatio
     world.endpoint.settle()
     world.confirm()
     world.draw(*(f"foreign-{n}" for n in range(10_000)))
-    assert len(world.incident.pictures) == PICTURES_KEPT
+    assert len(world.incident.heatmaps) == HEATMAPS_KEPT
     world.draw(*IDS)
-    assert world.incident.pictures >= IDS
+    assert world.incident.heatmaps >= IDS
     assert world.restore() == Outcome.RESTORING
     world.endpoint.settle()
     assert world.confirm() == Outcome.NORMAL

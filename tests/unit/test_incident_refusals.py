@@ -18,7 +18,7 @@ from world import IDS, World
 
 DAY = 24 * 60
 TABLE = ("current", "open", "save")  # without which nothing is known or noted
-CALLS = (*TABLE, "past", "attach", "add_picture", "describe", "update", "publish", "replay", "report")
+CALLS = (*TABLE, "past", "attach", "add_heatmap", "describe", "update", "publish", "replay", "report")
 # of BadInputError, what an adapter raises: the table is refused for good only where the request is at fault
 ERRORS = {
     "for now": RetryableError("ThrottlingException: slow down"),
@@ -87,7 +87,7 @@ def test_a_call_that_is_refused_for_a_day(violation, call, error, stage):
     assert world.endpoint.live.config == "plain"
     assert world.notified[-1:] in (["restored"], ["failed"])
     assert world.notified.count("restored") <= 1
-    if world.incident.pictures and "failed" not in world.notified:
+    if world.incident.heatmaps and "failed" not in world.notified:
         assert world.notified[-1] == "restored"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from fakes import FakeObjects
 from glassbox.events import read_violation
-from glassbox.incidents.incident_report import write_page
+from glassbox.incidents.incident_report import write_report
 from glassbox.incidents.model import Incident, State
 from glassbox.incidents.replay import Input
 from glassbox.monitoring.counts import Counts
@@ -58,7 +58,7 @@ def test_a_large_batch_takes_no_other_replays_place_on_the_page(incident):
     samples = [f"event-1-{n}" for n in range(1, 200)]
     objects = FakeObjects({("bucket", f"{folder}{name}.json"): facts(14) for name in names + samples})
     objects.objects |= {("bucket", f"{folder}{name}.png"): name.encode() for name in names + samples}
-    write_page(incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [])
+    write_report(incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [])
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
     shown = set(re.findall(r'alt="\w+ of ([\w-]+)"', page))
     assert shown >= set(names)
@@ -78,7 +78,7 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
             ("bucket", "saliency/traffic-signs/another/event-3.json"): facts(14),
         }
     )
-    report = write_page(
+    report = write_report(
         incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
     )
     assert report.uri == "s3://bucket/incidents/traffic-signs/id/index.html"
@@ -98,7 +98,7 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
     assert "&lt;b&gt;not markup&lt;/b&gt;" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     again = dict(objects.objects)
-    write_page(
+    write_report(
         incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
     )
     assert objects.objects == again
@@ -106,7 +106,7 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
 
 def test_an_incident_without_pictures_says_so(incident):
     objects = FakeObjects()
-    write_page(
+    write_report(
         incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
@@ -128,7 +128,9 @@ def test_of_the_monitors_incident_the_flagged_class_is_marked_though_it_names_no
         }
     )
     incident = replace(incident, cause=cause)
-    write_page(incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda _: ["AllTraffic"])
+    write_report(
+        incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda _: ["AllTraffic"]
+    )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
     assert re.search('fill="#c4262e"><title>class 14: 322', page)
     assert page.index("Flagged:") < page.index("saliency of event-1") < page.index("For comparison")
@@ -139,7 +141,7 @@ FOLDER = "saliency/traffic-signs/id/"
 
 def write(incident, objects, **options):
     options = {"counts": Store(), "variants": lambda cause: ["AllTraffic"]} | options
-    report = write_page(incident, bucket="bucket", objects=objects, **options)
+    report = write_report(incident, bucket="bucket", objects=objects, **options)
     return report, objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
 
 
@@ -174,7 +176,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(incident, body):
     report, page = write(incident, objects)
     assert base64.b64encode(b"second").decode() in page
     assert base64.b64encode(b"first").decode() not in page
-    assert "Without a picture" in page
+    assert "Without a heat map" in page
     assert report.findings[0] == "1 x class 14, probability 75% to 75%, all complete"
     assert {line.partition(":")[0] for line in report.findings[1:]} == {"a", "event-2"}  # its PNG is gone
     assert all(len(line) < 300 for line in report.findings)
@@ -197,7 +199,7 @@ def test_a_replay_ends_in_a_picture_or_in_a_reason(incident):
 def test_of_many_that_are_missing_the_message_names_a_few_and_the_page_all(incident):
     lost = frozenset(f"event-{n:03d}" for n in range(200))
     report, page = write(replace(incident, replays=lost), FakeObjects())
-    assert report.findings[-1] == "and 195 more without a picture"
+    assert report.findings[-1] == "and 195 more without a heat map"
     assert len(report.findings) == 6
     assert all(name in page for name in lost)
 

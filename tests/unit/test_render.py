@@ -97,7 +97,7 @@ def test_a_replay_is_named_by_the_captured_event_and_belongs_to_the_incident(ste
     incidents.open(incident)
     render(objects, incidents)
     assert f"saliency/traffic-signs/{incident.id}/0f6f4a0e-5f39.png" in names(objects)
-    assert incidents.current("traffic-signs").pictures == {"0f6f4a0e-5f39", "0f6f4a0e-5f39-1"}
+    assert incidents.current("traffic-signs").heatmaps == {"0f6f4a0e-5f39", "0f6f4a0e-5f39-1"}
 
 
 def test_a_replay_belongs_to_the_incident_that_sent_it_whichever_is_open(step, incident):
@@ -105,11 +105,11 @@ def test_a_replay_belongs_to_the_incident_that_sent_it_whichever_is_open(step, i
     incidents.open(incident)
     render(late, incidents)
     assert "saliency/traffic-signs/an-earlier-one/event-1.png" in names(late)
-    assert incidents.current("traffic-signs").pictures == frozenset()
+    assert incidents.current("traffic-signs").heatmaps == frozenset()
     own = step("event-1", incident.id)
     render(own, incidents)
     assert f"saliency/traffic-signs/{incident.id}/event-1.png" in names(own)
-    assert incidents.current("traffic-signs").pictures == {"event-1", "event-1-1"}
+    assert incidents.current("traffic-signs").heatmaps == {"event-1", "event-1-1"}
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 65, "ä", None])
@@ -122,7 +122,7 @@ def test_an_id_that_may_not_stand_in_a_key_is_not_used(step, name):
 
 def test_live_traffic_beyond_the_incidents_quota_is_not_drawn_but_replays_are(step, incident):
     incidents = FakeIncidents()
-    incidents.open(replace(incident, pictures=frozenset("ab")))
+    incidents.open(replace(incident, heatmaps=frozenset("ab")))
     objects = step()
     assert render(objects, incidents, max_heatmaps=2) == []
     assert names(objects) == set()
@@ -185,7 +185,7 @@ def test_a_replay_that_cannot_be_explained_ends_in_a_refusal_with_its_reason(net
     written = json.loads(objects.get("bucket", refusal.key))
     assert written == {"refused": refusal.refused}
     current = incidents.current("traffic-signs")
-    assert (current.refused, current.pictures) == ({"event-1"}, frozenset())
+    assert (current.refused, current.heatmaps) == ({"event-1"}, frozenset())
 
 
 def unreadable(objects):
@@ -247,7 +247,7 @@ def test_of_a_replayed_batch_so_many_are_drawn(step, incident):
     incidents, objects = FakeIncidents(), step("event-1", incident.id)
     incidents.open(replace(incident, replays=frozenset({"event-1"})))
     assert len(render(objects, incidents, max_heatmaps=1)) == 1
-    assert incidents.current("traffic-signs").pictures == {"event-1"}
+    assert incidents.current("traffic-signs").heatmaps == {"event-1"}
 
 
 def test_live_traffic_that_cannot_be_explained_is_bad_input(network, tmp_path, incident):

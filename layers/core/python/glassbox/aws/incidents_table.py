@@ -24,13 +24,13 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.errors import ConflictError
 from glassbox.events import Violation, read_time
-from glassbox.incidents.model import CLOSED, PICTURES_KEPT, RELATED_KEPT, Incident, State
+from glassbox.incidents.model import CLOSED, HEATMAPS_KEPT, RELATED_KEPT, Incident, State
 
 RETENTION_DAYS = 400
 
 _TIMES = ("opened", "since", "deadline", "keep_hooked_until", "sent")
-_SETS = ("replays", "flagged", "unsent", "pictures", "refused", "sent_notifications")
-_ADDED = ("related_violations", "pictures", "refused")
+_SETS = ("replays", "flagged", "unsent", "heatmaps", "refused", "sent_notifications")
+_ADDED = ("related_violations", "heatmaps", "refused")
 
 
 class IncidentsTable:
@@ -101,13 +101,13 @@ class IncidentsTable:
         """Add a violation to an incident, open or closed, unless it holds RELATED_KEPT of them."""
         self._add(incident, "related_violations", _violation_text(violation), RELATED_KEPT)
 
-    def add_picture(self, incident: Incident, name: str) -> None:
-        """Add a picture's name to an incident: of a replay always, of others up to PICTURES_KEPT names in all."""
-        self._add(incident, "pictures", name, PICTURES_KEPT)
+    def add_heatmap(self, incident: Incident, name: str) -> None:
+        """Add a picture's name to an incident: of a replay always, of others up to HEATMAPS_KEPT names in all."""
+        self._add(incident, "heatmaps", name, HEATMAPS_KEPT)
 
     def add_refusal(self, incident: Incident, name: str) -> None:
         """Add the name of a replay whose trace cannot be drawn, bounded as the pictures are."""
-        self._add(incident, "refused", name, PICTURES_KEPT)
+        self._add(incident, "refused", name, HEATMAPS_KEPT)
 
     def was_config_reported(self, endpoint: str, config: str) -> bool:
         """Return whether :meth:`record_config_report` was called for this config."""
@@ -223,7 +223,7 @@ def _incident(item: dict[str, Any]) -> Incident:
         sends=int(values["sends"]),
         refused=frozenset(values.get("refused") or ()),
         retries=int(values["retries"]),
-        pictures=frozenset(values.get("pictures") or ()),
+        heatmaps=frozenset(values.get("heatmaps") or ()),
         sent_notifications=frozenset(values.get("sent_notifications") or ()),
         claims={what: read_time(since) for what, since in values.get("claims", {}).items()},
         failure=values["failure"],

@@ -71,7 +71,7 @@ def render_step(
             raise
         return [_refuse(f"{folder}/{replayed}", str(error), bucket, objects, incidents, incident, replayed)]
     if incident and not replayed:
-        explanations = explanations[: max(0, max_heatmaps - len(incident.pictures))]
+        explanations = explanations[: max(0, max_heatmaps - len(incident.heatmaps))]
     drawn = []
     for explanation in explanations:
         name = replayed or f"{match[1]}-{explanation.step:06d}"
@@ -79,7 +79,7 @@ def render_step(
             name += f"-{explanation.sample}"
         objects.put(bucket, f"{folder}/{name}.png", heatmap.render(explanation), "image/png")
         if incident:
-            incidents.add_picture(incident, name)
+            incidents.add_heatmap(incident, name)
         # last: its arrival says that the picture is there and recorded
         facts = json.dumps(heatmap.facts(explanation), indent=2).encode()
         objects.put(bucket, f"{folder}/{name}.json", facts, "application/json")
@@ -103,7 +103,7 @@ def _refuse(
     incident: Incident | None,
     name: str,
 ) -> Picture:
-    if incident and name in incident.pictures:
+    if incident and name in incident.heatmaps:
         return Picture(f"{stem}.json", False, reason)
     if incident:
         incidents.add_refusal(incident, name)

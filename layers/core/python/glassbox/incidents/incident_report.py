@@ -23,12 +23,12 @@ from glassbox.monitoring.counts import Counts, Window, total
 from glassbox.monitoring.response import PredictedClass
 from glassbox.ports import CountsStore, Objects
 
-PICTURES = 60  # that a page shows
+HEATMAPS = 60  # that a page shows
 LIVE = 2  # index in GROUPS
 GROUPS = ("Flagged: what the model looked at", "For comparison", "Live traffic meanwhile")
-_PICTURE_BYTES = 8 << 20
+_HEATMAP_BYTES = 8 << 20
 _CLASSES = 20  # with a line in the message
-_NAMED = 5  # unreadable pictures and the like, of which the message names so many
+_NAMED = 5  # unreadable heat maps and the like, of which the message names so many
 _REASON_CHARACTERS = 200
 
 
@@ -56,7 +56,7 @@ _FACTS, _REFUSAL = msgspec.json.Decoder(_Facts), msgspec.json.Decoder(_Refusal)
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page: its index in GROUPS, its facts, and its PNG in base64."""
+    """A heat map on the page: its index in GROUPS, its facts, and its PNG in base64."""
 
     name: str
     group: int
@@ -64,7 +64,7 @@ class Shown:
     png: str
 
 
-def write_page(
+def write_report(
     incident: Incident,
     *,
     bucket: str,
@@ -84,7 +84,7 @@ def write_page(
     Raises:
         RetryableError: S3 or the counts table does not answer.
     """
-    pictures, left_out = _pictures(incident, bucket, objects)
+    heatmaps, left_out = _heatmaps(incident, bucket, objects)
     cause = incident.cause
     window = Window(cause.window_start, cause.window_end)
     variant_keys = [f"{incident.endpoint}/{variant}" for variant in variants(cause)]
@@ -93,19 +93,19 @@ def write_page(
     )
     flagged = [_input(captured) for captured in inputs(incident)] if incident.notify_only else []
     key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
-    page = render(incident, pictures, counted, left_out, flagged)
+    page = render(incident, heatmaps, counted, left_out, flagged)
     objects.put(bucket, key, page.encode(), "text/html; charset=utf-8")
-    found = list(findings([picture.facts for picture in pictures])[:_CLASSES])
+    found = list(findings([heatmap.facts for heatmap in heatmaps])[:_CLASSES])
     if incident.notify_only:
         found = [_counted(counted), f"{len(flagged)} flagged inputs are shown"]
     found += [f"{name}: {reason}" for name, reason in left_out[:_NAMED]]
     if len(left_out) > _NAMED:
-        found.append(f"and {len(left_out) - _NAMED:,} more without a picture")
+        found.append(f"and {len(left_out) - _NAMED:,} more without a heat map")
     return Report(f"s3://{bucket}/{key}", tuple(found))
 
 
-def _pictures(incident: Incident, bucket: str, objects: Objects) -> tuple[list[Shown], list[tuple[str, str]]]:
-    """The pictures to show, and (name, reason) of those that are missing."""
+def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[Shown], list[tuple[str, str]]]:
+    """The heat maps to show, and (name, reason) of those that are missing."""
     folder = f"saliency/{incident.endpoint}/{incident.id}/"
     drawn = [key.removeprefix(folder) for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")]
     replays = incident.replays or frozenset()
@@ -114,18 +114,18 @@ def _pictures(incident: Incident, bucket: str, objects: Objects) -> tuple[list[S
         (key.removesuffix(".json") for key in drawn),
         key=lambda name: (name not in replays and _group(name, incident) < LIVE, _group(name, incident)),
     )
-    pictures, left_out = [], []
-    for name in names[:PICTURES]:
+    heatmaps, left_out = [], []
+    for name in names[:HEATMAPS]:
         try:
             facts = _facts(objects.get(bucket, f"{folder}{name}.json", at_most=1 << 20))
-            png = objects.get(bucket, f"{folder}{name}.png", at_most=_PICTURE_BYTES)
+            png = objects.get(bucket, f"{folder}{name}.png", at_most=_HEATMAP_BYTES)
         except BadInputError as error:
             left_out.append((printable(name, 80), printable(error, _REASON_CHARACTERS)))
         else:
-            pictures.append(Shown(name, _group(name, incident), facts, base64.b64encode(png).decode()))
+            heatmaps.append(Shown(name, _group(name, incident), facts, base64.b64encode(png).decode()))
     missing = sorted(replays - set(names))
     left_out += [(name, "sent again, and no readable trace of it has arrived") for name in missing]
-    return pictures, left_out
+    return heatmaps, left_out
 
 
 def _facts(text: bytes) -> _Facts:
@@ -158,13 +158,13 @@ def _counted(counts: Counts) -> str:
 
 
 def _group(name: str, incident: Incident) -> int:
-    """Index of the group in GROUPS that a picture belongs to; of a batch, the further ones end in their number."""
+    """Index of the group in GROUPS that a heat map belongs to; of a batch, the further ones end in their number."""
     replayed = {name, name.rpartition("-")[0]}
     return 0 if replayed & incident.flagged else 1 if replayed & (incident.replays or set()) else 2
 
 
 def findings(facts: Sequence[_Facts]) -> tuple[str, ...]:
-    """The key facts of pictures, a line a class, the most frequent class first."""
+    """The key facts of heat maps, a line a class, the most frequent class first."""
     by_class: dict[tuple[int, str], list[_Facts]] = defaultdict(list)
     for fact in facts:
         by_class[fact.predicted, fact.class_name or ""].append(fact)
@@ -182,7 +182,7 @@ def findings(facts: Sequence[_Facts]) -> tuple[str, ...]:
 
 def render(
     incident: Incident,
-    pictures: Sequence[Shown],
+    heatmaps: Sequence[Shown],
     counts: Counts,
     left_out: Sequence[tuple[str, str]] = (),
     inputs: Sequence[Mapping[str, Any]] = (),
@@ -190,7 +190,7 @@ def render(
     """The HTML; ``left_out`` are names and reasons, ``inputs`` name, class, confidence, uri and reason each."""
     blamed: PredictedClass | None = incident.cause.predicted_class
     if blamed is None and incident.cause.check == MONITOR_CHECK:  # it names no class, and its replays do
-        flagged = Counter(picture.facts.predicted for picture in pictures if picture.group == 0)
+        flagged = Counter(heatmap.facts.predicted for heatmap in heatmaps if heatmap.group == 0)
         blamed = max(flagged, key=lambda c: flagged[c], default=None)
     bars = sorted(counts.classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
     source = importlib.resources.files("glassbox.incidents").joinpath("incident_report.html").read_text()
@@ -198,7 +198,7 @@ def render(
     return environment.from_string(source).render(
         incident=incident,
         blamed=blamed,
-        groups=[(title, [p for p in pictures if p.group == i]) for i, title in enumerate(GROUPS)],
+        groups=[(title, [p for p in heatmaps if p.group == i]) for i, title in enumerate(GROUPS)],
         left_out=left_out,
         inputs=inputs,
         bars=bars,

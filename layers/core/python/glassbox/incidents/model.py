@@ -13,7 +13,7 @@ from glassbox.events import Violation
 from glassbox.settings import setting
 
 # An incident is one DynamoDB item (400 KB at most), and every write of it must succeed whatever clients send.
-PICTURES_KEPT = 1000  # names of pictures that no replay asked for
+HEATMAPS_KEPT = 1000  # names of pictures that no replay asked for
 RELATED_KEPT = 32  # violations that joined
 FINDINGS_KEPT = 30  # lines about the pictures
 
@@ -96,7 +96,7 @@ class Incident:
         requested: UpdateEndpoint was accepted for the present state.
         replays: names of the requests that are sent again (None: not yet); ``flagged`` are those behind the violation.
         unsent: those of them that the endpoint has not answered yet, ``sends`` times tried, last at ``sent``.
-        pictures: names of what was drawn: every replay, and at most PICTURES_KEPT names in all.
+        heatmaps: names of what was drawn: every replay, and at most HEATMAPS_KEPT names in all.
         refused: replays whose trace cannot be drawn.
         retries: how often it was tried again to restore the endpoint.
         sent_notifications: names of the notifications that were published; ``claims`` are those that an invocation
@@ -127,7 +127,7 @@ class Incident:
     unsent: frozenset[str] = frozenset()
     sends: int = 0
     sent: datetime | None = None
-    pictures: frozenset[str] = frozenset()
+    heatmaps: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     retries: int = 0
     sent_notifications: frozenset[str] = frozenset()

@@ -97,7 +97,7 @@ def closed(incident: Incident) -> Notice:
         "",
         "Glassbox did not change the endpoint (notify-only)."
         if incident.notify_only
-        else f"The endpoint serves {incident.plain_config} again. Heat maps: {len(incident.pictures)}.",
+        else f"The endpoint serves {incident.plain_config} again. Heat maps: {len(incident.heatmaps)}.",
         *incident.findings,
         "",
         *_where(incident),
@@ -208,7 +208,7 @@ def superseded(incident: Incident, live: EndpointState, configs: EndpointConfigs
         "failed",
         "incident over: a new config was deployed",
         f"Someone deployed {live.config} during the incident. Glassbox ended it and did not change the endpoint.",
-        f"Heat maps until then: {len(incident.pictures)}.",
+        f"Heat maps until then: {len(incident.heatmaps)}.",
         "",
         incident.cause.reason,
         *_facts(incident),

@@ -449,7 +449,7 @@ def _after_failing(
         return incident
     if "failed" not in incident.sent_notifications:
         return incident
-    if live.config == incident.plain_config and incident.pictures:
+    if live.config == incident.plain_config and incident.heatmaps:
         return _close(incident, dependencies, now, report)
     # the next violation opens an incident of its own
     return _move(incident, State.NORMAL, dependencies, now, f"{live.config} is in service")
@@ -556,16 +556,16 @@ def _restore_reason(incident: Incident, limits: Limits, now: datetime) -> str:
     if incident.keep_hooked_until is not None and now < incident.keep_hooked_until:
         return ""
     if incident.deadline is not None and now >= incident.deadline:
-        return f"the time is up with {len(incident.pictures)} pictures"
+        return f"the time is up with {len(incident.heatmaps)} pictures"
     if incident.replays is None:  # live traffic must not end it before the flagged inputs were sent
         return ""
     if incident.replays:
-        if not incident.replays <= incident.pictures | incident.refused:
+        if not incident.replays <= incident.heatmaps | incident.refused:
             return ""
-        refused = len(incident.replays - incident.pictures)
+        refused = len(incident.replays - incident.heatmaps)
         also = f", except {refused} that cannot be drawn" if refused else ""
         return f"all {len(incident.replays)} replayed requests are explained{also}"
-    return f"{limits.max_heatmaps} pictures are made" if len(incident.pictures) >= limits.max_heatmaps else ""
+    return f"{limits.max_heatmaps} pictures are made" if len(incident.heatmaps) >= limits.max_heatmaps else ""
 
 
 def _restore(

@@ -30,7 +30,7 @@ from deploy.watched import Watched, events_are_on, is_missing, is_refused, read_
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
-from glassbox.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.events import COMMAND_DETAIL_TYPE
 from glassbox.incidents.model import State
 from glassbox.replay_marker import PublicKey
 

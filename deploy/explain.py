@@ -17,7 +17,7 @@ from deploy import DeployError
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import RetryableError
-from glassbox.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.events import COMMAND_DETAIL_TYPE
 from glassbox.incidents.model import Incident, State
 from glassbox.replay_marker import LIFETIME, TRACE, ReplayMarker, write_marker
 

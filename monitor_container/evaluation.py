@@ -25,13 +25,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "p
 
 from glassbox.errors import BadInputError, GlassboxError, SettingsError, printable
 from glassbox.monitoring import monitor_files
-from glassbox.monitoring.capture import CaptureFile, chunks, moment, read, read_key
+from glassbox.monitoring.capture import CaptureFile, chunks, read, read_key
 from glassbox.monitoring.checks import Verdict, judge
 from glassbox.monitoring.count_file import CountingSettings
 from glassbox.monitoring.counts import SLOT, Confidences, Counts, Tally, Window, tally, total
-from glassbox.monitoring.response import PredictedClass, ResponseParser, UnreadableError
+from glassbox.monitoring.response import PredictedClass, ResponseParser
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env, setting
+from glassbox.timestamps import parse_timestamp
 
 log = logging.getLogger("evaluation")
 
@@ -62,7 +63,7 @@ class Settings(CountingSettings):
         for name, time in (("start_time", self.start_time), ("end_time", self.end_time)):
             try:
                 _time(time)
-            except UnreadableError as error:
+            except ValueError as error:
                 readable = False
                 yield f"{name}: {error}"
         if readable and (window := self.window) and window.start >= window.end:
@@ -76,8 +77,7 @@ class Settings(CountingSettings):
 
 
 def _time(text: str | None) -> datetime | None:
-    """A time of the contract, which prints some with blanks in them ("T16: 20: 00Z")."""
-    return moment(text.replace(" ", "")) if text else None
+    return parse_timestamp(text) if text else None
 
 
 # ---------------------------------------------------------------- counting

@@ -7,6 +7,7 @@ from collections import defaultdict
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.monitoring.checks import PublishedViolation
 from glassbox.monitoring.counts import Counts, total
+from glassbox.queue_message import S3Object
 
 KEY = "capture/traffic-signs/AllTraffic/2026/11/23/10/20-02-871-0b7bfd33-c8a7-4adf-a09a-98fd0af79974.jsonl"
 VARIANT_KEY = "traffic-signs/AllTraffic"
@@ -51,7 +52,7 @@ def file(classes, time="2026-11-23T10:00:01Z"):
 
 
 def created(key=KEY, bucket="bucket", etag="b1946ac92492d2347c6235b4d2611184"):
-    return {"bucket": {"name": bucket}, "object": {"key": key, "etag": etag, "size": 1}}
+    return S3Object(bucket, key, etag)
 
 
 class FakeCaptures:

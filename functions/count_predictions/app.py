@@ -19,7 +19,7 @@ from glassbox.monitoring.count_file import CountingSettings, count_file, judge_f
 from glassbox.monitoring.counts import RETENTION
 from glassbox.monitoring.monitor_files import SHARES, fetch_baseline, file_metrics
 from glassbox.monitoring.response import ResponseParser
-from glassbox.queue_message import event_time, read_event
+from glassbox.queue_message import event_time, read_event, read_object
 from glassbox.settings import from_env, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
@@ -66,7 +66,7 @@ def build():
 def count_and_judge(record):
     count, judge = build()
     event = read_event(record.body)
-    counted = count(event.get("detail"), arrived=event_time(event))
+    counted = count(read_object(event), arrived=event_time(event))
     if counted.new:  # at once: should judging fail, the retry finds nothing new
         emit(counted.file, file_metrics(counted.counts), {})
     judged = judge(counted)

@@ -12,7 +12,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.objects import Objects
 from glassbox.explanation.render import render_step
-from glassbox.queue_message import object_key, read_event
+from glassbox.queue_message import read_event, read_object
 from glassbox.settings import from_env, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
@@ -42,7 +42,7 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def render(record):
-    pictures = build()(index_key=object_key(read_event(record.body)))
+    pictures = build()(index_key=read_object(read_event(record.body)).key)
     refused = [p for p in pictures if p.refused]
     metrics.add_metric("HeatmapsRendered", MetricUnit.Count, len(pictures) - len(refused))
     metrics.add_metric(

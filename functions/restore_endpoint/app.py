@@ -11,7 +11,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 
 from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
-from glassbox.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.events import COMMAND_DETAIL_TYPE
 from glassbox.incidents.model import Outcome
 from glassbox.incidents.workflow import apply_command, read_command, restore
 from glassbox.queue_message import read_event

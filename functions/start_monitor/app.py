@@ -11,8 +11,8 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from glassbox.aws.objects import Objects
 from glassbox.aws.processing import ProcessingJobs
 from glassbox.aws.replay_key import ReplayKey
-from glassbox.monitoring.processing_job import MonitorSettings, read_time, start_monitor
-from glassbox.queue_message import read_event
+from glassbox.monitoring.processing_job import MonitorSettings, start_monitor
+from glassbox.queue_message import event_time, read_event
 from glassbox.settings import from_env
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
@@ -33,7 +33,7 @@ def build():
 
 @tracer.capture_method(capture_response=False)
 def start(record):
-    started = build()(read_time(read_event(record.body)))
+    started = build()(event_time(read_event(record.body)))
     metrics.add_metric("MonitorJobsStarted", MetricUnit.Count, started.outcome == "started")
     logger.info(started.outcome, job=started.job, files=started.files, gigabytes=round(started.gigabytes, 3))
 

@@ -11,7 +11,7 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 
 from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
 from glassbox.aws.objects import Objects
-from glassbox.events import read_violation
+from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import Outcome
 from glassbox.incidents.workflow import swap
 from glassbox.queue_message import read_event

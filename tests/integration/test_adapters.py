@@ -21,7 +21,6 @@ from glassbox.aws.processing import ProcessingJobs
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.aws.topic import Topic
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.events import Violation
 from glassbox.incidents.model import (
     FINDINGS_KEPT,
     HEATMAPS_KEPT,
@@ -34,6 +33,7 @@ from glassbox.incidents.model import (
 from glassbox.incidents.notifications import Notice
 from glassbox.monitoring.counts import Window
 from glassbox.replay_marker import PublicKey
+from glassbox.violation import Violation
 
 AT = datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
 CAUSE = Violation("traffic-signs", "class_share", AT, AT + timedelta(hours=1), "Class 14 …", "AllTraffic", 14)

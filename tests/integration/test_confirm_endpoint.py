@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fakes import FakeObjects
-from glassbox.events import read_violation
+from glassbox.incidents.events import read_violation
 from world import IDS, World
 
 CONTEXT = SimpleNamespace(

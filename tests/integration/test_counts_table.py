@@ -400,7 +400,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
 
 def test_the_reference_case_reads_back(counts_table):
     events = FakeEvents()
-    count_and_judge(created(), {created()["object"]["key"]: file(ARTICLE)}, counts_table, events)
+    count_and_judge(created(), {created().key: file(ARTICLE)}, counts_table, events)
     slots, published = counts_table.read(VARIANT_KEY, WINDOW), counts_table.published(VARIANT_KEY, WINDOW)
     assert total(slots.values()) == Counts(Counter(ARTICLE), with_confidence=400, records=400)
     assert published == [PublishedViolation("class_share", WINDOW)]

@@ -78,7 +78,7 @@ def test_a_message_of_another_kind_fails_and_says_why(s3, environment, load_app,
     answer = load_app("start_monitor").handler({"Records": [record]}, CONTEXT)
     assert answer == {"batchItemFailures": [{"itemIdentifier": record["messageId"]}]}
     (entry,) = (entry for entry in caplog.records if entry.name == "glassbox" and entry.exc_info)
-    assert "not a message of the schedule" in str(entry.exc_info[1])
+    assert "time: expected an ISO 8601 timestamp, got none" in str(entry.exc_info[1])
 
 
 REQUEST = {

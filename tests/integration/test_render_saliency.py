@@ -78,7 +78,7 @@ def test_what_is_no_step_fails_alone_and_says_why_and_the_step_beside_it_is_rend
     (message,) = load_event("sqs-tensor-index")["Records"]
 
     def announced(key):
-        return json.dumps({"detail": {"bucket": {"name": BUCKET}, "object": {"key": key}}})
+        return json.dumps({"detail": {"bucket": {"name": BUCKET}, "object": {"key": key, "etag": "e"}}})
 
     bodies = [announced(truncated), announced(foreign), "no JSON", announced(good)]
     records = [message | {"messageId": f"message-{n}", "body": body} for n, body in enumerate(bodies)]

@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 from PIL import Image
 
 from glassbox.aws.counts_table import CountsTable
-from glassbox.monitoring.capture import moment
 from glassbox.monitoring.counts import WINDOW, Window, total
+from glassbox.timestamps import parse_timestamp
 from local import invoke
 from local.emulator import REGION, ROOT, docker_bridge
 from local.stack import running_stack
@@ -69,7 +69,7 @@ def keys(stack, prefix):
 def test_count_predictions_counts_once_and_publishes_the_violation(stack, run):
     run("count_predictions")
     run("count_predictions")
-    hour = moment("2026-11-23T10:00:00Z")
+    hour = parse_timestamp("2026-11-23T10:00:00Z")
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
     variant_key, window = "traffic-signs/AllTraffic", Window(hour, hour + WINDOW)
     counts = total(table.read(variant_key, window).values())

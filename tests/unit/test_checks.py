@@ -2,6 +2,7 @@ import math
 from collections import Counter
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 import pytest
 import scipy.spatial.distance
@@ -9,7 +10,7 @@ import scipy.stats
 
 from captures import ARTICLE
 from glassbox.errors import SettingsError
-from glassbox.monitoring.checks import Bounds, class_share, detail, drift, judge
+from glassbox.monitoring.checks import Bounds, class_share, drift, judge, violation_detail
 from glassbox.monitoring.checks import low_confidence_share as low_share
 from glassbox.monitoring.checks import unreadable_share as bad_share
 from glassbox.monitoring.counts import UNKNOWN, Counts, Window
@@ -187,7 +188,8 @@ def test_every_verdict_reports_what_an_operator_needs():
 
 def test_the_event_is_the_documented_one(load_event):
     event = load_event("violation")
-    sent = detail("traffic-signs", "AllTraffic", class_share(counts(ARTICLE), WINDOW, HALF))
+    detail = violation_detail("traffic-signs", "AllTraffic", class_share(counts(ARTICLE), WINDOW, HALF))
+    sent = msgspec.to_builtins(detail)
     assert sent.pop("reason").startswith(event["detail"].pop("reason"))
     assert sent == event["detail"]
 

@@ -340,19 +340,6 @@ def test_unexpected_capture_keys_are_bad_input(name):
         World({KEY: file([1])}).deliver(name)
 
 
-def test_an_event_without_an_object_is_bad_input():
-    with pytest.raises(BadInputError, match="not the event of an object"):
-        count_file(
-            {"bucket": {}},
-            settings=HALF,
-            parser=None,
-            replay_key=None,
-            captures=None,
-            counts=None,
-            arrived=NOW,
-        )
-
-
 def test_drift_needs_a_baseline():
     env = {"THRESHOLD": "0.5", "DRIFT_THRESHOLD": "0.1"}
     with pytest.raises(SettingsError, match="DRIFT_THRESHOLD needs BASELINE_STATISTICS"):

@@ -2,14 +2,18 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, is_printable
-from glassbox.events import REASON_CHARACTERS, read_violation
+from glassbox.incidents.events import REASON_CHARACTERS, read_violation
 from glassbox.incidents.workflow import read_command
+from glassbox.monitoring.checks import Verdict, violation_detail
+from glassbox.monitoring.counts import Window
+from glassbox.violation import VIOLATION_DETAIL_TYPE, Violation, ViolationDetail
 
 EVENTS = Path(__file__).parents[2] / "events"
 
@@ -205,6 +209,41 @@ def test_a_reason_is_one_line_without_control_characters(load_event):
     job = load_event("monitor-job-violations")
     job["detail"]["ExitMessage"] = "CompletedWithViolations: a\nb\n"
     assert read_violation(job, FakeObjects()).reason == r"a\nb"
+
+
+HOURS = st.datetimes(datetime(2000, 1, 2), datetime(2199, 12, 30), timezones=st.just(UTC))
+
+
+@given(
+    start=HOURS,
+    minutes=st.integers(1, 24 * 60),
+    check=st.sampled_from(["class_share", "low_confidence_share", "drift", "unreadable_share"]),
+    value=st.floats(0, 1),
+    upper=st.floats(0, 1) | st.none(),
+    predicted_class=st.none()
+    | st.integers(0, 10_000)
+    | st.sampled_from(["Stop", "unknown", "Vorfahrt gewähren"]),
+)
+def test_read_violation_returns_what_violation_detail_writes(
+    start, minutes, check, value, upper, predicted_class
+):
+    start = start.replace(second=0, microsecond=0)
+    window = Window(start, start + timedelta(minutes=minutes))
+    verdict = Verdict(check, value, None, upper, window, 50, True, "broke a bound", predicted_class)
+    written = violation_detail("traffic-signs", "AllTraffic", verdict)
+    sent = json.loads(json.dumps(msgspec.to_builtins(written)))
+    assert msgspec.convert(sent, ViolationDetail) == written
+    violation = read_violation({"detail-type": VIOLATION_DETAIL_TYPE, "detail": sent}, FakeObjects())
+    assert violation == Violation(
+        "traffic-signs", check, window.start, window.end, "broke a bound", "AllTraffic", predicted_class
+    )
+
+
+def test_read_violation_refuses_another_version_of_the_detail(load_event):
+    event = load_event("violation")
+    event["detail"]["version"] = 2
+    with pytest.raises(BadInputError, match=r"not a violation.*version"):
+        read_violation(event, FakeObjects())
 
 
 @given(

@@ -14,11 +14,12 @@ import captures
 import replays
 from fakes import FakeObjects
 from glassbox.aws.topic import Topic
-from glassbox.events import VIOLATION_DETAIL_TYPE, read_violation
+from glassbox.incidents.events import read_violation
 from glassbox.incidents.incident_report import write_report
 from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
 from glassbox.monitoring.counts import WINDOW
 from glassbox.monitoring.response import ResponseParser
+from glassbox.violation import VIOLATION_DETAIL_TYPE
 from world import NOW, World
 
 HTML = [

@@ -10,8 +10,8 @@ import pytest
 
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, ConflictError, RetryableError
-from glassbox.events import read_violation
 from glassbox.incidents import notifications
+from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import (
     HEATMAPS_KEPT,
     RELATED_KEPT,

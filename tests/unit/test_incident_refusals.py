@@ -11,7 +11,7 @@ import pytest
 
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, GlassboxError, RetryableError
-from glassbox.events import read_violation
+from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import Outcome, State
 from glassbox.incidents.workflow import Command
 from world import IDS, World

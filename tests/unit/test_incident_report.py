@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fakes import FakeObjects
-from glassbox.events import read_violation
+from glassbox.incidents.events import read_violation
 from glassbox.incidents.incident_report import write_report
 from glassbox.incidents.model import Incident, State
 from glassbox.incidents.replay import Input

@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeObjects
 from glassbox.aws.bootstrap import IncidentSettings
 from glassbox.errors import BadInputError, RetryableError, SettingsError
-from glassbox.events import read_violation
+from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import EndpointState, Limits, Outcome, State
 from glassbox.incidents.workflow import Command
 from glassbox.settings import from_env

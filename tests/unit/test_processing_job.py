@@ -10,7 +10,7 @@ from botocore.validate import validate_parameters
 import evaluation
 import replays
 from glassbox.errors import BadInputError, ConflictError, RetryableError, SettingsError
-from glassbox.monitoring.processing_job import MonitorSettings, job_name, read_time, start_monitor
+from glassbox.monitoring.processing_job import MonitorSettings, job_name, start_monitor
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env
 
@@ -281,14 +281,6 @@ def test_job_names_are_short_and_one_per_endpoint_and_hour():
     assert len(set(names)) == 4
     pattern = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"
     assert all(re.fullmatch(pattern, name) for name in names)
-
-
-def test_the_schedules_message_tells_the_time(load_event):
-    body = json.loads(load_event("sqs-monitor")["Records"][0]["body"])
-    assert read_time(body) == TEN_PAST
-    for wrong in ({}, {"time": None}, {"time": "soon"}, [], {"time": "<aws.scheduler.scheduled-time>"}):
-        with pytest.raises(BadInputError, match="not a message of the schedule"):
-            read_time(wrong)
 
 
 def test_missing_settings_are_named_together():

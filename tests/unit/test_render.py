@@ -12,8 +12,8 @@ import traces
 import zoo
 from fakes import FakeIncidents, FakeObjects
 from glassbox.errors import BadInputError
-from glassbox.events import read_violation
 from glassbox.explanation.render import render_step
+from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import Incident, State
 
 RUN = "20261123T101512Z-host-1-5f0c9a3e"

@@ -8,7 +8,7 @@ import captures
 import replays
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.events import read_violation
+from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import SENDS, Incident, State
 from glassbox.incidents.replay import flagged_inputs, replay
 from glassbox.monitoring.response import ResponseParser

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from glassbox.events import Violation
 from glassbox.incidents.model import EndpointState, Incident, Request
 from glassbox.incidents.notifications import Notice
 from glassbox.monitoring.checks import PublishedViolation, Verdict
 from glassbox.monitoring.counts import Counts, Window
 from glassbox.replay_marker import PublicKey
+from glassbox.violation import Violation
 
 
 class Objects(Protocol):

@@ -5,15 +5,48 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from glassbox.errors import BadInputError
-from glassbox.monitoring.capture import moment
+from glassbox.timestamps import parse_timestamp
+
+
+class _Bucket(msgspec.Struct):
+    name: str
+
+
+class _Object(msgspec.Struct):
+    key: str
+    etag: str
+
+
+class _ObjectCreated(msgspec.Struct):
+    bucket: _Bucket
+    object: _Object
+
+
+class S3Object(msgspec.Struct, frozen=True):
+    """One version of an S3 object."""
+
+    bucket: str
+    key: str
+    etag: str
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    @property
+    def version(self) -> str:
+        """What identifies the object's content."""
+        return f"{self.bucket}/{self.key}#{self.etag}"
 
 
 def read_event(body: str) -> dict[str, Any]:
     """Return the JSON object of a message.
 
     Raises:
-        BadInputError: the body is no JSON object.
+        BadInputError: the body is not a JSON object.
     """
     try:
         event = json.loads(body)
@@ -24,28 +57,30 @@ def read_event(body: str) -> dict[str, Any]:
     return event
 
 
-def object_key(event: Mapping[str, Any]) -> str:
-    """Return the key of an S3 ``Object Created`` event.
+def read_object(event: Mapping[str, Any]) -> S3Object:
+    """Return the object of an S3 ``Object Created`` event.
 
     Raises:
-        BadInputError: the event names no object.
+        BadInputError: the event does not name an object.
     """
     try:
-        key = event["detail"]["object"]["key"]
-    except (KeyError, TypeError) as error:
-        raise BadInputError(f"event {event.get('id')}: not the event of an object, {error!r}") from error
-    if not isinstance(key, str):
-        raise BadInputError(f"event {event.get('id')}: object.key: expected text, got {key!r}")
-    return key
+        created = msgspec.convert(event.get("detail"), _ObjectCreated)
+    except ValueError as error:
+        raise BadInputError(f"event {event.get('id')}: not an Object Created event: {error}") from error
+    return S3Object(created.bucket.name, created.object.key, created.object.etag)
 
 
 def event_time(event: Mapping[str, Any]) -> datetime:
-    """Return the time of an EventBridge event, in UTC. It is the same in every delivery.
+    """Return the ``time`` of an EventBridge event or a schedule's message in UTC, the same in every delivery.
 
     Raises:
-        BadInputError: the event has none.
+        BadInputError: the event has no valid time.
     """
     try:
-        return moment(event["time"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInputError(f"event {event.get('id')}: time: expected ISO 8601 text, {error!r}") from error
+        return parse_timestamp(event["time"])
+    except KeyError:
+        raise BadInputError(
+            f"event {event.get('id')}: time: expected an ISO 8601 timestamp, got none"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise BadInputError(f"event {event.get('id')}: time: {error}") from error

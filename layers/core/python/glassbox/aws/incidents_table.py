@@ -23,8 +23,9 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 
 from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.errors import ConflictError
-from glassbox.events import Violation, read_time
 from glassbox.incidents.model import CLOSED, HEATMAPS_KEPT, RELATED_KEPT, Incident, State
+from glassbox.timestamps import parse_timestamp
+from glassbox.violation import Violation
 
 RETENTION_DAYS = 400
 
@@ -205,16 +206,18 @@ def _incident(item: dict[str, Any]) -> Incident:
     return Incident(
         endpoint=values["pk"],
         id=values["id"],
-        opened=read_time(values["opened"]),
+        opened=parse_timestamp(values["opened"]),
         state=State(values["state"]),
-        since=read_time(values["since"]),
+        since=parse_timestamp(values["since"]),
         plain_config=values["plain_config"],
         hooked_config=values["hooked_config"],
         cause=_violation(values["cause"]),
         related_violations=frozenset(map(_violation, values.get("related_violations", ()))),
-        deadline=read_time(values["deadline"]) if values.get("deadline") else None,
-        keep_hooked_until=read_time(values["keep_hooked_until"]) if values.get("keep_hooked_until") else None,
-        sent=read_time(values["sent"]) if values.get("sent") else None,
+        deadline=parse_timestamp(values["deadline"]) if values.get("deadline") else None,
+        keep_hooked_until=parse_timestamp(values["keep_hooked_until"])
+        if values.get("keep_hooked_until")
+        else None,
+        sent=parse_timestamp(values["sent"]) if values.get("sent") else None,
         aborted=values["aborted"],
         requested=values["requested"],
         replays=frozenset(values.get("replays") or ()) if replayed else None,
@@ -225,7 +228,7 @@ def _incident(item: dict[str, Any]) -> Incident:
         retries=int(values["retries"]),
         heatmaps=frozenset(values.get("heatmaps") or ()),
         sent_notifications=frozenset(values.get("sent_notifications") or ()),
-        claims={what: read_time(since) for what, since in values.get("claims", {}).items()},
+        claims={what: parse_timestamp(since) for what, since in values.get("claims", {}).items()},
         failure=values["failure"],
         headline=values["headline"],
         report=values["report"],
@@ -249,5 +252,5 @@ def _violation_text(violation: Violation) -> str:
 def _violation(text: str) -> Violation:
     values = json.loads(text)
     for name in ("window_start", "window_end"):
-        values[name] = read_time(values[name])
+        values[name] = parse_timestamp(values[name])
     return Violation(**values)

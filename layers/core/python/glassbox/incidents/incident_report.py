@@ -15,13 +15,13 @@ import jinja2
 import msgspec
 
 from glassbox.errors import BadInputError, printable
-from glassbox.events import MONITOR_CHECK, Violation
 from glassbox.incidents.input_image import browser_image
 from glassbox.incidents.model import Incident, Report
 from glassbox.incidents.replay import Input
 from glassbox.monitoring.counts import Counts, Window, total
 from glassbox.monitoring.response import PredictedClass
 from glassbox.ports import CountsStore, Objects
+from glassbox.violation import MONITOR_CHECK, Violation
 
 HEATMAPS = 60  # that a page shows
 LIVE = 2  # index in GROUPS

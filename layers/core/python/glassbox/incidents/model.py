@@ -9,8 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from glassbox.events import Violation
 from glassbox.settings import setting
+from glassbox.violation import Violation
 
 # An incident is one DynamoDB item (400 KB at most), and every write of it must succeed whatever clients send.
 HEATMAPS_KEPT = 1000  # names of pictures that no replay asked for

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from glassbox.errors import printable
-from glassbox.events import Violation
 from glassbox.incidents.model import EndpointConfigs, EndpointState, Incident, Limits
+from glassbox.violation import Violation
 
 _SUBJECT_CHARACTERS = 100  # of SNS, in ASCII
 _LINE_CHARACTERS = 2500

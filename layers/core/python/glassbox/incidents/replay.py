@@ -11,9 +11,8 @@ from typing import NamedTuple
 import msgspec
 
 from glassbox.errors import BadInputError, RetryableError, printable
-from glassbox.events import Violation
 from glassbox.incidents.model import SENDS, Incident, Replays, Request
-from glassbox.monitoring.capture import input_body, lines, moment, read_key, read_line
+from glassbox.monitoring.capture import input_body, lines, read_key, read_line
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import UNKNOWN, is_known
 from glassbox.monitoring.response import PredictedClass, Prediction, ResponseParser, UnreadableError
@@ -26,6 +25,8 @@ from glassbox.replay_marker import (
     own_attributes,
     write_marker,
 )
+from glassbox.timestamps import parse_timestamp
+from glassbox.violation import Violation
 
 # of a window's capture files, spread over it, so that a busy hour is explained as quickly as a quiet one
 BYTES_READ = 128 << 20
@@ -353,9 +354,9 @@ def _records(
             except (ValueError, RecursionError) as error:
                 skipped += [_skipped(key, number, error)] if line.strip() else []
                 continue
-            if time and violation.window_start <= moment(time) < violation.window_end:
+            if time and violation.window_start <= parse_timestamp(time) < violation.window_end:
                 seen = (prediction.predicted_class, prediction.confidence) if prediction else (None, None)
-                yield Captured(moment(time), key, number, event_id, *seen)
+                yield Captured(parse_timestamp(time), key, number, event_id, *seen)
 
 
 def _requests(

@@ -23,7 +23,6 @@ from datetime import datetime, timedelta
 from typing import Any, ParamSpec
 
 from glassbox.errors import BadInputError, ConflictError, GlassboxError, RetryableError, printable
-from glassbox.events import OPERATOR_CHECK, Violation, read_time
 from glassbox.incidents import notifications
 from glassbox.incidents.model import (
     DELETED,
@@ -41,6 +40,8 @@ from glassbox.incidents.model import (
     State,
 )
 from glassbox.ports import Endpoint, IncidentsStore, Topic
+from glassbox.timestamps import parse_timestamp
+from glassbox.violation import OPERATOR_CHECK, Violation
 
 _UNDER_WAY = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
 
@@ -518,7 +519,7 @@ def read_command(event: Mapping[str, Any]) -> Command:
         detail, minutes = event["detail"], float(event["detail"].get("minutes", 15))
         if detail["action"] not in ("extend", "abort") or not 0 < minutes <= 24 * 60:
             raise ValueError(f"action {detail['action']!r}, minutes {minutes:g}")
-        until = read_time(event["time"]) + timedelta(minutes=minutes)
+        until = parse_timestamp(event["time"]) + timedelta(minutes=minutes)
         return Command(str(detail["endpoint"]), detail["action"], until)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BadInputError(f"event {event.get('id')}: not a command, {error!r}") from error

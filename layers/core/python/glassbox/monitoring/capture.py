@@ -7,10 +7,11 @@ custom attributes. The input is decoded only where the request carries a replay 
 
 import base64
 import binascii
+import contextlib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import IO, Annotated, NamedTuple
 
 import msgspec
@@ -18,11 +19,10 @@ import msgspec
 from glassbox.errors import BadInputError, printable
 from glassbox.monitoring.response import Prediction, ResponseParser, UnreadableError
 from glassbox.replay_marker import KeySource, is_marked, verified_marker
+from glassbox.timestamps import parse_hour, parse_timestamp
 
 CHUNK_BYTES = 1 << 16  # larger pieces come from fresh pages, which costs more than the calls it saves
 LINE_BYTES = 32 << 20  # two bodies of 6 MiB (InvokeEndpoint's limit), escaped or in base64, fit
-
-_YEARS = range(2000, 2200)
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -166,7 +166,10 @@ def read_line(line: bytes | None, parser: ResponseParser, replay_key: KeySource 
         raise UnreadableError(f"not a capture record: {error}", _time_of(line)) from error
     output, metadata = captured.capture_data.endpoint_output, captured.event_metadata
     time = metadata.inference_time
-    moment(time)
+    try:
+        parse_timestamp(time)
+    except ValueError as error:
+        raise UnreadableError(str(error)) from error
     forged = bool(metadata.custom_attributes) and is_marked(metadata.custom_attributes)
     if forged and _is_replay(line, metadata, replay_key):
         return Record(time, (), True)
@@ -187,8 +190,8 @@ def _time_of(line: bytes) -> str | None:
     """The time of a line that is no capture record, where it can be read."""
     try:
         time = _TIMED.decode(line).event_metadata.inference_time
-        moment(time)
-    except (ValueError, RecursionError):  # UnreadableError is one
+        parse_timestamp(time)
+    except (ValueError, RecursionError):
         return None
     return time
 
@@ -204,7 +207,7 @@ def _is_replay(line: bytes, metadata: _EventMetadata, replay_key: KeySource | No
         )
     except (ValueError, RecursionError):
         return False
-    time = moment(metadata.inference_time)
+    time = parse_timestamp(metadata.inference_time)
     attributes = metadata.custom_attributes
     return bool(replay_key and verified_marker(attributes, body=body, now=time, key=replay_key))
 
@@ -223,19 +226,6 @@ def input_body(data: str, encoding: str | None) -> bytes:
         return base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise ValueError(f"captured input: expected base64, got {error}") from error
-
-
-@functools.lru_cache(maxsize=4096)
-def moment(time: str) -> datetime:
-    """A time as captured (ISO 8601; without an offset it is UTC), as UTC; UnreadableError for anything else."""
-    try:
-        parsed = datetime.fromisoformat(time)
-        utc = parsed.replace(tzinfo=parsed.tzinfo or UTC).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise UnreadableError(f"{time!r} is no time (ISO 8601)") from None
-    if utc.year not in _YEARS:
-        raise UnreadableError(f"the time {time!r} is centuries away")
-    return utc
 
 
 class CaptureFile(NamedTuple):
@@ -271,10 +261,6 @@ def read_key(key: str, folder: str | None = None) -> CaptureFile:
             raise BadInputError(
                 f"{key}: expected a capture file below {folder}/<variant>/, got one of another endpoint"
             )
-        try:
-            hour = datetime.strptime(match["hour"], "%Y/%m/%d/%H").replace(tzinfo=UTC)
-        except ValueError:
-            hour = datetime.min.replace(tzinfo=UTC)
-        if hour.year in _YEARS:
-            return CaptureFile(match["endpoint"], match["variant"], hour)
+        with contextlib.suppress(ValueError):
+            return CaptureFile(match["endpoint"], match["variant"], parse_hour(match["hour"]))
     raise BadInputError(f"{key}: not the key of a capture file (…/endpoint/variant/yyyy/mm/dd/hh/name.jsonl)")

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from glassbox.monitoring.counts import UNKNOWN, Counts, Window
 from glassbox.monitoring.drift import distance_by_chance, jensen_shannon_distance
 from glassbox.monitoring.response import PredictedClass
 from glassbox.settings import setting
+from glassbox.violation import ViolationDetail, WindowDetail
 
 CLASS_SHARE, LOW_CONFIDENCE_SHARE, DRIFT, UNREADABLE_SHARE = (
     "class_share",
@@ -71,24 +71,21 @@ class PublishedViolation:
     window: Window
 
 
-def detail(endpoint: str, variant: str, verdict: Verdict) -> dict[str, Any]:
-    """The detail of the ``Glassbox Violation`` event."""
-    return {
-        "version": 1,
-        "endpoint": endpoint,
-        "variant": variant,
-        "check": verdict.check,
-        "value": verdict.value,
-        "lower": verdict.lower,
-        "upper": verdict.upper,
-        "window": {
-            "start": f"{verdict.window.start:%Y-%m-%dT%H:%M:%SZ}",
-            "end": f"{verdict.window.end:%Y-%m-%dT%H:%M:%SZ}",
-        },
-        "sample_size": verdict.sample_size,
-        "class": verdict.predicted_class,
-        "reason": verdict.reason,
-    }
+def violation_detail(endpoint: str, variant: str, verdict: Verdict) -> ViolationDetail:
+    """Return the detail of the event that publishes a violated verdict."""
+    start, end = (f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in (verdict.window.start, verdict.window.end))
+    return ViolationDetail(
+        endpoint=endpoint,
+        variant=variant,
+        check=verdict.check,
+        value=verdict.value,
+        lower=verdict.lower,
+        upper=verdict.upper,
+        window=WindowDetail(start, end),
+        sample_size=verdict.sample_size,
+        predicted_class=verdict.predicted_class,
+        reason=verdict.reason,
+    )
 
 
 def judge(

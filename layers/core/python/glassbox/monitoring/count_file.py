@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from glassbox.errors import BadInputError, SettingsError
-from glassbox.events import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
+import msgspec
+
+from glassbox.errors import SettingsError
 from glassbox.monitoring.capture import CaptureFile, read, read_key
-from glassbox.monitoring.checks import Bounds, PublishedViolation, Verdict, detail, judge
+from glassbox.monitoring.checks import Bounds, PublishedViolation, Verdict, judge, violation_detail
 from glassbox.monitoring.counts import (
     MAX_CLASSES,
     RETENTION,
@@ -22,8 +22,10 @@ from glassbox.monitoring.counts import (
 )
 from glassbox.monitoring.response import PredictedClass, ResponseParser
 from glassbox.ports import CountsStore, EventBus, Objects
+from glassbox.queue_message import S3Object
 from glassbox.replay_marker import KeySource
 from glassbox.settings import names, setting
+from glassbox.violation import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class Judged:
 
 
 def count_file(
-    created: Mapping[str, Any],
+    source: S3Object,
     *,
     settings: CountingSettings,
     parser: ResponseParser,
@@ -90,38 +92,29 @@ def count_file(
     arrived: datetime,
     folder: str | None = None,
 ) -> Counted:
-    """Count the file of an S3 ``Object Created`` event.
+    """Count a capture file.
 
     Slots that were older than RETENTION when the file arrived are left out: their items have expired, and with them
     the memory of what was counted.
 
     Args:
-        created: the ``detail`` of the event: ``bucket.name``, ``object.key``, ``object.etag``.
         arrived: the time of the event, and not of this call: a redelivery must leave out the same slots.
         folder: ``<prefix>/<endpoint>`` of the watched endpoint; None takes every endpoint's files.
         replay_key: gives the public key of the replays; asked for only where a marker needs it.
 
     Raises:
-        BadInputError: the key or the object is no capture file of this endpoint, or the file is gone.
+        BadInputError: the key is not that of a capture file of this endpoint, or the file does not exist.
         RetryableError: AWS does not answer.
     """
-    try:
-        bucket, key, etag = created["bucket"]["name"], created["object"]["key"], created["object"]["etag"]
-    except (KeyError, TypeError) as error:
-        raise BadInputError(f"not the event of an object: {error!r}") from error
-    if not all(isinstance(text, str) for text in (bucket, key, etag)):
-        raise BadInputError(
-            f"not the event of an object: bucket {bucket!r}, key {key!r}, etag {etag!r} are not text"
-        )
-    file = read_key(key, folder)
+    file = read_key(source.key, folder)
     counted = tally(
-        read(captures.chunks(bucket, key), f"s3://{bucket}/{key}", parser, replay_key),
+        read(captures.chunks(source.bucket, source.key), source.uri, parser, replay_key),
         file.hour,
         low_confidence=settings.low_confidence,
         num_classes=settings.num_classes,
     )
     expired = total(counted.slots.pop(slot) for slot in list(counted.slots) if slot + RETENTION <= arrived)
-    new = not counted.slots or counts.add(f"{bucket}/{key}#{etag}", file.variant_key, counted.slots)
+    new = not counted.slots or counts.add(source.version, file.variant_key, counted.slots)
     return Counted(file, counted, new, expired.records + expired.unreadable + expired.replayed)
 
 
@@ -166,7 +159,8 @@ def judge_file(
         for verdict in (v for verdicts in judged.values() for v in verdicts if v.violated):
             if any(t.check == verdict.check and t.window.overlaps(verdict.window) for t in published):
                 continue
-            events.put(VIOLATION_SOURCE, VIOLATION_DETAIL_TYPE, detail(endpoint, variant, verdict))
+            detail = msgspec.to_builtins(violation_detail(endpoint, variant, verdict))
+            events.put(VIOLATION_SOURCE, VIOLATION_DETAIL_TYPE, detail)
             counts.record(counted.file.variant_key, verdict)
             published.append(PublishedViolation(verdict.check, verdict.window))
             violations.append(verdict)

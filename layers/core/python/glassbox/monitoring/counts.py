@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Self
 
-from glassbox.monitoring.capture import Record, Unreadable, moment
+from glassbox.monitoring.capture import Record, Unreadable
 from glassbox.monitoring.response import PredictedClass
+from glassbox.timestamps import parse_timestamp
 
 SLOT = timedelta(minutes=10)
 WINDOW = timedelta(hours=1)  # of the hourly monitor; count_predictions judges windows of WINDOW_HOURS
@@ -198,7 +199,7 @@ def tally(
     records = iter(records)
     while some := list(itertools.islice(records, _TOGETHER)):
         slots = {
-            time: _slot(time) if within is None or moment(time) in within else None
+            time: _slot(time) if within is None or parse_timestamp(time) in within else None
             for time in {record.time for record in some}
             if time
         }
@@ -237,7 +238,7 @@ def _groups(
 
 @functools.lru_cache(maxsize=4096)
 def _slot(time: str) -> datetime:
-    return slot_start(moment(time))
+    return slot_start(parse_timestamp(time))
 
 
 def _known(counted: Mapping[PredictedClass, int], num_classes: int | None) -> Counter[PredictedClass]:

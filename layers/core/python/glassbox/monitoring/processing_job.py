@@ -5,19 +5,18 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from glassbox.errors import BadInputError, ConflictError
-from glassbox.events import SCHEDULE
-from glassbox.monitoring.capture import moment
 from glassbox.monitoring.count_file import CountingSettings
 from glassbox.monitoring.counts import WINDOW, Window
 from glassbox.ports import Objects, ProcessingJobs
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import names
+from glassbox.violation import SCHEDULE
 
 _ROOT = "/opt/ml/processing"
 _JOB_NAME_CHARACTERS = 63
@@ -51,14 +50,6 @@ class MonitorSettings(CountingSettings):
         yield from super().problems()
         if bool(names(self.subnet_ids)) != bool(names(self.security_group_ids)):
             yield "SUBNET_IDS and SECURITY_GROUP_IDS need each other"
-
-
-def read_time(scheduled: Mapping[str, Any]) -> datetime:
-    """The ``time`` of the schedule's message (``<aws.scheduler.scheduled-time>``); BadInputError without one."""
-    try:
-        return moment(scheduled["time"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise BadInputError(f"not a message of the schedule: {error!r}") from error
 
 
 class Started(NamedTuple):

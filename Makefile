@@ -127,6 +127,9 @@ smoke: build .venv-deploy/.ready ## rehearse on a throw-away stack what is assum
 deploy-test: build $(READY) .venv-deploy/.ready ## plan, deploy, twin, remove on the embedded AWS, with the real sam deploy
 	GLASSBOX_DEPLOY=.venv-deploy/bin/python $(RUN) -m pytest tests/deploy $(PYTEST_ARGS)
 
+lock: $(READY) ## write the lock files requirements*.txt from pyproject.toml (UPGRADE=1 takes the newest versions)
+	UPGRADE=$(UPGRADE) TORCH_ARGS='$(TORCH_ARGS)' $(VENV)/bin/python .ci/lock.py
+
 docs: $(READY) ## write docs/configuration.md from the template
 	@$(RUN) docs/write_configuration.py
 
@@ -162,5 +165,5 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test coverage check docs bench baseline train check-model build sam sam-test images images-test \
+.PHONY: help demo local test coverage check docs lock bench baseline train check-model build sam sam-test images images-test \
         plan deploy twin explain remove push smoke deploy-test format clean

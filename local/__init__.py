@@ -1,1 +1,1 @@
-"""The embedded AWS: ministack and a SageMaker double, so that the whole stack runs on one machine."""
+"""The embedded AWS: ministack and a SageMaker double, which run the whole stack on one machine."""

@@ -1,4 +1,4 @@
-"""AWS::SageMaker resource types for the embedded CloudFormation."""
+"""AWS::SageMaker resource types of the embedded CloudFormation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from local.sagemaker.shapes import from_template, input_shape
 Created = tuple[str, dict[str, Any]]
 ENDPOINT = "AWS::SageMaker::Endpoint"
 
-# Types all of whose properties are create-only: every change is a replacement.
+# All properties of these types are create-only: every change is a replacement.
 CREATE_ONLY = {
     "AWS::SageMaker::Model": ("model", "Model"),
     "AWS::SageMaker::EndpointConfig": ("endpoint-config", "EndpointConfig"),
@@ -22,7 +22,7 @@ CREATE_ONLY = {
 
 
 def install(sagemaker: SageMaker) -> None:
-    """Teach the embedded CloudFormation the SageMaker types of this double."""
+    """Register the SageMaker resource types with the embedded CloudFormation."""
     for resource_type, (kind, noun) in CREATE_ONLY.items():
         create = _creator(sagemaker, kind, noun)
         provisioners._RESOURCE_HANDLERS[resource_type] = {
@@ -73,7 +73,7 @@ def _deleter(sagemaker: SageMaker, kind: str, noun: str) -> Callable[[str, dict[
 
 
 def _install_endpoint(sagemaker: SageMaker) -> None:
-    """Endpoints are the one updatable type, and the one whose creation takes time: CloudFormation waits for it."""
+    """Register endpoints: the only type that is updated, and for whose creation CloudFormation waits."""
     arn = sagemaker.platform.arn
 
     def settled(name: str, wanted: str) -> Created:
@@ -117,7 +117,7 @@ def _install_endpoint(sagemaker: SageMaker) -> None:
         "delete": _deleter(sagemaker, "endpoint", "Endpoint"),
     }
     runs_on_worker_thread = stacks._runs_on_worker_thread
-    # Models too: creating one reads S3, through the very event loop the provisioner would block.
+    # Models too: CreateModel reads S3 through the event loop, which the provisioner would block.
     stacks._runs_on_worker_thread = lambda resource_type: (
         resource_type.startswith("AWS::SageMaker::") or runs_on_worker_thread(resource_type)
     )

@@ -1,7 +1,7 @@
-"""`sam build` and `sam deploy` in small, onto any CloudFormation endpoint; no SAM CLI, no container.
+"""A small `sam build` and `sam deploy` for any CloudFormation endpoint, without the SAM CLI and containers.
 
-Functions and layers are packaged as SAM packages them, with the running interpreter's wheels. The archives are
-deterministic: what has not changed is neither uploaded nor updated.
+It packages functions and layers as SAM does, with wheels for the running interpreter. Archives are deterministic, so
+unchanged code is neither uploaded nor updated.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import sysconfig
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
 from samtranslator.yaml_helper import yaml_parse
+
+from local.waiting import wait_for
 
 ARTIFACTS = "glassbox-artifacts"
 BUILD = Path(".build")
@@ -40,7 +41,7 @@ CODE = {"AWS::Serverless::Function": "CodeUri", "AWS::Serverless::LayerVersion":
 
 
 class DeployError(RuntimeError):
-    """The stack could not be deployed; the text is the first failing resource's reason."""
+    """The deployment failed, for the reason of the first resource that failed."""
 
 
 def deploy(
@@ -52,10 +53,15 @@ def deploy(
     build: Path | None = None,
     bucket: str = ARTIFACTS,
 ) -> dict[str, str]:
-    """Package the template's code, create or update the stack, wait, and return its outputs.
+    """Package the code, create or update the stack, wait for it and return its outputs.
 
-    `build` (default .build beside the template) caches installed requirements. Parameters that are left out keep the
-    stack's values on an update, and the template's defaults otherwise. Raises DeployError.
+    Args:
+        parameters: an update keeps the values of the others; a new stack takes the template's defaults.
+        build: caches installed requirements (default: .build beside the template).
+        bucket: receives the archives and the template.
+
+    Raises:
+        DeployError: the template is invalid or a resource failed.
     """
     body = yaml_parse(template.read_text())
     s3 = session.client("s3")
@@ -64,7 +70,7 @@ def deploy(
     cloudformation = session.client("cloudformation")
     current = _describe(cloudformation, stack)
     if current and current["StackStatus"] in ("ROLLBACK_COMPLETE", "REVIEW_IN_PROGRESS", "CREATE_FAILED"):
-        cloudformation.delete_stack(StackName=stack)  # never came to be: it cannot be updated
+        cloudformation.delete_stack(StackName=stack)  # its creation failed, so no update is possible
         cloudformation.get_waiter("stack_delete_complete").wait(StackName=stack, WaiterConfig={"Delay": 1})
         current = None
     if _apply(cloudformation, stack, url, set(body.get("Parameters", {})), parameters, current):
@@ -91,11 +97,11 @@ def _apply(
     parameters: dict[str, str],
     current: dict[str, Any] | None,
 ) -> bool:
-    """Make and execute a change set; False when there is nothing to change."""
-    given = [{"ParameterKey": k, "ParameterValue": v} for k, v in parameters.items()]
+    """Create and execute a change set; return False if it is empty."""
+    values: list[dict[str, Any]] = [{"ParameterKey": k, "ParameterValue": v} for k, v in parameters.items()]
     if current:
         known = {p["ParameterKey"] for p in current.get("Parameters", [])} & declared
-        given += [{"ParameterKey": k, "UsePreviousValue": True} for k in sorted(known - set(parameters))]
+        values += [{"ParameterKey": k, "UsePreviousValue": True} for k in sorted(known - set(parameters))]
     name = f"glassbox-{time.time_ns()}"
     try:
         cloudformation.create_change_set(
@@ -103,38 +109,41 @@ def _apply(
             ChangeSetName=name,
             ChangeSetType="UPDATE" if current else "CREATE",
             TemplateURL=url,
-            Parameters=given,
+            Parameters=values,
             Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
         )
     except ClientError as error:
         raise DeployError(f"{stack}: {error.response['Error']['Message']}") from error
-    for _ in _until(DEPLOY_SECONDS):
-        change_set = cloudformation.describe_change_set(StackName=stack, ChangeSetName=name)
-        if change_set["Status"] == "CREATE_COMPLETE":
-            break
-        if change_set["Status"] == "FAILED":
-            reason = change_set.get("StatusReason", "")
-            cloudformation.delete_change_set(StackName=stack, ChangeSetName=name)
-            if "didn't contain changes" in reason or "No updates" in reason:
-                return False
-            raise DeployError(f"{stack}: {reason}")
+
+    def described() -> dict[str, Any] | None:
+        change_set: dict[str, Any] = cloudformation.describe_change_set(StackName=stack, ChangeSetName=name)
+        return change_set if change_set["Status"] in ("CREATE_COMPLETE", "FAILED") else None
+
+    change_set = wait_for(described, DEPLOY_SECONDS, f"{stack}: change set {name}")
+    if change_set["Status"] == "FAILED":
+        reason = change_set.get("StatusReason", "")
+        cloudformation.delete_change_set(StackName=stack, ChangeSetName=name)
+        if "didn't contain changes" in reason or "No updates" in reason:
+            return False
+        raise DeployError(f"{stack}: {reason}")
     cloudformation.execute_change_set(StackName=stack, ChangeSetName=name)
     return True
 
 
 def _wait(cloudformation: Any, stack: str) -> None:
     began = time.time()
-    for _ in _until(DEPLOY_SECONDS):
-        status = (_describe(cloudformation, stack) or {}).get("StackStatus", "DELETE_COMPLETE")
-        if status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
-            return
-        if status.endswith(("_FAILED", "ROLLBACK_COMPLETE", "DELETE_COMPLETE")):
-            raise DeployError(f"{stack} is {status}: {_first_failure(cloudformation, stack, began)}")
-    raise DeployError(f"{stack} is still {status} after {DEPLOY_SECONDS:.0f} s")
+
+    def ended() -> str | None:
+        status: str = (_describe(cloudformation, stack) or {}).get("StackStatus", "DELETE_COMPLETE")
+        return status if status.endswith(("_FAILED", "_COMPLETE")) else None
+
+    status = wait_for(ended, DEPLOY_SECONDS, f"{stack}: deployment")
+    if status not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
+        raise DeployError(f"{stack} is {status}: {_first_failure(cloudformation, stack, began)}")
 
 
 def _first_failure(cloudformation: Any, stack: str, since: float) -> str:
-    """The reason of the first resource that failed; the others only follow it."""
+    """Return the reason of the first resource that failed; the failures after it are its consequences."""
     events = cloudformation.describe_stack_events(StackName=stack)["StackEvents"]
     for event in sorted(events, key=lambda e: e["Timestamp"]):
         reason = event.get("ResourceStatusReason", "")
@@ -149,18 +158,11 @@ def _first_failure(cloudformation: Any, stack: str, since: float) -> str:
     return stack_reason
 
 
-def _until(seconds: float, pause: float = 0.1) -> Iterator[None]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(pause)
-
-
 # ---------------------------------------------------------------- packaging
 
 
 def _package(template: dict[str, Any], root: Path, build: Path, s3: Any, bucket: str) -> None:
-    """Replace every local code path in the template by the S3 URI of its archive, uploaded if need be."""
+    """Upload the archives that S3 lacks and put their URIs into the template in place of local paths."""
     with contextlib.suppress(s3.exceptions.BucketAlreadyOwnedByYou):
         s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": s3.meta.region_name})
     uploaded: dict[tuple[str, bool], str] = {}
@@ -171,13 +173,13 @@ def _package(template: dict[str, Any], root: Path, build: Path, s3: Any, bucket:
             continue
         source = root / code
         if not source.is_dir():
-            raise DeployError(f"{name}: {code} is no directory")
-        # A layer that names a build method is built like a function, into python/; otherwise it is taken as it is.
+            raise DeployError(f"{name}: {member}: expected a directory, got {code}.")
+        # A layer with a BuildMethod is built like a function, into python/; any other is packaged unchanged.
         layer = "BuildMethod" in (resource.get("Metadata") or {})
-        as_is = member == "ContentUri" and not layer
+        unchanged = member == "ContentUri" and not layer
         if (code, layer) not in uploaded:
             prefix = "python" if layer else ""
-            files = _files(source, build, prefix=prefix, install=not as_is)
+            files = _files(source, build, prefix=prefix, install=not unchanged)
             key = f"{_digest(files)}.zip"
             if not _exists(s3, bucket, key):
                 s3.put_object(Bucket=bucket, Key=key, Body=_archive(files, build / "archives" / key))
@@ -186,7 +188,7 @@ def _package(template: dict[str, Any], root: Path, build: Path, s3: Any, bucket:
 
 
 def _upload(template: dict[str, Any], s3: Any, bucket: str) -> str:
-    """The URL of the template in S3: in a request it may have 51,200 bytes, there 1 MB."""
+    """Upload the template and return its URL: S3 allows 1 MB, a request only 51,200 bytes."""
     body = json.dumps(template, default=str).encode()
     key = f"{hashlib.sha256(body).hexdigest()}.template"
     s3.put_object(Bucket=bucket, Key=key, Body=body)
@@ -204,7 +206,7 @@ def _exists(s3: Any, bucket: str, key: str) -> bool:
 
 
 def _files(source: Path, build: Path, *, prefix: str, install: bool) -> dict[str, Path]:
-    """What goes into the archive, by name: the installed requirements and over them the sources, below `prefix`."""
+    """Return the archive's files by name below `prefix`: requirements, which sources of the same name replace."""
     requirements = source / "requirements.txt"
     roots = [_installed(requirements, build), source] if install and requirements.exists() else [source]
     files: dict[str, Path] = {}
@@ -225,10 +227,10 @@ def _digest(files: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _archive(files: dict[str, Path], kept: Path) -> bytes:
-    """The zip of the files: equal files, equal bytes. It is kept, for the next embedded AWS."""
-    if kept.exists():
-        return kept.read_bytes()
+def _archive(files: dict[str, Path], cached: Path) -> bytes:
+    """Return the files as a zip: equal files give equal bytes. `cached` is read if it exists, else written."""
+    if cached.exists():
+        return cached.read_bytes()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, path in files.items():
@@ -236,15 +238,15 @@ def _archive(files: dict[str, Path], kept: Path) -> bytes:
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
             archive.writestr(info, path.read_bytes())
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(f".{os.getpid()}")
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cached.with_suffix(f".{os.getpid()}")
     temporary.write_bytes(buffer.getvalue())
-    temporary.replace(kept)
+    temporary.replace(cached)
     return buffer.getvalue()
 
 
 def _installed(requirements: Path, build: Path) -> Path:
-    """The directory the requirements are installed in, by pip, once per content, Python version and platform."""
+    """Install requirements with pip, once per content, Python version and platform; return the directory."""
     text = requirements.read_bytes() + f"{sys.implementation.cache_tag} {sysconfig.get_platform()}".encode()
     target = build.resolve() / "requirements" / hashlib.sha256(text).hexdigest()[:16]
     if target.exists():
@@ -255,20 +257,20 @@ def _installed(requirements: Path, build: Path) -> Path:
         command += ["--target", f"{temporary}/site", "--no-compile", "-r", str(requirements)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise DeployError(f"pip could not install {requirements}:\n{done.stderr.strip()[-2000:]}")
+            raise DeployError(f"{requirements}: pip install failed:\n{done.stderr.strip()[-2000:]}")
         site = Path(temporary) / "site"
-        shutil.rmtree(site / "bin", ignore_errors=True)  # its scripts name this interpreter's path
-        # Byte code that holds wherever it is unpacked saves a cold start a second.
+        shutil.rmtree(site / "bin", ignore_errors=True)  # scripts with this interpreter's path
+        # Hash-based byte code is valid for any unpacking time; without it a cold start takes a second longer.
         compileall.compile_dir(
             str(site), quiet=2, stripdir=str(site), prependdir="/opt/python", invalidation_mode=HASHED
         )
-        with contextlib.suppress(OSError):  # somebody else was quicker
+        with contextlib.suppress(OSError):  # another process has installed them meanwhile
             site.rename(target)
     return target
 
 
 def main() -> None:
-    """python -m local.deploy template.yaml STACK [Key=Value …], on the endpoint the environment names."""
+    """Deploy a template to the AWS endpoint of the environment (AWS_ENDPOINT_URL)."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("template", type=Path)
     parser.add_argument("stack")
@@ -277,7 +279,7 @@ def main() -> None:
     parameters = dict(pair.split("=", 1) for pair in options.parameters)
     try:
         outputs = deploy(options.template, options.stack, parameters, boto3.Session())
-    except DeployError as error:
+    except (DeployError, TimeoutError) as error:
         sys.exit(str(error))
     for key, value in outputs.items():
         print(f"{key}={value}")

@@ -1,4 +1,4 @@
-"""Starts the embedded AWS as a child process and gives boto3 clients of it."""
+"""Start the embedded AWS as a child process and create boto3 clients for it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from local.config import ServerConfig
+
 ACCOUNT = "123456789012"
 REGION = "eu-west-1"
 START_SECONDS = 60.0
@@ -30,7 +32,7 @@ STOP_SECONDS = 15.0
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What stands for the container images, by the end of the repository's name.
+# The commands that replace the container images, by the end of the repository's name.
 IMAGES = {
     "serving": [sys.executable, str(ROOT / "model_code" / "serve.py")],
     "monitor": [sys.executable, str(ROOT / "monitor_container" / "evaluation.py")],
@@ -38,18 +40,18 @@ IMAGES = {
 
 
 class EmulatorError(RuntimeError):
-    """The embedded AWS did not start, or died."""
+    """The embedded AWS did not start, or ended unexpectedly."""
 
 
-class LocalSession(boto3.Session):
-    """A boto3 session whose clients talk to the embedded AWS, whatever proxies and profiles the shell has."""
+class LocalSession(boto3.Session):  # type: ignore[misc]  # boto3 is untyped
+    """A boto3 session for the embedded AWS, which ignores the shell's proxies and profiles."""
 
     def __init__(self, endpoint_url: str, account: str = ACCOUNT, region: str = REGION) -> None:
         super().__init__(aws_access_key_id=account, aws_secret_access_key="test", region_name=region)  # noqa: S106
         self.endpoint_url = endpoint_url
 
     def client(self, service_name: str, *args: Any, **kwargs: Any) -> Any:
-        """As boto3's, on the embedded AWS."""
+        """Create a client whose requests go to the embedded AWS."""
         kwargs["endpoint_url"] = kwargs.get("endpoint_url") or self.endpoint_url
         direct = Config(proxies={})
         kwargs["config"] = direct.merge(kwargs["config"]) if kwargs.get("config") else direct
@@ -57,19 +59,25 @@ class LocalSession(boto3.Session):
 
 
 class RunningAws:
-    """An embedded AWS that somebody started, by its address."""
+    """An embedded AWS that already runs, by its address."""
 
     def __init__(self, endpoint_url: str) -> None:
         self.endpoint_url = endpoint_url
         self.session = LocalSession(endpoint_url)
 
     def client(self, service: str) -> Any:
-        """A boto3 client with the account's root rights."""
+        """Return a boto3 client that has the account's root permissions."""
         return self.session.client(service)
+
+    def create_bucket(self, name: str) -> None:
+        """Create a bucket unless it exists."""
+        s3 = self.client("s3")
+        with contextlib.suppress(s3.exceptions.BucketAlreadyOwnedByYou):
+            s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     @property
     def environment(self) -> dict[str, str]:
-        """What points the aws CLI, boto3 or a container at this AWS."""
+        """Return the variables with which the aws CLI, boto3 or a container uses this AWS."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": ACCOUNT,
@@ -77,15 +85,18 @@ class RunningAws:
             "AWS_DEFAULT_REGION": REGION,
         }
 
-    def control(self, what: str, **request: Any) -> dict[str, Any]:
-        """The control API.
+    def control(self, operation: str, **request: Any) -> dict[str, Any]:
+        """Call the control API, which AWS does not have, and return its answer.
 
-        `clock` (now, offset_seconds), `flush`, `quotas` (instances of a type for endpoints), `status`, `chaos` (the
-        members of gaps.delivery.Chaos), `calls` (what assumed roles were allowed: role, action, resource),
-        `credentials` (of a role, as a service gets them).
+        Operations: `clock` (now, offset_seconds), `flush` (write captured requests to S3), `quotas` (endpoint instances
+        by type), `status`, `chaos` (fields of gaps.delivery.Chaos), `calls` (role, action and resource of the allowed
+        calls of assumed roles), `credentials` (temporary credentials of a role for a service).
+
+        Raises:
+            ValueError: the operation or its request is invalid.
         """
         body = json.dumps(request).encode()
-        call = urllib.request.Request(f"{self.endpoint_url}/_glassbox/{what}", body, method="POST")  # noqa: S310
+        call = urllib.request.Request(f"{self.endpoint_url}/_glassbox/{operation}", body, method="POST")  # noqa: S310
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(call, timeout=60) as response:
@@ -95,7 +106,7 @@ class RunningAws:
             raise ValueError(json.loads(error.read())["error"]) from error
 
     def answers(self) -> bool:
-        """Whether it is there."""
+        """Return whether the embedded AWS answers."""
         try:
             self.control("status")
         except (OSError, ValueError):
@@ -104,11 +115,15 @@ class RunningAws:
 
 
 class EmbeddedAws(RunningAws):
-    """An embedded AWS of one's own; a context manager that leaves no process and no file behind.
+    """An embedded AWS that this object starts, and stops when the context ends.
 
-    `port` 0 chooses a free one. It listens on 127.0.0.1, and on `also_on` too if given: the bridge on which containers
-    of `sam local invoke` find their host. `images` adds to or replaces IMAGES. `keep` keeps the private directory
-    with its logs. `options` go to local.server: update_seconds, flush_seconds, flush_records.
+    Args:
+        port: of 127.0.0.1; 0 chooses a free port.
+        also_on: a second address to listen on: Docker's bridge, where containers of `sam local invoke` reach the host.
+        images: commands by repository suffix, in addition to IMAGES.
+        update_seconds: the shortest time in which an endpoint is created or updated.
+        flush_seconds: after this time data capture writes a file.
+        flush_records: after this many records data capture writes a file.
     """
 
     def __init__(
@@ -117,10 +132,10 @@ class EmbeddedAws(RunningAws):
         port: int = 0,
         also_on: str | None = None,
         images: dict[str, list[str]] | None = None,
-        keep: bool = False,
-        **options: float,
+        update_seconds: float = 0.0,
+        flush_seconds: float = 1.0,
+        flush_records: int = 100,
     ) -> None:
-        self._keep = keep
         self._process: subprocess.Popen[bytes] | None = None
         self.directory = Path(tempfile.mkdtemp(prefix="glassbox-aws-"))
         self.log = self.directory / "logs" / "emulator.log"
@@ -131,7 +146,19 @@ class EmbeddedAws(RunningAws):
                 self.port: int = first.getsockname()[1]
                 others = [listeners.enter_context(_listen(also_on, self.port))] if also_on else []
                 super().__init__(f"http://127.0.0.1:{self.port}")
-                self._process = self._spawn([first, *others], IMAGES | (images or {}), options)
+                config = ServerConfig(
+                    fds=[listener.fileno() for listener in (first, *others)],
+                    port=self.port,
+                    directory=self.directory,
+                    unpacked=ROOT / ".build" / "unpacked",
+                    account=ACCOUNT,
+                    region=REGION,
+                    images=IMAGES | (images or {}),
+                    update_seconds=update_seconds,
+                    flush_seconds=flush_seconds,
+                    flush_records=flush_records,
+                )
+                self._process = self._spawn(config)
             self._await_ready(self._process)
         except BaseException:
             self.stop()
@@ -146,48 +173,33 @@ class EmbeddedAws(RunningAws):
         self.stop()
 
     def wait(self) -> None:
-        """Return when the process has ended, which nothing but :meth:`stop` should make it do.
+        """Wait until the process ends, which only :meth:`stop` should cause.
 
         Raises:
             EmulatorError: always; names the exit status.
         """
         assert self._process is not None  # noqa: S101 (started by the constructor)
         status = self._process.wait()
-        raise EmulatorError(
-            f"the embedded AWS ended with exit status {status}; nothing serves requests any more"
-        )
+        raise EmulatorError(f"the embedded AWS: expected to run, got exit status {status}. Start it again.")
 
     def stop(self) -> None:
-        """Stop the embedded AWS, its Lambdas, model servers and jobs."""
+        """Stop the embedded AWS, its functions, model servers and jobs, and delete its directory."""
         process = self._process
         if process is not None and process.stdin:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            # Whatever it left behind is in its process group.
+            # Processes that it left running are in its process group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             process.stdin.close()
-        if not self._keep:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _spawn(
-        self, listeners: list[socket.socket], images: dict[str, list[str]], options: dict[str, float]
-    ) -> subprocess.Popen[bytes]:
+    def _spawn(self, config: ServerConfig) -> subprocess.Popen[bytes]:
         temporary = self.directory / "tmp"
         temporary.mkdir()
-        arguments = [
-            *(f"--fd={listener.fileno()}" for listener in listeners),
-            f"--port={self.port}",
-            f"--directory={self.directory}",
-            f"--unpacked={ROOT / '.build' / 'unpacked'}",
-            f"--account={ACCOUNT}",
-            f"--region={REGION}",
-            f"--images={json.dumps(images)}",
-            *(f"--{name.replace('_', '-')}={value}" for name, value in options.items()),
-        ]
-        # Nothing of the caller's environment: the functions inherit it.
+        # Not the caller's environment: the functions inherit this one.
         environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": str(self.directory),
@@ -207,13 +219,13 @@ class EmbeddedAws(RunningAws):
         }
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "local.server", *arguments],
+                [sys.executable, "-m", "local.server", config.to_json()],
                 cwd=self.directory,
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                pass_fds=[listener.fileno() for listener in listeners],
+                pass_fds=config.fds,
                 start_new_session=True,
             )
 
@@ -226,13 +238,13 @@ class EmbeddedAws(RunningAws):
                 return
             time.sleep(0.05)
         tail = self.log.read_text(errors="replace")[-2000:].strip()
-        raise EmulatorError(f"the embedded AWS did not start:\n{tail}")
+        raise EmulatorError(f"the embedded AWS did not start. The end of its log:\n{tail}")
 
 
 def docker_bridge() -> str:
-    """Return this machine's address on Docker's default network, under which containers find it.
+    """Return this machine's address on Docker's default network, where containers reach it.
 
-    Empty without an engine, and where the engine runs in a machine of its own (Docker Desktop).
+    Empty without a Docker engine, and where the engine runs in a virtual machine (Docker Desktop).
     """
     if not shutil.which("docker"):
         return ""
@@ -241,7 +253,7 @@ def docker_bridge() -> str:
     if done.returncode:
         return ""
     (network, *_) = json.loads(done.stdout)
-    # an engine that names no gateway takes the first address
+    # without a configured gateway, the engine uses the first address
     gateway = str(network.get("Gateway") or ip_network(network["Subnet"])[1])
     try:
         _listen(gateway, 0).close()
@@ -257,13 +269,15 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise EmulatorError(f"port {port} on {host} cannot be used: {error.strerror}") from error
+        raise EmulatorError(
+            f"{host}:{port}: cannot listen: {error.strerror}. Choose another port."
+        ) from error
     return listener
 
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Within, SIGTERM ends the program as Ctrl-C does, so that context managers clean up."""
+    """Raise KeyboardInterrupt on SIGTERM within the block, so that context managers clean up."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

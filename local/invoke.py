@@ -1,9 +1,9 @@
-"""`sam local invoke` of a function on the embedded AWS, so that it really reads and writes there.
+"""Run a function on the embedded AWS with `sam local invoke`.
 
     python -m local.invoke swap_endpoint [--event events/sqs-violation.json]
 
-It takes the AWS that `make local` left running, or starts one for as long as it lasts. What the events speak of (a
-capture file, a traced step) is laid there first. The function gets the variables and the rights that it has there.
+It uses the AWS that `make local` left running, or starts one for this run. Before that, it stores the objects that the
+sample events name (a capture file, a traced step). The function has the variables and the role of the deployed one.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from demo import signs
 from local.emulator import REGION, ROOT, EmulatorError, RunningAws, docker_bridge
-from local.stack import Stack, running_stack
+from local.stack import Stack, npy, running_stack
+from local.waiting import wait_for
 
+SAMPLES = ROOT / "events"
 EVENTS = {
     "count_predictions": "sqs-capture",
     "start_monitor": "sqs-monitor",
@@ -37,27 +38,26 @@ EVENTS = {
     "restore_endpoint": "sqs-command-abort",
 }
 PORT = 4566
-SAMPLE_BUCKET = "amzn-s3-demo-bucket"  # what events/ calls the stack's
-SAMPLE_ETAG = "b1946ac92492d2347c6235b4d2611184"  # and the capture file's
-TRACED = "traced"  # an endpoint that is always hooked
-IMAGE_SIZE = 48
+SAMPLE_BUCKET = "amzn-s3-demo-bucket"  # stands for the stack's bucket in events/
+SAMPLE_ETAG = "b1946ac92492d2347c6235b4d2611184"  # stands for the capture file's
+TRACED = "traced"  # an endpoint that always runs the hooked model
 PARAMETERS = {"MaxClassShare": "0.5"}
 
 
 class InvokeError(RuntimeError):
-    """The function could not be run, or failed."""
+    """The function could not be run, or it failed."""
 
 
 def invoke(stack: Stack, function: str, event: dict[str, Any], *, address: str, sam: str) -> Any:
-    """Run a function in a container with its own role's rights; what it returned.
+    """Run a function in a container with its role's permissions and return its result.
 
     Args:
         function: the name of its folder in functions/.
-        address: where containers find the embedded AWS, `host:port`.
+        address: `host:port` at which containers reach the embedded AWS.
         sam: the SAM CLI.
 
     Raises:
-        InvokeError: SAM could not run it, or it raised.
+        InvokeError: SAM could not run the function, or the function raised.
     """
     logical_id = "".join(word.title() for word in function.split("_")) + "Function"
     name = stack.resources("AWS::Lambda::Function")[logical_id]
@@ -81,29 +81,31 @@ def invoke(stack: Stack, function: str, event: dict[str, Any], *, address: str, 
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        raise InvokeError(f"sam local invoke {logical_id} ended with {done.returncode}") from None
+        raise InvokeError(
+            f"sam local invoke {logical_id}: expected JSON, got exit status {done.returncode}."
+        ) from None
     if isinstance(answer, dict) and "errorMessage" in answer:
         raise InvokeError(f"{function}: {answer['errorMessage']}")
     return answer
 
 
 def read_event(path: Path, stack: Stack) -> dict[str, Any]:
-    """An event for `sam local invoke`; the samples' bucket and etag give way to those that are there.
+    """Read an event and replace the sample's bucket and etag by the stack's.
 
-    What EventBridge would send is put into a message, as its rule would.
+    An EventBridge event is wrapped into an SQS message, as its rule does.
 
     Raises:
-        InvokeError: it is no event.
+        InvokeError: the file is not an event of SQS or EventBridge.
     """
     try:
         text = path.read_text().replace(SAMPLE_BUCKET, stack.outputs["Bucket"])
         event: dict[str, Any] = json.loads(text.replace(SAMPLE_ETAG, _etag(stack)))
         if "Records" in event:
             return event
-        (record,) = json.loads((ROOT / "events" / "sqs-capture.json").read_text())["Records"]
+        [record] = json.loads((SAMPLES / "sqs-capture.json").read_text())["Records"]
         return {"Records": [record | {"body": json.dumps({"detail-type": event["detail-type"], **event})}]}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InvokeError(f"{path}: not an event, of SQS or EventBridge: {error}") from error
+        raise InvokeError(f"{path}: expected an event of SQS or EventBridge, got {error}.") from error
 
 
 def _etag(stack: Stack) -> str:
@@ -114,38 +116,44 @@ def _etag(stack: Stack) -> str:
 
 
 def object_of(name: str) -> str:
-    """The key of the object that events/<name>.json speaks of."""
-    key: str = json.loads((ROOT / "events" / f"{name}.json").read_text())["detail"]["object"]["key"]
+    """Return the key of the object that events/<name>.json names."""
+    key: str = json.loads((SAMPLES / f"{name}.json").read_text())["detail"]["object"]["key"]
     return key
 
 
 @contextlib.contextmanager
 def paused(stack: Stack) -> Iterator[None]:
-    """Within, nobody but `sam local invoke` takes messages: the embedded AWS would run the same functions."""
-    lambdas = stack.client("lambda")
-    mappings = lambdas.list_event_source_mappings()["EventSourceMappings"]
+    """Disable the event sources, so that the embedded AWS processes no message itself."""
+    functions = stack.client("lambda")
+    mappings = functions.list_event_source_mappings()["EventSourceMappings"]
     for mapping in mappings:
-        lambdas.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
+        functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
     try:
         yield
     finally:
         for mapping in mappings:
-            lambdas.update_event_source_mapping(UUID=mapping["UUID"], Enabled=True)
+            functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=True)
 
 
-def lay_capture(stack: Stack) -> None:
-    """The capture file of events/capture-object-created.json: 60 drawn signs, 50 of which are class 14."""
-    images, labels = signs.dataset(400, seed=77, size=IMAGE_SIZE)
-    stop_signs, others = images[labels == 14], images[labels != 14]
+def _sample_image(name: str) -> NDArray[np.uint8]:
+    with Image.open(SAMPLES / f"{name}.png") as image:
+        return np.array(image.convert("RGB"))
+
+
+def store_capture(stack: Stack) -> None:
+    """Store 50 stop signs and 10 others as the file of events/capture-object-created.json."""
+    signs = {14: _sample_image("stop-sign"), 13: _sample_image("yield-sign")}
     lines = []
     for number in range(60):
-        of, predicted = (others, 3) if number % 6 == 0 else (stop_signs, 14)
+        predicted = 13 if number % 6 == 0 else 14
+        image = signs[predicted].copy()
+        image[0, 0] = number  # no two requests are equal
         answer = {"predictions": [{"class": predicted, "label": None, "probability": 0.9}]}
         sides = {
             "endpointInput": {
                 "observedContentType": "application/x-npy",
                 "mode": "INPUT",
-                "data": base64.b64encode(npy(of[number % len(of)])).decode(),
+                "data": base64.b64encode(npy(image)).decode(),
                 "encoding": "BASE64",
             },
             "endpointOutput": {
@@ -155,19 +163,19 @@ def lay_capture(stack: Stack) -> None:
                 "encoding": "JSON",
             },
         }
-        happened = {
+        metadata = {
             "eventId": f"captured-{number:02}",
             "inferenceTime": f"2026-11-23T10:{number // 3:02}:{number % 3 * 20:02}Z",
         }
-        lines.append(json.dumps({"captureData": sides, "eventMetadata": happened, "eventVersion": "0"}))
+        lines.append(json.dumps({"captureData": sides, "eventMetadata": metadata, "eventVersion": "0"}))
     body = "".join(f"{line}\n" for line in lines).encode()
     stack.client("s3").put_object(
         Bucket=stack.outputs["Bucket"], Key=object_of("capture-object-created"), Body=body
     )
 
 
-def lay_trace(stack: Stack) -> None:
-    """The traced step of events/tensor-index-created.json, by an endpoint of its own with the hooked model."""
+def store_trace(stack: Stack) -> None:
+    """Trace a request on a second endpoint, as the step of events/tensor-index-created.json."""
     sagemaker, s3, bucket = stack.client("sagemaker"), stack.client("s3"), stack.outputs["Bucket"]
     earlier = set(_indexes(s3, bucket))
     sagemaker.create_endpoint(EndpointName=TRACED, EndpointConfigName=stack.outputs["HookedConfig"])
@@ -175,11 +183,10 @@ def lay_trace(stack: Stack) -> None:
         sagemaker.get_waiter("endpoint_in_service").wait(
             EndpointName=TRACED, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
         )
-        images, _ = signs.dataset(1, seed=14, size=IMAGE_SIZE)
         stack.client("sagemaker-runtime").invoke_endpoint(
-            EndpointName=TRACED, ContentType="application/x-npy", Body=npy(images[0])
+            EndpointName=TRACED, ContentType="application/x-npy", Body=npy(_sample_image("stop-sign"))
         )
-        index = _new_index(s3, bucket, earlier)
+        index = min(wait_for(lambda: set(_indexes(s3, bucket)) - earlier, 20, "a trace"))
     finally:
         sagemaker.delete_endpoint(EndpointName=TRACED)
     run, sample = index.split("/")[2], object_of("tensor-index-created").split("/")[2]
@@ -194,25 +201,9 @@ def _indexes(s3: Any, bucket: str) -> list[str]:
     return [o["Key"] for page in pages for o in page.get("Contents", ()) if "/index/" in o["Key"]]
 
 
-def _new_index(s3: Any, bucket: str, earlier: set[str], seconds: float = 20) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if new := set(_indexes(s3, bucket)) - earlier:
-            return min(new)
-        time.sleep(0.1)
-    raise InvokeError(f"no trace within {seconds:g} s")
-
-
-def npy(image: np.ndarray) -> bytes:
-    """An image as clients send it."""
-    body = io.BytesIO()
-    np.save(body, image, allow_pickle=False)
-    return body.getvalue()
-
-
 @contextlib.contextmanager
 def _stack(host: str) -> Iterator[tuple[Stack, str]]:
-    """The stack that `make local` left running, or one of our own; and where containers find its AWS."""
+    """Yield the stack of `make local`, or a new one, and the address at which containers reach its AWS."""
     running = RunningAws(f"http://{host}:{PORT}")
     if running.answers():
         described = running.client("cloudformation").describe_stacks(StackName="glassbox")["Stacks"][0]
@@ -224,45 +215,45 @@ def _stack(host: str) -> Iterator[tuple[Stack, str]]:
             yield stack, f"{host}:{stack.aws.endpoint_url.rpartition(':')[2]}"
 
 
-def _seen(stack: Stack) -> set[str]:
-    """What lies in the bucket and in the tables, a line each."""
+def _contents(stack: Stack) -> set[str]:
+    """Return the objects of the bucket and the items of the tables, one line for each."""
     s3, dynamodb = stack.client("s3"), stack.client("dynamodb")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=stack.outputs["Bucket"])
-    seen = {f"s3://{stack.outputs['Bucket']}/{o['Key']}" for page in pages for o in page.get("Contents", ())}
+    lines = {f"s3://{stack.outputs['Bucket']}/{o['Key']}" for page in pages for o in page.get("Contents", ())}
     for table in ("CountsTable", "IncidentsTable"):
         items = dynamodb.scan(TableName=stack.outputs[table])["Items"]
-        seen |= {f"{table} {json.dumps(item, sort_keys=True)}" for item in items}
-    return seen
+        lines |= {f"{table} {json.dumps(item, sort_keys=True)}" for item in items}
+    return lines
 
 
 def main() -> None:
-    """Run one function on one event, and show what it returned and what is new in S3 and DynamoDB."""
+    """Run a function on an event, then print its result and what it wrote to S3 and DynamoDB."""
     parser = argparse.ArgumentParser(
         prog="python -m local.invoke",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("function", choices=EVENTS)
-    parser.add_argument("--event", type=Path, help="an SQS event (default: the function's own in events/)")
+    parser.add_argument("--event", type=Path, help="an SQS event (default: the function's sample in events/)")
     parser.add_argument("--sam", default=str(ROOT / ".venv-sam" / "bin" / "sam"))
     chosen = parser.parse_args()
-    event = chosen.event or ROOT / "events" / f"{EVENTS[chosen.function]}.json"
-    if not event.is_file():
-        sys.exit(f"{event} is no file")
+    path = chosen.event or SAMPLES / f"{EVENTS[chosen.function]}.json"
+    if not path.is_file():
+        sys.exit(f"{path}: expected a file.")
     host = docker_bridge()
     if not host:
         sys.exit("sam local invoke: expected a Docker engine on this Linux machine, found none. Start one.")
     try:
         with _stack(host) as (stack, address), paused(stack):
-            lay_capture(stack)
+            store_capture(stack)
             if chosen.function == "render_saliency":
-                lay_trace(stack)
-            before = _seen(stack)
-            given = read_event(event, stack)
-            print(json.dumps(invoke(stack, chosen.function, given, address=address, sam=chosen.sam)))
-            for line in sorted(_seen(stack) - before):
+                store_trace(stack)
+            before = _contents(stack)
+            event = read_event(path, stack)
+            print(json.dumps(invoke(stack, chosen.function, event, address=address, sam=chosen.sam)))
+            for line in sorted(_contents(stack) - before):
                 print(f"new: {line}")
-    except (EmulatorError, InvokeError) as error:
+    except (EmulatorError, InvokeError, TimeoutError) as error:
         sys.exit(str(error))
 
 

@@ -1,12 +1,11 @@
-"""The embedded AWS as a process: ministack with its gaps filled, and the SageMaker double, behind one port.
+"""The server process of the embedded AWS: ministack, what it lacks, and the SageMaker double, on one port.
 
-Started by local.emulator, which sets the environment ministack reads when it is imported. Runs until SIGTERM, or until
-its standard input closes: then whoever started it is gone.
+local.emulator starts it and sets the environment that ministack reads at its import. It runs until SIGTERM, or until
+its standard input closes because the parent process has ended.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import functools
 import json
@@ -19,9 +18,8 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import ministack.app as ministack
@@ -31,6 +29,7 @@ from ministack.core import iam_evaluator, lambda_runtime, router
 from ministack.core.concurrency import run_reentrant
 
 from local import cloudformation, gaps
+from local.config import ServerConfig
 from local.gaps import calls, delivery, registry, roles
 from local.sagemaker.errors import SageMakerError, StartFailedError
 from local.sagemaker.platform import Platform
@@ -47,15 +46,15 @@ Response = tuple[int, dict[str, str], bytes]
 
 
 class Gateway:
-    """Binds the double to ministack: requests in, authorisation, and the control API of tests and demo."""
+    """Passes requests from ministack to the double, authorises them and serves the control API."""
 
     def __init__(self, sagemaker: SageMaker) -> None:
         self.sagemaker = sagemaker
-        # A pool of its own: an invocation waits for a model that may itself call this AWS.
+        # Not the default pool: an invocation waits for a model that may itself call this AWS.
         self._pool = ThreadPoolExecutor(INVOCATION_THREADS, thread_name_prefix="invocation")
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
-        """The ASGI application: ministack, and beside AWS's own paths our control API."""
+        """Serve one ASGI request of the control API or of ministack."""
         if scope["type"] == "http" and scope["path"].startswith(CONTROL):
             status, body = await self._control(scope, receive)
             headers = [(b"content-type", b"application/json")]
@@ -67,7 +66,7 @@ class Gateway:
     async def handle(
         self, method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]
     ) -> Response:
-        """A SageMaker request that ministack has authenticated."""
+        """Handle a SageMaker request that ministack has authenticated."""
         try:
             if (match := INVOCATIONS.fullmatch(path)) and method == "POST":
                 return await self._invoke(match[1], headers, body)
@@ -82,7 +81,7 @@ class Gateway:
     async def quotas(
         self, method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any]
     ) -> Response:
-        """A request to Service Quotas."""
+        """Handle a request to Service Quotas."""
         try:
             operation = headers.get("x-amz-target", "").rpartition(".")[2]
             if operation != "ListServiceQuotas":
@@ -99,7 +98,7 @@ class Gateway:
         variant, answer = await asyncio.get_running_loop().run_in_executor(self._pool, call)
         response = {"x-Amzn-Invoked-Production-Variant": variant}
         if answer.content_type:
-            # In lower case ministack does not take it for the envelope's, which it would normalise.
+            # ministack normalises `Content-Type`, so the model's header keeps lower case.
             response["content-type"] = answer.content_type
         if answer.custom_attributes:
             response["X-Amzn-SageMaker-Custom-Attributes"] = answer.custom_attributes
@@ -131,37 +130,37 @@ class Gateway:
             more = message.get("more_body", False)
         try:
             request = json.loads(body or b"{}")
-            return 200, await self._act(scope["method"], scope["path"].removeprefix(CONTROL), request)
+            return 200, await self._act(scope["path"].removeprefix(CONTROL), request)
         except (ValueError, TypeError, KeyError, LookupError, StartFailedError) as error:
             return 400, {"error": str(error)}
 
-    async def _act(self, method: str, what: str, request: dict[str, Any]) -> dict[str, Any]:
-        if what == "clock":
+    async def _act(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        if operation == "clock":
             return await self._set_clock(request)
-        if what == "flush":
+        if operation == "flush":
             await asyncio.to_thread(self.sagemaker.capture.flush)
             return {}
-        if what == "chaos":
-            delivery.chaos.__dict__.update(asdict(replace(delivery.chaos, **request)))
+        if operation == "chaos":
+            delivery.chaos.change(**request)
             return asdict(delivery.chaos)
-        if what == "calls":
+        if operation == "calls":
             return {"allowed": sorted(calls.allowed)}
-        if what == "quotas":
+        if operation == "quotas":
             return self.sagemaker.quotas.set(request)
-        if what == "credentials":
+        if operation == "credentials":
             platform = self.sagemaker.platform
             return roles.assume(platform.account, platform.region, request["role"], request["service"])
-        if what == "status":
+        if operation == "status":
             return {"ministack": gaps.MINISTACK, "region": self.sagemaker.platform.region}
-        raise ValueError(f"nothing is known of {what}")
+        raise ValueError(f"{operation}: expected an operation of the control API.")
 
     async def _set_clock(self, request: dict[str, Any]) -> dict[str, Any]:
         clock = self.sagemaker.clock
-        await asyncio.to_thread(self.sagemaker.capture.flush)  # no file holds records of both times
+        await asyncio.to_thread(self.sagemaker.capture.flush)  # so that a file has records of one clock only
         if "now" in request:
             now = datetime.fromisoformat(request["now"])
             if now.tzinfo is None:
-                raise ValueError("now needs a zone, such as Z")
+                raise ValueError(f"now={request['now']}: expected a time zone, such as Z.")
             clock.set(now)
         elif "offset_seconds" in request:
             clock.shift(timedelta(seconds=float(request["offset_seconds"])))
@@ -169,7 +168,7 @@ class Gateway:
 
 
 def error_response(error: SageMakerError) -> Response:
-    """An error as both clients parse it; without a code, the HTTP status is the code."""
+    """Return an error in the form of both protocols, with the status in place of an empty code."""
     body: dict[str, Any] = {"message": error.message, "Message": error.message, **error.fields}
     headers = dict(JSON)
     if error.code:
@@ -178,27 +177,27 @@ def error_response(error: SageMakerError) -> Response:
     return error.status, headers, json.dumps(body).encode()
 
 
-def build(options: argparse.Namespace) -> Gateway:
-    """Fill ministack's gaps and put the double into it."""
+def build(config: ServerConfig) -> Gateway:
+    """Extend ministack and add the double to it."""
     gaps.check_hooks()
-    gaps.install(options.account, options.region, options.directory / "lambda-runtime", options.unpacked)
+    gaps.install(config.account, config.region, config.directory / "lambda-runtime", config.unpacked)
     platform = Platform(
-        account=options.account,
-        region=options.region,
-        endpoint_url=f"http://127.0.0.1:{options.port}",
-        directory=options.directory,
-        emit=functools.partial(delivery.emit_sagemaker_event, options.account, options.region),
+        account=config.account,
+        region=config.region,
+        endpoint_url=f"http://127.0.0.1:{config.port}",
+        directory=config.directory,
+        emit=functools.partial(delivery.emit_sagemaker_event, config.account, config.region),
         assume=functools.partial(
-            roles.assume, options.account, options.region, service="sagemaker.amazonaws.com"
+            roles.assume, config.account, config.region, service="sagemaker.amazonaws.com"
         ),
-        manifest_type=functools.partial(registry.manifest_type, options.account, options.region),
-        commands=json.loads(options.images),
+        manifest_type=functools.partial(registry.manifest_type, config.account, config.region),
+        commands=config.images,
     )
     sagemaker = SageMaker(
         platform,
-        update_seconds=options.update_seconds,
-        flush_seconds=options.flush_seconds,
-        flush_records=options.flush_records,
+        update_seconds=config.update_seconds,
+        flush_seconds=config.flush_seconds,
+        flush_records=config.flush_records,
     )
     cloudformation.install(sagemaker)
     gateway = Gateway(sagemaker)
@@ -218,18 +217,18 @@ def build(options: argparse.Namespace) -> Gateway:
 
 
 async def run(gateway: Gateway, fds: list[int]) -> bool:
-    """Serve on the inherited sockets until told to stop; True when nobody told and the parent is gone."""
+    """Serve on the inherited sockets and return whether the parent's end stopped it."""
     stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     threading.Thread(target=_await_parent, args=(loop, orphaned, stop), daemon=True).start()
-    config = Config()
-    config.bind = [f"fd://{fd}" for fd in fds]
-    config.keep_alive_timeout = 75
-    config.graceful_timeout = 1
-    config.loglevel = "WARNING"
-    await serve(gateway.app, config, shutdown_trigger=stop.wait)
+    hypercorn = Config()
+    hypercorn.bind = [f"fd://{fd}" for fd in fds]
+    hypercorn.keep_alive_timeout = 75
+    hypercorn.graceful_timeout = 1
+    hypercorn.loglevel = "WARNING"
+    await serve(gateway.app, hypercorn, shutdown_trigger=stop.wait)
     return orphaned.is_set()
 
 
@@ -240,11 +239,12 @@ def _await_parent(loop: asyncio.AbstractEventLoop, *events: asyncio.Event) -> No
 
 
 def _kill_group_at_exit() -> subprocess.Popen[bytes] | None:
-    """Return a process that kills this one's group when this one ends, also by SIGKILL. Keep it: it waits at its pipe.
+    """Start a process that kills this one's process group when this one ends, even by SIGKILL.
 
-    Model servers and functions would run on, since a killed process stops nothing itself.
+    Model servers and functions would otherwise survive a killed emulator. The caller keeps the result: the process
+    waits until its pipe closes.
     """
-    if os.getpgrp() != os.getpid():  # the caller is in the group too
+    if os.getpgrp() != os.getpid():  # the group contains the caller
         return None
     kill = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
     return subprocess.Popen(
@@ -257,31 +257,20 @@ def _kill_group_at_exit() -> subprocess.Popen[bytes] | None:
 
 
 def main() -> None:
-    """Entry point of the process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fd", type=int, action="append", required=True)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--unpacked", type=Path, required=True)
-    parser.add_argument("--account", required=True)
-    parser.add_argument("--region", required=True)
-    parser.add_argument("--images", default="{}")
-    parser.add_argument("--update-seconds", type=float, default=0.0)
-    parser.add_argument("--flush-seconds", type=float, default=1.0)
-    parser.add_argument("--flush-records", type=int, default=100)
-    options = parser.parse_args()
+    """Serve until the end, then stop model servers, jobs and functions."""
+    config = ServerConfig.from_json(sys.argv[1])
     _watcher = _kill_group_at_exit()
-    os.environ.pop("PYTHONPATH", None)  # how this module was found is nothing the functions should inherit
-    gateway = build(options)
+    os.environ.pop("PYTHONPATH", None)  # functions must not inherit this module's path
+    gateway = build(config)
     orphaned = False
     try:
-        orphaned = asyncio.run(run(gateway, options.fd))
+        orphaned = asyncio.run(run(gateway, config.fds))
     finally:
         gateway.sagemaker.close()
         lambda_runtime.reset()
         if orphaned:
-            shutil.rmtree(options.directory, ignore_errors=True)
-        os._exit(0)  # threads of ministack's pools may still wait for something
+            shutil.rmtree(config.directory, ignore_errors=True)
+        os._exit(0)  # threads of ministack's pools may block the interpreter's exit
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What ministack 1.5.33 lacks, put right from outside through its private hooks.
+"""What ministack 1.5.33 lacks, added through its private hooks.
 
-Every hook is checked at start-up: a changed ministack fails there, by name, and not somewhere in the middle of a story.
+Every hook is checked at start-up, so that another version of ministack fails there with the hook's name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from local.gaps import buckets, calls, delivery, functions, monitoring, queues, 
 
 MINISTACK = "1.5.33"
 
-# module, attribute, and the parameters it must take (None: not a function)
+# module, attribute, expected parameters (None: not a function)
 HOOKS: list[tuple[str, str, list[str] | None]] = [
     ("ministack.app", "app", ["scope", "receive", "send"]),
     ("ministack.app", "pin_request_origin", ["source_ip", "secure_transport"]),
@@ -132,26 +132,33 @@ HOOKS: list[tuple[str, str, list[str] | None]] = [
 
 
 class HookError(RuntimeError):
-    """The installed ministack is not the one this code hooks into."""
+    """The installed ministack lacks hooks that this code uses."""
 
 
 def check_hooks() -> None:
-    """Raise HookError, naming every hook that is not as expected."""
+    """Raise HookError with the name of every hook that differs from the expected one."""
     installed = version("ministack")
-    problems = [] if installed == MINISTACK else [f"version {installed} is installed, {MINISTACK} is needed"]
+    problems = [] if installed == MINISTACK else [f"expected version {MINISTACK}, got {installed}"]
     for module, attribute, parameters in HOOKS:
         found = getattr(importlib.import_module(module), attribute, None)
         if found is None:
             problems.append(f"{module}.{attribute} is missing")
         elif parameters is not None and list(inspect.signature(found).parameters) != parameters:
-            problems.append(f"{module}.{attribute} takes {list(inspect.signature(found).parameters)}")
+            problems.append(
+                f"{module}.{attribute} has parameters {list(inspect.signature(found).parameters)}"
+            )
     if problems:
-        raise HookError("this is not the ministack the embedded AWS knows: " + "; ".join(problems))
+        raise HookError(f"ministack: {'; '.join(problems)}. Install requirements.txt.")
 
 
 def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
-    """Fill the gaps. `runtime` will hold what Lambda brings along, `unpacked` the functions' code and layers."""
-    _name_tables_anew()
+    """Add everything that ministack lacks.
+
+    Args:
+        runtime: a new directory for the modules of Lambda's Python runtime.
+        unpacked: a shared directory for the functions' code and layers.
+    """
+    _give_new_tables_new_names()
     _keep_template_properties()
     _join_in_conditions()
     _count_loopback_as_tls()
@@ -172,24 +179,24 @@ def install(account: str, region: str, runtime: Path, unpacked: Path) -> None:
         _before_provisioning(resource_type, check)
     topics.install(region)
     monitoring.install(account, region)
-    scheduler._SCHEDULE_TICK_INTERVAL = 1  # instead of a look every 10 s
+    scheduler._SCHEDULE_TICK_INTERVAL = 1  # seconds, instead of 10
 
 
-def _name_tables_anew() -> None:
-    """A stack that is deployed again would take the table that its former one retained, and empty it."""
+def _give_new_tables_new_names() -> None:
+    """Give each table a new name: a stack would otherwise empty the table that a former stack retained."""
     handlers = provisioners._RESOURCE_HANDLERS["AWS::DynamoDB::Table"]
     create = handlers["create"]
 
-    def create_anew(logical_id: str, properties: dict[str, Any], stack_name: str) -> Any:
+    def create_with_new_name(logical_id: str, properties: dict[str, Any], stack_name: str) -> Any:
         if not properties.get("TableName") and not provisioners._NAME_SEED.get():
-            provisioners._NAME_SEED.set(uuid.uuid4().hex[:8])  # ministack keeps it for the updates
+            provisioners._NAME_SEED.set(uuid.uuid4().hex[:8])  # ministack uses it for updates too
         return create(logical_id, properties, stack_name)
 
-    handlers["create"] = create_anew
+    handlers["create"] = create_with_new_name
 
 
 def _keep_template_properties() -> None:
-    """CloudFormation ignores a table's TimeToLiveSpecification and a topic's KmsMasterKeyId."""
+    """Apply a table's TimeToLiveSpecification and a topic's KmsMasterKeyId, which ministack ignores."""
 
     def time_to_live(table: str, properties: dict[str, Any]) -> None:
         if ttl := properties.get("TimeToLiveSpecification"):
@@ -205,7 +212,7 @@ def _keep_template_properties() -> None:
 
 
 def _join_in_conditions() -> None:
-    """CloudFormation's conditions know no Fn::Join, and so no empty list."""
+    """Evaluate Fn::Join in conditions, which templates need to detect an empty list."""
     evaluate = engine._evaluate_conditions
 
     def joined(part: Any, parameters: dict[str, Any]) -> Any:
@@ -215,7 +222,7 @@ def _join_in_conditions() -> None:
             return part
         if "Fn::Join" in part:
             separator, items = part["Fn::Join"]
-            if isinstance(items, dict):  # a list parameter, which is one string here
+            if isinstance(items, dict):  # a list parameter is one string in ministack
                 items = parameters[items["Ref"]]["Value"].split(",")
             return separator.join(items)
         return {key: joined(value, parameters) for key, value in part.items()}
@@ -229,7 +236,7 @@ def _join_in_conditions() -> None:
 
 
 def _before_provisioning(resource_type: str, check: Callable[[dict[str, Any]], None]) -> None:
-    """Call `check(properties)` before a resource of the type is created or updated; it raises to refuse them."""
+    """Call `check(properties)`, which may raise, before a resource of the type is created or updated."""
     handlers = provisioners._RESOURCE_HANDLERS[resource_type]
 
     def checked(step: Any) -> Any:
@@ -244,7 +251,7 @@ def _before_provisioning(resource_type: str, check: Callable[[dict[str, Any]], N
 
 
 def _after_provisioning(resource_type: str, also: Callable[[str, dict[str, Any]], None]) -> None:
-    """Call `also(physical id, properties)` whenever a resource of the type has been created or updated."""
+    """Call `also(physical id, properties)` after a resource of the type is created or updated."""
     handlers = provisioners._RESOURCE_HANDLERS[resource_type]
 
     def wrapped(step: Any) -> Any:
@@ -260,7 +267,7 @@ def _after_provisioning(resource_type: str, also: Callable[[str, dict[str, Any]]
 
 
 def _count_loopback_as_tls() -> None:
-    """A policy that asks for TLS would refuse everybody here, services too: nothing leaves the machine."""
+    """Treat loopback as TLS: a policy that requires TLS would otherwise deny every request."""
     iam_evaluator._request_origin = contextvars.ContextVar("request_origin", default=("127.0.0.1", True))
     pin = ministack.pin_request_origin
     ministack.pin_request_origin = lambda source_ip, secure_transport: pin(source_ip, True)

@@ -1,4 +1,4 @@
-"""S3 where ministack lets more through than AWS: expected bucket owners, and objects that do not exist."""
+"""S3: expected bucket owners, and 403 for missing objects, both of which ministack lacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXPECTED = "x-amz-expected-bucket-owner"
 
 
 def install(region: str) -> None:
-    """Refuse a request that expects another owner, and hide missing objects from callers without ListBucket."""
+    """Deny requests that expect another owner, and 404 to callers without s3:ListBucket."""
     answer = ministack.SERVICE_HANDLERS["s3"]
 
     async def handle(
@@ -22,12 +22,12 @@ def install(region: str) -> None:
         owner = s3._bucket_owner_account(bucket) if EXPECTED in headers else None
         if owner not in (None, headers.get(EXPECTED)):
             return s3._error("AccessDenied", "Access Denied", 403, path)
-        given = await answer(method, path, headers, body, query, **more)
-        if given[0] == 404 and key and method in ("GET", "HEAD") and bucket in s3._buckets:
+        response = await answer(method, path, headers, body, query, **more)
+        if response[0] == 404 and key and method in ("GET", "HEAD") and bucket in s3._buckets:
             caller = router.extract_access_key_id(headers, query)
             if iam_evaluator.enforce(caller, "s3:ListBucket", "s3", region, f"arn:aws:s3:::{bucket}"):
                 status, denied, text = s3._error("AccessDenied", "Access Denied", 403, path)
                 return status, denied, b"" if method == "HEAD" else text
-        return given
+        return response
 
     ministack.SERVICE_HANDLERS["s3"] = handle

@@ -1,4 +1,4 @@
-"""Which role made which call: what IAM was asked for and allowed, to be held against the roles' policies."""
+"""A record of the calls that IAM allowed each role, for comparison with the roles' policies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ allowed: set[tuple[str, str, str]] = set()
 
 
 def install() -> None:
-    """Take down every call of an assumed role that its policies allow."""
+    """Record every call of an assumed role that its policies allow."""
     evaluate = iam_evaluator.evaluate
 
-    def evaluate_and_note(ctx: Any, policies: Any, *limits: Any) -> Any:
+    def evaluate_and_record(ctx: Any, policies: Any, *limits: Any) -> Any:
         result = evaluate(ctx, policies, *limits)
         if result.decision == "Allow" and ":assumed-role/" in ctx.principal_arn:
             allowed.add((ctx.principal_arn.split("/")[1], ctx.action, ctx.resource_arn))
         return result
 
-    iam_evaluator.evaluate = evaluate_and_note
+    iam_evaluator.evaluate = evaluate_and_record

@@ -1,4 +1,4 @@
-"""EventBridge and Scheduler deliveries: permissions, retries, scheduled times, and the chaos that tests switch on."""
+"""EventBridge and Scheduler deliveries: permissions, retries, scheduled times, and chaos for tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import random
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ministack.core import iam_actions, iam_evaluator
@@ -25,22 +25,22 @@ EVENTS = "events.amazonaws.com"
 
 @dataclass
 class Chaos:
-    """What AWS may do to events, switched on by tests.
+    """How events are duplicated, lost and delayed, if a test enables it."""
 
-    `duplicate_deliveries`: every event arrives twice. `drop`: the share of SageMaker's events that get lost, which are
-    best effort. `reorder_seconds`: every delivery is late by a random time up to this.
-    """
+    duplicate_deliveries: bool = False  # every event arrives twice
+    drop: float = 0.0  # share of SageMaker's events that are lost: AWS delivers them at best effort
+    reorder_seconds: float = 0.0  # the longest random delay of a delivery
 
-    duplicate_deliveries: bool = False
-    drop: float = 0.0
-    reorder_seconds: float = 0.0
+    def change(self, **fields: Any) -> None:
+        """Set some fields, or raise TypeError for an unknown name."""
+        self.__dict__.update(asdict(replace(self, **fields)))
 
 
 chaos = Chaos()
 
 
 def install(account: str, region: str) -> None:
-    """Put permissions, retries and chaos around ministack's delivery."""
+    """Add permissions, retries and chaos to ministack's delivery."""
     deliver = eventbridge._invoke_target
 
     def invoke_target(target: dict[str, Any], event: Any, rule: dict[str, Any], view: Any = None) -> None:
@@ -49,20 +49,20 @@ def install(account: str, region: str) -> None:
         for _ in range(2 if chaos.duplicate_deliveries else 1):
             if chaos.reorder_seconds:
                 context = contextvars.copy_context()
-                late = random.uniform(0, chaos.reorder_seconds)
+                delay = random.uniform(0, chaos.reorder_seconds)
                 threading.Timer(
-                    late, context.run, (_deliver, deliver, account, region, target, event, rule, view)
+                    delay, context.run, (_deliver, deliver, account, region, target, event, rule, view)
                 ).start()
             else:
                 _deliver(deliver, account, region, target, event, rule, view)
 
     eventbridge._invoke_target = invoke_target
     eventbridge._dispatch_to_lambda = _dispatch_to_lambda
-    _know_put_events_conditions()
+    _set_put_events_conditions()
 
 
-def _know_put_events_conditions() -> None:
-    """PutEvents: the condition keys events:source and events:detail-type, which ministack never sets."""
+def _set_put_events_conditions() -> None:
+    """Set the condition keys events:source and events:detail-type of PutEvents, which ministack lacks."""
     tag_context = iam_actions.request_tag_context
 
     def context(service: str, iam_action: str, body: bytes, params: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _know_put_events_conditions() -> None:
             entries = json.loads(body or b"{}").get("Entries", [])
             for key, member in (("events:source", "Source"), ("events:detail-type", "DetailType")):
                 values = sorted({entry.get(member, "") for entry in entries})
-                # Of several values StringEquals holds for none; ForAnyValue and ForAllValues look at each.
+                # StringEquals is false for several values; ForAnyValue and ForAllValues test each of them.
                 keys[key] = values[0] if len(values) == 1 else values
         return keys
 
@@ -87,7 +87,7 @@ def _deliver(
     rule: dict[str, Any],
     view: Any,
 ) -> None:
-    """Deliver if somebody allows it: a rule needs the queue's or topic's policy, a schedule its role."""
+    """Deliver if the queue's or topic's policy allows the rule, or the role allows the schedule."""
     if "ScheduleExpressionTimezone" in rule or "Target" in rule:
         target = _with_scheduled_time(target, rule, event)
         allowed = _role_allows(target, account)
@@ -96,7 +96,7 @@ def _deliver(
     if allowed:
         deliver(target, event, rule, view)
         return
-    logger.error("%s: %s may not be sent to", rule["Name"], target["Arn"])
+    logger.error("%s: not allowed to send to %s", rule["Name"], target["Arn"])
     dead_letters = (target.get("DeadLetterConfig") or {}).get("Arn")
     if dead_letters and _policy_allows(dead_letters, rule, account, region):
         deliver({"Id": "dead-letters", "Arn": dead_letters}, event, rule, view)
@@ -134,14 +134,14 @@ def _role_allows(target: dict[str, Any], account: str) -> bool:
 
 
 def _with_scheduled_time(target: dict[str, Any], schedule: dict[str, Any], event: Any) -> dict[str, Any]:
-    """The target with Scheduler's context attributes in its Input replaced, which ministack leaves as they are."""
+    """Replace Scheduler's context attributes in the target's Input, which ministack does not."""
     if not target.get("Input"):
         return target
-    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(event["Time"])))
+    scheduled = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(event["Time"])))
     text = target["Input"]
     for name, value in {
         "schedule-arn": schedule.get("Arn", ""),
-        "scheduled-time": moment,
+        "scheduled-time": scheduled,
         "execution-id": event["EventId"],
         "attempt-number": "1",
     }.items():
@@ -153,10 +153,10 @@ def _with_scheduled_time(target: dict[str, Any], schedule: dict[str, Any], event
 
 
 def _dispatch_to_lambda(arn: str, payload: str) -> None:
-    """An asynchronous invocation: two retries, then OnFailure or the function's dead-letter queue."""
+    """Invoke asynchronously: after two retries, OnFailure or the dead-letter queue gets the event."""
     function, config, name = lambda_svc._get_func_record_for_ref(arn)
     if not function or not config:
-        logger.error("function %s of a rule or schedule does not exist", name)
+        logger.error("%s: expected a function, got none", name)
         return
     record = lambda_svc._execution_record_for_config(function, config)
     lambda_svc.invoke_async_with_retry(record, json.loads(payload))
@@ -168,7 +168,7 @@ def _dispatch_to_lambda(arn: str, payload: str) -> None:
 def emit_sagemaker_event(
     account: str, region: str, detail_type: str, detail: dict[str, Any], resources: list[str]
 ) -> None:
-    """Put an event of source aws.sagemaker on the default bus, which PutEvents rightly refuses."""
+    """Put an event of source aws.sagemaker, which PutEvents refuses, on the default bus."""
     entry = {
         "Source": "aws.sagemaker",
         "DetailType": detail_type,

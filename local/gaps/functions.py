@@ -1,4 +1,4 @@
-"""Lambda functions as processes: isolated from what is installed here, and quick to start."""
+"""Lambda functions as processes that cannot import the emulator's packages, and start fast."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from typing import Any
 from ministack.core import lambda_runtime
 from ministack.services import lambda_svc
 
-# What AWS's Python runtime holds beside the standard library.
+# The modules of AWS's Python runtime, in addition to the standard library.
 RUNTIME_MODULES = ("boto3", "botocore", "s3transfer", "jmespath", "dateutil", "six.py", "urllib3")
 
+# A function runs in a process of the emulator's interpreter. These lines precede ministack's worker script and remove
+# the emulator's packages from the path and from the imported modules: a dependency that no layer contains then fails
+# to import, as on AWS.
 _PRELUDE = """
 import sys
 sys.path[:] = [p for p in sys.path if "site-packages" not in p and "dist-packages" not in p] + [{runtime!r}]
@@ -27,9 +30,10 @@ for name in [n for n, m in sys.modules.items() if "site-packages" in (getattr(m,
 
 
 def isolate(runtime: Path) -> None:
-    """Functions run on the emulator's interpreter and would see all it has installed.
+    """Let functions import only their code, their layers and the modules of AWS's runtime.
 
-    They get their code, their layers and boto3, so that a dependency missing from a layer is missing here too.
+    Args:
+        runtime: a new directory, which receives links to RUNTIME_MODULES.
     """
     runtime.mkdir(parents=True)
     installed = Path(sysconfig.get_path("purelib"))
@@ -40,9 +44,9 @@ def isolate(runtime: Path) -> None:
 
 
 class Archives:
-    """Code and layers, each unpacked once and kept, by content; ministack unpacks anew for every environment.
+    """Code and layers, each unpacked once by content.
 
-    That takes seconds with numpy, and keeps no byte code.
+    ministack unpacks them for every execution environment: numpy takes seconds, and its byte code is lost.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -51,7 +55,7 @@ class Archives:
         self._lock = threading.Lock()
 
     def install(self) -> None:
-        """Let the environments link to what is unpacked here."""
+        """Make ministack link to the unpacked archives."""
         archives = self
 
         class SharedZipFile(zipfile.ZipFile):
@@ -69,7 +73,7 @@ class Archives:
         lambda_runtime.zipfile = SharedZip()
 
     def unpack(self, archive: bytes) -> Path:
-        """Where the archive lies unpacked."""
+        """Unpack the archive unless it is unpacked, and return its directory."""
         unpacked = self._directory / hashlib.sha256(archive).hexdigest()
         with self._lock:
             if not unpacked.exists():
@@ -79,12 +83,12 @@ class Archives:
                 ):
                     partial = Path(temporary) / "unpacked"
                     file.extractall(partial)
-                    with contextlib.suppress(OSError):  # another process was quicker
+                    with contextlib.suppress(OSError):  # another process has unpacked it meanwhile
                         partial.rename(unpacked)
         return unpacked
 
     def expect_layer(self, version_arn: str, properties: dict[str, Any]) -> None:
-        """A layer has been published: unpack it before a function's cold start waits for it."""
+        """Unpack a published layer in the background, before a cold start needs it."""
         archive = lambda_svc._resolve_layer_zip(version_arn)
         if archive:
             threading.Thread(target=self.unpack, args=(archive,), name="unpack-layer", daemon=True).start()

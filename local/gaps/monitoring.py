@@ -1,4 +1,4 @@
-"""CloudWatch where ministack stops: metrics in log lines, queue depths, and alarms that mind their dimensions."""
+"""CloudWatch: metrics in log lines, queue depths and alarms by dimension, which ministack lacks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COMPARE = {
 
 
 def install(account: str, region: str) -> None:
-    """Read embedded metrics, measure queues, evaluate alarms every few seconds, keep the history of their actions."""
+    """Read embedded metrics, measure queues, evaluate alarms and record their actions."""
     write_logs = lambda_svc._emit_lambda_logs
 
     def emit_logs(func: Any, request_id: str, log_text: str, *args: Any, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ def install(account: str, region: str) -> None:
 
 
 def record_embedded_metrics(log: str) -> None:
-    """CloudWatch's embedded metric format: a log line whose `_aws` member says which of its members are metrics."""
+    """Record the metrics of log lines in CloudWatch's embedded metric format."""
     for line in log.splitlines():
         if '"_aws"' not in line:
             continue
@@ -50,7 +50,7 @@ def record_embedded_metrics(log: str) -> None:
             for directive in document["_aws"]["CloudWatchMetrics"]:
                 _record(document, directive)
         except (ValueError, KeyError, TypeError) as error:
-            logger.warning("a log line with _aws is no embedded metric: %s", error)
+            logger.warning("log line with _aws: not in the embedded metric format: %s", error)
 
 
 def _record(document: dict[str, Any], directive: dict[str, Any]) -> None:
@@ -75,12 +75,12 @@ def _watch(account: str, region: str) -> None:
 
 
 def _measure_queues(depths: dict[str, tuple[int, float]]) -> None:
-    """Record a queue's depth when it has changed, and every 30 s; `depths` remembers depth and moment."""
+    """Record each queue's depth after a change and every 30 s; `depths` has the last depth and its time."""
     now = time.time()
     for url, queue in list(sqs._queues.items()):
         visible = sum(1 for message in list(queue["messages"]) if message.get("visible_at", 0) <= now)
-        depth, moment = depths.get(url, (-1, 0.0))
-        if visible != depth or now - moment > 30:
+        depth, recorded = depths.get(url, (-1, 0.0))
+        if visible != depth or now - recorded > 30:
             depths[url] = visible, now
             cloudwatch.record_metric(
                 "AWS/SQS",
@@ -92,7 +92,7 @@ def _measure_queues(depths: dict[str, tuple[int, float]]) -> None:
 
 
 def evaluate(alarm: dict[str, Any]) -> None:
-    """Give a metric alarm the state its own metric has, and tell its actions of a change."""
+    """Set a metric alarm's state by its metric and run its actions after a change."""
     state = _state(alarm)
     old = alarm["StateValue"]
     if state is None or state == old:
@@ -107,7 +107,7 @@ _ACTIONS = {"ALARM": "AlarmActions", "OK": "OKActions", "INSUFFICIENT_DATA": "In
 
 
 def _with_history(dispatch: Callable[..., None], account: str, region: str) -> Callable[..., None]:
-    """Publish only where the topic's and its key's policy let CloudWatch, and record each action in the history."""
+    """Publish only if the policies of topic and key allow it; record each action in the history."""
 
     def dispatch_allowed(alarm: dict[str, Any], old: str, new: str, reason: str) -> None:
         member = _ACTIONS[new]
@@ -119,8 +119,8 @@ def _with_history(dispatch: Callable[..., None], account: str, region: str) -> C
             ):
                 allowed.append(arn)
             else:
-                # As on AWS, nobody is notified: the failure is in the alarm's history only.
-                logger.error("alarm %s may not publish to %s", alarm["AlarmName"], arn)
+                # As on AWS, the failure is only in the alarm's history.
+                logger.error("%s: CloudWatch is not allowed to publish to %s", alarm["AlarmName"], arn)
                 error = f"Resource: {source} is not authorized to perform: SNS:Publish on resource: {arn}"
             _record_action(alarm["AlarmName"], arn, error)
         dispatch({**alarm, member: allowed}, old, new, reason)
@@ -144,7 +144,7 @@ def _record_action(alarm: str, arn: str, error: str | None) -> None:
 
 
 def _state(alarm: dict[str, Any]) -> str | None:
-    """OK, ALARM, or None to leave it as it is: metric-math alarms, and missing data unless it says how to treat it."""
+    """Return OK or ALARM; None keeps the state: metric math, or missing data without TreatMissingData."""
     if not alarm.get("MetricName") or alarm.get("ComparisonOperator") not in _COMPARE:
         return None
     dimensions = {d["Name"]: d["Value"] for d in alarm.get("Dimensions") or []}

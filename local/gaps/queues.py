@@ -1,4 +1,4 @@
-"""Queue policies that SQS refuses: more than one resource in a statement, another queue's, or over a quota."""
+"""Queue policies that SQS refuses: several resources, another queue's ARN, or a quota exceeded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POLICY_BYTES, STATEMENTS, PRINCIPALS, CONDITIONS, ACTIONS = 8192, 20, 50, 10, 7
 
 
 def install() -> None:
-    """Check each queue policy that the API sets before ministack stores it."""
+    """Check the queue policies of API requests before ministack stores them."""
     set_attributes, create = sqs._HANDLERS["SetQueueAttributes"], sqs._HANDLERS["CreateQueue"]
 
     def set_queue_attributes(data: dict[str, Any], url: str) -> Any:
@@ -30,15 +30,15 @@ def install() -> None:
 
 
 def check_resource(properties: dict[str, Any]) -> None:
-    """Raise for an AWS::SQS::QueuePolicy that one of its queues cannot have."""
+    """Raise ministack's SQS error if a queue of an AWS::SQS::QueuePolicy refuses its policy."""
     for url in properties["Queues"]:
         check(properties["PolicyDocument"], sqs._get_q(url)["attributes"]["QueueArn"])
 
 
 def check(policy: str | dict[str, Any] | None, queue_arn: str) -> None:
-    """Raise ministack's SQS error unless the policy is one that the queue can have.
+    """Raise ministack's SQS error unless SQS accepts the policy for the queue.
 
-    Every value of a condition counts towards the ten, which is the strictest reading of the quota.
+    Every value of a condition counts towards the quota of 10, which is its strictest interpretation.
     """
     if not policy:
         return
@@ -48,8 +48,8 @@ def check(policy: str | dict[str, Any] | None, queue_arn: str) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _invalid() from None
     for statement in statements:
-        (resource, *further) = statement["resources"] or [""]
-        if further or not fnmatchcase(queue_arn, resource):
+        (resource, *others) = statement["resources"] or [""]
+        if others or not fnmatchcase(queue_arn, resource):
             raise _invalid()
         if statement["actions"] > ACTIONS:
             raise _over_limit(statement["actions"], "actions were found in a statement from", ACTIONS)

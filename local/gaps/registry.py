@@ -1,4 +1,4 @@
-"""What SageMaker reads of an image in ECR."""
+"""Image manifests in the embedded ECR."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGE = re.compile(
 
 
 def manifest_type(account: str, region: str, image: str) -> str | None:
-    """Return the media type of an image's manifest; None where the account's registry does not hold the image."""
+    """Return the media type of an image's manifest, or None if the registry lacks the image."""
     named = IMAGE.fullmatch(image)
     if named is None or named["account"] != account:
         return None

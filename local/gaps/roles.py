@@ -1,4 +1,4 @@
-"""Roles as AWS services assume them."""
+"""Roles that AWS services assume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from local.sagemaker.errors import StartFailedError
 
 
 def role_trusts(role_arn: str, service: str) -> bool:
-    """Whether the role exists, in the account of the request, and lets the service assume it."""
+    """Return whether the role exists in the request's account and trusts the service."""
     role = iam._roles.get(role_arn.rpartition("/")[2])
     if role is None:
         return False
@@ -33,9 +33,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 def assume(account: str, region: str, role_arn: str, service: str) -> dict[str, str]:
-    """The role's temporary credentials as the service gets them, as `AWS_…` variables.
+    """Return temporary credentials of the role for a service, as `AWS_…` variables.
 
-    Raises StartFailedError when it does not exist or does not trust the service.
+    Raises:
+        StartFailedError: the role does not exist or does not trust the service.
     """
     name = role_arn.rpartition("/")[2]
     with request_scope(account, region):

@@ -1,4 +1,4 @@
-"""What SNS refuses: a subject that is no line, and, of topics with a customer's key, who may not use that key."""
+"""What SNS refuses: an invalid subject, and publishing without access to the topic's KMS key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUBJECT = 100  # characters
 
 
 def install(region: str) -> None:
-    """Check the subject and the key before a caller's Publish."""
+    """Check the subject and the access to the key before each Publish."""
     publish = ministack.SERVICE_HANDLERS["sns"]
 
     async def handle(
@@ -36,12 +36,12 @@ def install(region: str) -> None:
 
 
 def _is_subject(text: str) -> bool:
-    """Whether SNS takes it: one line of at most 100 characters, none of them a control character (Publish)."""
+    """Return whether SNS accepts it: 1 to 100 characters without control characters (Publish)."""
     return 0 < len(text) <= SUBJECT and text.isprintable()
 
 
 def topic_key(topic_arn: str) -> dict[str, Any] | None:
-    """The customer's key of a topic; None for a topic without one."""
+    """Return the customer managed KMS key of a topic, or None."""
     topic = sns._topics.get(topic_arn) or {}
     key_id = topic.get("attributes", {}).get("KmsMasterKeyId")
     key: dict[str, Any] | None = kms._resolve_key(key_id) if key_id else None
@@ -49,7 +49,7 @@ def topic_key(topic_arn: str) -> dict[str, Any] | None:
 
 
 def service_may_publish(topic_arn: str, service: str, source_arn: str, account: str, region: str) -> bool:
-    """Whether the topic's policy and, if it has one, its key's let an AWS service publish to it."""
+    """Return whether the policies of the topic and its key allow a service to publish."""
     if not sns.topic_policy_allows(topic_arn, service, source_arn, account):
         return False
     key = topic_key(topic_arn)
@@ -57,15 +57,15 @@ def service_may_publish(topic_arn: str, service: str, source_arn: str, account: 
 
 
 def encryption_context(topic_arn: str) -> dict[str, Any]:
-    """The condition keys that SNS's own requests to KMS carry (SNS developer guide, "Key terms")."""
+    """Return the condition keys of SNS's requests to KMS (SNS developer guide, "Key terms")."""
     return {"kms:encryptioncontext:aws:sns:topicarn": topic_arn}
 
 
 def _key_allows(key: dict[str, Any], service: str, action: str, topic_arn: str, region: str) -> bool:
-    """Whether the key's policy lets the service publish to the topic.
+    """Return whether the key's policy allows the service to publish to the topic.
 
-    EventBridge's requests to KMS carry neither aws:SourceArn nor aws:SourceAccount (SNS developer guide); for
-    CloudWatch's neither is documented. A policy that needs one of the two is a policy that lets nobody in.
+    EventBridge's requests to KMS have neither aws:SourceArn nor aws:SourceAccount (SNS developer guide); for
+    CloudWatch's neither is documented. A policy that requires one of the two denies every request.
     """
     context = iam_evaluator.EvalContext(
         principal_arn="*",

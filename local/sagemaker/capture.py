@@ -1,6 +1,6 @@
-"""Data capture: requests and responses of an endpoint as JSON lines in S3.
+"""Data capture: an endpoint's requests and responses as JSON lines in S3.
 
-Record and key are those of the SageMaker developer guide, "Capture data from real-time endpoint".
+Format of records and keys: "Capture data from real-time endpoint" in the SageMaker developer guide.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ UPLOAD_ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Exchange:
-    """One inference as the capture sees it; `time` is when the request arrived, UTC."""
+    """The request and the response of one inference; `time` is the request's arrival, UTC."""
 
     time: datetime
     request: bytes
@@ -41,7 +41,7 @@ class Exchange:
 
 
 def record(exchange: Exchange, config: dict[str, Any]) -> dict[str, Any]:
-    """The captured record of one inference under a DataCaptureConfig."""
+    """Return the captured record of one inference for a DataCaptureConfig."""
     modes = {option["CaptureMode"] for option in config["CaptureOptions"]}
     data: dict[str, Any] = {}
     if modes & {"Input", "InputAndOutput"}:
@@ -63,7 +63,7 @@ def _side(mode: str, body: bytes, content_type: str | None, config: dict[str, An
 
 
 def _encoded(body: bytes, content_type: str | None, headers: dict[str, Any]) -> tuple[str, str]:
-    """Text only for the content types the config names; everything else, JSON included, is base64."""
+    """Return encoding and data: text for the config's content types, base64 for all others, even JSON."""
     essence = (content_type or "").partition(";")[0].strip().lower()
     for encoding, member in (("CSV", "CsvContentTypes"), ("JSON", "JsonContentTypes")):
         if essence in (name.lower() for name in headers.get(member, [])):
@@ -75,7 +75,7 @@ def _encoded(body: bytes, content_type: str | None, headers: dict[str, Any]) -> 
 
 
 def object_key(prefix: str, endpoint: str, variant: str, first: datetime) -> str:
-    """The object's key, from the time of its first record."""
+    """Return an object's key, by the time of its first record."""
     name = f"{first:%M-%S}-{first.microsecond // 1000:03d}-{uuid.uuid4()}.jsonl"
     return "/".join(filter(None, [prefix, endpoint, variant, f"{first:%Y/%m/%d/%H}", name]))
 
@@ -89,9 +89,9 @@ class _Buffer:
 
 
 class Capture:
-    """Buffers records per endpoint and variant; every flush writes one new object, with the model role's rights.
+    """Buffers records by endpoint and variant, and writes them to S3 with the model's role.
 
-    As on AWS, capture is best effort: an upload that keeps failing is logged and its records are lost.
+    As on AWS, capture is best effort: after UPLOAD_ATTEMPTS failures the records are logged as lost.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Capture:
     def add(
         self, endpoint: str, variant: str, config: dict[str, Any], role_arn: str, exchange: Exchange
     ) -> None:
-        """Capture the exchange, if the config says so and the sampling draws it."""
+        """Capture the exchange if the config enables capture and the sample contains it."""
         if not config.get("EnableCapture", False):
             return
         if self._draw() * 100 >= config["InitialSamplingPercentage"]:
@@ -133,7 +133,7 @@ class Capture:
                 self._full.set()
 
     def flush(self) -> None:
-        """Write what is buffered; returns when it lies in S3."""
+        """Write all buffered records to S3."""
         with self._upload_lock:
             with self._lock:
                 buffers, self._buffers = self._buffers, {}
@@ -141,7 +141,7 @@ class Capture:
                 self._upload(endpoint, variant, destination, buffer)
 
     def close(self) -> None:
-        """Flush for the last time."""
+        """Flush and stop."""
         self._closed = True
         self._full.set()
         self._thread.join(timeout=10)
@@ -167,4 +167,4 @@ class Capture:
                 time.sleep(0.2 * attempt)
             else:
                 return
-        logger.error("%d captured records of %s are lost", len(buffer.lines), endpoint)
+        logger.error("%s: lost %d captured records", endpoint, len(buffer.lines))

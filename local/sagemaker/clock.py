@@ -1,4 +1,4 @@
-"""The capture clock: wall time, moved by an offset so that a story can lie in any hour."""
+"""The capture clock: wall time plus an offset, so that tests can capture in any hour."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from datetime import UTC, datetime, timedelta
 
 
 class CaptureClock:
-    """Stamps inferences. It always ticks; only its offset from wall time can be set."""
+    """The source of captured timestamps, at a variable offset from wall time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._offset = timedelta(0)
 
     def now(self) -> datetime:
-        """The current capture time, UTC."""
+        """Return the current capture time, UTC."""
         with self._lock:
             return datetime.now(UTC) + self._offset
 
     def shift(self, offset: timedelta) -> None:
-        """Let the clock run `offset` away from wall time (not cumulative)."""
+        """Set the offset from wall time (not cumulative)."""
         with self._lock:
             self._offset = offset
 
     def set(self, now: datetime) -> None:
-        """Let the clock say `now` at this moment, and tick on; `now` must carry its zone."""
+        """Set the current capture time; `now` must have a time zone."""
         self.shift(now - datetime.now(UTC))
 
     @property
     def offset(self) -> timedelta:
-        """How far the clock is from wall time."""
+        """The offset from wall time."""
         with self._lock:
             return self._offset

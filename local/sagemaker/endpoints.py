@@ -1,4 +1,4 @@
-"""Endpoints: created, updated blue/green, announced, deleted."""
+"""Endpoints: creation, blue/green updates, deletion and their events."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from local.sagemaker.records import Record, Records
 
 FAILURE_REASON_LENGTH = 1024
 
-# A live variant's properties, and the members of a config's variant that they begin as.
+# The properties of a live variant, and the config members that give their initial values.
 _LIVE_PROPERTIES = {"DesiredInstanceCount": "InitialInstanceCount", "DesiredWeight": "InitialVariantWeight"}
 
 
 class Endpoints:
-    """Keeps each endpoint's live fleet, and moves it from one endpoint config to the next.
+    """The live fleet of each endpoint, and its updates from one endpoint config to another.
 
-    `update_seconds`: how long creating or updating an endpoint takes at least.
+    Args:
+        update_seconds: the shortest time in which an endpoint is created or updated.
     """
 
     def __init__(
@@ -42,13 +43,15 @@ class Endpoints:
         self._update_seconds = update_seconds
         self._changed = threading.Condition(records.lock)
         self._live: dict[str, Fleet] = {}
-        self._starting: dict[str, Counter[str]] = {}  # instances of the fleets that are not live yet
+        self._starting: dict[
+            str, Counter[str]
+        ] = {}  # instances of fleets that are not live yet, by endpoint and type
         self._closed = threading.Event()
 
     # -- operations
 
     def create(self, request: Record) -> Record:
-        """CreateEndpoint."""
+        """Handle CreateEndpoint."""
         with self._records.lock:
             self._records.get("endpoint-config", request["EndpointConfigName"])
             record = self._records.add(
@@ -63,7 +66,7 @@ class Endpoints:
         return {"EndpointArn": record["EndpointArn"]}
 
     def update(self, request: Record) -> Record:
-        """UpdateEndpoint, with the counts and weights of the config; or, if they are retained, with the live ones."""
+        """Handle UpdateEndpoint, with the config's counts and weights or the retained live ones."""
         with self._records.lock:
             excluded = {p["VariantPropertyType"] for p in request.get("ExcludeRetainedVariantProperties", ())}
             retained = _LIVE_PROPERTIES.keys() - excluded if request.get("RetainAllVariantProperties") else ()
@@ -77,7 +80,7 @@ class Endpoints:
         return {"EndpointArn": record["EndpointArn"]}
 
     def scale(self, request: Record) -> Record:
-        """UpdateEndpointWeightsAndCapacities, as autoscaling calls it."""
+        """Handle UpdateEndpointWeightsAndCapacities, which autoscaling calls."""
         with self._records.lock:
             record = self._records.get("endpoint", request["EndpointName"])
             config = record["EndpointConfigName"]
@@ -90,7 +93,7 @@ class Endpoints:
         return {"EndpointArn": record["EndpointArn"]}
 
     def _begin_update(self, request: Record, config: str, kept: dict[str, dict[str, Any]] | None) -> Record:
-        """`kept` as for `_roll_out`; None for an update that starts no second fleet on AWS."""
+        """Set the status to Updating; `kept` is `_roll_out`'s, or None if AWS starts no second fleet."""
         record = self._records.get("endpoint", request["EndpointName"])
         self._records.get("endpoint-config", config)
         if record["EndpointStatus"] != "InService":
@@ -104,7 +107,7 @@ class Endpoints:
         return record
 
     def describe(self, request: Record) -> Record:
-        """DescribeEndpoint: the record, and what its live fleet is made of."""
+        """Handle DescribeEndpoint, which adds the live fleet's variants to the record."""
         with self._records.lock:
             described = self._records.describe("endpoint", request)
             fleet = self._live.get(request["EndpointName"])
@@ -125,7 +128,7 @@ class Endpoints:
         return described
 
     def delete(self, request: Record) -> Record:
-        """DeleteEndpoint: gone at once, its servers when they have answered what they began."""
+        """Handle DeleteEndpoint, after which the servers finish their requests and stop."""
         with self._records.lock:
             record = self._records.get("endpoint", request["EndpointName"])
             if record["EndpointStatus"] in ("Creating", "Updating"):
@@ -138,15 +141,15 @@ class Endpoints:
             threading.Thread(target=self._hosting.retire, args=(fleet,), daemon=True).start()
         return {}
 
-    # -- for invocations, CloudFormation and the end
+    # -- for invocations and CloudFormation
 
     def live(self, name: str) -> Fleet | None:
-        """The fleet that answers for the endpoint now."""
+        """Return the fleet that serves the endpoint now."""
         with self._records.lock:
             return self._live.get(name)
 
     def await_settled(self, name: str, seconds: float = 300.0) -> Record:
-        """Block until the endpoint is neither Creating nor Updating; its description."""
+        """Wait until the endpoint is neither Creating nor Updating and return its description."""
 
         def settled() -> bool:
             return self._records.get("endpoint", name)["EndpointStatus"] not in ("Creating", "Updating")
@@ -156,13 +159,13 @@ class Endpoints:
         return self.describe({"EndpointName": name})
 
     def close(self) -> None:
-        """Begin nothing any more."""
+        """Abandon the updates in progress."""
         self._closed.set()
 
     # -- roll-out
 
     def _reserve(self, request: Record, kept: dict[str, dict[str, Any]]) -> None:
-        """Raise ResourceLimitExceeded where the quotas leave no room for another fleet; the lock is held."""
+        """Raise ResourceLimitExceeded if another fleet would exceed a quota; the caller holds the lock."""
         config = self._records.get("endpoint-config", request["EndpointConfigName"])
         wanted = Counter[str]()
         for variant in (*config["ProductionVariants"], *config.get("ShadowProductionVariants", ())):
@@ -178,7 +181,7 @@ class Endpoints:
     def _roll_out(
         self, record: Record, config_name: str, overridden: dict[str, dict[str, Any]] | None = None
     ) -> None:
-        """`overridden`: members of the config's variants, by the variant's name."""
+        """Start the update in a thread; `overridden` are members of the config's variants, by variant name."""
         with self._records.lock:
             config = self._records.describe("endpoint-config", {"EndpointConfigName": config_name})
             for variant in config["ProductionVariants"]:
@@ -191,7 +194,7 @@ class Endpoints:
         ).start()
 
     def _blue_green(self, record: Record, config: Record, models: dict[str, Record]) -> None:
-        """Start the new fleet beside the old one, switch, then drain and stop the old one; or keep the old one."""
+        """Start the new fleet, switch to it and drain the old one; keep the old one on a failure."""
         name, began = record["EndpointName"], time.monotonic()
         try:
             fleet = self._hosting.start(name, config, models)
@@ -219,12 +222,12 @@ class Endpoints:
         self._announce(record)
 
     def _announce(self, record: Record) -> None:
-        """`SageMaker Endpoint State Change`; its status is UPPER_SNAKE, unlike the API's."""
+        """Emit `SageMaker Endpoint State Change`, whose status is UPPER_SNAKE, unlike the API's."""
         with self._records.lock:
             record = copy.deepcopy(record)
             try:
                 config = self._records.get("endpoint-config", record["EndpointConfigName"])
-            except SageMakerError:  # may be deleted while the endpoint lives on
+            except SageMakerError:  # AWS allows to delete the config of a running endpoint
                 config = {"ProductionVariants": []}
             variants = [
                 {

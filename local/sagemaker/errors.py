@@ -1,12 +1,15 @@
-"""Errors of the SageMaker APIs, with the codes and texts AWS uses."""
+"""Errors of the SageMaker APIs, with the codes and texts of AWS."""
 
 from __future__ import annotations
 
 
 class SageMakerError(Exception):
-    """An API error: what boto3 raises as ClientError.
+    """An API error, which boto3 raises as ClientError.
 
-    `code` is the error code on the wire, `status` the HTTP status, `fields` further members of the error shape.
+    Args:
+        code: the error code in the response.
+        status: the HTTP status.
+        fields: further members of the error shape.
     """
 
     def __init__(self, code: str, message: str, status: int = 400, **fields: object) -> None:
@@ -18,9 +21,9 @@ class SageMakerError(Exception):
 
 
 def invalid(message: str) -> SageMakerError:
-    """SageMaker answers nearly everything wrong with ValidationException."""
+    """Return a ValidationException, SageMaker's error for nearly every invalid request."""
     return SageMakerError("ValidationException", message)
 
 
 class StartFailedError(Exception):
-    """A model or job could not be started; the text becomes its FailureReason."""
+    """A model or job did not start, for the reason that becomes its FailureReason."""

@@ -1,134 +1,23 @@
-"""Model servers as local processes: one per instance of a variant, behind one switch per endpoint."""
+"""Fleets of model servers: one process per instance of a variant, one live fleet per endpoint."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import io
 import logging
 import random
-import shutil
-import socket
-import subprocess
-import tarfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
+from local.sagemaker.container import INVOCATION_SECONDS, STOP_SECONDS, ModelServer, fetch_model
 from local.sagemaker.errors import StartFailedError
-from local.sagemaker.platform import Platform, split_s3_uri
+from local.sagemaker.platform import Platform
 
 logger = logging.getLogger("glassbox.hosting")
 
-INVOCATION_SECONDS = 60.0  # SageMaker gives a container 60 s to answer
-STOP_SECONDS = 30.0  # and 30 s from SIGTERM to SIGKILL
-CLOSE_SECONDS = 8.0  # less when everything stops
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A container's HTTP answer."""
-
-    status: int
-    body: bytes
-    content_type: str | None
-    custom_attributes: str | None
-
-
-class ModelServer:
-    """One instance: the image's command with the hosting contract's directories, environment and port."""
-
-    def __init__(self, command: list[str], directory: Path, environment: dict[str, str], log: Path) -> None:
-        self._log = log
-        self.port = free_port()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                cwd=directory,
-                env=container_environment(directory, environment)
-                | {"SAGEMAKER_BIND_TO_PORT": str(self.port), "BIND_HOST": "127.0.0.1"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        self._directory = directory
-
-    @property
-    def exited(self) -> bool:
-        """Whether the process is gone."""
-        return self._process.poll() is not None
-
-    def healthy(self) -> bool:
-        """GET /ping answers 200 within 2 s."""
-        try:
-            return self._request("GET", "/ping", None, {}, timeout=2).status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-
-    def invoke(self, body: bytes, headers: dict[str, str]) -> Answer:
-        """POST /invocations; raises OSError or HTTPException when no answer comes."""
-        return self._request("POST", "/invocations", body, headers, timeout=INVOCATION_SECONDS)
-
-    def _request(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout: float
-    ) -> Answer:
-        # A connection per request: a kept one may be closed by the server in the moment of its use.
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            connection.request(method, path, body, {**headers, "Connection": "close"})
-            response = connection.getresponse()
-            return Answer(
-                response.status,
-                response.read(),
-                response.getheader("Content-Type"),
-                response.getheader("X-Amzn-SageMaker-Custom-Attributes"),
-            )
-        finally:
-            connection.close()
-
-    def log_tail(self, size: int = 600) -> str:
-        """The last words of the server's log."""
-        try:
-            return self._log.read_bytes()[-size:].decode(errors="replace").strip()
-        except OSError:
-            return ""
-
-    def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """SIGTERM, and SIGKILL after `seconds`; the instance's directory goes too."""
-        self._process.terminate()
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-
-def container_environment(directory: Path, environment: dict[str, str]) -> dict[str, str]:
-    """A container's environment: nothing of ours but the path, a home of its own, OPT_ML and what is given."""
-    return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": str(directory),
-        "TMPDIR": str(directory),
-        "LANG": "C.UTF-8",
-        "PYTHONUNBUFFERED": "1",
-        "OPT_ML": str(directory / "opt" / "ml"),
-        **environment,
-    }
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+CLOSE_SECONDS = 8.0  # between SIGTERM and SIGKILL when the whole embedded AWS stops
 
 
 @dataclass
@@ -144,7 +33,7 @@ class Variant:
 
 
 class Fleet:
-    """All instances of one endpoint config; counts the requests it is answering."""
+    """All instances of one endpoint config, with a counter of the requests in progress."""
 
     def __init__(
         self, endpoint: str, config: dict[str, Any], production: list[Variant], shadow: list[Variant]
@@ -159,12 +48,12 @@ class Fleet:
 
     @property
     def variants(self) -> list[Variant]:
-        """Production variants, then shadows."""
+        """Production variants, then shadow variants."""
         return [*self.production, *self.shadow]
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[None]:
-        """Held while a request is answered, so that nobody stops the fleet under it."""
+        """Count a request as in progress within the block, so that `drain` waits for it."""
         with self._lock:
             self._in_flight += 1
         try:
@@ -175,24 +64,24 @@ class Fleet:
                 self._lock.notify_all()
 
     def choose(self, target: str | None = None) -> Variant | None:
-        """The named variant, or one drawn by weight; None when there is none of that name."""
+        """Return the named variant (None if unknown), or a random one by weight."""
         if target is not None:
             return next((v for v in self.production if v.name == target), None)
         weights = [v.weight for v in self.production]
         return random.choices(self.production, weights if any(weights) else None)[0]
 
     def instance(self, variant: Variant) -> ModelServer:
-        """One of the variant's instances that is alive, if any is."""
+        """Return a random instance of the variant, a running one if possible."""
         alive = [instance for instance in variant.instances if not instance.exited]
         return random.choice(alive or variant.instances)
 
     def drain(self, seconds: float = INVOCATION_SECONDS) -> None:
-        """Wait until nobody is being answered any more."""
+        """Wait until no request is in progress."""
         with self._lock:
             self._lock.wait_for(lambda: not self._in_flight, seconds)
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Stop every instance, all at once."""
+        """Stop all instances in parallel."""
         instances = [instance for variant in self.variants for instance in variant.instances]
         threads = [threading.Thread(target=instance.stop, args=(seconds,)) for instance in instances]
         for thread in threads:
@@ -202,7 +91,7 @@ class Fleet:
 
 
 class Hosting:
-    """Starts fleets and takes care that no process outlives the double."""
+    """Starts fleets, replaces dead instances and stops every process at the end."""
 
     def __init__(self, platform: Platform, startup_seconds: float = 120.0) -> None:
         self._platform = platform
@@ -213,9 +102,10 @@ class Hosting:
         self._closed = False
 
     def start(self, endpoint: str, config: dict[str, Any], models: dict[str, dict[str, Any]]) -> Fleet:
-        """Start every instance of the config and wait until all answer /ping.
+        """Start every instance of the config and wait until all pass the health check.
 
-        Raises StartFailedError with the reason SageMaker would give, and the end of the server's log.
+        Raises:
+            StartFailedError: SageMaker's reason, and the end of the server's log.
         """
         production = [self._variant(v, models) for v in config["ProductionVariants"]]
         shadow = [self._variant(v, models) for v in config.get("ShadowProductionVariants", [])]
@@ -237,7 +127,7 @@ class Hosting:
         return fleet
 
     def retire(self, fleet: Fleet) -> None:
-        """Let the fleet finish its requests, then stop it."""
+        """Wait for the fleet's requests in progress, then stop it."""
         fleet.ready = False
         fleet.drain()
         fleet.stop()
@@ -245,33 +135,33 @@ class Hosting:
             self._fleets.discard(fleet)
 
     def revive(self) -> None:
-        """Start again what has died, as SageMaker replaces a container that no longer answers."""
+        """Replace every instance whose process has ended, as SageMaker does."""
         with self._lock:
             fleets = list(self._fleets)
         for fleet in fleets:
             for variant in fleet.variants:
                 for i, instance in enumerate(variant.instances):
                     if fleet.ready and instance.exited and not self._closed:
-                        logger.error("a server of %s died: %s", fleet.endpoint, instance.log_tail())
+                        logger.error("%s: a model server ended: %s", fleet.endpoint, instance.log_tail())
                         self._replace(fleet, variant, i)
 
     def _replace(self, fleet: Fleet, variant: Variant, index: int) -> None:
         try:
             successor = self._instance(fleet.endpoint, variant)
         except StartFailedError as error:
-            logger.error("a server of %s stays down: %s", fleet.endpoint, error)
+            logger.error("%s: no replacement for a model server: %s", fleet.endpoint, error)
             return
         try:
             self._await_health(variant, successor, time.monotonic() + self._startup_seconds)
         except StartFailedError as error:
-            logger.error("a server of %s stays down: %s", fleet.endpoint, error)
+            logger.error("%s: no replacement for a model server: %s", fleet.endpoint, error)
             successor.stop()
         else:
             dead, variant.instances[index] = variant.instances[index], successor
             dead.stop()
 
     def close(self) -> None:
-        """Stop all fleets now, whatever they are doing."""
+        """Stop all fleets without waiting for requests in progress."""
         with self._lock:
             self._closed = True
             fleets = list(self._fleets)
@@ -303,7 +193,7 @@ class Hosting:
             raise StartFailedError(
                 f"Please make sure all images included in the model for the production variant {variant.name} "
                 "exist, and that the execution role used to create the model has permissions to access them. "
-                f"(No local command stands for {image or container['ModelPackageName']}.)"
+                f"(The embedded AWS has no command for {image or container['ModelPackageName']}.)"
             )
         with self._lock:
             if self._closed:
@@ -320,7 +210,7 @@ class Hosting:
         try:
             return ModelServer(command, directory, environment, log)
         except OSError as error:
-            raise StartFailedError(f"{image} could not be run: {error}") from error
+            raise StartFailedError(f"{image}: cannot run: {error}") from error
 
     def _await_health(self, variant: Variant, instance: ModelServer, deadline: float) -> None:
         while not instance.healthy():
@@ -330,20 +220,3 @@ class Hosting:
                     f"check. Please check CloudWatch logs for this endpoint. Log: {instance.log_tail()}"
                 )
             time.sleep(0.05)
-
-
-def fetch_model(s3: Any, url: str, directory: Path) -> None:
-    """Unpack s3://…/model.tar.gz below `directory`; nothing in it may point outside.
-
-    Raises StartFailedError when it is missing, forbidden or no such archive.
-    """
-    bucket, key = split_s3_uri(url)
-    try:
-        archive = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
-    except (ClientError, BotoCoreError) as error:
-        raise StartFailedError(f"Failed to download model data from {url}: {error}") from error
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-            tar.extractall(directory, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise StartFailedError(f"Failed to extract model data archive from {url}: {error}") from error

@@ -1,4 +1,4 @@
-"""What the double needs of the AWS around it."""
+"""What the SageMaker double needs of the embedded AWS."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from botocore.config import Config
 
 @dataclass(frozen=True)
 class Platform:
-    """The account and region the double lives in, and its ways out.
+    """The double's account and region, and its calls of other services.
 
-    `emit(detail_type, detail, resources)` puts an event of source `aws.sagemaker` on the default bus.
-    `assume(role_arn)` gives the role's temporary credentials as `AWS_…` variables; raises StartFailedError when
-    the role is missing or does not trust sagemaker.amazonaws.com.
-    `manifest_type(image)` is the media type of an image's manifest, None where the embedded ECR does not hold it.
-    `commands` maps the end of an image's repository name to the command that stands for the image.
+    Args:
+        emit: puts an event (detail type, detail, resources) of source `aws.sagemaker` on the default bus.
+        assume: returns a role's temporary credentials as `AWS_…` variables; raises StartFailedError if the role is
+            missing or does not trust sagemaker.amazonaws.com.
+        manifest_type: returns the media type of an image's manifest, or None if the embedded ECR lacks the image.
+        commands: the command that replaces an image, by the end of the image's repository name.
     """
 
     account: str
@@ -32,11 +33,11 @@ class Platform:
     commands: dict[str, list[str]] = field(default_factory=dict)
 
     def arn(self, kind: str, name: str) -> str:
-        """SageMaker's ARNs carry the name in lower case."""
+        """Return the ARN of a resource, in which SageMaker puts the name in lower case."""
         return f"arn:aws:sagemaker:{self.region}:{self.account}:{kind}/{name.lower()}"
 
     def s3(self, role_arn: str) -> Any:
-        """An S3 client with the rights of the role."""
+        """Return an S3 client with the permissions of the role."""
         credentials = self.assume(role_arn)
         return boto3.client(
             "s3",
@@ -49,7 +50,7 @@ class Platform:
         )
 
     def environment(self, role_arn: str) -> dict[str, str]:
-        """What a container sees of AWS: the role's credentials, the region, the endpoint."""
+        """Return a container's variables with the role's credentials, region and endpoint URL."""
         return {
             **self.assume(role_arn),
             "AWS_REGION": self.region,
@@ -58,13 +59,13 @@ class Platform:
         }
 
     def command(self, image: str) -> list[str] | None:
-        """The local command of an image, by the end of its repository name; the longest match wins."""
+        """Return the command of an image, by the longest matching end of its repository name."""
         repository = image.rpartition("/")[2].partition("@")[0].partition(":")[0]
         suffixes = [suffix for suffix in self.commands if repository.endswith(suffix)]
         return self.commands[max(suffixes, key=len)] if suffixes else None
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/some/prefix/` -> (`bucket`, `some/prefix`)."""
+    """Split `s3://bucket/some/prefix/` into `bucket` and `some/prefix`."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key.rstrip("/")

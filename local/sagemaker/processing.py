@@ -1,9 +1,8 @@
-"""Processing jobs as local processes, by the contract of "Build your own processing container"."""
+"""Processing jobs as local processes."""
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import shutil
 import subprocess
@@ -14,19 +13,17 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from local.sagemaker.container import start_container
 from local.sagemaker.errors import SageMakerError, StartFailedError, invalid
-from local.sagemaker.hosting import container_environment
-from local.sagemaker.platform import Platform, split_s3_uri
+from local.sagemaker.job_event import DEFAULT_RUNTIME_SECONDS, event_detail
+from local.sagemaker.job_files import download_inputs, read_exit_message, upload_outputs, write_config
+from local.sagemaker.platform import Platform
 
 logger = logging.getLogger("glassbox.processing")
 
-EXIT_MESSAGE_BYTES = 1024
-DEFAULT_RUNTIME_SECONDS = 86_400
-OPT_ML = "/opt/ml"
-
 
 class ProcessingJobs:
-    """Runs each job in a thread: inputs from S3, the image's command, outputs to S3, the message, the events."""
+    """Runs each job in a thread, from its inputs in S3 to its exit message and events."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
@@ -36,8 +33,8 @@ class ProcessingJobs:
         self._closed = False
 
     def create(self, request: dict[str, Any]) -> dict[str, Any]:
-        """CreateProcessingJob; a name is used once."""
-        if any("S3Input" not in given for given in request.get("ProcessingInputs", [])):
+        """Handle CreateProcessingJob, which accepts each name once."""
+        if any("S3Input" not in item for item in request.get("ProcessingInputs", [])):
             raise invalid("The SageMaker double takes ProcessingInputs with an S3Input only.")
         if request["AppSpecification"].get("ContainerEntrypoint"):
             raise invalid("The SageMaker double runs an image by its own entrypoint only.")
@@ -70,11 +67,11 @@ class ProcessingJobs:
         return {"ProcessingJobArn": arn}
 
     def describe(self, request: dict[str, Any]) -> dict[str, Any]:
-        """DescribeProcessingJob."""
+        """Handle DescribeProcessingJob."""
         return copy.deepcopy(self._get(request))
 
     def list(self, request: dict[str, Any]) -> dict[str, Any]:
-        """ListProcessingJobs, newest first."""
+        """Handle ListProcessingJobs, newest first."""
         shown = (
             "ProcessingJobName",
             "ProcessingJobArn",
@@ -96,7 +93,7 @@ class ProcessingJobs:
         return {"ProcessingJobSummaries": jobs[: request.get("MaxResults", 100)]}
 
     def stop(self, request: dict[str, Any]) -> dict[str, Any]:
-        """StopProcessingJob: SIGTERM; the job ends as Stopped."""
+        """Handle StopProcessingJob with SIGTERM, after which the status is Stopped."""
         job = self._get(request)
         with self._lock:
             if job["ProcessingJobStatus"] != "InProgress":
@@ -111,7 +108,7 @@ class ProcessingJobs:
         return {}
 
     def close(self) -> None:
-        """Kill what is running."""
+        """Kill all running jobs."""
         with self._lock:
             self._closed = True
             processes = list(self._processes.values())
@@ -133,10 +130,10 @@ class ProcessingJobs:
         try:
             job["ProcessingStartTime"] = time.time()
             s3 = self._platform.s3(job["RoleArn"])
-            self._download(s3, job, root)
-            _write_config(job, root)
+            download_inputs(s3, job, root)
+            write_config(job, root)
             code = self._execute(job, directory)
-            self._upload(s3, job, root)
+            upload_outputs(s3, job, root)
             if code:
                 failure = f"AlgorithmError: See job logs for more information, exit code: {code}"
         except StartFailedError as error:
@@ -144,7 +141,7 @@ class ProcessingJobs:
         except (ClientError, BotoCoreError, OSError) as error:
             logger.exception("processing job %s", job["ProcessingJobName"])
             failure = f"InternalServerError: {error}"
-        message, unreadable = _exit_message(root / "output" / "message")
+        message, unreadable = read_exit_message(root / "output" / "message")
         self._finish(job, failure or unreadable, message)
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -160,63 +157,21 @@ class ProcessingJobs:
                 job["FailureReason"] = str(failure)[:1024]
         self._announce(job)
 
-    def _download(self, s3: Any, job: dict[str, Any], root: Path) -> None:
-        for given in job.get("ProcessingInputs", []):
-            source = given["S3Input"]
-            bucket, prefix = split_s3_uri(source["S3Uri"])
-            target = _local(root, source["LocalPath"])
-            try:
-                if source["S3DataType"] == "ManifestFile":
-                    bucket, prefix, keys = _manifest(source["S3Uri"], s3)
-                else:
-                    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-                    keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-                if not keys:
-                    raise StartFailedError(
-                        "ClientError: Data download failed:No S3 objects found under S3 URL "
-                        f'"{source["S3Uri"]}" given in input data source. Please ensure that the bucket exists in '
-                        f"the selected region ({self._platform.region}), that objects exist under that S3 prefix, and "
-                        f'that the role "{job["RoleArn"]}" has "s3:ListBucket" permissions on bucket "{bucket}".'
-                    )
-                room = job["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"] * 1e9
-                for key in keys:
-                    path = target / (key[len(prefix) :].lstrip("/") or Path(key).name)
-                    if key.endswith("/") or not path.resolve().is_relative_to(target.resolve()):
-                        continue
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    s3.download_file(bucket, key, str(path))
-                    room -= path.stat().st_size
-                    if room < 0:
-                        raise StartFailedError(
-                            "ClientError: Data download failed:No space left on device: "
-                            f"{source['S3Uri']} does not fit the job's volume"
-                        )
-            except ClientError as error:
-                raise StartFailedError(f"ClientError: Data download failed:{error}") from error
-
     def _execute(self, job: dict[str, Any], directory: Path) -> int:
         specification = job["AppSpecification"]
         command = self._platform.command(specification["ImageUri"])
         if command is None:
             raise StartFailedError(
-                f"ClientError: Cannot pull the image {specification['ImageUri']}: no local command stands for it."
+                f"ClientError: Cannot pull the image {specification['ImageUri']}. "
+                "(The embedded AWS has no command for it.)"
             )
         command = command + specification.get("ContainerArguments", [])
         environment = job.get("Environment", {}) | self._platform.environment(job["RoleArn"])
         log = self._platform.directory / "logs" / "processing" / f"{job['ProcessingJobName']}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             if self._closed or job["ProcessingJobStatus"] == "Stopping":
                 return 0
-            with log.open("ab") as output:
-                process = subprocess.Popen(
-                    command,
-                    cwd=directory,
-                    env=container_environment(directory, environment),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
+            process = start_container(command, directory, environment, log)
             self._processes[job["ProcessingJobName"]] = process
         limit = job.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", DEFAULT_RUNTIME_SECONDS)
         try:
@@ -229,176 +184,7 @@ class ProcessingJobs:
             with self._lock:
                 del self._processes[job["ProcessingJobName"]]
 
-    def _upload(self, s3: Any, job: dict[str, Any], root: Path) -> None:
-        for output in job.get("ProcessingOutputConfig", {}).get("Outputs", []):
-            target = output["S3Output"]
-            bucket, prefix = split_s3_uri(target["S3Uri"])
-            source = _local(root, target["LocalPath"])
-            for path in sorted(source.rglob("*")):
-                if path.is_symlink() or not path.is_file():  # as on SageMaker, symlinks are left out
-                    continue
-                key = f"{prefix}/{path.relative_to(source).as_posix()}".lstrip("/")
-                try:
-                    s3.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
-                except ClientError as error:
-                    raise StartFailedError(
-                        f"ClientError: Failed to upload output to s3://{bucket}/{key}: {error}"
-                    ) from error
-
     def _announce(self, job: dict[str, Any]) -> None:
         with self._lock:
             detail = event_detail(job)
         self._platform.emit("SageMaker Processing Job State Change", detail, [job["ProcessingJobArn"]])
-
-
-def _manifest(uri: str, s3: Any) -> tuple[str, str, list[str]]:
-    """Bucket, prefix and keys of a manifest: `[{"prefix": "s3://bucket/a/"}, "b/c", "b/d"]`."""
-    bucket, key = split_s3_uri(uri)
-    try:
-        first, *rest = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-        prefix = first["prefix"]
-        if not prefix.startswith("s3://") or not all(isinstance(suffix, str) for suffix in rest):
-            raise ValueError(prefix)
-    except (ValueError, TypeError, KeyError) as error:
-        raise StartFailedError(
-            f"ClientError: Data download failed:Manifest {uri} is not in the expected format"
-        ) from error
-    bucket, _, prefix = prefix.removeprefix("s3://").partition("/")
-    return bucket, prefix, [prefix + suffix for suffix in rest]
-
-
-def _local(root: Path, path: str) -> Path:
-    """/opt/ml/processing/x below the job's own root; raises StartFailedError for any other place."""
-    place = root / Path(path).relative_to(OPT_ML) if Path(path).is_relative_to(OPT_ML) else None
-    if place is None or ".." in place.parts or not Path(path).is_relative_to(f"{OPT_ML}/processing"):
-        raise StartFailedError(f"ClientError: LocalPath {path} must begin with {OPT_ML}/processing/")
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _write_config(job: dict[str, Any], root: Path) -> None:
-    config = root / "config"
-    config.mkdir(parents=True, exist_ok=True)
-    (root / "output").mkdir(exist_ok=True)
-    hosts = {"current_host": "algo-1", "hosts": ["algo-1"]}
-    (config / "resourceconfig.json").write_text(json.dumps(hosts))
-    members = (
-        "ProcessingJobArn",
-        "ProcessingJobName",
-        "AppSpecification",
-        "Environment",
-        "ProcessingInputs",
-        "ProcessingOutputConfig",
-        "ProcessingResources",
-        "RoleArn",
-        "StoppingCondition",
-    )
-    (config / "processingjobconfig.json").write_text(json.dumps({k: job[k] for k in members if k in job}))
-
-
-def _exit_message(path: Path) -> tuple[str | None, str | None]:
-    """The message's first KB, or why it cannot be read."""
-    try:
-        raw = path.read_bytes()[:EXIT_MESSAGE_BYTES]
-    except OSError:
-        return None, None
-    try:
-        return raw.decode(), None
-    except UnicodeDecodeError as error:
-        # A character cut at the limit is no fault of the writer's.
-        if error.start >= EXIT_MESSAGE_BYTES - 3:
-            return raw[: error.start].decode(), None
-        return None, "ClientError: The exit message is not UTF-8."
-
-
-def event_detail(job: dict[str, Any]) -> dict[str, Any]:
-    """The `detail` of `SageMaker Processing Job State Change`.
-
-    As captured from AWS: null is "", booleans are "True" and "False", times are epoch milliseconds.
-    """
-    inputs = [
-        {
-            "InputName": given["InputName"],
-            "AppManaged": "False",
-            "S3Input": {
-                "S3Uri": given["S3Input"]["S3Uri"],
-                "LocalPath": given["S3Input"].get("LocalPath", ""),
-                "S3DataType": {"S3Prefix": "S3_PREFIX", "ManifestFile": "MANIFEST_FILE"}[
-                    given["S3Input"]["S3DataType"]
-                ],
-                "S3InputMode": given["S3Input"].get("S3InputMode", "File").upper(),
-                "S3DataDistributionType": given["S3Input"]
-                .get("S3DataDistributionType", "FullyReplicated")
-                .upper(),
-                "S3CompressionType": given["S3Input"].get("S3CompressionType", ""),
-            },
-            "DatasetDefinition": "",
-        }
-        for given in job.get("ProcessingInputs", [])
-    ]
-    output_config = job.get("ProcessingOutputConfig", {})
-    outputs = [
-        {
-            "OutputName": output["OutputName"],
-            "S3Output": {
-                "S3Uri": output["S3Output"]["S3Uri"],
-                "LocalPath": output["S3Output"].get("LocalPath", ""),
-                "S3UploadMode": {"EndOfJob": "END_OF_JOB", "Continuous": "CONTINUOUS"}[
-                    output["S3Output"]["S3UploadMode"]
-                ],
-            },
-            "FeatureStoreOutput": "",
-            "AppManaged": "False",
-        }
-        for output in output_config.get("Outputs", [])
-    ]
-    application = job["AppSpecification"]
-    network = job.get("NetworkConfig", {})
-    cluster = {"VolumeKmsKeyId": "", **job["ProcessingResources"]["ClusterConfig"]}
-
-    def milliseconds(member: str) -> int | str:
-        return int(job[member] * 1000) if member in job else ""
-
-    return {
-        "SdkResponseMetadata": "",
-        "SdkHttpMetadata": "",
-        "ProcessingInputs": inputs,
-        "ProcessingOutputConfig": {"Outputs": outputs, "KmsKeyId": output_config.get("KmsKeyId", "")},
-        "ProcessingJobName": job["ProcessingJobName"],
-        "ProcessingResources": {"ClusterConfig": cluster},
-        "StoppingCondition": job.get("StoppingCondition", {"MaxRuntimeInSeconds": DEFAULT_RUNTIME_SECONDS}),
-        "AppSpecification": {
-            "ImageUri": application["ImageUri"],
-            "ContainerEntrypoint": application.get("ContainerEntrypoint", ""),
-            "ContainerArguments": application.get("ContainerArguments", ""),
-        },
-        "Environment": job.get("Environment", {}),
-        "NetworkConfig": {
-            "EnableInterContainerTrafficEncryption": str(
-                network.get("EnableInterContainerTrafficEncryption", False)
-            ),
-            "EnableNetworkIsolation": str(network.get("EnableNetworkIsolation", False)),
-            "VpcConfig": network.get("VpcConfig", ""),
-        },
-        "RoleArn": job["RoleArn"],
-        "ExperimentConfig": {
-            "ExperimentName": "",
-            "TrialName": "",
-            "TrialComponentDisplayName": "",
-            "RunName": "",
-        },
-        "ProcessingJobArn": job["ProcessingJobArn"],
-        "ProcessingJobStatus": job["ProcessingJobStatus"],
-        "ExitMessage": job.get("ExitMessage", ""),
-        "FailureReason": job.get("FailureReason", ""),
-        "ProcessingEndTime": milliseconds("ProcessingEndTime"),
-        "ProcessingStartTime": milliseconds("ProcessingStartTime"),
-        "LastModifiedTime": milliseconds("LastModifiedTime"),
-        "CreationTime": milliseconds("CreationTime"),
-        "LastModifiedBy": "",
-        "CreatedBy": "",
-        "MonitoringScheduleArn": "",
-        "AutoMLJobArn": "",
-        "TrainingJobArn": "",
-        "Tags": {},
-    }

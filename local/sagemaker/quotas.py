@@ -1,4 +1,4 @@
-"""The account's quotas of instances for endpoints: Service Quotas lists them, and endpoints keep to them."""
+"""The account's instance quotas for endpoints, which Service Quotas lists."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ PAGE = 100
 
 
 class Quotas:
-    """A number of instances for each type; `DEFAULT` where none was set."""
+    """The number of instances by type; `DEFAULT` unless it was set."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
     def set(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Set some types' quotas; the others get the default again."""
+        """Set the quotas of some types and reset all others to the default."""
         self.values = {instance: float(value) for instance, value in values.items()}
         return self.values
 
     def require(self, used: Counter[str], wanted: Counter[str]) -> None:
-        """Raise ResourceLimitExceeded where `wanted` more instances would exceed a quota."""
+        """Raise ResourceLimitExceeded if `wanted` more instances would exceed a quota."""
         for instance, count in wanted.items():
             quota = self.values.get(instance, DEFAULT)
             if used[instance] + count > quota:
@@ -37,7 +37,7 @@ class Quotas:
                 )
 
     def list(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """ListServiceQuotas, of the quotas for endpoints."""
+        """Handle ListServiceQuotas for the endpoints' quotas."""
         if request.get("ServiceCode") != "sagemaker":
             raise SageMakerError(
                 "NoSuchResourceException", "The request failed because no such service exists."

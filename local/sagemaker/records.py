@@ -1,4 +1,4 @@
-"""The resources of the control plane, by kind and name, with the texts AWS has for missing and existing ones."""
+"""The control plane's resources by kind and name, with AWS's errors for missing and existing ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from local.sagemaker.platform import Platform
 
 Record = dict[str, Any]
 
-# What each kind is called in the texts, and the member that names it.
+# The word for each kind in AWS's errors, and the member with its name.
 KINDS = {
     "model": ("model", "ModelName"),
     "endpoint-config": ("endpoint configuration", "EndpointConfigName"),
@@ -24,7 +24,7 @@ _SUMMARY = ("CreationTime", "LastModifiedTime", "EndpointStatus", "MonitoringSch
 
 
 class Records:
-    """A record is the request that made the resource, with its ARN and times; `lock` guards them all."""
+    """The requests that created the resources, with ARNs and times, guarded by `lock`."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
@@ -33,7 +33,7 @@ class Records:
         self._tags: dict[str, dict[str, str]] = {}
 
     def add(self, kind: str, request: Record, **more: Any) -> Record:
-        """A new record; raises ValidationException if there is one of that name."""
+        """Add and return a record, or raise ValidationException if its name exists."""
         word, member = KINDS[kind]
         arn = self._platform.arn(kind, request[member])
         with self.lock:
@@ -45,7 +45,7 @@ class Records:
         return record
 
     def get(self, kind: str, name: str) -> Record:
-        """The record itself; raises ValidationException if there is none."""
+        """Return the record itself, or raise ValidationException if it does not exist."""
         word, _ = KINDS[kind]
         with self.lock:
             if name not in self._records[kind]:
@@ -58,17 +58,17 @@ class Records:
             return self._records[kind].get(record[KINDS[kind][1]]) is record
 
     def name_of(self, kind: str, arn: str) -> str | None:
-        """The name of a resource by its ARN, which has it in lower case; None when there is none."""
+        """Return the name of the resource with an ARN, which has it in lower case, or None."""
         with self.lock:
             return next((n for n, r in self._records[kind].items() if r[arn_member(kind)] == arn), None)
 
     def describe(self, kind: str, request: Record) -> Record:
-        """Describe*: a copy of the record."""
+        """Handle Describe* with a copy of the record."""
         with self.lock:
             return copy.deepcopy(self.get(kind, request[KINDS[kind][1]]))
 
     def delete(self, kind: str, request: Record) -> Record:
-        """Delete*."""
+        """Handle Delete*."""
         with self.lock:
             record = self.get(kind, request[KINDS[kind][1]])
             del self._records[kind][request[KINDS[kind][1]]]
@@ -76,7 +76,7 @@ class Records:
         return {}
 
     def list(self, kind: str, member: str, request: Record) -> Record:
-        """List*, by NameContains and StatusEquals, in one page."""
+        """Handle List* with NameContains and StatusEquals, in one page."""
         _, name = KINDS[kind]
         with self.lock:
             found = [
@@ -88,19 +88,19 @@ class Records:
         return {member: found}
 
     def tag(self, request: Record) -> Record:
-        """AddTags."""
+        """Handle AddTags."""
         with self.lock:
             tags = self._tags.setdefault(request["ResourceArn"], {})
             tags |= {tag["Key"]: tag["Value"] for tag in request["Tags"]}
         return self.tags(request)
 
     def tags(self, request: Record) -> Record:
-        """ListTags."""
+        """Handle ListTags."""
         with self.lock:
             tags = self._tags.get(request["ResourceArn"], {})
             return {"Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}
 
 
 def arn_member(kind: str) -> str:
-    """endpoint-config -> EndpointConfigArn."""
+    """Return the member with a kind's ARN: `EndpointConfigArn` for `endpoint-config`."""
     return "".join(part.title() for part in kind.split("-")) + "Arn"

@@ -1,4 +1,4 @@
-"""InvokeEndpoint: a request to a variant's container, its answer back, both captured."""
+"""InvokeEndpoint: the request to a variant's container and its response, both captured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from datetime import datetime
 
 from local.sagemaker.capture import Capture, Exchange
 from local.sagemaker.clock import CaptureClock
+from local.sagemaker.container import Answer
 from local.sagemaker.endpoints import Endpoints
 from local.sagemaker.errors import SageMakerError
-from local.sagemaker.hosting import Answer, Fleet, Variant
+from local.sagemaker.hosting import Fleet, Variant
 from local.sagemaker.platform import Platform
 
 MAX_BODY = 6_291_456  # bytes
@@ -39,7 +40,7 @@ class _Request:
 
 
 class Runtime:
-    """Answers invocations from whatever fleet is live, however it changes meanwhile."""
+    """Routes invocations to the live fleet, also during an update."""
 
     def __init__(
         self, platform: Platform, endpoints: Endpoints, capture: Capture, clock: CaptureClock
@@ -50,9 +51,13 @@ class Runtime:
         self._clock = clock
 
     def invoke(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> tuple[str, Answer]:
-        """The invoked variant and its answer. `headers` as in the HTTP request, names in lower case.
+        """Invoke an endpoint and return the variant's name and its response.
 
-        Raises SageMakerError: ValidationError, ModelError, or code 413.
+        Args:
+            headers: of the HTTP request, names in lower case.
+
+        Raises:
+            SageMakerError: ValidationError, ModelError, or status 413 for a large body.
         """
         if len(body) > MAX_BODY:
             raise SageMakerError("", f"HTTP content length exceeded {MAX_BODY} bytes.", status=413)
@@ -64,7 +69,7 @@ class Runtime:
                     "ValidationError", f"Endpoint {endpoint} of account {self._platform.account} not found."
                 )
             with fleet.lease():
-                # Between the look and the lease it may have been retired; a live one waits for the lease.
+                # Another thread may have retired the fleet before the lease; a live fleet waits for the lease.
                 if self._endpoints.live(endpoint) is fleet:
                     variant = self._variant(fleet, request)
                     self._mirror(fleet, variant, request)
@@ -84,7 +89,7 @@ class Runtime:
         return variant
 
     def _mirror(self, fleet: Fleet, variant: Variant, request: _Request) -> None:
-        """Shadow variants see the share of requests that their weight is of the production variant's."""
+        """Copy requests to the shadow variants, in the ratio of their weights to the variant's."""
         for shadow in fleet.shadow:
             if random.random() * variant.weight < shadow.weight:
                 threading.Thread(target=self._ask_shadow, args=(fleet, shadow, request), daemon=True).start()

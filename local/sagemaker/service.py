@@ -1,4 +1,4 @@
-"""The double as a whole: operations by name, what they need of IAM, models and endpoint configs."""
+"""The SageMaker double: operations by name, their IAM actions, models and endpoint configs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from local.sagemaker.runtime import Runtime
 from local.sagemaker.shapes import check, input_shape
 
 ECR_IMAGE = re.compile(r"\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/.+")
-DOCKER_MANIFESTS = (  # SageMaker takes these, and no OCI manifest or index
+DOCKER_MANIFESTS = (  # SageMaker refuses OCI manifests and indexes
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v1+prettyjws",
@@ -33,7 +33,7 @@ DOCKER_MANIFESTS = (  # SageMaker takes these, and no OCI manifest or index
 REVIVAL_SECONDS = 2.0
 GRANT_FOR_SERVICE = {"kms:GrantIsForAWSResource": "true"}
 
-# The kinds of resource an action is checked against (service authorization reference); List* has none.
+# Resource types of an action (service authorization reference); List* has none.
 RESOURCES = {
     "CreateModel": ("model",),
     "DescribeModel": ("model",),
@@ -56,10 +56,10 @@ RESOURCES = {
 
 
 class SageMaker:
-    """Models, endpoint configs, endpoints, processing jobs and monitoring schedules of one account and region."""
+    """The control plane and runtime of SageMaker for one account and region."""
 
     def __init__(self, platform: Platform, *, update_seconds: float = 0.0, **capture: Any) -> None:
-        """`update_seconds` is Endpoints', `capture` are Capture's options."""
+        """`update_seconds` is passed to Endpoints, `capture` to Capture."""
         self.platform = platform
         self.clock = CaptureClock()
         self.capture = Capture(platform, **capture)
@@ -74,7 +74,7 @@ class SageMaker:
         threading.Thread(target=self._revive, name="revival", daemon=True).start()
 
     def call(self, operation: str, request: Record) -> Record:
-        """One control-plane operation; raises SageMakerError."""
+        """Execute a control-plane operation, or raise SageMakerError."""
         handler = self._operations.get(operation)
         if handler is None:
             raise SageMakerError(
@@ -88,7 +88,7 @@ class SageMaker:
         return answer
 
     def grants(self, operation: str, request: Record) -> list[tuple[str, str, dict[str, str]]]:
-        """The (action, resource ARN, condition keys) an IAM principal needs for a call."""
+        """Return the (action, resource ARN, condition keys) that IAM must allow for a call."""
         kinds = RESOURCES.get(operation)
         arns = [self._arn_in(request, kind) for kind in kinds] if kinds else [request.get("ResourceArn", "*")]
         needed: list[tuple[str, str, dict[str, str]]] = [(f"sagemaker:{operation}", arn, {}) for arn in arns]
@@ -103,13 +103,13 @@ class SageMaker:
         return needed
 
     def _volume_key(self, operation: str, request: Record) -> str:
-        """The ARN of the key that encrypts the volumes which the call makes; empty without one.
+        """Return the ARN of the KMS key for the volumes that the call creates; empty without one.
 
-        SageMaker makes a grant on it with the rights of its caller (CreateEndpointConfig, KmsKeyId).
+        SageMaker creates a grant for the key with the caller's permissions (CreateEndpointConfig, KmsKeyId).
         """
         key = ""
         if operation in ("CreateEndpoint", "UpdateEndpoint"):
-            with contextlib.suppress(SageMakerError):  # the call itself refuses a config that is not there
+            with contextlib.suppress(SageMakerError):  # a missing config is refused later
                 config = self.records.get("endpoint-config", request.get("EndpointConfigName", ""))
                 key = config.get("KmsKeyId", "")
         elif operation == "CreateProcessingJob":
@@ -120,7 +120,7 @@ class SageMaker:
         return f"arn:aws:kms:{self.platform.region}:{self.platform.account}:{name}"
 
     def close(self) -> None:
-        """Write the last captures, stop servers and jobs."""
+        """Write buffered captures, then stop servers and jobs."""
         self._closed.set()
         self.endpoints.close()
         self.capture.close()
@@ -184,9 +184,9 @@ class SageMaker:
             if "Image" in container or "ModelDataUrl" in container:
                 raise invalid("Image and ModelDataUrl cannot be specified together with ModelPackageName.")
             if environment := container.get("Environment"):
-                given = ", ".join(f"{key}={value}" for key, value in environment.items())
+                pairs = ", ".join(f"{key}={value}" for key, value in environment.items())
                 raise invalid(
-                    f"Environment variable map cannot be specified both at Model Package {{}} and Model {{{given}}}."
+                    f"Environment variable map cannot be specified both at Model Package {{}} and Model {{{pairs}}}."
                 )
             if not package.startswith("arn:"):
                 raise invalid("The SageMaker double takes a ModelPackageName by its ARN only.")
@@ -233,7 +233,7 @@ class SageMaker:
         return {"EndpointConfigArn": self.records.add("endpoint-config", request)["EndpointConfigArn"]}
 
     def _create_monitoring_schedule(self, request: Record) -> Record:
-        """Kept and shown; what it would start hourly on AWS, the stack's own Scheduler starts here."""
+        """Store the schedule; unlike AWS, it never starts a job, because the stack's Scheduler does."""
         record = self.records.add(
             "monitoring-schedule",
             request,

@@ -1,4 +1,4 @@
-"""Requests checked against botocore's own model of the API, as the service checks them."""
+"""Validation of requests by botocore's model of the API, as the service validates them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ _MODEL = botocore.session.get_session().get_service_model("sagemaker")
 
 
 def input_shape(operation: str) -> StructureShape:
-    """The request's shape; raises botocore's OperationNotFoundError for what is no SageMaker operation."""
+    """Return the request's shape, or raise OperationNotFoundError."""
     return _MODEL.operation_model(operation).input_shape
 
 
 def from_template(properties: dict[str, Any], shape: Shape, path: str = "") -> Any:
-    """CloudFormation properties as the API wants them: its templates carry numbers and booleans as strings too.
+    """Convert CloudFormation properties to a request, whose scalars may not be strings.
 
-    Raises ValueError for a property the API does not know, as CloudFormation does.
+    Raises:
+        ValueError: the API has no such property, or a value has another type.
     """
     if isinstance(shape, StructureShape) and isinstance(properties, dict):
         unknown = set(properties) - set(shape.members)
@@ -47,12 +48,12 @@ def _scalar(value: Any, shape: Shape, path: str) -> Any:
             case "string":
                 return str(value)
     except (KeyError, ValueError, TypeError):
-        raise ValueError(f"{path}: {value!r} is no {shape.type_name}") from None
-    raise ValueError(f"{path}: expected {shape.type_name}, found {type(value).__name__}")
+        raise ValueError(f"{path}: expected {shape.type_name}, got {value!r}") from None
+    raise ValueError(f"{path}: expected {shape.type_name}, got {type(value).__name__}")
 
 
 def check(request: dict[str, Any], shape: StructureShape) -> None:
-    """Raise ValidationException, worded as AWS words it, when the request breaks its model."""
+    """Raise ValidationException with AWS's text if the request violates its model."""
     problems = list(_problems(request, shape, ""))
     if problems:
         count = len(problems)
@@ -114,7 +115,7 @@ def _string_problems(value: str, shape: Shape) -> Any:
 
 
 def _python_pattern(pattern: str) -> str:
-    """The models' patterns are Java's; of its classes they use `\\p{L}` and the like, which `re` lacks."""
+    """Convert a Java pattern: `re` lacks its character classes, such as `\\p{L}`."""
     return re.sub(r"\\p\{\w+\}", r"\\w", pattern)
 
 

@@ -66,7 +66,8 @@ def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
         )
         assert again.returncode == 1
         assert (
-            again.stderr == f"make local: port {port} on 127.0.0.1 cannot be used: Address already in use\n"
+            again.stderr
+            == f"make local: 127.0.0.1:{port}: cannot listen: Address already in use. Choose another port.\n"
         )
     finally:
         process.send_signal(signal.SIGINT)
@@ -89,9 +90,7 @@ def test_it_notices_a_killed_emulator_and_leaves_no_model_server(weights):
     finally:
         process.kill()
     assert process.returncode == 1
-    assert rest == (
-        "make local: the embedded AWS ended with exit status -9; nothing serves requests any more\n"
-    )
+    assert rest == ("make local: the embedded AWS: expected to run, got exit status -9. Start it again.\n")
     _, alive = psutil.wait_procs(descendants, timeout=60)
     assert alive == []
     assert not Path(re.search(r"Logs are in (\S+)", printed)[1]).exists()

@@ -860,7 +860,7 @@ def test_capture_needs_the_model_roles_right_to_write(
     make_config("forbidden", capture={"DestinationS3Uri": "s3://double-data/elsewhere"})
     name = make_endpoint("forbidden", "forbidden")
     assert ask(runtime, name)["version"] == "forbidden"  # the answer does not suffer
-    eventually(lambda: "captured records of forbidden are lost" in embedded_aws.log.read_text())
+    eventually(lambda: "forbidden: lost 1 captured records" in embedded_aws.log.read_text())
     assert "is not authorized to perform: s3:PutObject" in embedded_aws.log.read_text()
 
 

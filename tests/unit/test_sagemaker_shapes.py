@@ -29,13 +29,13 @@ def test_a_templates_strings_become_what_the_api_takes():
         ({"Colour": "red"}, "unsupported property Colour"),
         (
             {"ProductionVariants": [variant(InitialInstanceCount="two")]},
-            "/ProductionVariants/0/InitialInstanceCount: 'two' is no integer",
+            "/ProductionVariants/0/InitialInstanceCount: expected integer, got 'two'",
         ),
         (
             {"DataCaptureConfig": {"EnableCapture": "yes"}},
-            "/DataCaptureConfig/EnableCapture: 'yes' is no boolean",
+            "/DataCaptureConfig/EnableCapture: expected boolean, got 'yes'",
         ),
-        ({"ProductionVariants": "one"}, "/ProductionVariants: expected list, found str"),
+        ({"ProductionVariants": "one"}, "/ProductionVariants: expected list, got str"),
     ],
 )
 def test_invalid_template_values_are_named(properties, problem):

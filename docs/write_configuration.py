@@ -11,11 +11,12 @@ TEMPLATE, PAGE = ROOT / "template.yaml", ROOT / "docs" / "configuration.md"
 
 HEAD = """# Configuration
 
-The parameters of `template.yaml`. `make docs` writes this page from the template; a test compares the two.
+The parameters of `template.yaml`. `make docs` writes this page; a test compares the two.
 
-Set one by `make deploy SET="Name=value …"`. A parameter that is not given keeps its value, and `SET="Name="`
-empties it. Functions and monitor container read the same values from environment variables: `MinPredictions`
-is `MIN_PREDICTIONS`, and `MaxClassShare` is also read from `THRESHOLD`.
+`make deploy SET="Name=value …"` sets parameters. An omitted parameter keeps its value;
+`SET="Name="` empties it. The functions and the monitor container read the same values from
+environment variables: `MinPredictions` is `MIN_PREDICTIONS`. They read `MaxClassShare` from
+`THRESHOLD` too.
 """
 
 
@@ -42,8 +43,8 @@ def _values(parameter: dict[str, Any]) -> str:
     if allowed := parameter.get("AllowedValues"):
         return ", ".join(f"`{value}`" for value in allowed)
     if "MinValue" in parameter or "MaxValue" in parameter:
-        least, most = parameter.get("MinValue", ""), parameter.get("MaxValue", "")
-        return f"{least} to {most}" if most != "" else f"at least {least}"
+        minimum, maximum = parameter.get("MinValue", ""), parameter.get("MaxValue", "")
+        return f"{minimum} to {maximum}" if maximum != "" else f"at least {minimum}"
     return str(parameter.get("ConstraintDescription", "text"))
 
 

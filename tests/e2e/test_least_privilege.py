@@ -117,7 +117,7 @@ def calls(stack):
 
     # and one that cannot be ended: its plain config is gone. Only restore_endpoint may find that, so nothing else wakes
     # it or confirm_endpoint, which obeys an abort as well: no sweep, no picture, no replay in progress.
-    for rule in ("SweepRule", "PictureRule"):
+    for rule in ("SweepRule", "HeatmapRule"):
         stack.client("events").disable_rule(Name=stack.resources("AWS::Events::Rule")[rule])
     command(stack, "open")
     wait_for(lambda: incident(stack).state == "HOOKED" and incident(stack).replays is not None, 90)

@@ -13,7 +13,7 @@ from watching import Inbox, incident, wait_for
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(not os.environ.get("GLASSBOX_LONG"), reason="takes minutes; GLASSBOX_LONG=1 runs it"),
+    pytest.mark.skipif(not os.environ.get("GLASSBOX_LONG"), reason="takes minutes: make test-all"),
 ]
 
 INCIDENTS = 20

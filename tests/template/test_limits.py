@@ -1,4 +1,4 @@
-"""The template against AWS's quotas, with every name and parameter as long as it can be.
+"""The template against AWS's quotas, with every name and parameter at its maximum length.
 
 Sources: the quota pages of CloudFormation, IAM, Lambda, EventBridge, CloudWatch and S3; SageMaker's API reference.
 """
@@ -38,7 +38,7 @@ def longest(template):
 
 @pytest.fixture(scope="module")
 def grown(template, resolve, longest):
-    """Resolves a part of the template with everything as long as it can be."""
+    """Resolves a part of the template with every value at its maximum length."""
     made = {
         "AWS::Sqs::Queue": (80, "sqs"),
         "AWS::Events::Rule": (64, "events"),
@@ -82,7 +82,7 @@ def of(template, kind):
 
 
 def test_every_text_parameter_is_bounded_in_length(template):
-    """A monitor job's environment takes 256 characters a value, an alarm's name 255."""
+    """A value of a monitor job's environment has at most 256 characters, an alarm's name 255."""
     texts = {
         name: p["MaxLength"]
         for name, p in template["Parameters"].items()
@@ -170,7 +170,7 @@ def test_functions_and_queues_are_within_the_limits_of_lambda_and_sqs(template):
         assert 60 <= queue["Properties"]["MessageRetentionPeriod"] <= 1_209_600, name
 
 
-def test_what_sagemaker_gets_is_within_its_api(template, grown):
+def test_requests_to_sagemaker_are_within_its_api_limits(template, grown):
     for name in ("PlainConfig", "HookedConfig"):
         capture = grown(template["Resources"][name]["Properties"]["DataCaptureConfig"])
         assert len(capture["DestinationS3Uri"]) <= 512, name
@@ -178,7 +178,7 @@ def test_what_sagemaker_gets_is_within_its_api(template, grown):
     assert all(len(str(value)) <= 1024 for value in environment.values())
 
 
-def test_cloudformation_makes_the_names_and_cuts_a_long_stacks_to_fit(template, grown):
+def test_names_of_a_long_stack_name_fit(template, grown):
     for name, group in of(template, "AWS::Logs::LogGroup").items():
         assert len(grown(group["Properties"]["LogGroupName"])) <= 512, name
     own = {"AWS::Logs::LogGroup", "AWS::Serverless::LayerVersion", "AWS::SageMaker::Endpoint"}
@@ -200,7 +200,7 @@ def test_the_template_is_within_the_quotas_of_cloudformation(template):
 
 
 def test_every_region_that_has_endpoints_has_every_type(template):
-    """A type that a region lacks fails the whole stack there; Model Monitor's has a template of its own."""
+    """A stack fails in a region that lacks a type, so Model Monitor's schedule has its own template."""
     of_sam = {
         "AWS::Serverless::Function": ["AWS::Lambda::Function", "AWS::Lambda::EventSourceMapping"],
         "AWS::Serverless::LayerVersion": ["AWS::Lambda::LayerVersion"],

@@ -1,4 +1,4 @@
-"""model-monitor.yaml, the hourly monitor as a Model Monitor schedule, beside the template that it belongs to."""
+"""model-monitor.yaml, the hourly monitor job as a Model Monitor schedule, against template.yaml."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def definition(schedule):
     return resource["Properties"]["MonitoringScheduleConfig"]["MonitoringJobDefinition"]
 
 
-def test_its_parameters_are_bounded_as_the_stacks(schedule, template):
+def test_parameters_have_the_bounds_of_the_stack(schedule, template):
     own = {"MonitoringScheduleName", "MonitorRoleArn", "ReplayKeyArn", "Bucket"}
     assert {n for n, p in schedule["Parameters"].items() if "Default" not in p} == REQUIRED
     assert own < set(schedule["Parameters"])
@@ -46,7 +46,7 @@ def test_its_parameters_are_bounded_as_the_stacks(schedule, template):
             ), name
 
 
-def test_the_job_gets_every_bound_and_no_empty_value(definition):
+def test_the_job_gets_every_threshold_and_no_empty_value(definition):
     environment = definition["Environment"]
     bounds = {f.name.upper() for f in dataclasses.fields(CountingSettings)} - {"BASELINE_STATISTICS"}
     assert set(environment) == bounds | {"publish_cloudwatch_metrics", "REPLAY_KEY_ARN"}
@@ -67,6 +67,6 @@ def test_the_job_is_never_isolated(schedule, definition):
     assert not [name for name in schedule["Parameters"] if "Isolation" in name]
 
 
-def test_the_report_is_written_where_the_stack_looks_for_it(definition):
+def test_the_report_is_written_under_the_prefix_of_the_stacks_rule(definition):
     (output,) = definition["MonitoringOutputConfig"]["MonitoringOutputs"]
     assert output["S3Output"]["S3Uri"] == {"Fn::Sub": "s3://${Bucket}/monitoring"}

@@ -1,4 +1,4 @@
-"""Each rule's pattern, taken from template.yaml, against events/: what it must take and what it must leave."""
+"""The rules of template.yaml match the events of events/, and no near-miss."""
 
 import copy
 import hashlib
@@ -47,15 +47,15 @@ def rules_for(template, resolve):
         ("capture-object-created", {"CaptureRule"}),
         ("tensor-index-created", {"TensorRule"}),
         ("tensor-events-created", set()),
-        ("picture-created", set()),
-        ("picture-facts-created", {"PictureRule"}),
+        ("heatmap-created", set()),
+        ("heatmap-facts-created", {"HeatmapRule"}),
         ("endpoint-in-service", {"EndpointStateRule"}),
         ("command-open", {"OpenRule"}),
         ("command-extend", {"CommandRule"}),
         ("command-abort", {"CommandRule"}),
     ],
 )
-def test_each_event_starts_its_reaction_and_no_other(rules_for, load_event, name, rules):
+def test_each_event_matches_its_rule_only(rules_for, load_event, name, rules):
     assert rules_for(load_event(name)) == rules
 
 
@@ -73,7 +73,7 @@ INDEX = "index/000000000/000000000007_worker_0.json"
 COLLECTIONS = "collections/000000000/worker_0_collections.json"
 
 NEAR_MISSES = [
-    # another endpoint, whose name begins like ours
+    # another endpoint whose name has the same prefix
     ("violation", "detail/endpoint", "traffic-signs-2"),
     ("monitor-job-violations", "detail/Environment/sagemaker_endpoint_name", "traffic-signs-2"),
     (
@@ -81,21 +81,21 @@ NEAR_MISSES = [
         "detail/object/key",
         f"tensors/traffic-signs-2/r/{INDEX}",
     ),
-    # the same from somebody else
+    # another source or detail-type
     ("violation", "source", "glassbox.test"),
     ("violation", "detail-type", "Violation"),
-    # a job that is still running, one that ended well, and the detail-type that does not exist
+    # a job in progress, a successful job, and a detail-type that AWS does not send
     ("monitor-job-violations", "detail/ProcessingJobStatus", "InProgress"),
     ("monitor-job-failed", "detail/ProcessingJobStatus", "Completed"),
-    # a schedule of somebody else's for the same endpoint, with violations of its own kind
+    # another schedule of the same endpoint
     ("monitor-job-violations", "detail/Environment/sagemaker_monitoring_schedule_name", "acme-data-quality"),
-    # somebody else's job, or another stack's
+    # a job of another stack or account
     ("monitor-job-failed", "detail/RoleArn", "arn:aws:iam::111122223333:role/monitor-2"),
     ("monitor-job-failed-early", "detail/RoleArn", "arn:aws:iam::111122223333:role/acme/monitor"),
     ("monitor-job-failed-early", "detail/ProcessingJobStatus", "Stopping"),
     ("monitor-job-violations", "detail/ExitMessage", "Completed: not CompletedWithViolations"),
     ("monitor-job-violations", "detail-type", "SageMaker Model Monitor Execution Status Change"),
-    # the monitor's other files, the name that upstream gives it, and a picture that is called alike
+    # other monitor files, a misspelled name, and the right name under another prefix
     (
         "monitor-report-created",
         "detail/object/key",
@@ -107,7 +107,7 @@ NEAR_MISSES = [
         "monitoring/traffic-signs/hourly/constraints_violations.json",
     ),
     ("monitor-report-created", "detail/object/key", "incidents/traffic-signs/constraint_violations.json"),
-    # captures of another endpoint, and what is no capture file
+    # captures of another endpoint, and an object that is not a capture file
     (
         "capture-object-created",
         "detail/object/key",
@@ -123,14 +123,14 @@ NEAR_MISSES = [
         "detail/object/key",
         "old/capture/traffic-signs/AllTraffic/2026/11/23/10/a.jsonl",
     ),
-    # another endpoint's state, picture and command; a command that does not exist
+    # state, heat map and command of another endpoint; an unknown command
     ("endpoint-in-service", "detail/EndpointName", "traffic-signs-2"),
     ("endpoint-in-service", "detail-type", "SageMaker Endpoint Deployment State Change"),
-    ("picture-facts-created", "detail/object/key", "saliency/traffic-signs-2/live/a.json"),
+    ("heatmap-facts-created", "detail/object/key", "saliency/traffic-signs-2/live/a.json"),
     ("command-abort", "detail/endpoint", "traffic-signs-2"),
     ("command-abort", "detail/action", "delete"),
     ("command-open", "source", "glassbox"),
-    # another bucket; the step's other objects
+    # another bucket; the other objects of the step
     ("tensor-index-created", "detail/bucket/name", "amzn-s3-demo-bucket1"),
     (
         "tensor-index-created",
@@ -143,9 +143,7 @@ NEAR_MISSES = [
 ]
 
 
-def test_a_model_monitor_schedule_of_the_stacks_own_starts_the_reaction_too(
-    template, resolve, rules_for, load_event
-):
+def test_a_job_of_the_stacks_own_model_monitor_schedule_matches(template, resolve, rules_for, load_event):
     schedule = "detail/Environment/sagemaker_monitoring_schedule_name"
     ours = resolve(template["Outputs"]["MonitoringScheduleName"]["Value"])
     assert re.fullmatch(r"hourly-[a-zA-Z0-9](-*[a-zA-Z0-9]){0,55}", ours)
@@ -164,9 +162,7 @@ def test_a_model_monitor_schedule_of_the_stacks_own_starts_the_reaction_too(
         ("amzn-s3-demo-bucket", "sagemaker/captured/traffic-signs", set()),
     ],
 )
-def test_captures_of_an_endpoint_that_was_there_are_taken_where_it_writes_them(
-    rules_for, load_event, bucket, folder, rules
-):
+def test_captures_of_an_existing_endpoint_match_in_its_bucket(rules_for, load_event, bucket, folder, rules):
     watching = {"ModelDataUrl": "", "CaptureBucket": "acme-captures", "CapturePrefix": "sagemaker/captured"}
     event = edited(load_event("capture-object-created"), "detail/bucket/name", bucket)
     event = edited(event, "detail/object/key", f"{folder}/AllTraffic/2026/11/23/10/a.jsonl")
@@ -174,7 +170,7 @@ def test_captures_of_an_endpoint_that_was_there_are_taken_where_it_writes_them(
 
 
 @pytest.mark.parametrize(("name", "path", "value"), NEAR_MISSES)
-def test_near_misses_start_nothing(rules_for, load_event, name, path, value):
+def test_near_misses_match_no_rule(rules_for, load_event, name, path, value):
     assert rules_for(load_event(name))
     assert rules_for(edited(load_event(name), path, value)) == set()
 
@@ -189,7 +185,7 @@ def test_near_misses_start_nothing(rules_for, load_event, name, path, value):
         ("sqs-command-abort", "command-abort"),
     ],
 )
-def test_what_functions_are_invoked_with_carries_what_rules_match(load_event, name, carried):
+def test_example_messages_carry_events_that_rules_match(load_event, name, carried):
     (record,) = load_event(name)["Records"]
     assert json.loads(record["body"]) == load_event(carried)
     assert record["md5OfBody"] == hashlib.md5(record["body"].encode(), usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""What the template promises, checked on the template."""
+"""Properties of the template: retries, permissions, encryption, parameters."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ def functions(template):
     return resources(template, "AWS::Serverless::Function")
 
 
-def test_what_only_a_person_knows_has_no_default(template):
+def test_parameters_that_depend_on_the_owner_have_no_default(template):
     required = {name for name, parameter in template["Parameters"].items() if "Default" not in parameter}
     assert required == {"EndpointName", "MaxClassShare"}
 
@@ -52,26 +52,26 @@ def test_every_queue_redrives_and_waits_six_times_its_functions_timeout(template
         assert queue["Properties"]["SqsManagedSseEnabled"] is True, name
 
 
-def test_two_capture_files_have_the_time_and_the_memory_of_a_function_and_are_tried_three_times(template):
-    """A file may hold 6 MB responses and meet a throttled table; its neighbours must not die of that."""
+def test_counting_has_time_and_memory_for_two_files_and_three_receives(template):
+    """A file may contain 6 MB responses and meet a throttled table; the other file must not fail for that."""
     properties = functions(template)["CountPredictionsFunction"]["Properties"]
     assert properties["Timeout"] == 120
     assert properties["MemorySize"] >= 1024
     assert 1 <= properties["Events"]["Queue"]["Properties"]["BatchSize"] <= 2
     queues = resources(template, "AWS::SQS::Queue")
     assert queues["CountQueue"]["Properties"]["VisibilityTimeout"] == 720
-    # what reads objects: one that is gone or not allowed is tried three times, then told by the alarm
+    # functions that read objects: a missing or denied object fails three times, then the alarm notifies
     for name in ("CountQueue", "RenderQueue"):
         assert queues[name]["Properties"]["RedrivePolicy"]["maxReceiveCount"] == 3, name
 
 
-def test_every_dead_letter_queue_and_every_function_has_an_alarm_that_says_what_to_do(template):
+def test_every_dead_letter_queue_and_function_has_an_alarm_with_a_command(template):
     alarms = {}
     for alarm in resources(template, "AWS::CloudWatch::Alarm").values():
         properties = alarm["Properties"]
         (dimension,) = properties["Dimensions"]
         assert properties["AlarmActions"] == [{"Ref": "Topic"}]
-        # an alarm that has nothing to measure is no alarm, and one that was never set off tells nobody that it is over
+        # no data is not a failure, and no notification follows when an alarm ends
         assert properties["TreatMissingData"] == "notBreaching"
         assert "OKActions" not in properties
         watched = next(iter(dimension["Value"].values()))
@@ -94,9 +94,7 @@ def test_every_function_has_a_role_and_a_log_group_of_its_own(template):
     groups, roles = set(), set()
     for name, function in functions(template).items():
         properties = function["Properties"]
-        assert (
-            "Policies" not in properties
-        )  # SAM would add managed ones, which allow every queue and every log
+        assert "Policies" not in properties  # SAM would add managed policies, which allow every queue and log
         role, group = properties["Role"]["Fn::GetAtt"][0], properties["LoggingConfig"]["LogGroup"]["Ref"]
         log = template["Resources"][group]["Properties"]
         assert log["RetentionInDays"] == {"Fn::FindInMap": ["Stages", {"Ref": "Stage"}, "LogRetentionDays"]}
@@ -121,7 +119,7 @@ def statements(template):
 
 
 def test_no_policy_allows_whole_services_or_all_resources(template):
-    # the calls that know no resource
+    # actions without resource-level permissions
     everywhere = {
         "xray:PutTraceSegments",
         "xray:PutTelemetryRecords",
@@ -143,7 +141,7 @@ def test_no_policy_allows_whole_services_or_all_resources(template):
     assert seen > 40
 
 
-def test_each_queue_takes_from_the_rules_that_target_it_and_from_no_other(template, resolve):
+def test_each_queue_accepts_messages_of_its_own_rules_only(template, resolve):
     """Rules are named by their ARNs: CloudFormation cuts the names that it makes, and a long stack's name with them."""
     sent, allowed = {}, {}
     for name, rule in resources(template, "AWS::Events::Rule").items():
@@ -198,7 +196,7 @@ def test_queues_keep_messages_longer_than_an_outage_and_dead_letters_longest(tem
         assert seconds == (1_209_600 if name.endswith("DeadLetters") else 345_600), name
 
 
-def test_an_endpoint_is_allowed_by_its_name_and_by_its_arn_which_is_in_lower_case(template, resolve):
+def test_policies_allow_an_endpoint_by_its_name_and_by_its_lower_case_arn(template, resolve):
     named = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/Shop"
     seen = 0
     for parameters, arn in (
@@ -212,7 +210,7 @@ def test_an_endpoint_is_allowed_by_its_name_and_by_its_arn_which_is_in_lower_cas
     assert seen == 2 * 7
 
 
-def test_layers_are_the_stacks_and_go_with_it(template, resolve):
+def test_layers_are_named_after_the_stack_and_deleted_with_it(template, resolve):
     names = set()
     for layer in resources(template, "AWS::Serverless::LayerVersion").values():
         properties = resolve(layer["Properties"], **{"AWS::StackName": "s" * 128})
@@ -250,7 +248,7 @@ def test_alarms_and_rules_can_use_the_encrypted_topic(template, resolve):
         )
 
 
-def test_whoever_may_publish_to_the_topic_may_use_its_key(template):
+def test_each_publisher_of_the_topic_may_use_its_key(template):
     by_role = {}
     for name, statement in statements(template):
         actions = listed(statement["Action"])
@@ -284,7 +282,7 @@ def allowed(template, resolve, role, action, **parameters):
     return [s for s in statements if action in listed(s["Action"])]
 
 
-def test_whoever_updates_the_endpoint_may_use_the_key_of_its_volumes(template, resolve):
+def test_each_role_that_updates_the_endpoint_may_use_its_volume_key(template, resolve):
     updates = {
         name
         for name in resources(template, "AWS::IAM::Role")
@@ -306,7 +304,7 @@ def test_the_monitor_jobs_volume_key_is_granted_to_the_job_and_to_its_starter(te
         assert not allowed(template, resolve, role, "kms:CreateGrant")
 
 
-def test_models_and_configs_take_the_network_and_the_key_that_are_given(template, resolve):
+def test_models_and_configs_use_the_given_network_and_key(template, resolve):
     given = {
         "SubnetIds": ["subnet-1", "subnet-2"],
         "SecurityGroupIds": ["sg-1"],
@@ -349,7 +347,7 @@ def test_an_update_of_the_stack_keeps_the_instance_counts(template):
         ("glassbox-serving", ["glassbox-serving", "glassbox-serving/*"]),
     ],
 )
-def test_images_of_every_partition_are_taken_and_may_be_pulled(
+def test_images_of_every_partition_are_accepted_and_may_be_pulled(
     template, resolve, region, suffix, name, repositories
 ):
     image = f"111122223333.dkr.ecr.{region}.{suffix}/{name}"
@@ -380,7 +378,7 @@ def test_no_resource_names_a_host_of_one_partition(template):
 
 
 def test_queue_functions_have_a_maximum_concurrency(template):
-    """The number of them that run at once is bounded where AWS or the endpoint would feel it."""
+    """Concurrency is bounded, because the functions share DynamoDB, SageMaker and the endpoint."""
     for name, function in functions(template).items():
         (event,) = function["Properties"]["Events"].values()
         scaling = event["Properties"].get("ScalingConfig", {}).get("MaximumConcurrency")
@@ -413,12 +411,12 @@ def test_the_endpoint_url_of_aws_is_declared_and_empty(template):
     assert template["Parameters"]["AwsEndpointUrl"]["Default"] == ""
 
 
-def test_botocore_takes_an_empty_endpoint_url_for_none(monkeypatch):
+def test_botocore_ignores_an_empty_endpoint_url(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
     assert boto3.Session().client("sqs").meta.endpoint_url == "https://sqs.eu-west-1.amazonaws.com"
 
 
-def test_every_function_gets_the_variables_that_it_reads_and_no_others(template, load_app):
+def test_each_function_gets_exactly_the_variables_that_it_reads(template, load_app):
     shared = set(template["Globals"]["Function"]["Environment"]["Variables"])
     # what botocore and Powertools read
     assert shared == {"AWS_ENDPOINT_URL", "POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE"}
@@ -440,7 +438,7 @@ def test_hooked_and_plain_config_capture_alike_under_the_same_variant(template):
     assert plain_variant == hooked_variant
 
 
-def test_the_plan_has_a_word_for_everything_that_the_template_makes(template):
+def test_the_plan_names_every_resource_type_of_the_template(template):
     every = contents(
         template, {"ModelDataUrl": "s3://b/k", "MonitorImage": "image", "NotificationEmail": "a@b"}
     )
@@ -493,7 +491,7 @@ def test_notify_only_has_no_twin_and_no_permission_to_change_the_endpoint(templa
         ({}, False),
     ],
 )
-def test_an_existing_endpoint_needs_a_hooked_config_unless_it_is_left_alone(template, given, allowed):
+def test_an_existing_endpoint_requires_a_hooked_config_unless_notify_only(template, given, allowed):
     rule = template["Rules"]["ConfigsWithoutModel"]
     every = {"ModelDataUrl": "", "CaptureBucket": "captures"} | given
     # deploy.stack evaluates conditions: the assertions are read as such

@@ -74,7 +74,7 @@ def test_timestamps_with_blanks_are_read(load_event):
     assert read_violation(event, FakeObjects()).window_start == datetime(2026, 11, 23, 10, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("name", ["monitor-job-clean", "tensor-index-created", "picture-created"])
+@pytest.mark.parametrize("name", ["monitor-job-clean", "tensor-index-created", "heatmap-created"])
 def test_what_is_no_violation_is_refused(load_event, name):
     with pytest.raises(BadInputError, match=load_event(name)["id"]):
         read_violation(load_event(name), FakeObjects())

@@ -25,11 +25,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "p
 
 from glassbox.errors import BadInputError, GlassboxError, SettingsError, printable
 from glassbox.monitoring import monitor_files
+from glassbox.monitoring.baseline import read_baseline
 from glassbox.monitoring.capture import CaptureFile, chunks, read, read_key
-from glassbox.monitoring.checks import Verdict, judge
+from glassbox.monitoring.checks import Verdict, check_window
 from glassbox.monitoring.count_file import CountingSettings
 from glassbox.monitoring.counts import SLOT, Confidences, Counts, Tally, Window, tally, total
-from glassbox.monitoring.response import PredictedClass, ResponseParser
+from glassbox.monitoring.response import PredictedClass
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env, setting
 from glassbox.timestamps import parse_timestamp
@@ -56,7 +57,6 @@ class Settings(CountingSettings):
 
     def problems(self) -> Iterator[str]:
         """What is wrong between the variables, with the paths and with the times."""
-        yield from super().problems()
         if (self.start_time is None) != (self.end_time is None):
             yield "start_time and end_time belong together"
         readable = True
@@ -146,10 +146,9 @@ def count(
     """The variant of a file, and what is counted inside ``window``."""
     path, place = file
     key_for_file = functools.partial(_required, replay_key, path)
-    parser = ResponseParser(settings.class_path, settings.confidence_path)
     with path.open("rb", buffering=0) as stream:
         counted = tally(
-            read(chunks(stream), str(path), parser, key_for_file),
+            read(chunks(stream), str(path), settings.parser(), key_for_file),
             place.hour,
             low_confidence=settings.low_confidence,
             num_classes=settings.num_classes,
@@ -178,7 +177,7 @@ def measure(
     count_one = functools.partial(count, settings=settings, window=window, replay_key=replay_key)
     tallies: dict[str, Tally] = defaultdict(Tally)
     with contextlib.ExitStack() as stack:
-        results = map(count_one, files)
+        results: Iterator[tuple[str, Tally]] = map(count_one, files)
         if processes > 1:
             pool = stack.enter_context(ProcessPoolExecutor(processes))
             results = pool.map(count_one, files, chunksize=1 + len(files) // (100 * processes))
@@ -203,7 +202,7 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
     window, baseline = settings.window, None
     if settings.baseline_statistics:
         path = _moved(settings.baseline_statistics, opt_ml)
-        baseline = monitor_files.read_baseline(path.read_bytes(), str(path))
+        baseline = read_baseline(path.read_bytes(), str(path))
     files = capture_files(_moved(settings.dataset_source, opt_ml), settings.sagemaker_endpoint_name)
     replay_key = read_replay_key(settings, opt_ml)
     tallies = measure(files, settings, window=window, processes=settings.processes, replay_key=replay_key)
@@ -235,7 +234,7 @@ def _verdicts(
     seen = {variant: t for variant, t in tallies.items() if t.counts.records + t.counts.unreadable}
     for variant, counted in seen.items():
         window = settings.window or Window(min(counted.slots), max(counted.slots) + SLOT)
-        for verdict in judge(counted.counts, window, settings, baseline, window_closed=True):
+        for verdict in check_window(counted.counts, window, settings, baseline, window_closed=True):
             named = f"{verdict.reason}, variant {variant}" if len(seen) > 1 else verdict.reason
             yield dataclasses.replace(verdict, reason=named)
 

@@ -12,10 +12,9 @@ from datetime import UTC, datetime, timedelta
 
 import boto3
 
-from captures import FakeCaptures, created, file
+from captures import FakeCaptures, FakeEvents, created, file
 from glassbox.aws.counts_table import CountsTable
-from glassbox.monitoring.count_file import CountingSettings, count_file
-from glassbox.monitoring.response import ResponseParser
+from glassbox.monitoring.count_file import CountingDependencies, CountingSettings, count_file
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
 PREDICTIONS = 100
@@ -44,15 +43,14 @@ def main(queue, table):
         answer = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=2, WaitTimeSeconds=1)
         for message in answer.get("Messages", ()):
             number = json.loads(message["Body"])
-            count_file(
-                created(key(number)),
+            dependencies = CountingDependencies(
                 settings=CountingSettings(threshold=0.5),
-                parser=ResponseParser(),
                 replay_key=None,
                 captures=FakeCaptures({key(number): body(number)}),
                 counts=counts,
-                arrived=HOUR + timedelta(hours=1),
+                events=FakeEvents(),
             )
+            count_file(created(key(number)), HOUR + timedelta(hours=1), dependencies)
             sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
 
 

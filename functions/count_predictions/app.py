@@ -1,77 +1,71 @@
-"""A capture file has arrived -> its predictions counted, its windows judged."""
+"""A capture file -> its predictions counted, its windows checked."""
 
 import functools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+from aws_lambda_powertools.utilities.batch.types import PartialItemFailureResponse
+from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
+from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.config import Config
 
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.events import Events
 from glassbox.aws.objects import Objects
 from glassbox.aws.replay_key import ReplayKey
-from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.baseline import fetch_baseline
+from glassbox.monitoring.capture import CaptureFile, CaptureFolder
+from glassbox.monitoring.count_file import CountingDependencies, CountingSettings, check_file, count_file
 from glassbox.monitoring.counts import RETENTION
-from glassbox.monitoring.monitor_files import SHARES, fetch_baseline, file_metrics
-from glassbox.monitoring.response import ResponseParser
+from glassbox.monitoring.monitor_files import SHARES, file_metrics
 from glassbox.queue_message import event_time, read_event, read_object
 from glassbox.settings import from_env, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
-processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
-# A burst of files is throttled: up to 7 tries, with jitter, 31 s at most between the first and the last but one.
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)  # type: ignore[arg-type]
+# DynamoDB throttles a burst of files: up to 7 attempts with jitter, the last but one at most 31 s after the first.
 RETRIES = Config(retries={"mode": "standard", "total_max_attempts": 7})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(CountingSettings):
+class Settings(CountingSettings, CaptureFolder):
     counts_table: str
-    endpoint_name: str
-    capture_prefix: str
     replay_key_arn: str
     window_hours: int = setting(1, within=(1, 24))
 
 
 @functools.cache
-def build():
+def build() -> CountingDependencies:
     settings = from_env(Settings, os.environ)
     objects = Objects(boto3.client("s3"))
-    counts = CountsTable(boto3.client("dynamodb", config=RETRIES), settings.counts_table)
-    count = functools.partial(
-        count_file,
+    return CountingDependencies(
         settings=settings,
-        parser=ResponseParser(settings.class_path, settings.confidence_path),
         replay_key=ReplayKey(boto3.client("kms"), settings.replay_key_arn).public,
         captures=objects,
-        counts=counts,
-        folder=f"{settings.capture_prefix}/{settings.endpoint_name}",
-    )
-    judge = functools.partial(
-        judge_file,
-        settings=settings,
+        counts=CountsTable(boto3.client("dynamodb", config=RETRIES), settings.counts_table),
+        events=Events(boto3.client("events")),
         length=timedelta(hours=settings.window_hours),
         baseline=fetch_baseline(settings.baseline_statistics, objects),
-        counts=counts,
-        events=Events(boto3.client("events")),
+        folder=settings.capture_folder,
     )
-    return count, judge
 
 
 @tracer.capture_method(capture_response=False)
-def count_and_judge(record):
-    count, judge = build()
-    event = read_event(record.body)
-    counted = count(read_object(event), arrived=event_time(event))
-    if counted.new:  # at once: should judging fail, the retry finds nothing new
+def count_and_check(record: SQSRecord) -> None:
+    dependencies, event = build(), read_event(record.body)
+    counted = count_file(read_object(event), event_time(event), dependencies)
+    if counted.new:  # before the checks: a retry after they failed finds nothing new
         emit(counted.file, file_metrics(counted.counts), {})
-    judged = judge(counted)
-    shares = {SHARES[v.check]: v.value for v in judged.verdicts if v.value is not None}
-    emit(counted.file, {"Violations": len(judged.violations)}, shares)
+    checked = check_file(counted, dependencies)
+    shares = {SHARES[v.check]: v.value for v in checked.verdicts if v.value is not None}
+    emit(counted.file, {"Violations": len(checked.violations)}, shares)
     logger.info(
         "counted",
         endpoint=counted.file.endpoint,
@@ -83,24 +77,24 @@ def count_and_judge(record):
         refused=f"{counted.expired} records are older than {RETENTION.days} days"
         if counted.expired
         else None,
-        verdicts=[v.reason for v in judged.verdicts],
-        violations=[v.reason for v in judged.violations],
+        verdicts=[v.reason for v in checked.verdicts],
+        violations=[v.reason for v in checked.violations],
     )
 
 
-def emit(file, counts, shares):
-    """One EMF line about a file."""
+def emit(file: CaptureFile, counts: Mapping[str, int], shares: Mapping[str, float]) -> None:
+    """Write one EMF line about a file."""
     metrics.add_dimension("endpoint", file.endpoint)
     metrics.add_dimension("variant", file.variant)
     for name, value in counts.items():
         metrics.add_metric(name, MetricUnit.Count, value)
-    for name, value in shares.items():
-        metrics.add_metric(name, MetricUnit.NoUnit, value)
+    for name, share in shares.items():
+        metrics.add_metric(name, MetricUnit.NoUnit, share)
     metrics.flush_metrics()
 
 
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler(capture_response=False)
-def handler(event, context):
+def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailureResponse:
     build()
-    return process_partial_response(event, count_and_judge, processor, context)
+    return process_partial_response(event, count_and_check, processor, context)

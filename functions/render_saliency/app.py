@@ -1,22 +1,27 @@
-"""A traced step has arrived -> its saliency pictures."""
+"""A trace on S3 -> the heat maps of its samples."""
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+from aws_lambda_powertools.utilities.batch.types import PartialItemFailureResponse
+from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.objects import Objects
-from glassbox.explanation.render import render_step
+from glassbox.explanation.render import Picture, render_step
 from glassbox.queue_message import read_event, read_object
 from glassbox.settings import from_env, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
-processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Settings:
 
 
 @functools.cache
-def build():
+def build() -> Callable[[str], list[Picture]]:
     settings = from_env(Settings, os.environ)
     return functools.partial(
         render_step,
@@ -41,8 +46,8 @@ def build():
 
 
 @tracer.capture_method(capture_response=False)
-def render(record):
-    pictures = build()(index_key=read_object(read_event(record.body)).key)
+def render(record: SQSRecord) -> None:
+    pictures = build()(read_object(read_event(record.body)).key)
     refused = [p for p in pictures if p.refused]
     metrics.add_metric("HeatmapsRendered", MetricUnit.Count, len(pictures) - len(refused))
     metrics.add_metric(
@@ -55,6 +60,6 @@ def render(record):
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler(capture_response=False)
 @metrics.log_metrics
-def handler(event, context):
+def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailureResponse:
     build()
     return process_partial_response(event, render, processor, context)

@@ -1,24 +1,28 @@
-"""A picture was made, an operator spoke, or the sweep came round -> the endpoint back on its plain config when due."""
+"""A heat map, an operator's command or the sweep -> the endpoint restored to its plain config when due."""
 
 import functools
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import boto3
 from aws_lambda_powertools import Logger, Metrics, Tracer
 from aws_lambda_powertools.metrics import MetricUnit
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
+from aws_lambda_powertools.utilities.batch.types import PartialItemFailureResponse
+from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
 from glassbox.incidents.events import COMMAND_DETAIL_TYPE
 from glassbox.incidents.model import Outcome
-from glassbox.incidents.workflow import apply_command, read_command, restore
+from glassbox.incidents.workflow import IncidentDependencies, apply_command, read_command, restore
 from glassbox.queue_message import read_event
 from glassbox.settings import from_env
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
-processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)
+processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +30,25 @@ class Settings(IncidentSettings):
     endpoint_name: str
 
 
+@dataclass(frozen=True)
+class Dependencies:
+    endpoint: str
+    incidents: IncidentDependencies
+
+
 @functools.cache
-def build():
+def build() -> Dependencies:
     settings = from_env(Settings, os.environ)
-    return settings.endpoint_name, incident_dependencies(settings, boto3)
+    return Dependencies(settings.endpoint_name, incident_dependencies(settings, boto3))
 
 
 @tracer.capture_method(capture_response=False)
-def restore_for(record):
-    endpoint, dependencies = build()
+def restore_for(record: SQSRecord) -> None:
+    dependencies = build()
     event, now = read_event(record.body), datetime.now(UTC)
     if event.get("detail-type") == COMMAND_DETAIL_TYPE:
-        logger.info("command", outcome=apply_command(read_command(event), dependencies, now))
-    outcome = restore(endpoint, dependencies, now)
+        logger.info("command", outcome=apply_command(read_command(event), dependencies.incidents, now))
+    outcome = restore(dependencies.endpoint, dependencies.incidents, now)
     metrics.add_metric("Restores", MetricUnit.Count, outcome is Outcome.RESTORING)
     logger.info("restore", outcome=outcome)
 
@@ -46,6 +56,6 @@ def restore_for(record):
 @logger.inject_lambda_context
 @tracer.capture_lambda_handler(capture_response=False)
 @metrics.log_metrics
-def handler(event, context):
+def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailureResponse:
     build()
     return process_partial_response(event, restore_for, processor, context)

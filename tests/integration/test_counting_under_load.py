@@ -21,9 +21,8 @@ from captures import VARIANT_KEY, FakeCaptures, FakeEvents, created, file
 from counting_worker import HOUR
 from glassbox.aws.counts_table import CountsTable
 from glassbox.errors import RetryableError
-from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.count_file import CountingDependencies, CountingSettings, check_file, count_file
 from glassbox.monitoring.counts import Counts, Window, total
-from glassbox.monitoring.response import ResponseParser
 
 WINDOW = Window(HOUR, HOUR + timedelta(hours=1))
 WORKERS, FILES, DUPLICATES = 4, 500, 100
@@ -130,23 +129,18 @@ def test_60_instances_flush_at_once_while_dynamodb_throttles_and_no_message_dies
         throttle(client, 0.2, number, throttled)
 
     def deliver(number):
-        counts = CountsTable(clients[number], table)
+        dependencies = CountingDependencies(
+            settings=settings,
+            replay_key=None,
+            captures=FakeCaptures(files),
+            counts=CountsTable(clients[number], table),
+            events=events,
+        )
         barrier.wait()
         for receive in range(1, RECEIVES + 1):
             try:
-                counted = count_file(
-                    created(key(number)),
-                    settings=settings,
-                    parser=ResponseParser(),
-                    replay_key=None,
-                    captures=FakeCaptures(files),
-                    counts=counts,
-                    arrived=HOUR + timedelta(minutes=6),
-                )
-                length = timedelta(hours=1)
-                judge_file(
-                    counted, settings=settings, length=length, baseline=None, counts=counts, events=events
-                )
+                counted = count_file(created(key(number)), HOUR + timedelta(minutes=6), dependencies)
+                check_file(counted, dependencies)
             except RetryableError:
                 continue
             return receive

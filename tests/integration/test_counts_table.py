@@ -18,9 +18,8 @@ from captures import ARTICLE, VARIANT_KEY, FakeCaptures, FakeCounts, FakeEvents,
 from glassbox.aws.counts_table import BLOCK, FILE_ID_BYTES, SHARDS, CountsTable, shard
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.monitoring.checks import Bounds, PublishedViolation, class_share
-from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.count_file import CountingDependencies, CountingSettings, check_file, count_file
 from glassbox.monitoring.counts import UNKNOWN, Counts, Window, total
-from glassbox.monitoring.response import ResponseParser
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -54,21 +53,15 @@ def counts_table(client, table):
     return CountsTable(client, table)
 
 
-def count_and_judge(event, files, counts, events):
-    settings = CountingSettings(threshold=0.5)
-    captures = FakeCaptures(files)
-    counted = count_file(
-        event,
-        settings=settings,
-        parser=ResponseParser(),
+def count_and_check(event, files, counts, events):
+    dependencies = CountingDependencies(
+        settings=CountingSettings(threshold=0.5),
         replay_key=None,
-        captures=captures,
+        captures=FakeCaptures(files),
         counts=counts,
-        arrived=NOW,
+        events=events,
     )
-    judge_file(
-        counted, settings=settings, length=timedelta(hours=1), baseline=None, counts=counts, events=events
-    )
+    check_file(count_file(event, NOW, dependencies), dependencies)
 
 
 @pytest.fixture(params=["fake", "table"])
@@ -385,7 +378,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
     def deliver(key):
         while True:
             try:
-                return count_and_judge(created(key), files, CountsTable(unreliable, table), events)
+                return count_and_check(created(key), files, CountsTable(unreliable, table), events)
             except RetryableError:
                 continue
 
@@ -400,7 +393,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
 
 def test_the_reference_case_reads_back(counts_table):
     events = FakeEvents()
-    count_and_judge(created(), {created().key: file(ARTICLE)}, counts_table, events)
+    count_and_check(created(), {created().key: file(ARTICLE)}, counts_table, events)
     slots, published = counts_table.read(VARIANT_KEY, WINDOW), counts_table.published(VARIANT_KEY, WINDOW)
     assert total(slots.values()) == Counts(Counter(ARTICLE), with_confidence=400, records=400)
     assert published == [PublishedViolation("class_share", WINDOW)]

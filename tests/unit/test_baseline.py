@@ -5,7 +5,7 @@ import pytest
 import baseline
 import replays
 from captures import file, line
-from glassbox.monitoring.monitor_files import read_baseline
+from glassbox.monitoring.baseline import read_baseline
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import scipy.stats
 
 from captures import ARTICLE
 from glassbox.errors import SettingsError
-from glassbox.monitoring.checks import Bounds, class_share, drift, judge, violation_detail
+from glassbox.monitoring.checks import Bounds, check_window, class_share, drift, violation_detail
 from glassbox.monitoring.checks import low_confidence_share as low_share
 from glassbox.monitoring.checks import unreadable_share as bad_share
 from glassbox.monitoring.counts import UNKNOWN, Counts, Window
@@ -49,7 +49,7 @@ def test_more_than_the_threshold_of_enough_predictions_is_a_violation(classes, v
     assert verdict.violated is bool(violated)
     assert (verdict.value is None) is (violated is None)
     if violated is None:
-        assert verdict.reason.startswith("Not enough data: 49 predictions, at least 50 are judged")
+        assert verdict.reason.startswith("Not enough data: 49 predictions, expected at least 50")
 
 
 def test_the_same_class_is_named_whatever_the_order():
@@ -110,7 +110,7 @@ def test_three_records_of_an_hour_that_is_over_tell_that_nothing_can_be_read(rea
 
 
 def test_where_nothing_can_be_read_the_verdict_says_so():
-    assert judge(counts(unreadable=7), WINDOW, HALF, window_closed=True)[-1].reason == (
+    assert check_window(counts(unreadable=7), WINDOW, HALF, window_closed=True)[-1].reason == (
         "None of the captured responses can be read: Exceeded 1.00% threshold "
         "(7 of 7 records unreadable, 2026-11-23 10:00 to 11:00 UTC)"
     )
@@ -164,7 +164,7 @@ def test_too_few_predictions_do_not_drift():
 
 def test_only_what_is_turned_on_is_judged():
     def names(bounds, baseline=None):
-        return [v.check for v in judge(counts(ARTICLE), WINDOW, bounds, baseline)]
+        return [v.check for v in check_window(counts(ARTICLE), WINDOW, bounds, baseline)]
 
     assert names(HALF) == ["class_share", "unreadable_share"]
     assert names(LOW) == ["class_share", "low_confidence_share", "unreadable_share"]
@@ -177,7 +177,7 @@ def test_every_verdict_reports_what_an_operator_needs():
         counts(ARTICLE, with_confidence=400, low_confidence=300, unreadable=100),
         counts({1: 3}, unreadable=1),
     ):
-        for verdict in judge(seen, WINDOW, everything, {1: 50, 2: 50}):
+        for verdict in check_window(seen, WINDOW, everything, {1: 50, 2: 50}):
             assert "2026-11-23 10:00 to 11:00 UTC" in verdict.reason
             assert str(verdict.sample_size) in verdict.reason
             assert "\n" not in verdict.reason

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 import replays
 from captures import ARTICLE, KEY, VARIANT_KEY, FakeCaptures, FakeCounts, FakeEvents, created, file, line
 from glassbox.errors import BadInputError, RetryableError, SettingsError
-from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
+from glassbox.monitoring.count_file import CountingDependencies, CountingSettings, check_file, count_file
 from glassbox.monitoring.counts import Counts, total
-from glassbox.monitoring.response import ResponseParser
 from glassbox.settings import from_env
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
@@ -32,23 +31,17 @@ class World:
 
     def deliver(self, key=KEY, arrived=NOW, **changes):
         """What was counted, and what was judged."""
-        counted = count_file(
-            created(key, **changes),
+        dependencies = CountingDependencies(
             settings=self.settings,
-            parser=ResponseParser(),
             replay_key=self.replay_key,
             captures=self.captures,
             counts=self.counts,
-            arrived=arrived,
-        )
-        return counted, judge_file(
-            counted,
-            settings=self.settings,
+            events=self.events,
             length=self.length,
             baseline=self.baseline,
-            counts=self.counts,
-            events=self.events,
         )
+        counted = count_file(created(key, **changes), arrived, dependencies)
+        return counted, check_file(counted, dependencies)
 
     def retry(self, key=KEY):
         """Deliver until it succeeds, as the queue does."""
@@ -73,7 +66,7 @@ def at(minutes):
 
 def test_the_reference_case_is_counted_judged_and_told_once():
     world = World({KEY: file(ARTICLE)})
-    counted, judged = world.deliver()
+    counted, checked = world.deliver()
     assert counted.new
     assert world.counts.slots[VARIANT_KEY][HOUR] == Counts(Counter(ARTICLE), with_confidence=400, records=400)
     (detail,) = world.violations
@@ -85,16 +78,16 @@ def test_the_reference_case_is_counted_judged_and_told_once():
     )
     assert detail["window"] == {"start": "2026-11-23T10:00:00Z", "end": "2026-11-23T11:00:00Z"}
     assert world.events.events[0][:2] == ("glassbox", "Glassbox Violation")
-    assert [v.check for v in judged.violations] == ["class_share"]
+    assert [v.check for v in checked.violations] == ["class_share"]
 
 
 def test_a_second_delivery_changes_no_count_and_tells_nothing_twice():
     world = World({KEY: file(ARTICLE)})
     world.deliver()
     before = dict(world.counts.slots[VARIANT_KEY])
-    again, judged = world.deliver()
+    again, checked = world.deliver()
     assert not again.new
-    assert (judged.violations, len(world.violations)) == ([], 1)
+    assert (checked.violations, len(world.violations)) == ([], 1)
     assert world.counts.slots[VARIANT_KEY] == before
 
 
@@ -283,8 +276,8 @@ def test_a_file_of_a_hundred_thousand_records_counts_to_the_last():
 
 def test_an_empty_file_is_nothing():
     world = World({KEY: b"\n"})
-    counted, judged = world.deliver()
-    assert (counted.tally.slots, judged.verdicts) == ({}, [])
+    counted, checked = world.deliver()
+    assert (counted.tally.slots, checked.verdicts) == ({}, [])
     assert world.counts.files == set()
 
 
@@ -306,9 +299,9 @@ def test_slots_older_than_the_retention_are_refused_with_their_number_and_the_re
 
 def test_a_file_that_is_too_old_as_a_whole_is_neither_counted_nor_judged():
     world = World({KEY: file([14] * 60)})
-    counted, judged = world.deliver(arrived=HOUR + timedelta(days=400))
+    counted, checked = world.deliver(arrived=HOUR + timedelta(days=400))
     assert (counted.counts.sample_size, counted.counts.unreadable) == (0, 60)
-    assert (world.counts.files, world.violations, judged.verdicts) == (set(), [], [])
+    assert (world.counts.files, world.violations, checked.verdicts) == (set(), [], [])
 
 
 @pytest.mark.parametrize(("hours", "violated"), [(1, False), (2, False), (3, True), (24, True)])

@@ -17,16 +17,14 @@ import replays
 from captures import ARTICLE, FakeCaptures, FakeCounts, FakeEvents, created, file, line
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
-from glassbox.monitoring.counts import WINDOW, Confidences, Counts
+from glassbox.monitoring.baseline import fetch_baseline, read_baseline
+from glassbox.monitoring.count_file import CountingDependencies, CountingSettings, check_file, count_file
+from glassbox.monitoring.counts import Confidences, Counts
 from glassbox.monitoring.monitor_files import (
     constraints,
-    fetch_baseline,
     file_metrics,
-    read_baseline,
     statistics,
 )
-from glassbox.monitoring.response import ResponseParser
 
 SCRIPT = Path(evaluation.__file__)
 
@@ -131,19 +129,15 @@ def test_both_judges_give_the_same_verdict(job):
     job.capture(file(ARTICLE))
     job.run()
     key = "capture/traffic-signs/AllTraffic/2026/11/23/10/x.jsonl"
-    settings, counts = CountingSettings(threshold=0.5), FakeCounts()
-    counted = count_file(
-        created(key),
-        settings=settings,
-        parser=ResponseParser(),
+    dependencies = CountingDependencies(
+        settings=CountingSettings(threshold=0.5),
         replay_key=None,
         captures=FakeCaptures({key: file(ARTICLE)}),
-        counts=counts,
-        arrived=datetime(2026, 11, 23, 10, 21, tzinfo=UTC),
+        counts=FakeCounts(),
+        events=FakeEvents(),
     )
-    fast = judge_file(
-        counted, settings=settings, length=WINDOW, baseline=None, counts=counts, events=FakeEvents()
-    )
+    counted = count_file(created(key), datetime(2026, 11, 23, 10, 21, tzinfo=UTC), dependencies)
+    fast = check_file(counted, dependencies)
     assert [v.reason for v in fast.violations] == [
         v["description"] for v in job.report("constraint_violations")["violations"]
     ]

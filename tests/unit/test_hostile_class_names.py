@@ -16,9 +16,7 @@ from fakes import FakeObjects
 from glassbox.aws.topic import Topic
 from glassbox.incidents.events import read_violation
 from glassbox.incidents.incident_report import write_report
-from glassbox.monitoring.count_file import CountingSettings, count_file, judge_file
-from glassbox.monitoring.counts import WINDOW
-from glassbox.monitoring.response import ResponseParser
+from glassbox.monitoring.count_file import CountingDependencies, CountingSettings, check_file, count_file
 from glassbox.violation import VIOLATION_DETAIL_TYPE
 from world import NOW, World
 
@@ -57,16 +55,15 @@ def everything_shown(name, form):
     body = b"".join(captures.line(FORMS[form](c)) + b"\n" for c in [name] * 50 + [3])
     counts, events = captures.FakeCounts(), captures.FakeEvents()
     settings = CountingSettings(threshold=0.5, unreadable_threshold=0.5)
-    counted = count_file(
-        captures.created(),
+    dependencies = CountingDependencies(
         settings=settings,
-        parser=ResponseParser(),
         replay_key=replays.key,
         captures=captures.FakeCaptures({captures.KEY: body}),
         counts=counts,
-        arrived=NOW,
+        events=events,
     )
-    judge_file(counted, settings=settings, length=WINDOW, baseline=None, counts=counts, events=events)
+    counted = count_file(captures.created(), NOW, dependencies)
+    check_file(counted, dependencies)
     (event,) = events.events
     detail = json.loads(json.dumps(event[2]))  # as EventBridge carries it
     violation = read_violation({"detail-type": VIOLATION_DETAIL_TYPE, "detail": detail}, FakeObjects())

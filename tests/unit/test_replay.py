@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,8 +11,7 @@ from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import SENDS, Incident, State
-from glassbox.incidents.replay import flagged_inputs, replay
-from glassbox.monitoring.response import ResponseParser
+from glassbox.incidents.replay import ReplayDependencies, ReplaySettings, flagged_inputs, replay
 from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -53,15 +53,14 @@ def line(n, response, minute=0, **metadata):
 def run(incident, files, runtime=None, **options):
     runtime = runtime or FakeRuntime()
     objects = FakeObjects({("bucket", key): body for key, body in files.items()})
-    options = {
-        "max_flagged_replays": 3,
-        "max_comparison_replays": 2,
-        "parser": ResponseParser(),
-        "key": Key,
-    } | options
-    return replay(
-        incident, bucket="bucket", prefix="capture", captures=objects, runtime=runtime, **options
-    ), runtime
+    return replay(incident, dependencies(objects, runtime, **options)), runtime
+
+
+def dependencies(objects, runtime, *, key=Key, clock=time.monotonic, **options):
+    location = {"endpoint_name": "traffic-signs", "capture_bucket": "bucket", "capture_prefix": "capture"}
+    numbers = {"max_flagged_replays": 3, "max_comparison_replays": 2}
+    settings = ReplaySettings(**location | numbers | options)
+    return ReplayDependencies(settings=settings, captures=objects, key=key, runtime=runtime, clock=clock)
 
 
 def test_the_dominating_class_and_some_others_are_sent_as_they_were_captured(incident):
@@ -228,17 +227,7 @@ def test_files_deleted_between_listing_and_reading_are_passed_over(incident):
             yield
 
     objects = Vanishing({("bucket", FOLDER + "a.jsonl"): line(1, 14)})
-    options = {
-        "max_flagged_replays": 3,
-        "max_comparison_replays": 2,
-        "parser": ResponseParser(),
-        "runtime": FakeRuntime(),
-        "key": Key,
-    }
-    assert (
-        "no capture file"
-        in replay(incident, bucket="bucket", prefix="capture", captures=objects, **options).note
-    )
+    assert "no capture file" in replay(incident, dependencies(objects, FakeRuntime())).note
 
 
 def test_a_capture_of_outputs_only_is_said(incident):
@@ -378,14 +367,7 @@ def test_a_capture_line_that_cannot_be_read_is_noted_and_costs_no_other(incident
 def test_the_flagged_inputs_are_had_as_they_were_captured(incident):
     body = b"".join(line(n, 14 if n % 2 else 3) for n in range(8))
     objects = FakeObjects({("bucket", FOLDER + "a.jsonl"): body})
-    options = {
-        "bucket": "bucket",
-        "prefix": "capture",
-        "parser": ResponseParser(),
-        "key": Key,
-        "captures": objects,
-    }
-    found = flagged_inputs(incident, max_flagged_replays=2, **options)
+    found = flagged_inputs(incident, dependencies(objects, FakeRuntime(), max_flagged_replays=2))
     assert [(i.event_id, i.predicted_class, i.content_type) for i in found] == [
         ("event-1", 14, "application/x-npy"),
         ("event-7", 14, "application/x-npy"),
@@ -410,7 +392,6 @@ def test_a_violation_that_names_no_variant_is_about_all_but_the_shadows(incident
         FOLDER.replace("AllTraffic", variant) + "a.jsonl": line(n, 14)
         for n, variant in enumerate(("Blue", "Green", "Shadow"))
     }
-    options = {"shadows": frozenset({"Shadow"})}
-    done, runtime = run(replace(incident, cause=cause), files, **options)
+    done, runtime = run(replace(incident, cause=cause), files, shadow_variants="Shadow")
     assert done.names == {"event-0", "event-1"}
     assert {r.event_id: r.variant for r in runtime.requests} == {"event-0": "Blue", "event-1": "Green"}

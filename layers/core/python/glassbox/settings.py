@@ -1,4 +1,4 @@
-"""The environment, parsed once and loudly.
+"""Settings: environment variables, parsed once; one error names every problem.
 
 A settings class is a frozen dataclass; each field is one variable, in capitals::
 
@@ -11,31 +11,25 @@ A settings class is a frozen dataclass; each field is one variable, in capitals:
 
     settings = from_env(CountSettings, os.environ)
 
-Empty counts as unset: a template parameter that was left out arrives as an empty string.
+An empty variable counts as unset: CloudFormation passes an omitted parameter as an empty string.
 
-What concerns several variables, or is no number, a class tells in ``problems()``, a sentence each. A value that cannot
-be read is there as its text: it is wrong, but it is set.
+A settings class is composed of mixins. Each class may define ``problems(self) -> Iterable[str]``, which yields a
+sentence for each wrong combination of variables; :func:`from_env` calls all of them. There a value that could not be
+parsed is its text: it is wrong, but set.
 """
 
 import dataclasses
 import math
 import types
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from glassbox.errors import SettingsError, printable
 
 T = TypeVar("T")
 
-_LARGEST = 1 << 53  # an int beyond is no float that it is compared with, or written as
+_LARGEST = 1 << 53  # larger integers are not exact as floats
 _SHOWN = 80  # characters of a value in an error
-
-
-@runtime_checkable
-class Checked(Protocol):
-    """Settings that know more of what may be wrong than each field for itself."""
-
-    def problems(self) -> Iterable[str]: ...
 
 
 _WORDS = {
@@ -45,22 +39,22 @@ _WORDS = {
 
 
 def names(listed: str) -> frozenset[str]:
-    """The names in a setting that lists some, separated by commas."""
+    """Return the names in a comma-separated setting."""
     return frozenset(filter(None, map(str.strip, listed.split(","))))
 
 
 def setting(
     default: Any = dataclasses.MISSING, *, within: tuple[float | None, float | None] = (None, None)
 ) -> Any:
-    """A field with a default, or with bounds (both inclusive; None is no bound)."""
+    """Define a field with a default, or with bounds (both inclusive; None leaves that side open)."""
     return dataclasses.field(default=default, metadata={"within": within})
 
 
 def from_env(cls: type[T], env: Mapping[str, str]) -> T:
     """Read ``cls`` from ``env``.
 
-    str, int, float, bool and each of them ``| None`` are understood. Booleans are words
-    (Enabled/Disabled, true/false, yes/no, on/off, 1/0), so ``Disabled`` is false.
+    Fields are str, int, float or bool, each optionally ``| None``. Booleans are the words Enabled/Disabled,
+    true/false, yes/no, on/off and 1/0.
 
     Raises:
         SettingsError: one error that names every missing, unreadable or out-of-range variable.
@@ -81,8 +75,9 @@ def from_env(cls: type[T], env: Mapping[str, str]) -> T:
             values[field.name] = raw
             problems.append(f"{name}={printable(raw, _SHOWN)!r} {error}")
     settings = cls(**values)
-    if isinstance(settings, Checked):
-        problems += settings.problems()
+    for mixin in cls.__mro__:  # so that no mixin has to call the next one
+        if "problems" in vars(mixin):
+            problems += vars(mixin)["problems"](settings)
     if problems:
         raise SettingsError(f"{cls.__name__}: " + "; ".join(problems))
     return settings
@@ -92,7 +87,7 @@ def _parse(hint: Any, raw: str, within: tuple[float | None, float | None]) -> An
     kind = _without_none(hint)
     if kind is bool:
         if raw.lower() not in _WORDS:
-            raise ValueError(f"is none of {', '.join(_WORDS)}")
+            raise ValueError(f"must be one of {', '.join(_WORDS)}")
         return _WORDS[raw.lower()]
     if kind not in (int, float):
         return raw

@@ -1,6 +1,6 @@
 """The dependencies of the incident handlers, made of boto3's clients."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,7 @@ class IncidentSettings(Limits):
     hooked_config: str = ""
     rollback_alarm: str = ""
 
-    def problems(self) -> Iterable[str]:
+    def problems(self) -> Iterator[str]:
         """What is missing to swap the endpoint."""
         if self.react is True:
             for name in ("plain_config", "hooked_config"):

@@ -12,10 +12,10 @@ import msgspec
 
 from glassbox.errors import BadInputError, RetryableError, printable
 from glassbox.incidents.model import SENDS, Incident, Replays, Request
-from glassbox.monitoring.capture import input_body, lines, read_key, read_line
+from glassbox.monitoring.capture import CaptureLocation, input_body, lines, read_key, read_line
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
-from glassbox.monitoring.counts import UNKNOWN, is_known
-from glassbox.monitoring.response import PredictedClass, Prediction, ResponseParser, UnreadableError
+from glassbox.monitoring.counts import UNKNOWN, ResponseSettings, is_known
+from glassbox.monitoring.response import PredictedClass, Prediction, UnreadableError
 from glassbox.ports import Objects, Runtime, SigningKey
 from glassbox.replay_marker import (
     ATTRIBUTES_CHARACTERS,
@@ -25,6 +25,7 @@ from glassbox.replay_marker import (
     own_attributes,
     write_marker,
 )
+from glassbox.settings import setting
 from glassbox.timestamps import parse_timestamp
 from glassbox.violation import Violation
 
@@ -49,33 +50,37 @@ class Captured(NamedTuple):
     confidence: float | None = None
 
 
-def replay(
-    incident: Incident,
-    *,
-    bucket: str,
-    prefix: str,
-    max_flagged_replays: int,
-    max_comparison_replays: int,
-    shadows: frozenset[str] = frozenset(),
-    parser: ResponseParser,
-    low_confidence: float | None = None,
-    num_classes: int | None = None,
-    captures: Objects,
-    runtime: Runtime,
-    key: SigningKey,
-    clock: Callable[[], float] = time.monotonic,
-) -> Replays:
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings(ResponseSettings, CaptureLocation):
+    """The capture files, how their responses are read, and how many requests are replayed.
+
+    Attributes:
+        max_flagged_replays: inputs behind the violation, spread over the window.
+        max_comparison_replays: other inputs.
+    """
+
+    max_flagged_replays: int = setting(12, within=(1, 100))
+    max_comparison_replays: int = setting(4, within=(0, 100))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayDependencies:
+    """Dependencies of the replay. ``clock`` returns seconds."""
+
+    settings: ReplaySettings
+    captures: Objects
+    key: SigningKey
+    runtime: Runtime
+    clock: Callable[[], float] = time.monotonic
+
+
+def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
     """Send the inputs behind the violation again, and others for comparison.
 
     Sending one twice is harmless: the picture of a request is named by its event id. Each carries a signed marker; the
     caller's own attributes go with it where they fit. Of an incident that has ``unsent`` replays, those are sent.
 
-    Args:
-        max_flagged_replays: inputs behind the violation, spread over the window.
-        max_comparison_replays: other inputs.
-        low_confidence, num_classes: as in :func:`glassbox.monitoring.counts.tally`.
-        shadows: variants that answer nobody. A violation that names no variant (an operator's, the monitor's) is about
-            all the others.
+    A violation without a variant (an operator's, the monitor's) is about all variants but the shadows.
 
     Returns:
         The event ids that were sent, and those that the endpoint did not answer. The note says what is missing and
@@ -86,26 +91,21 @@ def replay(
         RetryableError: S3 or KMS does not answer.
     """
     skipped: list[str] = []
-    end = clock() + SEND_SECONDS
-    keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    read = _records(keys, incident.cause, bucket, parser, low_confidence, num_classes, captures, key, skipped)
-    records = list(read)
+    clock, end = dependencies.clock, dependencies.clock() + SEND_SECONDS
+    records = list(_records(incident.cause, dependencies, skipped))
     if incident.unsent:
         chosen = [record for record in records if record.event_id in incident.unsent]
         behind = incident.flagged
     else:
-        chosen, others = _choose(
-            records, incident.cause, max_flagged_replays, max_comparison_replays, low_confidence, num_classes
-        )
+        chosen, others = _choose(records, incident.cause, dependencies.settings)
         behind = frozenset(record.event_id for record in chosen)
         chosen += others
     # another one first at every try: two that kill the container must not hide the others
     first = incident.sends * len(chosen) // SENDS
     requests = itertools.chain.from_iterable(
-        _requests(part, incident.id, bucket, captures, key, skipped)
-        for part in (chosen[first:], chosen[:first])
+        _requests(part, incident.id, dependencies, skipped) for part in (chosen[first:], chosen[:first])
     )
-    sent = _send(requests, incident.endpoint, runtime, lambda: clock() >= end)
+    sent = _send(requests, incident.endpoint, dependencies.runtime, lambda: clock() >= end)
     unsent = sent.unsent
     if sent.away:
         unsent = {record.event_id for record in chosen} - sent.answered - {name for name, _ in sent.refused}
@@ -179,30 +179,16 @@ class Input(NamedTuple):
     content_type: str
 
 
-def flagged_inputs(
-    incident: Incident,
-    *,
-    bucket: str,
-    prefix: str,
-    max_flagged_replays: int,
-    shadows: frozenset[str] = frozenset(),
-    parser: ResponseParser,
-    low_confidence: float | None = None,
-    num_classes: int | None = None,
-    captures: Objects,
-    key: SigningKey,
-) -> list[Input]:
-    """Return up to ``max_flagged_replays`` inputs behind the violation, spread over the window; see :func:`replay`.
+def flagged_inputs(incident: Incident, dependencies: ReplayDependencies) -> list[Input]:
+    """Return the inputs behind the violation that :func:`replay` would send.
 
     Raises:
         RetryableError: S3 or KMS does not answer.
     """
     skipped: list[str] = []
-    keys = _files(incident.cause, bucket, prefix, shadows, captures)
-    read = _records(keys, incident.cause, bucket, parser, low_confidence, num_classes, captures, key, skipped)
-    records = list(read)
-    chosen, _ = _choose(records, incident.cause, max_flagged_replays, 0, low_confidence, num_classes)
-    found = ((record, _body(whole)) for record, whole in _read_again(chosen, bucket, captures, skipped))
+    records = list(_records(incident.cause, dependencies, skipped))
+    chosen, _ = _choose(records, incident.cause, dependencies.settings)
+    found = ((record, _body(whole)) for record, whole in _read_again(chosen, dependencies, skipped))
     return [
         Input(record.event_id, record.predicted_class, record.confidence, *body)
         for record, body in found
@@ -211,41 +197,33 @@ def flagged_inputs(
 
 
 def _choose(
-    records: Sequence[Captured],
-    cause: Violation,
-    max_flagged_replays: int,
-    max_comparison_replays: int,
-    low_confidence: float | None,
-    num_classes: int | None,
+    records: Sequence[Captured], cause: Violation, settings: ReplaySettings
 ) -> tuple[list[Captured], list[Captured]]:
-    """The records behind the violation and the others, each spread over the window."""
+    """Return the records behind the violation and the others, each spread over the window."""
     if not records:
         return [], []
     records = sorted(records, key=lambda record: record[:3])
-    behind = _behind(records, cause, low_confidence, num_classes)
+    behind = _behind(records, cause, settings)
     return (
-        _spread([record for record in records if record in behind], max_flagged_replays),
-        _spread([record for record in records if record not in behind], max_comparison_replays),
+        _spread([record for record in records if record in behind], settings.max_flagged_replays),
+        _spread([record for record in records if record not in behind], settings.max_comparison_replays),
     )
 
 
-def variants_of(
-    violation: Violation, *, bucket: str, prefix: str, shadows: frozenset[str], captures: Objects
-) -> list[str]:
-    """The variants that a violation is about: the one that it names, or all that have captures and answer somebody."""
+def variants_of(violation: Violation, dependencies: ReplayDependencies) -> list[str]:
+    """Return the violation's variant, or all variants with captures but the shadows."""
     if violation.variant:
         return [violation.variant]
-    found = captures.folders(bucket, f"{prefix}/{violation.endpoint}/")
-    return [variant for variant in found if variant not in shadows]
+    settings = dependencies.settings
+    found = dependencies.captures.folders(settings.capture_bucket, f"{settings.capture_folder}/")
+    return [variant for variant in found if variant not in settings.shadows]
 
 
-def _behind(
-    records: Sequence[Captured], cause: Violation, low_confidence: float | None, num_classes: int | None
-) -> set[Captured]:
-    """The records that broke the bound; where the violation does not tell (an operator's), the most frequent class."""
+def _behind(records: Sequence[Captured], cause: Violation, settings: ReplaySettings) -> set[Captured]:
+    """Return the records that broke the bound, or else those of the most frequent class."""
 
     def is_behind(record: Captured) -> bool:
-        return _broke_the_bound(record.predicted_class, record.confidence, cause, low_confidence, num_classes)
+        return _broke_the_bound(record.predicted_class, record.confidence, cause, settings)
 
     found = Counter(record.predicted_class for record in records)
     most = max(found, key=lambda c: (found[c], str(c)))
@@ -256,14 +234,14 @@ def _broke_the_bound(
     predicted_class: PredictedClass | None,
     confidence: float | None,
     cause: Violation,
-    low_confidence: float | None,
-    num_classes: int | None,
+    settings: ReplaySettings,
 ) -> bool:
     if cause.check == UNREADABLE_SHARE or predicted_class is None:
         return predicted_class is None
     if cause.check == LOW_CONFIDENCE_SHARE:
-        return confidence is not None and confidence < (low_confidence or 0)
-    return cause.predicted_class == (predicted_class if is_known(predicted_class, num_classes) else UNKNOWN)
+        return confidence is not None and confidence < (settings.low_confidence or 0)
+    known = is_known(predicted_class, settings.num_classes)
+    return cause.predicted_class == (predicted_class if known else UNKNOWN)
 
 
 def _spread(records: Sequence[Captured], n: int) -> list[Captured]:
@@ -272,19 +250,17 @@ def _spread(records: Sequence[Captured], n: int) -> list[Captured]:
     return [records[i * (len(records) - 1) // max(1, n - 1)] for i in range(n)]
 
 
-def _files(
-    violation: Violation, bucket: str, prefix: str, shadows: frozenset[str], captures: Objects
-) -> list[str]:
-    """The capture files of the window, thinned out evenly to BYTES_READ."""
+def _files(violation: Violation, dependencies: ReplayDependencies) -> list[str]:
+    """Return the capture files of the window, thinned out evenly to BYTES_READ."""
     found: list[tuple[str, int]] = []
-    # a file lies under the hour of its first record, so the hour before holds some of the window too
+    settings = dependencies.settings
+    # the hour of a file's folder is that of its first record: the previous hour may hold some of the window
     hour = violation.window_start.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
     while hour < violation.window_end:
-        for variant in variants_of(
-            violation, bucket=bucket, prefix=prefix, shadows=shadows, captures=captures
-        ):
-            under = f"{prefix}/{violation.endpoint}/{variant}/{hour:%Y/%m/%d/%H}/"
-            found += [(key, size) for key, size in captures.sizes(bucket, under) if key.endswith(".jsonl")]
+        for variant in variants_of(violation, dependencies):
+            under = f"{settings.capture_folder}/{variant}/{hour:%Y/%m/%d/%H}/"
+            sizes = dependencies.captures.sizes(settings.capture_bucket, under)
+            found += [(key, size) for key, size in sizes if key.endswith(".jsonl")]
         hour += timedelta(hours=1)
     step = max(1, -(-sum(size for _, size in found) // BYTES_READ))
     return [key for key, _ in found[::step]]
@@ -318,32 +294,27 @@ _NAMED, _WHOLE = msgspec.json.Decoder(_Named), msgspec.json.Decoder(_Whole)
 
 
 def _records(
-    keys: Iterable[str],
-    violation: Violation,
-    bucket: str,
-    parser: ResponseParser,
-    low_confidence: float | None,
-    num_classes: int | None,
-    captures: Objects,
-    replay_key: SigningKey,
-    skipped: list[str],
+    violation: Violation, dependencies: ReplayDependencies, skipped: list[str]
 ) -> Iterator[Captured]:
-    """The window's records; a batch stands for its first prediction that broke the bound, else for its first.
+    """Yield the window's records; a line that cannot be read is named in ``skipped``.
 
-    A line that cannot be read is named in ``skipped``, and the others are not lost."""
+    A batch stands for its first prediction that broke the bound, else for its first.
+    """
+    settings = dependencies.settings
+    parser = settings.parser()
 
     def blamed(one: Prediction) -> bool:
-        return _broke_the_bound(one.predicted_class, one.confidence, violation, low_confidence, num_classes)
+        return _broke_the_bound(one.predicted_class, one.confidence, violation, settings)
 
-    for key in keys:
-        for number, line in enumerate(_lines(bucket, key, captures)):
+    for key in _files(violation, dependencies):
+        for number, line in enumerate(_lines(key, dependencies)):
             time, prediction = None, None
             try:
                 captured_id = _NAMED.decode(line).event_metadata.event_id
                 if not captured_id:
                     raise ValueError("eventMetadata.eventId is empty")
                 event_id = marker_event_id(captured_id)
-                record = read_line(line, parser, replay_key.public)
+                record = read_line(line, parser, dependencies.key.public)
                 if record.predictions:  # neither a replay nor an empty batch
                     time = record.time
                     # not the first alone: a client could hide the attack behind it
@@ -360,26 +331,21 @@ def _records(
 
 
 def _requests(
-    chosen: Sequence[Captured],
-    incident: str,
-    bucket: str,
-    captures: Objects,
-    signing_key: SigningKey,
-    skipped: list[str],
+    chosen: Sequence[Captured], incident: str, dependencies: ReplayDependencies, skipped: list[str]
 ) -> Iterator[Request]:
-    for record, whole in _read_again(chosen, bucket, captures, skipped):
-        request = _request(whole, read_key(record.key).variant, incident, signing_key)
+    for record, whole in _read_again(chosen, dependencies, skipped):
+        request = _request(whole, read_key(record.key).variant, incident, dependencies.key)
         if request:
             yield request
 
 
 def _read_again(
-    chosen: Sequence[Captured], bucket: str, captures: Objects, skipped: list[str]
+    chosen: Sequence[Captured], dependencies: ReplayDependencies, skipped: list[str]
 ) -> Iterator[tuple[Captured, _Whole]]:
     """The chosen records with their inputs, file by file: of a batch, one input is held at a time."""
     for key in dict.fromkeys(record.key for record in chosen):
         wanted = {record.line: record for record in chosen if record.key == key}
-        for number, line in enumerate(_lines(bucket, key, captures)):
+        for number, line in enumerate(_lines(key, dependencies)):
             if number in wanted:
                 try:
                     whole = _WHOLE.decode(line)
@@ -393,11 +359,12 @@ def _skipped(key: str, number: int, error: Exception) -> str:
     return printable(f"{key}, line {number + 1}: {error}", _REASON_CHARACTERS)
 
 
-def _lines(bucket: str, key: str, captures: Objects) -> Iterator[bytes]:
+def _lines(key: str, dependencies: ReplayDependencies) -> Iterator[bytes]:
+    chunks = dependencies.captures.chunks(dependencies.settings.capture_bucket, key)
     try:
-        yield from (line or b"" for line in lines(captures.chunks(bucket, key)))
+        yield from (line or b"" for line in lines(chunks))
     except BadInputError:
-        return  # deleted meanwhile: what is left is explained
+        return  # the file was deleted: the replay sends the inputs of the other files
 
 
 def _request(captured: _Whole, variant: str, incident: str, key: SigningKey) -> Request | None:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Annotated, NamedTuple
 
@@ -226,6 +227,26 @@ def input_body(data: str, encoding: str | None) -> bytes:
         return base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise ValueError(f"captured input: expected base64, got {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureFolder:
+    """Settings: the folder of the watched endpoint's capture files."""
+
+    endpoint_name: str
+    capture_prefix: str
+
+    @property
+    def capture_folder(self) -> str:
+        """``<prefix>/<endpoint>``."""
+        return f"{self.capture_prefix}/{self.endpoint_name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureLocation(CaptureFolder):
+    """Settings: the bucket and the folder of the watched endpoint's capture files."""
+
+    capture_bucket: str
 
 
 class CaptureFile(NamedTuple):

@@ -1,10 +1,10 @@
-"""Counts + bounds (+ baseline) -> verdicts. One statistic, one function; every report is made from a Verdict."""
+"""Counts + bounds (+ baseline) -> verdicts. Each check is one function; every output is made from its Verdict."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from glassbox.monitoring.counts import UNKNOWN, Counts, Window
+from glassbox.monitoring.counts import UNKNOWN, Counts, ResponseSettings, Window
 from glassbox.monitoring.drift import distance_by_chance, jensen_shannon_distance
 from glassbox.monitoring.response import PredictedClass
 from glassbox.settings import setting
@@ -17,15 +17,15 @@ CLASS_SHARE, LOW_CONFIDENCE_SHARE, DRIFT, UNREADABLE_SHARE = (
     "unreadable_share",
 )
 
-# The share of windows, drawn from the baseline itself, that may look further away than the bound allows for.
+# The share of windows without drift whose distance may exceed the bound by chance.
 _FALSE_ALARMS = 0.001
-# None of an hour's three records can be read: by chance one hour in a million, where one record in a hundred is bad.
+# With one bad record in a hundred, all three records of an hour are unreadable in one hour of a million.
 _CERTAINLY_UNREADABLE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """When a window is a violation; the same names in the template, the function and the monitor container.
+class Bounds(ResponseSettings):
+    """The bounds of the checks; the template, the function and the monitor container share the names.
 
     Shares are 0..1. ``drift_threshold`` is a Jensen-Shannon distance (base 2, 0..1). None turns a check off.
     """
@@ -33,23 +33,24 @@ class Bounds:
     threshold: float = setting(within=(0, 1))
     min_predictions: int = setting(50, within=(1, None))
     unreadable_threshold: float = setting(0.01, within=(0, 1))
-    low_confidence: float | None = setting(None, within=(0, 1))
     low_confidence_threshold: float | None = setting(None, within=(0, 1))
     drift_threshold: float | None = setting(None, within=(0, 1))
 
     def problems(self) -> Iterator[str]:
-        """What is wrong between the variables; see :mod:`glassbox.settings`."""
+        """Yield what is wrong between the variables; see :mod:`glassbox.settings`."""
         if self.low_confidence_threshold is not None and self.low_confidence is None:
-            yield "LOW_CONFIDENCE_THRESHOLD needs LOW_CONFIDENCE, the probability under which it counts"
+            yield "LOW_CONFIDENCE_THRESHOLD needs LOW_CONFIDENCE, the probability below which a prediction counts"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One statistic of one window, held against its bounds.
+    """The result of one check of one window.
 
-    ``value`` is None where there is not enough data to judge; then nothing is violated. ``sample_size`` is what was
-    judged: predictions, or records for ``unreadable_share``. ``predicted_class`` is the class it is about, where
-    there is one. ``reason`` is one sentence an operator can act on.
+    Attributes:
+        value: None where the window holds not enough data; then ``violated`` is False.
+        sample_size: predictions, or records for ``unreadable_share``.
+        reason: one sentence that an operator can act on.
+        predicted_class: the class that the check is about; None where it is about all.
     """
 
     check: str
@@ -65,7 +66,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class PublishedViolation:
-    """A violation that has been published."""
+    """A violation that was published."""
 
     check: str
     window: Window
@@ -88,7 +89,7 @@ def violation_detail(endpoint: str, variant: str, verdict: Verdict) -> Violation
     )
 
 
-def judge(
+def check_window(
     counts: Counts,
     window: Window,
     bounds: Bounds,
@@ -96,11 +97,11 @@ def judge(
     *,
     window_closed: bool = False,
 ) -> list[Verdict]:
-    """Every check that is turned on, in the order of the functions below.
+    """Return the verdict of every check that is turned on, in the order of the functions below.
 
     Args:
-        baseline: predictions per class while all was well; without it there is no drift to judge.
-        window_closed: whether the window has ended; False while it is still open.
+        baseline: predictions per class in the reference period; None turns the drift check off.
+        window_closed: False while the window is still open.
     """
     verdicts = [class_share(counts, window, bounds)]
     if bounds.low_confidence_threshold is not None:
@@ -112,10 +113,10 @@ def judge(
 
 
 def class_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
-    """The share of the most predicted class; more than THRESHOLD is a violation."""
+    """Check the share of the most predicted class: more than THRESHOLD is a violation."""
     if counts.sample_size < bounds.min_predictions:
         return _not_enough(CLASS_SHARE, bounds.threshold, counts.sample_size, "predictions", window, bounds)
-    # of equally frequent classes the first by name, so that every judge names the same
+    # of equally frequent classes the first by name, so that the function and the container name the same class
     predicted_class, count = min(counts.classes.items(), key=lambda item: (-item[1], str(item[0])))
     share = count / counts.sample_size
     violated = share > bounds.threshold
@@ -135,7 +136,7 @@ def class_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
 
 
 def low_confidence_share(counts: Counts, window: Window, bounds: Bounds, threshold: float) -> Verdict:
-    """The share of predictions less probable than LOW_CONFIDENCE, among those whose probability is known."""
+    """Check the share of predictions below LOW_CONFIDENCE, among those with a probability."""
     if counts.with_confidence < bounds.min_predictions:
         what = "predictions with a probability"
         return _not_enough(LOW_CONFIDENCE_SHARE, threshold, counts.with_confidence, what, window, bounds)
@@ -158,9 +159,9 @@ def low_confidence_share(counts: Counts, window: Window, bounds: Bounds, thresho
 def drift(
     counts: Counts, window: Window, bounds: Bounds, threshold: float, baseline: Mapping[PredictedClass, int]
 ) -> Verdict:
-    """The Jensen-Shannon distance between the classes of the window and those of the baseline.
+    """Check the Jensen-Shannon distance between the classes of the window and of the baseline.
 
-    Two samples of one distribution are never alike: the bound is DRIFT_THRESHOLD, widened (in quadrature, as
+    Two samples of one distribution differ by chance: the bound is DRIFT_THRESHOLD, widened (in quadrature, as
     independent errors add) by the distance that chance exceeds in one window of a thousand.
     """
     if counts.sample_size < bounds.min_predictions:
@@ -180,7 +181,7 @@ def drift(
         counts.sample_size,
         violated,
         f"The predicted classes are {distance:.3f} away from the baseline (Jensen-Shannon): {_compared(violated)} "
-        f"{upper:.3f}, that is {threshold:g} widened for {counts.sample_size} predictions; class {grown} went from "
+        f"{upper:.3f} ({threshold:g} widened for {counts.sample_size} predictions); class {grown} went from "
         f"{baseline.get(grown, 0) / m:.2%} to {counts.classes[grown] / n:.2%} ({window})",
         grown,
     )
@@ -189,9 +190,9 @@ def drift(
 def unreadable_share(
     counts: Counts, window: Window, bounds: Bounds, *, window_closed: bool = False
 ) -> Verdict:
-    """The share of records that cannot be read; more than UNREADABLE_THRESHOLD is a violation.
+    """Check the share of unreadable records: more than UNREADABLE_THRESHOLD is a violation.
 
-    Three records are enough where the window is closed and none of its records can be read.
+    Three records are enough when the window is closed and all of them are unreadable.
     """
     sample_size, threshold = counts.records + counts.unreadable, bounds.unreadable_threshold
     all_bad = not counts.records
@@ -218,7 +219,7 @@ def unreadable_share(
 def _not_enough(
     check: str, upper: float, sample_size: int, what: str, window: Window, bounds: Bounds
 ) -> Verdict:
-    reason = f"Not enough data: {sample_size} {what}, at least {bounds.min_predictions} are judged ({window})"
+    reason = f"Not enough data: {sample_size} {what}, expected at least {bounds.min_predictions} ({window})"
     return Verdict(check, None, None, upper, window, sample_size, False, reason)
 
 

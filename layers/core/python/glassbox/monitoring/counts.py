@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Self
 
+from glassbox.errors import SettingsError
 from glassbox.monitoring.capture import Record, Unreadable
-from glassbox.monitoring.response import PredictedClass
+from glassbox.monitoring.response import PredictedClass, ResponseParser
+from glassbox.settings import names, setting
 from glassbox.timestamps import parse_timestamp
 
 SLOT = timedelta(minutes=10)
@@ -29,6 +31,34 @@ UNKNOWN = "unknown"
 EXAMPLES = 20  # unreadable lines that are told one by one
 BUCKETS = 10  # of the confidences
 _TOGETHER = 256  # records that are counted at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseSettings:
+    """How captured responses are read, and which of them count."""
+
+    class_path: str | None = None
+    confidence_path: str | None = None
+    low_confidence: float | None = setting(None, within=(0, 1))
+    num_classes: int | None = setting(None, within=(1, MAX_CLASSES))
+    shadow_variants: str = ""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the paths."""
+        for paths in ({"class_path": self.class_path}, {"confidence_path": self.confidence_path}):
+            try:
+                ResponseParser(**paths)
+            except SettingsError as error:
+                yield str(error)
+
+    def parser(self) -> ResponseParser:
+        """Return a parser of the responses."""
+        return ResponseParser(self.class_path, self.confidence_path)
+
+    @property
+    def shadows(self) -> frozenset[str]:
+        """The shadow variants, whose responses no client gets (SHADOW_VARIANTS, separated by commas)."""
+        return names(self.shadow_variants)
 
 
 @dataclass(frozen=True, order=True)

@@ -1,7 +1,6 @@
-"""Counts and verdicts -> what others read: Model Monitor's files, CloudWatch metrics, the baseline.
+"""Counts and verdicts -> the files of Model Monitor, and CloudWatch metrics.
 
-The files' schemas are those of the SageMaker developer guide, "Schema for statistics", "Schema for constraints" and
-"Schema for violations".
+SageMaker developer guide, "Schema for statistics", "Schema for constraints" and "Schema for violations".
 """
 
 import json
@@ -10,17 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import msgspec
-
-from glassbox.errors import BadInputError, SettingsError, is_printable, printable
 from glassbox.monitoring.checks import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
 from glassbox.monitoring.counts import BUCKETS, Confidences, Counts
-from glassbox.monitoring.response import CLASS_CHARACTERS, PredictedClass
-from glassbox.ports import Objects
+from glassbox.monitoring.response import PredictedClass
 
 CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
 
-# Classes with a CloudWatch metric of their own; what more there is counts as ClassOther.
+# Classes with their own CloudWatch metric; all others count as ClassOther.
 METRIC_CLASSES = 80
 SHARES = {
     CLASS_SHARE: "LargestClassShare",
@@ -38,7 +33,7 @@ _FEATURES = {
 
 
 def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
-    """statistics.json. A record that cannot be read is a missing class."""
+    """Return statistics.json; an unreadable record counts as a missing class."""
     features: list[dict[str, Any]] = [
         {
             "name": CLASS_FEATURE,
@@ -87,7 +82,7 @@ def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
 
 
 def constraints(counts: Counts, confidences: Confidences) -> dict[str, Any]:
-    """constraints.json: what these counts suggest for later ones."""
+    """Return constraints.json, as these counts suggest it for later ones."""
     records = counts.records + counts.unreadable
     features: list[dict[str, Any]] = [
         {
@@ -124,7 +119,7 @@ def constraints(counts: Counts, confidences: Confidences) -> dict[str, Any]:
 
 
 def violations(verdicts: Iterable[Verdict]) -> dict[str, Any]:
-    """constraint_violations.json, of the verdicts that are violated."""
+    """Return constraint_violations.json of the violated verdicts."""
     return {
         "violations": [
             {
@@ -141,7 +136,10 @@ def violations(verdicts: Iterable[Verdict]) -> dict[str, Any]:
 def cloudwatch(
     counts: Counts, confidences: Confidences, verdicts: Iterable[Verdict], dimensions: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """The lines of cloudwatch_metrics.jsonl, under the names of Model Monitor, at the end of the verdicts' window."""
+    """Return the lines of cloudwatch_metrics.jsonl under Model Monitor's names.
+
+    Their timestamp is the end of the verdicts' window.
+    """
     verdicts = list(verdicts)
     common = {
         "Timestamp": f"{max(v.window.end for v in verdicts):%Y-%m-%dT%H:%M:%SZ}",
@@ -183,12 +181,12 @@ def _statistic(name: str, minimum: float, maximum: float, sample_size: int, tota
 
 
 def by_class(classes: Mapping[PredictedClass, int]) -> list[tuple[PredictedClass, int]]:
-    """In the order of the class numbers, names after them."""
+    """Return the counts sorted by class number, then by class name."""
     return sorted(classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
 
 
 def file_metrics(counts: Counts) -> dict[str, int]:
-    """The counts of a file as CloudWatch metrics, in a bounded number of names."""
+    """Return the counts of a capture file as CloudWatch metrics; the number of names is bounded."""
     metrics = Counter(
         {
             "Predictions": counts.sample_size,
@@ -204,64 +202,6 @@ def file_metrics(counts: Counts) -> dict[str, int]:
     return dict(metrics)
 
 
-# ---------------------------------------------------------------- the baseline
-
-_COUNT = 1 << 53  # of a class: beyond, a float is no longer exact
-
-
-def fetch_baseline(uri: str | None, objects: Objects) -> dict[PredictedClass, int] | None:
-    """The baseline at ``s3://bucket/key``, if there is one.
-
-    Raises:
-        SettingsError: the URI is none.
-        BadInputError, RetryableError: it cannot be read.
-    """
-    if uri is None:
-        return None
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if not uri.startswith("s3://") or not key:
-        raise SettingsError(f"BASELINE_STATISTICS={uri!r} is not of the form s3://bucket/key")
-    return read_baseline(objects.get(bucket, key), uri)
-
-
-def read_baseline(text: bytes, source: str) -> dict[PredictedClass, int]:
-    """The predictions per class in a statistics.json.
-
-    Raises:
-        BadInputError: it holds no counts of the predicted class.
-    """
-    counts: Counter[PredictedClass] = Counter()
-    try:
-        (feature,) = (f for f in msgspec.json.decode(text)["features"] if f["name"] == CLASS_FEATURE)
-        for bucket in feature["string_statistics"]["distribution"]["categorical"]["buckets"]:
-            counts[_baseline_class(bucket["value"])] += _baseline_count(bucket["count"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise BadInputError(f"{source}: no counts of {CLASS_FEATURE} in it, {error!r}") from error
-    if not any(counts.values()) or min(counts.values()) < 0:
-        raise BadInputError(f"{source}: the counts of {CLASS_FEATURE} are empty")
-    return dict(counts)
-
-
-def _baseline_class(value: Any) -> PredictedClass:
-    if type(value) is int:
-        return value
-    if not isinstance(value, str):
-        raise ValueError(f"value: expected a class as text, got {type(value).__name__}")
-    if len(value) > CLASS_CHARACTERS or not is_printable(value):
-        raise ValueError(
-            f"value: expected at most {CLASS_CHARACTERS} printable characters, got {value[:100]!r}"
-        )
-    return int(value) if value.isascii() and value.isdecimal() else value
-
-
-def _baseline_count(count: Any) -> int:
-    if type(count) not in (int, float) or not abs(count) <= _COUNT or count != int(count):
-        raise ValueError(
-            f"count: expected a whole number of at most {_COUNT}, got {printable(repr(count), 40)}"
-        )
-    return int(count)
-
-
 def to_json(document: Mapping[str, Any]) -> bytes:
-    """As the reports are written."""
+    """Return the bytes of a monitor file."""
     return json.dumps(document, indent=2).encode() + b"\n"

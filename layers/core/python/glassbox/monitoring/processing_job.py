@@ -8,9 +8,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 from glassbox.errors import BadInputError, ConflictError
+from glassbox.monitoring.capture import CaptureLocation
 from glassbox.monitoring.count_file import CountingSettings
 from glassbox.monitoring.counts import WINDOW, Window
 from glassbox.ports import Objects, ProcessingJobs
@@ -29,12 +31,9 @@ _MOST_GIGABYTES = 600
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorSettings(CountingSettings):
-    """Where captures lie and what the job runs on; the bounds are handed on to the container."""
+class MonitorSettings(CountingSettings, CaptureLocation):
+    """The capture files, the bounds that the container gets, and the job's resources."""
 
-    endpoint_name: str
-    capture_bucket: str
-    capture_prefix: str
     bucket: str
     monitor_image: str
     monitor_role_arn: str
@@ -46,16 +45,23 @@ class MonitorSettings(CountingSettings):
     security_group_ids: str = ""
 
     def problems(self) -> Iterator[str]:
-        """See :class:`glassbox.settings.Checked`."""
-        yield from super().problems()
+        """Yield what is wrong between the network's variables."""
         if bool(names(self.subnet_ids)) != bool(names(self.security_group_ids)):
             yield "SUBNET_IDS and SECURITY_GROUP_IDS need each other"
 
 
-class Started(NamedTuple):
-    """What was done: ``"started"``, ``"started before"`` or ``"no data"``; the job, and the files it was given."""
+class Outcome(StrEnum):
+    """What :func:`start_monitor` did."""
 
-    outcome: str
+    STARTED = "started"
+    STARTED_BEFORE = "started before"
+    NO_DATA = "no data"
+
+
+class Started(NamedTuple):
+    """The outcome, the job, and the number and size of its capture files."""
+
+    outcome: Outcome
     job: str | None = None
     files: int = 0
     gigabytes: float = 0.0
@@ -89,7 +95,7 @@ def start_monitor(
     window = Window(end - WINDOW, end)
     files = dict(_files(window, settings, captures))
     if not files:
-        return Started("no data")
+        return Started(Outcome.NO_DATA)
     gigabytes = sum(files.values()) / 1e9
     volume = _SPARE_GIGABYTES + math.ceil(1.1 * gigabytes)
     if volume > _MOST_GIGABYTES:
@@ -106,8 +112,8 @@ def start_monitor(
     try:
         jobs.create(_request(name, window, _inputs(manifest, settings), volume, settings))
     except ConflictError:
-        return Started("started before", name, len(files), gigabytes)
-    return Started("started", name, len(files), gigabytes)
+        return Started(Outcome.STARTED_BEFORE, name, len(files), gigabytes)
+    return Started(Outcome.STARTED, name, len(files), gigabytes)
 
 
 def job_name(endpoint: str, start: datetime) -> str:
@@ -121,7 +127,7 @@ def job_name(endpoint: str, start: datetime) -> str:
 
 def _files(window: Window, settings: MonitorSettings, captures: Objects) -> Iterator[tuple[str, int]]:
     """Key, below the capture's prefix, and size of every file that may hold records of the window; no shadows'."""
-    root = f"{settings.capture_prefix}/{settings.endpoint_name}/"
+    root = f"{settings.capture_folder}/"
     for variant in captures.folders(settings.capture_bucket, root):
         if variant in settings.shadows:
             continue

@@ -15,9 +15,9 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
-from glassbox.incidents.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.events import COMMAND_DETAIL_TYPE, read_command
 from glassbox.incidents.model import Outcome
-from glassbox.incidents.workflow import IncidentDependencies, apply_command, read_command, restore
+from glassbox.incidents.workflow import IncidentDependencies, apply_command, restore
 from glassbox.queue_message import read_event
 from glassbox.settings import from_env
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, is_printable
-from glassbox.incidents.events import REASON_CHARACTERS, read_violation
-from glassbox.incidents.workflow import read_command
+from glassbox.incidents.events import REASON_CHARACTERS, read_command, read_violation
 from glassbox.monitoring.checks import Verdict, violation_detail
 from glassbox.monitoring.counts import Window
 from glassbox.violation import VIOLATION_DETAIL_TYPE, Violation, ViolationDetail

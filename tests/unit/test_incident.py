@@ -11,11 +11,12 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.incidents import notifications
-from glassbox.incidents.events import read_violation
+from glassbox.incidents.events import read_command, read_violation
 from glassbox.incidents.model import (
     HEATMAPS_KEPT,
     RELATED_KEPT,
     TRANSITIONS,
+    Command,
     EndpointConfigs,
     EndpointState,
     Incident,
@@ -24,7 +25,6 @@ from glassbox.incidents.model import (
     Replays,
     State,
 )
-from glassbox.incidents.workflow import Command, read_command
 from world import IDS, NOW, World, following
 
 
@@ -114,7 +114,7 @@ def test_the_sweep_alone_finishes_an_incident_whose_events_are_lost(world, viola
             world.endpoint.settle()
     assert world.incident.state is State.NORMAL
     assert world.notified == ["swapping", "restored"]
-    assert any("the time is up with 0 pictures" in line for line in world.incident.timeline)
+    assert any("the time limit is reached with 0 heat maps" in line for line in world.incident.timeline)
 
 
 def test_another_violation_joins_the_open_incident(world, violation, load_event):
@@ -1062,7 +1062,7 @@ def test_joining_violations_and_the_time_line_are_bounded(world, violation):
     assert len(lines) == 60
     assert "opened" in lines[0]
     assert f"{world.now + timedelta(minutes=499):%H:%M:%S}" in lines[-1]
-    assert lines.count("(some lines are left out)") == 1
+    assert lines.count("(lines omitted)") == 1
 
 
 def everything_told(violation):

@@ -7,8 +7,7 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incidents.events import read_violation
-from glassbox.incidents.model import EndpointState, Limits, Outcome, State
-from glassbox.incidents.workflow import Command
+from glassbox.incidents.model import Command, EndpointState, Limits, Outcome, State
 from world import IDS, World, following
 
 

@@ -12,8 +12,7 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, GlassboxError, RetryableError
 from glassbox.incidents.events import read_violation
-from glassbox.incidents.model import Outcome, State
-from glassbox.incidents.workflow import Command
+from glassbox.incidents.model import Command, Outcome, State
 from world import IDS, World
 
 DAY = 24 * 60

@@ -10,8 +10,7 @@ from fakes import FakeObjects
 from glassbox.aws.bootstrap import IncidentSettings
 from glassbox.errors import BadInputError, RetryableError, SettingsError
 from glassbox.incidents.events import read_violation
-from glassbox.incidents.model import EndpointState, Limits, Outcome, State
-from glassbox.incidents.workflow import Command
+from glassbox.incidents.model import Command, EndpointState, Limits, Outcome, State
 from glassbox.settings import from_env
 from world import World, following
 

@@ -1,4 +1,4 @@
-"""The EventBridge events that report a violation -> one :class:`Violation`.
+"""The EventBridge events that report a violation, or that change an open incident.
 
 ==========================================  ==============================================================
 detail type                                 sent
@@ -14,11 +14,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from glassbox.errors import BadInputError, is_printable, printable
+from glassbox.incidents.model import Command
 from glassbox.ports import Objects
 from glassbox.queue_message import event_time, read_object
 from glassbox.timestamps import parse_hour, parse_timestamp
@@ -44,10 +45,16 @@ _MONITOR_FILE = re.compile(
 )
 
 
-class _Command(msgspec.Struct):
+class _OpenCommand(msgspec.Struct):
     action: Literal["open"]
     endpoint: Name
     reason: str | None = None
+
+
+class _ChangeCommand(msgspec.Struct):
+    action: Literal["abort", "extend"]
+    endpoint: Name
+    minutes: Annotated[float, msgspec.Meta(gt=0, le=24 * 60)] = 15
 
 
 class _Environment(msgspec.Struct):
@@ -93,6 +100,22 @@ def read_violation(event: Mapping[str, Any], objects: Objects) -> Violation | No
         raise BadInputError(f"event {event.get('id')}: not a violation: {error}") from error
 
 
+def read_command(event: Mapping[str, Any]) -> Command:
+    """Read an operator's command for the open incident; its ``minutes`` count from the time of the event.
+
+    Raises:
+        BadInputError: the event is not a command, or a field is missing or malformed.
+    """
+    if not isinstance(event, Mapping):
+        raise BadInputError(f"not a command: expected a JSON object, got {type(event).__name__}")
+    try:
+        detail = msgspec.convert(event.get("detail"), _ChangeCommand, strict=False)  # "15" is a number, too
+        until = parse_timestamp(str(event.get("time"))) + timedelta(minutes=detail.minutes)
+    except (ValueError, OverflowError) as error:
+        raise BadInputError(f"event {event.get('id')}: not a command: {error}") from error
+    return Command(detail.endpoint, detail.action, until)
+
+
 def _read_own(event: Mapping[str, Any], objects: Objects) -> Violation:
     detail = msgspec.convert(event.get("detail"), ViolationDetail)
     if isinstance(detail.predicted_class, str) and not is_printable(detail.predicted_class):
@@ -132,9 +155,9 @@ def _read_monitor_job(event: Mapping[str, Any], objects: Objects) -> Violation:
     return _checked(Violation(endpoint, MONITOR_CHECK, start, end, reason))
 
 
-def _read_command(event: Mapping[str, Any], objects: Objects) -> Violation:
+def _read_open_command(event: Mapping[str, Any], objects: Objects) -> Violation:
     """Read the command ``open``, which explains the hour before it."""
-    command, now = msgspec.convert(event.get("detail"), _Command), event_time(event)
+    command, now = msgspec.convert(event.get("detail"), _OpenCommand), event_time(event)
     reason = command.reason or "opened by an operator"
     return _checked(Violation(command.endpoint, OPERATOR_CHECK, now - timedelta(hours=1), now, reason))
 
@@ -151,5 +174,5 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], Objects], Violation | None]]
     VIOLATION_DETAIL_TYPE: _read_own,
     "Object Created": _read_monitor_file,
     "SageMaker Processing Job State Change": _read_monitor_job,
-    COMMAND_DETAIL_TYPE: _read_command,
+    COMMAND_DETAIL_TYPE: _read_open_command,
 }

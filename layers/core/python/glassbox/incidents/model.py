@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from glassbox.settings import setting
 from glassbox.violation import Violation
@@ -154,6 +154,15 @@ class Incident:
     def covers(self, violation: Violation) -> bool:
         """Whether the violation is one that this incident has handled."""
         return any(violation.is_duplicate_of(known) for known in (self.cause, *self.related_violations))
+
+
+@dataclass(frozen=True)
+class Command:
+    """An operator's command for the open incident: ``abort``, or ``extend`` the hooked model ``until`` then."""
+
+    endpoint: str
+    action: Literal["abort", "extend"]
+    until: datetime
 
 
 @dataclass(frozen=True)

@@ -404,7 +404,7 @@ def rendered(stack, requests):
         picture = {
             "id": name,
             "kind": kind,
-            "class": said["class"],
+            "class": said["predicted_class"],
             "class_name": said["class_name"],
             "probability": said["probability"],
             "completeness_error": said["completeness"]["relative_error"],

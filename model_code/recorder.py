@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from glassbox.errors import SettingsError
+from glassbox.errors import SettingsError, printable
 from glassbox.explanation import trace_format as names
 from glassbox.replay_marker import REPAIR, PublicKey, verified_marker
 from gradients import Gradients, Terms
@@ -193,14 +193,12 @@ class TensorRecorder:
             self._uploader.drop(reason)
             return self._refusal(request, reason)
         tensors = {name: np.concatenate([part.tensors[name] for part in parts]) for name in parts[0].tensors}
-        # Cut, because long names of a large batch would make the meta larger than the reader accepts.
-        class_names = (
-            [labels[t][: names.CLASS_NAME_CHARACTERS] for t in tensors[names.TARGET].tolist()]
-            if labels
-            else None
-        )
+        # Shortened, because long names of a large batch would make the meta larger than the reader accepts.
+        class_names = labels and [
+            printable(labels[t], names.CLASS_NAME_CHARACTERS) for t in tensors[names.TARGET].tolist()
+        ]
         meta = self._meta(request, modules=modules, inexact=inexact, class_names=class_names)
-        return {names.META: meta, names.PICTURE: input_images, **tensors, **self._gradients.parameters}
+        return {names.META: meta, names.INPUT_IMAGE: input_images, **tensors, **self._gradients.parameters}
 
     def _refuse(self, request: Request, reason: str) -> None:
         """Upload why a replay has no trace; nothing for live traffic."""
@@ -215,7 +213,7 @@ class TensorRecorder:
     def _meta(self, request: Request, **entries: Any) -> Array:
         meta = {
             "version": names.VERSION,
-            "form": self._trace_form,
+            "trace_form": self._trace_form,
             "model": self._gradients.model_name,
             **entries,
             "request": request,

@@ -119,7 +119,7 @@ class TraceUploader:
         files = write_step(folder, number, tensors)
         if not self._has_collections:
             self._put(folder, write_collections(folder, tensors))
-            self._has_collections = names.PICTURE in tensors  # a refusal holds none of a trace's names
+            self._has_collections = names.INPUT_IMAGE in tensors  # a refusal holds none of a trace's names
         for file in files:
             self._put(folder, file)
 

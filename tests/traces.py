@@ -12,12 +12,12 @@ from glassbox.explanation.trace_reader import read_index, read_trace
 from zoo import BATCH_NORM
 
 
-def meta(terms, model, form, **other):
+def meta(terms, model, trace_form, **other):
     """``glassbox/meta`` as the hook writes it; ``other`` replaces parts of it."""
     modules = dict(model.named_modules())
     described = {
         "version": trace_format.VERSION,
-        "form": form,
+        "trace_form": trace_form,
         "model": model._get_name(),
         "modules": [
             {
@@ -41,7 +41,7 @@ def meta(terms, model, form, **other):
     return np.frombuffer(json.dumps(described | other).encode(), np.uint8)
 
 
-def reduced(terms, model, picture=None, **other):
+def reduced(terms, model, input_image=None, **other):
     """The tensors of the reduced form, computed in float64."""
     parts = {trace_format.INPUT: terms.image * terms.image_gradient}
     for name, (bias, gradient) in terms.modules.items():
@@ -57,18 +57,18 @@ def reduced(terms, model, picture=None, **other):
             maps[trace_format.abs_map(name)] = term.double().abs().sum(1).float().numpy()
     return {
         trace_format.META: meta(terms, model, trace_format.REDUCED, **other),
-        **_common(terms, picture),
+        **_common(terms, input_image),
         trace_format.STATS_TENSOR: torch.stack(stats, 1).numpy(),
         **maps,
     }
 
 
-def full(terms, model, picture=None, **other):
+def full(terms, model, input_image=None, **other):
     """The tensors of the full form: gradients and parameters under smdebug's names."""
     name = model._get_name()
     tensors = {
         trace_format.META: meta(terms, model, trace_format.FULL, **other),
-        **_common(terms, picture),
+        **_common(terms, input_image),
         trace_format.model_input(name): terms.image.float().numpy(),
         trace_format.IMAGE_GRADIENT: terms.image_gradient.float().numpy(),
     }
@@ -106,12 +106,12 @@ def read_step(folder, index_path):
     return read_trace(index, (Path(folder) / index.events_key).read_bytes())
 
 
-def _common(terms, picture):
-    if picture is None:
+def _common(terms, input_image):
+    if input_image is None:
         low, high = terms.image.min(), terms.image.max()
-        picture = ((terms.image - low) / (high - low) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        input_image = ((terms.image - low) / (high - low) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return {
-        trace_format.PICTURE: picture,
+        trace_format.INPUT_IMAGE: input_image,
         trace_format.LOGITS: terms.logits.float().numpy(),
         trace_format.TARGET: terms.target.numpy(),
     }

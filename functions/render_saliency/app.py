@@ -16,7 +16,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.objects import Objects
-from glassbox.explanation.render import Picture, render_step
+from glassbox.explanation.render import Rendered, render_step
 from glassbox.queue_message import read_event, read_object
 from glassbox.settings import from_env, setting
 
@@ -33,7 +33,7 @@ class Settings:
 
 
 @functools.cache
-def build() -> Callable[[str], list[Picture]]:
+def build() -> Callable[[str], list[Rendered]]:
     settings = from_env(Settings, os.environ)
     return functools.partial(
         render_step,
@@ -47,14 +47,14 @@ def build() -> Callable[[str], list[Picture]]:
 
 @tracer.capture_method(capture_response=False)
 def render(record: SQSRecord) -> None:
-    pictures = build()(read_object(read_event(record.body)).key)
-    refused = [p for p in pictures if p.refused]
-    metrics.add_metric("HeatmapsRendered", MetricUnit.Count, len(pictures) - len(refused))
+    rendered = build()(read_object(read_event(record.body)).key)
+    refused = [r for r in rendered if r.refused]
+    metrics.add_metric("HeatmapsRendered", MetricUnit.Count, len(rendered) - len(refused))
     metrics.add_metric(
-        "IncompleteExplanations", MetricUnit.Count, sum(not (p.complete or p.refused) for p in pictures)
+        "IncompleteExplanations", MetricUnit.Count, sum(not (r.complete or r.refused) for r in rendered)
     )
     metrics.add_metric("RefusedReplays", MetricUnit.Count, len(refused))
-    logger.info("rendered", pictures=[p.key for p in pictures], refused=[p.refused for p in refused])
+    logger.info("rendered", keys=[r.key for r in rendered], refused=[r.refused for r in refused])
 
 
 @logger.inject_lambda_context

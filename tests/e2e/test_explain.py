@@ -28,7 +28,7 @@ def test_one_image_is_explained_and_the_endpoint_is_as_before(stack, tmp_path):
     assert picture == tmp_path / "out" / "sign.png"
     assert Image.open(picture).info["Software"] == "Glassbox"
     facts = json.loads((tmp_path / "out" / "sign.json").read_text())
-    assert facts["class"] == labels[0]
+    assert facts["predicted_class"] == labels[0]
     assert facts["completeness"]["complete"]
     over = wait_for(lambda: (current := incident(stack)).state == "NORMAL" and current)
     assert over.cause.reason == "an operator wants sign.png explained"

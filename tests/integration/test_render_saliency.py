@@ -88,7 +88,7 @@ def test_what_is_no_step_fails_alone_and_says_why_and_the_step_beside_it_is_rend
     reasons = [str(e.exc_info[1]) for e in caplog.records if e.name == "glassbox" and e.exc_info]
     assert len(reasons) == 3
     assert re.fullmatch(rf"{RUNS}/cut/\S+: \S.+", reasons[0])
-    assert reasons[1].startswith(f"{foreign}: not the index of a step")
+    assert reasons[1].startswith(f"{foreign}: expected the index of a step")
     assert "Expecting value" in reasons[2]
 
     written = {o["Key"] for o in s3.list_objects_v2(Bucket=BUCKET, Prefix="saliency/")["Contents"]}

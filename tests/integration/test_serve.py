@@ -294,7 +294,7 @@ class TestHooked:
             for index in (read_index(key, get(key)) for key in indexes)
         )
         assert [e.target for e in live] == [answers[0]["class"]]
-        np.testing.assert_array_equal(live[0].picture, picture(0))
+        np.testing.assert_array_equal(live[0].input_image, picture(0))
         assert [e.target for e in replay] == [p["class"] for p in replayed["predictions"]]
         assert [e.class_name for e in replay] == [p["label"] for p in replayed["predictions"]]
         assert [e.probability for e in replay] == pytest.approx(

@@ -260,7 +260,7 @@ class TestForms:
             assert r.probability == pytest.approx(f.probability)
             assert r.total == pytest.approx(f.total, abs=1e-6 * f.sum_abs)
             assert r.sum_abs == pytest.approx(f.sum_abs, rel=1e-6)
-            assert (r.form, f.form) == ("reduced", "full")
+            assert (r.trace_form, f.trace_form) == ("reduced", "full")
 
     def test_the_order_of_tensors_in_the_file_does_not_matter(self, tmp_path):
         """Tensors are paired by name."""
@@ -458,11 +458,11 @@ class TestEdges:
     )
     def test_shapes_that_do_not_fit(self, bias, gradient):
         image = self.term(1, 3, 8, 8)
-        with pytest.raises(ValueError, match=r"conv: gradient .* does not fit"):
+        with pytest.raises(ValueError, match=r"conv: expected a gradient of"):
             full_gradient(image, image, {"conv": (self.term(*bias), self.term(*gradient))})
 
     def test_an_image_gradient_that_does_not_fit(self):
-        with pytest.raises(ValueError, match=r"image \(1, 3, 8, 8\) and its gradient \(1, 1, 8, 8\) differ"):
+        with pytest.raises(ValueError, match=r"image gradient: expected \(1, 3, 8, 8\), got \(1, 1, 8, 8\)"):
             full_gradient(self.term(1, 3, 8, 8), self.term(1, 1, 8, 8), {})
 
 
@@ -530,7 +530,7 @@ class TestChain:
             assert explanation.target == expected.target[i]
             assert explanation.class_name == f"class {explanation.target}"
             assert explanation.request["custom_attributes"] == "glassbox=1"
-            np.testing.assert_array_equal(explanation.picture, picture[i])
+            np.testing.assert_array_equal(explanation.input_image, picture[i])
             assert explanation.complete is zoo.ZOO[name].exact
             assert (explanation.inexact == ()) is zoo.ZOO[name].exact
             if zoo.ZOO[name].exact:
@@ -581,7 +581,7 @@ class TestExplanation:
             values, classes = probabilities[i].topk(3)
             assert [c for c, _ in said.top] == classes.tolist()
             assert [p for _, p in said.top] == pytest.approx(values.tolist(), rel=1e-5)
-            assert said.picture.shape == (16, 16, 3)
+            assert said.input_image.shape == (16, 16, 3)
             assert said.saliency.shape == (16, 16)
             assert said.request["inference_id"] == "request-1"
 
@@ -602,46 +602,71 @@ class TestExplanation:
     @pytest.mark.parametrize(
         ("form", "name", "change", "reason"),
         [
-            ("reduced", trace_format.PICTURE, lambda t: None, "no tensor glassbox/picture"),
-            ("reduced", trace_format.PICTURE, lambda t: t.astype(np.int32), "glassbox/picture: int32"),
-            ("reduced", trace_format.PICTURE, lambda t: t[..., :2], "no picture"),
-            ("reduced", trace_format.PICTURE, lambda t: t[:, :8], "does not fit the picture"),
+            ("reduced", trace_format.INPUT_IMAGE, lambda t: None, "glassbox/input_image: expected a tensor"),
             (
                 "reduced",
-                trace_format.PICTURE,
-                lambda t: np.zeros((1, 2049, 2048, 1), np.uint8),
-                "no picture of at most",
+                trace_format.INPUT_IMAGE,
+                lambda t: t.astype(np.int32),
+                "glassbox/input_image: .* got int32",
             ),
-            ("reduced", trace_format.PICTURE, lambda t: t[:1], "glassbox/logits: .* does not fit"),
-            ("reduced", trace_format.LOGITS, lambda t: None, "no tensor glassbox/logits"),
-            ("reduced", trace_format.LOGITS, lambda t: t.reshape(-1), "glassbox/logits: .* does not fit"),
-            ("reduced", trace_format.LOGITS, lambda t: t * np.float32(np.nan), "not finite"),
-            ("reduced", trace_format.LOGITS, lambda t: t[:, :1], "no class of 1"),
-            ("reduced", trace_format.TARGET, lambda t: t - 100, "no class of 10"),
-            ("reduced", trace_format.TARGET, lambda t: t.astype(np.int32), "glassbox/target: int32"),
-            ("reduced", trace_format.STATS_TENSOR, lambda t: None, "no tensor glassbox/stats"),
-            ("reduced", trace_format.STATS_TENSOR, lambda t: t[:, 1:], "does not fit 8 modules"),
-            ("reduced", trace_format.STATS_TENSOR, lambda t: t[..., :4], "does not fit 8 modules"),
-            ("reduced", "glassbox/abs/input", lambda t: None, "no tensor glassbox/abs/input"),
-            ("reduced", "glassbox/abs/3", lambda t: None, "no tensor glassbox/abs/3"),
+            ("reduced", trace_format.INPUT_IMAGE, lambda t: t[..., :2], "glassbox/input_image: .*1 or 3"),
+            ("reduced", trace_format.INPUT_IMAGE, lambda t: t[:, :8], r"heat map: expected \(2, 8, 16\)"),
+            (
+                "reduced",
+                trace_format.INPUT_IMAGE,
+                lambda t: np.zeros((1, 2049, 2048, 1), np.uint8),
+                "at most 4194304 pixels",
+            ),
+            ("reduced", trace_format.INPUT_IMAGE, lambda t: t[:1], "glassbox/logits: .*1 samples, got"),
+            ("reduced", trace_format.LOGITS, lambda t: None, "glassbox/logits: expected a tensor"),
+            ("reduced", trace_format.LOGITS, lambda t: t.reshape(-1), "glassbox/logits: .*2 dimensions"),
+            ("reduced", trace_format.LOGITS, lambda t: t * np.float32(np.nan), "expected finite"),
+            ("reduced", trace_format.LOGITS, lambda t: t[:, :1], "classes 0 to 0"),
+            ("reduced", trace_format.TARGET, lambda t: t - 100, "classes 0 to 9"),
+            ("reduced", trace_format.TARGET, lambda t: t.astype(np.int32), "glassbox/target: .* got int32"),
+            ("reduced", trace_format.STATS_TENSOR, lambda t: None, "glassbox/stats: expected a tensor"),
+            (
+                "reduced",
+                trace_format.STATS_TENSOR,
+                lambda t: t[:, 1:],
+                r"glassbox/stats: expected \(2, 8, 5\)",
+            ),
+            (
+                "reduced",
+                trace_format.STATS_TENSOR,
+                lambda t: t[..., :4],
+                r"glassbox/stats: expected \(2, 8, 5\)",
+            ),
+            ("reduced", "glassbox/abs/input", lambda t: None, "glassbox/abs/input: expected a tensor"),
+            ("reduced", "glassbox/abs/3", lambda t: None, "glassbox/abs/3: expected a tensor"),
             ("reduced", trace_format.STATS_TENSOR, lambda t: t + np.inf, "contradicts"),
-            ("reduced", "glassbox/abs/0", lambda t: t[:1], "glassbox/abs/0: .* does not fit"),
-            ("full", "Sequential_input_0", lambda t: None, "no tensor Sequential_input_0"),
-            ("full", "gradient/image", lambda t: t[:, :1], "differ"),
-            ("full", "gradient/0_output", lambda t: None, "no tensor gradient/0_output"),
-            ("full", "gradient/3_output", lambda t: t[:, 1:], "3: gradient .* does not fit bias"),
-            ("full", "gradient/0_output", lambda t: np.float32(1).reshape(()), "gradient/0_output: float32"),
-            ("full", "Sequential_0.bias", lambda t: None, r"no tensor Sequential_0\.bias"),
-            ("full", "1.running_var_output_0", lambda t: None, r"no tensor 1\.running_var_output_0"),
-            ("full", "1.running_mean_output_0", lambda t: None, r"no tensor 1\.running_mean_output_0"),
-            ("full", "1.running_var_output_0", lambda t: -t, "not finite"),
+            ("reduced", "glassbox/abs/0", lambda t: t[:1], "glassbox/abs/0: .*2 samples, got"),
+            ("full", "Sequential_input_0", lambda t: None, "Sequential_input_0: expected a tensor"),
+            ("full", "gradient/image", lambda t: t[:, :1], "image gradient: expected"),
+            ("full", "gradient/0_output", lambda t: None, "gradient/0_output: expected a tensor"),
+            ("full", "gradient/3_output", lambda t: t[:, 1:], "3: expected a gradient of"),
+            (
+                "full",
+                "gradient/0_output",
+                lambda t: np.float32(1).reshape(()),
+                "gradient/0_output: .* got float32",
+            ),
+            ("full", "Sequential_0.bias", lambda t: None, r"Sequential_0\.bias: expected a tensor"),
+            ("full", "1.running_var_output_0", lambda t: None, r"1\.running_var_output_0: expected a tensor"),
+            (
+                "full",
+                "1.running_mean_output_0",
+                lambda t: None,
+                r"1\.running_mean_output_0: expected a tensor",
+            ),
+            ("full", "1.running_var_output_0", lambda t: -t, "expected finite"),
             (
                 "full",
                 "1.running_mean_output_0",
                 lambda t: t.astype(np.float64),
-                r"1\.running_mean_output_0: float64",
+                r"1\.running_mean_output_0: .* got float64",
             ),
-            ("full", "Sequential_1.bias", lambda t: t * np.float32(np.inf), "not finite"),
+            ("full", "Sequential_1.bias", lambda t: t * np.float32(np.inf), "expected finite"),
         ],
     )
     @pytest.mark.filterwarnings("error::RuntimeWarning:glassbox")
@@ -650,7 +675,7 @@ class TestExplanation:
             good(form, {name: change})
 
 
-WHOLE, CONTRADICT = "channels are no whole numbers from 1", "sums and absolute values contradict each other"
+WHOLE, CONTRADICT = "expected whole numbers of channels", r"expected \|sum\| ≤ Σ"
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning:glassbox")
@@ -722,7 +747,7 @@ class TestReducedMaps:
     def test_a_module_without_pixels_needs_no_map(self, good):
         names = [layer.name for layer in good("reduced", {})[0].layers]
         assert names[-2:] == ["10", "11"]
-        with pytest.raises(BadInputError, match="no tensor glassbox/abs/10"):
+        with pytest.raises(BadInputError, match="glassbox/abs/10: expected a tensor"):
             good(
                 "reduced",
                 {trace_format.META: lambda t: _replaced(t, b'"map": false', b'"map": true ')},

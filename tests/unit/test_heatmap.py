@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from glassbox.explanation import heatmap
+from glassbox.explanation.facts import read_facts, to_json
 from glassbox.explanation.fullgrad import Explanation, Layer
 
 PAPER, ALARM = (255, 255, 255), (179, 38, 30)
@@ -23,8 +24,8 @@ def explanation(height=48, width=48, channels=3, **changes):
         step=7,
         sample=1,
         model="ResNet18",
-        form="reduced",
-        picture=rng.integers(0, 256, (height, width, channels), np.uint8),
+        trace_form="reduced",
+        input_image=rng.integers(0, 256, (height, width, channels), np.uint8),
         saliency=np.ascontiguousarray(saliency),
         target=14,
         class_name="Stop",
@@ -68,9 +69,9 @@ class TestWhatItShows:
         top = next(
             y
             for y in range(image.height)
-            if (pixels[y, left:right] == explanation(512, 512).picture[0]).all()
+            if (pixels[y, left:right] == explanation(512, 512).input_image[0]).all()
         )
-        np.testing.assert_array_equal(pixels[top : top + 512, left:right], explanation(512, 512).picture)
+        np.testing.assert_array_equal(pixels[top : top + 512, left:right], explanation(512, 512).input_image)
 
     def test_red_is_most_and_blue_least_relevant(self):
         image = opened(explanation())
@@ -98,7 +99,7 @@ class TestWhatItShows:
 
     def test_the_overlay_shows_both(self):
         """Where nothing is relevant the picture stays; the most relevant side takes the colour."""
-        image = opened(explanation(64, 64, picture=np.full((64, 64, 3), 128, np.uint8)))
+        image = opened(explanation(64, 64, input_image=np.full((64, 64, 3), 128, np.uint8)))
         *_, (left, right) = blocks(image)
         row = np.asarray(image)[image.height // 2, left:right].astype(int)
         spread = row.max(1) - row.min(1)
@@ -249,16 +250,16 @@ class TestWhatItSays:
 
 class TestFacts:
     def test_all_of_them(self):
-        facts = json.loads(json.dumps(heatmap.facts(explanation()), allow_nan=False))
+        facts = json.loads(to_json(heatmap.facts(explanation())))
         assert facts == {
-            "class": 14,
+            "predicted_class": 14,
             "class_name": "Stop",
             "probability": 0.75,
             "logit": 8.0,
             "top": [
-                {"class": 14, "probability": 0.75},
-                {"class": 1, "probability": 0.15},
-                {"class": 0, "probability": 0.05},
+                {"class_id": 14, "probability": 0.75},
+                {"class_id": 1, "probability": 0.15},
+                {"class_id": 0, "probability": 0.05},
             ],
             "completeness": {
                 "complete": True,
@@ -278,9 +279,9 @@ class TestFacts:
                 "low": pytest.approx(2.0, abs=0.01),
                 "high": pytest.approx(9.0, abs=0.01),
             },
-            "picture": {"height": 48, "width": 48, "channels": 3},
+            "input_image": {"height": 48, "width": 48, "channels": 3},
             "model": "ResNet18",
-            "form": "reduced",
+            "trace_form": "reduced",
             "step": 7,
             "sample": 1,
             "request": {"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
@@ -288,11 +289,11 @@ class TestFacts:
 
     def test_a_logit_of_nothing_has_no_relative_error(self):
         facts = heatmap.facts(explanation(logit=0.0, total=0.0, sum_abs=0.0))
-        assert facts["completeness"]["relative_error"] is None
-        assert facts["completeness"]["complete"] is True
+        assert facts.completeness.relative_error is None
+        assert facts.completeness.complete is True
         assert opened(explanation(logit=0.0)).text["Description"].endswith("the logit is 0")
 
     def test_numbers_that_json_has_no_word_for_never_get_in(self):
         facts = heatmap.facts(explanation(logit=5e-324, total=1e300))
-        json.dumps(facts, allow_nan=False)
-        assert math.isfinite(facts["completeness"]["residual"])
+        assert read_facts(to_json(facts)) == facts
+        assert math.isfinite(facts.completeness.residual)

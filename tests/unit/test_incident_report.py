@@ -8,6 +8,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from fakes import FakeObjects
+from glassbox.explanation.facts import (
+    ClassProbability,
+    Completeness,
+    Display,
+    Facts,
+    ImageSize,
+    LayerShare,
+    to_json,
+)
 from glassbox.incidents.events import read_violation
 from glassbox.incidents.incident_report import write_report
 from glassbox.incidents.model import Incident, State
@@ -42,13 +51,37 @@ def incident(load_event):
 
 
 def facts(predicted_class, complete=True):
-    facts = {
-        "class": predicted_class,
-        "class_name": None,
-        "probability": 0.75,
-        "completeness": {"complete": complete},
-    }
-    return json.dumps(facts).encode()
+    return to_json(
+        Facts(
+            predicted_class=predicted_class,
+            class_name=None,
+            probability=0.75,
+            logit=8.0,
+            top=(ClassProbability(predicted_class, 0.75),),
+            completeness=Completeness(
+                complete=complete,
+                logit=8.0,
+                sum=8.0,
+                residual=0.0,
+                relative_error=0.0,
+                sum_abs=9.0,
+                inexact=(),
+            ),
+            layers=(LayerShare("input", "input", 8.0, 1.0),),
+            display=Display((1.0, 99.5), 0.0, 1.0),
+            input_image=ImageSize(48, 48, 3),
+            model="ResNet18",
+            trace_form="reduced",
+            step=0,
+            sample=0,
+            request={},
+        )
+    )
+
+
+def changed(**members):
+    """Facts with other members; those of ``completeness`` cannot be changed one by one."""
+    return json.dumps(json.loads(facts(14)) | members).encode()
 
 
 def test_a_large_batch_takes_no_other_replays_place_on_the_page(incident):
@@ -155,12 +188,14 @@ def write(incident, objects, **options):
         b"7",
         b"null",
         b"[" * 100_000,
-        b'{"class": "14"}',
-        b'{"class": 14, "class_name": 7, "probability": 0.5, "completeness": {"complete": true}}',
-        b'{"class": 14, "class_name": null, "probability": null, "completeness": {"complete": true}}',
-        b'{"class": 14, "class_name": null, "probability": NaN, "completeness": {"complete": true}}',
-        b'{"class": 14, "class_name": null, "probability": 0.5, "completeness": []}',
-        b'{"class": 1e400, "class_name": null, "probability": 0.5, "completeness": {"complete": true}}',
+        b'{"predicted_class": 14}',
+        changed(predicted_class="14"),
+        changed(predicted_class=None),
+        changed(class_name=7),
+        changed(probability=None),
+        changed(probability=float("nan")),
+        changed(completeness=[]),
+        changed(predicted_class=14).replace(b'"predicted_class": 14', b'"predicted_class": 1e400'),
     ],
 )
 def test_a_picture_that_cannot_be_read_is_left_out_and_named(incident, body):

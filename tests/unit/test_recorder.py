@@ -286,12 +286,12 @@ class TestTensorRecorder:
         index = read_index(key, bucket[key])
         tensors = read_tensors(index, bucket[index.events_key])
         assert torch.equal(torch.tensor(tensors[names.LOGITS]), logits)
-        np.testing.assert_array_equal(tensors[names.PICTURE], picture)
+        np.testing.assert_array_equal(tensors[names.INPUT_IMAGE], picture)
         assert tensors[names.TARGET].tolist() == logits.argmax(1).tolist()
         meta = json.loads(tensors[names.META].tobytes())
         assert meta["class_names"] == [labels[i] for i in logits.argmax(1)]
         assert meta["request"] == REQUEST | {"time": "2026-11-23T10:00:01.123Z", "samples": "3"}
-        assert (meta["version"], meta["form"], meta["model"]) == (3, "reduced", "ResNet18")
+        assert (meta["version"], meta["trace_form"], meta["model"]) == (4, "reduced", "ResNet18")
         assert meta["inexact"] == []
         assert meta["modules"][0] == {"name": "bn1", "type": "BatchNorm2d", "eps": 1e-5, "map": True}
         assert meta["modules"][-1] == {"name": "fc", "type": "Linear", "eps": None, "map": False}
@@ -337,7 +337,7 @@ class TestTensorRecorder:
         trace = bucket.trace(key)
         explanations = explain(trace)
         assert len(explanations) == traced
-        assert [e.picture[0, 0, 0] for e in explanations] == list(range(traced))
+        assert [e.input_image[0, 0, 0] for e in explanations] == list(range(traced))
         assert [e.target for e in explanations] == logits.argmax(1)[:traced].tolist()
         assert trace.meta.request["samples"] == str(samples)
         limit = inspect.signature(Objects.get).parameters["at_most"].default
@@ -461,7 +461,7 @@ class TestTensorRecorder:
         for key in bucket.indexes:
             trace = bucket.trace(key)
             image, picture, logits = answers.pop(trace.meta.request["sha256"])
-            np.testing.assert_array_equal(trace.tensors[names.PICTURE], picture)
+            np.testing.assert_array_equal(trace.tensors[names.INPUT_IMAGE], picture)
             np.testing.assert_array_equal(trace.tensors[names.LOGITS], logits)
             alone, biases = recorded(model, image)
             for name, tensor in gradients.reduced(alone, biases).items():
@@ -587,7 +587,7 @@ class TestTrouble:
             "000000000003_worker_0.json",
         ]
         for key in bucket.indexes:
-            assert bucket.trace(key).meta.form == names.REDUCED
+            assert bucket.trace(key).meta.trace_form == names.REDUCED
 
     def test_s3_hangs(self, trace_to):
         stuck = Stuck()
@@ -670,7 +670,7 @@ class TestTrouble:
         recorder.close()
         index, _ = bucket.indexes
         *_, collections = sorted(key for key in bucket if "/collections/" in key)
-        assert names.PICTURE.encode() in bucket[collections]
+        assert names.INPUT_IMAGE.encode() in bucket[collections]
         trace = bucket.trace(index)
         assert list(trace.tensors) == [names.META]
         assert trace.meta.refused.startswith("RuntimeError: no gradient for this one")

@@ -148,7 +148,7 @@ def test_a_picture_after_the_incident_is_live_traffic_again(step, incident):
     ],
 )
 def test_a_key_that_is_not_of_this_endpoints_steps_is_refused_unread(key):
-    with pytest.raises(BadInputError, match="not the index of a step"):
+    with pytest.raises(BadInputError, match="expected the index of a step"):
         render(FakeObjects({("bucket", key): b"{}"}), FakeIncidents(), key)
 
 

@@ -17,6 +17,7 @@ import traces
 import zoo
 from glassbox.errors import BadInputError
 from glassbox.explanation import fullgrad, heatmap, trace_format
+from glassbox.explanation.facts import read_facts, to_json
 from glassbox.explanation.trace_reader import MAX_TENSORS, read_index, read_tensors, read_trace
 
 KEY = "tensors/signs/run-1/index/000000000/000000000007_worker_0.json"
@@ -104,18 +105,18 @@ class TestReading:
     def test_the_trace_says_what_the_hook_said(self, step):
         trace = traces.read_step(*step)
         assert trace.step == 7
-        assert trace.meta.form == trace_format.REDUCED
+        assert trace.meta.trace_form == trace_format.REDUCED
         assert trace.meta.model == "Sequential"
         described = [(m.name, m.type, m.has_map, m.eps) for m in trace.meta.modules]
         assert described[:3] == [
-            ("0", "Conv2d", True, 0.0),
+            ("0", "Conv2d", True, None),
             ("1", "BatchNorm2d", True, 1e-3),
-            ("3", "Conv2d", True, 0.0),
+            ("3", "Conv2d", True, None),
         ]
         assert described[-1] == ("11", "BatchNorm1d", False, 1e-5)
         assert trace.meta.class_names == ("Stop", "Yield")
         assert trace.meta.request["inference_id"] == "request-1"
-        assert trace.tensors[trace_format.PICTURE].shape == (2, 16, 16, 3)
+        assert trace.tensors[trace_format.INPUT_IMAGE].shape == (2, 16, 16, 3)
 
     def test_the_events_lie_where_the_index_lies(self):
         index = read_index(KEY, index_of(("a", 0, 20)))
@@ -136,7 +137,7 @@ class TestBrokenIndex:
         ],
     )
     def test_of_another_name(self, key):
-        with pytest.raises(BadInputError, match="not the key of a step's index"):
+        with pytest.raises(BadInputError, match="expected the key of a step's index"):
             read_index(key, index_of(("a", 0, 20)))
 
     @pytest.mark.parametrize(
@@ -152,33 +153,38 @@ class TestBrokenIndex:
         ],
     )
     def test_that_names_other_events_is_not_followed(self, events):
-        with pytest.raises(BadInputError, match=r"000000000007_worker_0\.json: names .* as its events"):
+        with pytest.raises(BadInputError, match=r"000000000007_worker_0\.json: .*event_file_name"):
             read_index(KEY, index_of(("a", 0, 20), events=events))
 
     @pytest.mark.parametrize(
         ("data", "reason"),
         [
-            (b"", "not JSON"),
-            (b"\xff\xfe\x00", "not JSON"),
-            (b"{", "not JSON"),
-            (b"[" * 100_000, "not JSON"),
-            (b"[]", "object is expected"),
-            (b"null", "object is expected"),
-            (b"{}", "object is expected"),
-            (b'{"meta": []}', "object is expected"),
-            (b'{"version": 1, "violations": []}', "object is expected"),
-            (index_of(), "names 0 tensors"),
-            (index_of(*[(str(i), 0, 20) for i in range(MAX_TENSORS + 1)]), "names 4097 tensors"),
-            (index_of(("a", -1, 20)), "no range"),
-            (index_of(("a", 0, 0)), "no range"),
-            (index_of(("a", 0.0, 20)), "no range"),
-            (index_of(("a", True, 20)), "no range"),
-            (index_of(("a", None, 20)), "no range"),
-            (index_of(("a", 0, float("nan"))), "no range"),
-            (index_of(("a", 0, 20), ("a", 20, 20)), "named twice"),
-            (index_of((None, 0, 20)), "must be a text"),
-            (index_of(("a", 0, 20)).replace(b'[{"tensor', b'[7, {"tensor'), "object is expected"),
-            (b" " * (5 << 20), "at most"),
+            (b"", "truncated"),
+            (b"\xff\xfe\x00", "malformed"),
+            (b"{", "truncated"),
+            (b"[" * 100_000, "Expected `object`, got `array`"),
+            (b'{"meta": ' + b"[" * 100_000, r"Expected `object`, got `array` - at `\$\.meta`"),
+            (b'{"more": ' + b"[" * 100_000, "nested too deeply"),
+            (b"[]", "Expected `object`, got `array`"),
+            (b"null", "Expected `object`, got `null`"),
+            (b"{}", "required field `meta`"),
+            (b'{"meta": []}', r"Expected `object`, got `array` - at `\$\.meta`"),
+            (b'{"version": 1, "violations": []}', "required field `meta`"),
+            (index_of(), r"length >= 1 - at `\$\.tensor_payload`"),
+            (index_of(*[(str(i), 0, 20) for i in range(MAX_TENSORS + 1)]), "length <= 4096"),
+            (index_of(("a", -1, 20)), r">= 0 - at `\$\.tensor_payload\[0\]\.start_idx`"),
+            (index_of(("a", 0, 0)), r">= 1 - at `\$\.tensor_payload\[0\]\.length`"),
+            (index_of(("a", 0.0, 20)), "Expected `int`, got `float`"),
+            (index_of(("a", True, 20)), "Expected `int`, got `bool`"),
+            (index_of(("a", None, 20)), "Expected `int`, got `null`"),
+            (index_of(("a", 0, float("nan"))), "malformed"),
+            (index_of(("a", 0, 20), ("a", 20, 20)), "got a name twice"),
+            (
+                index_of((None, 0, 20)),
+                r"Expected `str`, got `null` - at `\$\.tensor_payload\[0\]\.tensorname`",
+            ),
+            (index_of(("a", 0, 20)).replace(b'[{"tensor', b'[7, {"tensor'), "Expected `object`, got `int`"),
+            (b" " * (5 << 20), "expected at most 4194304 bytes"),
         ],
     )
     def test_of_another_content(self, data, reason):
@@ -197,43 +203,43 @@ class TestBrokenEvents:
     def test_cut_short(self):
         whole = frame()
         for length in range(len(whole)):
-            self.fails("the file has", whole[:length], ("a", 0, len(whole)))
+            self.fails("got a file of", whole[:length], ("a", 0, len(whole)))
 
     def test_a_range_that_is_no_record(self):
         whole = frame()
         for start, length in [(1, len(whole) - 1), (0, len(whole) - 1), (0, 16), (0, 1), (len(whole) - 4, 4)]:
-            self.fails("no record|no tensor", whole, ("a", start, length))
+            self.fails("expected a record|expected a tensor", whole, ("a", start, length))
 
     def test_far_beyond_the_file(self):
-        self.fails("the file has", frame(), ("a", 10**30, 10**30))
+        self.fails("got a file of", frame(), ("a", 10**30, 10**30))
 
     def test_another_tensor_in_its_place(self):
         other = frame("b")
-        self.fails("'b' lies in its place", other, ("a", 0, len(other)))
+        self.fails("expected this tensor, found 'b'", other, ("a", 0, len(other)))
 
     def test_another_step(self):
         other = frame(step=8)
-        self.fails("belongs to step 8, not 7", other, ("a", 0, len(other)))
+        self.fails("expected step 7, got 8", other, ("a", 0, len(other)))
 
     @pytest.mark.parametrize("dtype", [0, 7, 11, 14, 20, 99])
     def test_unknown_dtype(self, dtype):
         other = frame(dtype=dtype)
-        self.fails(f"unknown dtype {dtype}", other, ("a", 0, len(other)))
+        self.fails(f"dtype: expected .*, got {dtype}$", other, ("a", 0, len(other)))
 
     @pytest.mark.parametrize(
         "shape", [(3,), (1,), (), (0,), (2, 2), (-1,), (-2, -1), (2**62, 2**62), (2**32, 2**32), (2,) * 3]
     )
     def test_shape_does_not_fit_the_content(self, shape):
         other = frame(shape=shape)
-        self.fails("does not fit 8 bytes", other, ("a", 0, len(other)))
+        self.fails("got 8 bytes", other, ("a", 0, len(other)))
 
     def test_too_many_dimensions(self):
         other = frame(shape=(1,) * 9 + (2,))
-        self.fails("10 dimensions", other, ("a", 0, len(other)))
+        self.fails("expected at most 8 dimensions, got 10", other, ("a", 0, len(other)))
 
     def test_texts_are_no_tensor(self):
         other = frame(tensor=TensorProto(string_val=[b"x"]))
-        self.fails("unknown dtype 0", other, ("a", 0, len(other)))
+        self.fails("dtype: expected .*, got 0$", other, ("a", 0, len(other)))
 
     @pytest.mark.parametrize(
         "event",
@@ -247,7 +253,7 @@ class TestBrokenEvents:
     def test_a_record_without_a_tensor(self, event):
         event = event.SerializeToString()
         other = struct.pack("<QI", len(event), 0) + event + b"\0\0\0\0"
-        self.fails("no tensor in its record", other, ("a", 0, len(other)))
+        self.fails("expected a tensor in the record, got none", other, ("a", 0, len(other)))
 
     def test_a_content_that_is_cut_off_though_its_shape_fits(self):
         """Eight bytes are there and fit the shape, but twelve are announced."""
@@ -277,14 +283,14 @@ class TestBrokenEvents:
     )
     def test_bytes_that_are_no_protobuf(self, garbage):
         other = struct.pack("<QI", len(garbage), 0) + garbage + b"\0\0\0\0"
-        self.fails("truncated record|corrupt record|no tensor", other, ("a", 0, len(other)))
+        self.fails("truncated record|corrupt record|expected a tensor", other, ("a", 0, len(other)))
 
 
 class TestMeta:
     def trace(self, **meta):
         described = {
-            "version": 3,
-            "form": "reduced",
+            "version": 4,
+            "trace_form": "reduced",
             "model": "M",
             "modules": [],
             "inexact": [],
@@ -306,36 +312,42 @@ class TestMeta:
         assert len(class_names[1]) <= 200
         assert class_names[2] is None
 
-    @pytest.mark.parametrize("version", [0, 1, 2, "3", None, 1.5, [2]])
+    @pytest.mark.parametrize("version", [0, 1, 2, 3, "4", None, 1.5, [2]])
     def test_another_version_is_refused(self, version):
-        with pytest.raises(BadInputError, match=r"written by version .* of the hook, version 3 is read"):
+        with pytest.raises(BadInputError, match=r"glassbox/meta: version: expected 4, got "):
             self.trace(version=version)
 
     @pytest.mark.parametrize(
         ("meta", "reason"),
         [
-            ({"form": "tiny"}, "unknown form 'tiny'"),
-            ({"form": ["reduced"]}, "unknown form"),
-            ({"model": None}, "model must be a text"),
-            ({"modules": None}, "modules must be a list"),
-            ({"modules": ["bn1"]}, "object is expected"),
-            ({"modules": [{"name": "bn1", "map": True}]}, "module type must be a text"),
-            ({"modules": [{"name": 1, "type": "BatchNorm2d", "map": True}]}, "module name must be a text"),
-            ({"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": "small"}]}, "eps must be a number"),
-            ({"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": -1}]}, "eps must be a number"),
+            ({"trace_form": "tiny"}, r"enum value 'tiny' - at `\$\.trace_form`"),
+            ({"trace_form": ["reduced"]}, r"got `array` - at `\$\.trace_form`"),
+            ({"model": None}, r"Expected `str`, got `null` - at `\$\.model`"),
+            ({"modules": None}, r"Expected `array`, got `null` - at `\$\.modules`"),
+            ({"modules": ["bn1"]}, r"Expected `object`, got `str` - at `\$\.modules\[0\]`"),
+            ({"modules": [{"name": "bn1", "map": True}]}, "required field `type`"),
+            ({"modules": [{"name": 1, "type": "BatchNorm2d", "map": True}]}, r"`\$\.modules\[0\]\.name`"),
+            (
+                {"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": "small"}]},
+                r"`\$\.modules\[0\]\.eps`",
+            ),
+            (
+                {"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": -1}]},
+                r">= 0.0 - at `\$\.modules\[0\]\.eps`",
+            ),
             (
                 {"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": float("nan")}]},
-                "eps must be a number",
+                "malformed",
             ),
-            ({"modules": [{"name": "a", "type": "Linear"}]}, "map must be true or false, not None"),
-            ({"modules": [{"name": "a", "type": "Linear", "map": 1}]}, "map must be true or false, not 1"),
-            ({"modules": [{"name": "a", "type": "Linear", "map": False}] * 2}, "named twice"),
-            ({"inexact": "SiLU"}, "inexact must be a list"),
-            ({"inexact": [None]}, "inexact must be a text"),
-            ({"class_names": "Stop"}, "class_names must be a list"),
-            ({"class_names": [14]}, "class_names must be a text"),
-            ({"request": None}, "object is expected"),
-            ({"request": {"inference_id": 7}}, "inference_id must be a text"),
+            ({"modules": [{"name": "a", "type": "Linear"}]}, "required field `map`"),
+            ({"modules": [{"name": "a", "type": "Linear", "map": 1}]}, "Expected `bool`, got `int`"),
+            ({"modules": [{"name": "a", "type": "Linear", "map": False}] * 2}, "got a name twice"),
+            ({"inexact": "SiLU"}, r"Expected `array`, got `str` - at `\$\.inexact`"),
+            ({"inexact": [None]}, r"Expected `str`, got `null` - at `\$\.inexact\[0\]`"),
+            ({"class_names": "Stop"}, r"got `str` - at `\$\.class_names`"),
+            ({"class_names": [14]}, r"got `int` - at `\$\.class_names\[0\]`"),
+            ({"request": None}, r"Expected `object`, got `null` - at `\$\.request`"),
+            ({"request": {"inference_id": 7}}, r"got `int` - at `\$\.request\[\.\.\.\]`"),
         ],
     )
     def test_that_does_not_fit_is_refused(self, meta, reason):
@@ -345,11 +357,11 @@ class TestMeta:
     @pytest.mark.parametrize(
         ("dtype", "shape", "content", "reason"),
         [
-            (FLOAT, (2,), b"\0" * 8, "holds no text"),
-            (4, (2, 1), b"{}", "holds no text"),
-            (4, (2,), b"\xff\xff", "not JSON"),
-            (4, (2,), b"{}", "version None"),
-            (4, (2 << 20,), b" " * (2 << 20), "holds no text"),
+            (FLOAT, (2,), b"\0" * 8, "bytes of text, got float32"),
+            (4, (2, 1), b"{}", "bytes of text, got uint8"),
+            (4, (2,), b"\xff\xff", "malformed"),
+            (4, (2,), b"{}", "version: expected 4, got None"),
+            (4, (2 << 20,), b" " * (2 << 20), "expected at most 1048576 bytes of text"),
         ],
     )
     def test_that_is_no_text_is_refused(self, dtype, shape, content, reason):
@@ -359,7 +371,7 @@ class TestMeta:
 
     def test_a_step_of_another_hook_is_refused(self):
         whole = frame()
-        with pytest.raises(BadInputError, match="no step of Glassbox's hook"):
+        with pytest.raises(BadInputError, match="Another program wrote the step"):
             read_trace(read_index(KEY, index_of(("a", 0, len(whole)))), whole)
 
 
@@ -392,9 +404,9 @@ def damaged(data, blows):
 
 
 class TestCorruption:
-    """Whatever happens to the bytes: a picture with finite facts, or BadInputError. Nothing else, and no warning.
+    """Any damage to the bytes gives a heat map with finite facts or BadInputError, and no warning.
 
-    Where the hook wrote them, with their checksum: the picture that they were, or BadInputError.
+    Damage to what the recorder wrote, with a checksum, gives the undamaged heat map or BadInputError.
     """
 
     def render(self, path, index_bytes, events):
@@ -404,8 +416,9 @@ class TestCorruption:
             seen = []
             for explanation in fullgrad.explain(read_trace(index, events)):
                 assert np.isfinite(explanation.saliency).all()
-                facts = json.dumps(heatmap.facts(explanation), allow_nan=False)
-                seen.append((facts, explanation.saliency.tobytes(), explanation.picture.tobytes()))
+                facts = to_json(heatmap.facts(explanation))
+                assert read_facts(facts) == heatmap.facts(explanation)
+                seen.append((facts, explanation.saliency.tobytes(), explanation.input_image.tobytes()))
             heatmap.render(explanation)
         except BadInputError as error:
             assert path in str(error) or "events/" in str(error)
@@ -422,7 +435,7 @@ class TestCorruption:
     @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.sampled_from(
-            [trace_format.PICTURE, trace_format.LOGITS, trace_format.STATS_TENSOR, "glassbox/abs/3"]
+            [trace_format.INPUT_IMAGE, trace_format.LOGITS, trace_format.STATS_TENSOR, "glassbox/abs/3"]
         ),
         st.floats(0, 1, exclude_max=True),
         st.integers(1, 255),
@@ -433,7 +446,7 @@ class TestCorruption:
         events = bytearray(events)
         content = read_tensors(read_index(path, index_bytes), events)[name].reshape(-1).view(np.uint8)
         content[int(where * content.size)] ^= flip
-        with pytest.raises(BadInputError, match=r"\.tfevents: not what was written"):
+        with pytest.raises(BadInputError, match=r"\.tfevents: expected the index's checksum"):
             read_trace(read_index(path, index_bytes), bytes(events))
 
     @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])

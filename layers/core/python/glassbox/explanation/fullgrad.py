@@ -1,4 +1,4 @@
-"""FullGrad: what every part of the network adds to a logit, as a map over the picture.
+"""FullGrad: attribute a logit to every part of the network, as a map over the input image.
 
 S. Srinivas, F. Fleuret: Full-Gradient Representation for Neural Network Visualization, NeurIPS 2019
 (arXiv:1905.00780). For a network of linear layers and piecewise linear activations (equation 3 and proposition 1)::
@@ -6,7 +6,7 @@ S. Srinivas, F. Fleuret: Full-Gradient Representation for Neural Network Visuali
     f(x) = Σ x · ∂f/∂x + Σ_m Σ b_m · ∂f/∂z_m        z_m the output of the module m, b_m its bias
 
 The terms of this sum make the map (equation 8, ψ as in the authors' code: absolute value, rescaling to 0..1 over
-channels and pixels, bilinear interpolation), and whether they really add up to the logit says how far to trust it.
+channels and pixels, bilinear interpolation). The distance of their sum from the logit is the completeness error.
 """
 
 import functools
@@ -25,15 +25,15 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 RESCALE_EPS = 1e-6
-"""In the denominator of the rescaling, as in the authors' code."""
+"""Added to the denominator of the rescaling, as in the authors' code."""
 
 FLAT = 1e-6
-"""A layer whose |terms| differ by less than this part of them is flat: the difference is rounding, and is no map."""
+"""A layer whose |terms| differ by less than this share is left out of the map: the difference is rounding."""
 
 RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-4, 1e-6
 
 MAP_TOLERANCE = 1e-5
-"""Between a reduced map in float32 and its statistics; what the hook writes differs by 1e-7."""
+"""Between a reduced map in float32 and its statistics; the recorder's differ by 1e-7."""
 
 CHANNELS, MIN_ABS, MAX_ABS, SUM, SUM_ABS = range(len(trace_format.STATS))
 
@@ -42,8 +42,10 @@ CHANNELS, MIN_ABS, MAX_ABS, SUM, SUM_ABS = range(len(trace_format.STATS))
 class FullGradient:
     """The full gradient of N logits.
 
-    ``saliency`` (N, H, W) float32 ≥ 0 is the sum of the maps, not rescaled at the end. ``total`` (N,) float64 is
-    Σ of all terms, which equals the logit; ``sum_abs`` (N,) float64 is Σ of their absolute values.
+    Attributes:
+        saliency: (N, H, W) float32 ≥ 0, the sum of the layers' maps, not rescaled at the end.
+        total: (N,) float64, Σ of all terms, which equals the logit.
+        sum_abs: (N,) float64, Σ of their absolute values.
     """
 
     saliency: Float32
@@ -53,25 +55,25 @@ class FullGradient:
 
 @dataclass(frozen=True)
 class Layer:
-    """What one module (or the input) adds to the logit."""
+    """The contribution of one module (or of the input) to the logit."""
 
     name: str
     type: str
     contribution: float
-    """Σ of its terms: the contributions of all layers add up to the logit."""
+    """Σ of its terms; the contributions of all layers sum to the logit."""
     share: float
     """Σ|terms| of the layer / Σ|terms| of all, 0..1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why one picture got its class: ``target``, the class whose logit was differentiated."""
+    """The attribution of one sample's ``target`` logit, and its completeness error."""
 
     step: int
     sample: int
     model: str
-    form: str
-    picture: npt.NDArray[np.uint8]
+    trace_form: str
+    input_image: npt.NDArray[np.uint8]
     """(H, W, C), C 1 or 3."""
     saliency: Float32
     """(H, W), ≥ 0, not rescaled."""
@@ -91,7 +93,7 @@ class Explanation:
 
     @property
     def top(self) -> list[tuple[int, float]]:
-        """The three most probable classes with their probabilities."""
+        """The three most probable classes and their probabilities."""
         order = np.argsort(-self.probabilities, kind="stable")[:3]
         return [(int(c), float(self.probabilities[c])) for c in order]
 
@@ -102,15 +104,15 @@ class Explanation:
 
     @property
     def relative_error(self) -> float | None:
-        """The completeness error relative to the logit; None where that is no number (a logit of 0)."""
+        """The completeness error relative to the logit; None for a logit of 0."""
         relative = self.residual / abs(self.logit) if self.logit else math.inf
         return relative if math.isfinite(relative) else None
 
     @property
     def complete(self) -> bool:
-        """Whether completeness holds: the terms add up to the logit within float32's rounding.
+        """Whether the terms sum to the logit within float32's rounding.
 
-        False for a network that is random in eval mode: its terms add up to the logit of one draw. Rounding grows with
+        False for a network that is random in eval mode: its terms sum to the logit of one draw. Rounding grows with
         Σ|terms|, so a small logit made of large terms may miss the relative tolerance.
         """
         return not any(trace_format.RANDOM in part for part in self.inexact) and (
@@ -120,9 +122,9 @@ class Explanation:
 
 
 def effective_bias_bn(weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> Float64:
-    """The bias of a BatchNorm in eval mode, seen as the affine map it then is: bias − mean · weight / √(var + eps).
+    """Return the bias of a BatchNorm in eval mode, an affine map: bias − mean · weight / √(var + eps).
 
-    Args: (C,) each. Without eps a channel of variance 0 gives NaN, and small variances a wrong bias.
+    All arrays are (C,). Without eps, a channel of variance 0 gives NaN, and small variances a wrong bias.
     """
     return np.asarray(
         bias.astype(np.float64) - mean.astype(np.float64) * weight / np.sqrt(var.astype(np.float64) + eps)
@@ -132,21 +134,21 @@ def effective_bias_bn(weight: Array, bias: Array, mean: Array, var: Array, eps: 
 def full_gradient(
     image: Array, image_gradient: Array, bias_terms: Mapping[str, tuple[Array, Array]]
 ) -> FullGradient:
-    """The full gradient from its parts.
+    """Sum the terms of every part, and build the map.
 
     Args:
         image: (N, C, H, W) float32, the normalised input.
-        image_gradient: the same shape, gradient of the logit with respect to it.
+        image_gradient: the gradient of the logit with respect to ``image``.
         bias_terms: module -> its (effective) bias (C,) and the gradient of the logit with respect to its output,
             (N, C, h, w) or, for modules without a map, (N, C). The latter only enter ``total`` and ``sum_abs``.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes differ.
     """
     reduced = [_reduce_image(image, image_gradient)]
     for name, (bias, gradient) in bias_terms.items():
         if len(gradient) != len(image):
-            raise ValueError(f"{name}: gradient {gradient.shape} does not fit image {image.shape}")
+            raise ValueError(f"{name}: expected a gradient of {len(image)} samples, got {gradient.shape}")
         reduced.append(_reduce_bias(name, bias, gradient))
     stats = np.stack([s for s, _ in reduced], 1)
     return FullGradient(
@@ -158,8 +160,8 @@ def explain(trace: Trace) -> list[Explanation]:
     """Explain every sample of a traced step, full or reduced.
 
     Raises:
-        BadInputError: a tensor is missing, of another shape or dtype than the format says, or not finite; or the maps
-            of a reduced trace are not those whose sums are to add up to the logit.
+        BadInputError: a tensor is missing, has another shape or dtype than the format, or is not finite; or the maps of
+            a reduced trace contradict its statistics.
     """
     try:
         return _explain(trace)
@@ -169,36 +171,39 @@ def explain(trace: Trace) -> list[Explanation]:
 
 def _explain(trace: Trace) -> list[Explanation]:
     meta = trace.meta
-    picture = _tensor(trace, trace_format.PICTURE, "u1", 4)
-    n, height, width, channels = picture.shape
+    input_image = _tensor(trace, trace_format.INPUT_IMAGE, "u1", 4)
+    n, height, width, channels = input_image.shape
     if channels not in (1, 3) or n * height * width > trace_format.STEP_PIXELS:
         raise ValueError(
-            f"{trace_format.PICTURE} {picture.shape} is no picture of at most {trace_format.STEP_PIXELS} pixels"
+            f"{trace_format.INPUT_IMAGE}: expected (N, H, W, 1 or 3) and at most {trace_format.STEP_PIXELS} pixels, "
+            f"got {input_image.shape}"
         )
     logits = _tensor(trace, trace_format.LOGITS, "f4", 2, n).astype(np.float64)
     target = _tensor(trace, trace_format.TARGET, "i8", 1, n)
     if not ((target >= 0) & (target < logits.shape[1])).all():
-        raise ValueError(f"{trace_format.TARGET} {target.tolist()} is no class of {logits.shape[1]}")
+        raise ValueError(
+            f"{trace_format.TARGET}: expected classes 0 to {logits.shape[1] - 1}, got {target.tolist()}"
+        )
     if meta.class_names is not None and len(meta.class_names) != n:
-        raise ValueError(f"{len(meta.class_names)} class names for {n} samples")
-    # What a broken file holds may overflow; it is refused below, by what came out.
+        raise ValueError(f"class_names: expected {n}, one per sample, got {len(meta.class_names)}")
+    # A broken file may overflow here; the check of the results below refuses it.
     with np.errstate(all="ignore"):
-        stats, maps = (_reduced if meta.form == trace_format.REDUCED else _full)(trace, n)
+        stats, maps = (_reduced if meta.trace_form == trace_format.REDUCED else _full)(trace, n)
         saliency = _saliency(stats, maps)
         if saliency.shape != (n, height, width):
-            raise ValueError(f"a map of {saliency.shape} does not fit the picture {picture.shape}")
+            raise ValueError(f"heat map: expected {(n, height, width)}, got {saliency.shape}")
         totals = stats.sum(1)
         probabilities = np.exp(logits - logits.max(1, keepdims=True))
         probabilities /= probabilities.sum(1, keepdims=True)
     if not all(np.isfinite(values).all() for values in (logits, totals, saliency)):
-        raise ValueError("logits, terms or maps are not finite")
+        raise ValueError("expected finite logits, terms and maps, got NaN or infinity")
     return [
         Explanation(
             step=trace.step,
             sample=i,
             model=meta.model,
-            form=meta.form,
-            picture=picture[i],
+            trace_form=meta.trace_form,
+            input_image=input_image[i],
             saliency=saliency[i],
             target=int(target[i]),
             class_name=meta.class_names[i] if meta.class_names else None,
@@ -227,28 +232,40 @@ def _layers(stats: Float64, modules: Iterable[Module]) -> tuple[Layer, ...]:
 def _tensor(trace: Trace, name: str, dtype: str, ndim: int | None = None, n: int | None = None) -> Array:
     tensor = trace.tensors.get(name)
     if tensor is None:
-        raise ValueError(f"no tensor {name}")
+        raise ValueError(f"{name}: expected a tensor, got none")
     if (
         tensor.dtype != dtype
         or not tensor.size
         or (ndim and tensor.ndim != ndim)
         or (n and tensor.shape[:1] != (n,))
     ):
-        raise ValueError(f"{name}: {tensor.dtype} {tensor.shape} does not fit the format")
+        raise ValueError(
+            f"{name}: expected {np.dtype(dtype)} {_expected_shape(ndim, n)}, got {tensor.dtype} {tensor.shape}"
+        )
     return tensor
+
+
+def _expected_shape(ndim: int | None, n: int | None) -> str:
+    return f"of {ndim or 'any'} dimensions" + (f" and {n} samples" if n else "")
 
 
 def _reduced(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
     names = [trace_format.INPUT, *(module.name for module in trace.meta.modules)]
     stats = _tensor(trace, trace_format.STATS_TENSOR, "f8", 3, n)
     if stats.shape[1:] != (len(names), len(trace_format.STATS)):
-        raise ValueError(f"{trace_format.STATS_TENSOR} {stats.shape} does not fit {len(names)} modules")
+        raise ValueError(
+            f"{trace_format.STATS_TENSOR}: expected {(n, len(names), len(trace_format.STATS))}, got {stats.shape}"
+        )
     channels, low, high, total, sum_abs = stats.transpose(2, 0, 1)
     if not ((channels >= 1) & (channels == np.floor(channels))).all():
-        raise ValueError(f"{trace_format.STATS_TENSOR}: channels are no whole numbers from 1")
+        raise ValueError(
+            f"{trace_format.STATS_TENSOR}: expected whole numbers of channels from 1, got others"
+        )
     above = 1 + MAP_TOLERANCE
     if not ((low >= 0) & (low <= high) & (high <= above * sum_abs) & (abs(total) <= above * sum_abs)).all():
-        raise ValueError(f"{trace_format.STATS_TENSOR}: sums and absolute values contradict each other")
+        raise ValueError(
+            f"{trace_format.STATS_TENSOR}: expected |sum| ≤ Σ|terms| and 0 ≤ min ≤ max ≤ Σ|terms|, got a contradiction"
+        )
     drawn = [0, *(i for i, module in enumerate(trace.meta.modules, 1) if module.has_map)]
     maps = {i: _tensor(trace, trace_format.abs_map(names[i]), "f4", 3, n) for i in drawn}
     contradicted = ~_fit(stats[:, drawn], list(maps.values()))
@@ -260,9 +277,9 @@ def _reduced(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
 
 
 def _fit(stats: Float64, maps: list[Float32]) -> npt.NDArray[np.bool_]:
-    """(N, L), whether each map Σ_c|term| has the sum of its statistics, and pixels between C·min, max and C·max."""
+    """Return (N, L), whether each map Σ_c|term| has the sum and the range of its statistics."""
     channels, low, high, _, sum_abs = stats.transpose(2, 0, 1)
-    # all maps in a row: a few calls, however many layers there are
+    # All maps in one array: the number of calls does not grow with the layers.
     pixels = np.concatenate([m.reshape(len(m), -1) for m in maps], 1)
     begins = np.cumsum([0, *(m[0].size for m in maps[:-1])])
     darkest, brightest = (f.reduceat(pixels, begins, 1) for f in (np.minimum, np.maximum))
@@ -297,25 +314,26 @@ def _bias(trace: Trace, module: Module) -> Array:
         return vector(bias)
     mean, var = map(vector, statistics)
     # A BatchNorm with affine=False has neither parameter.
-    return effective_bias_bn(vector(weight, 1.0), vector(bias, 0.0), mean, var, module.eps)
+    return effective_bias_bn(vector(weight, 1.0), vector(bias, 0.0), mean, var, module.eps or 0.0)
 
 
 def _reduce_image(image: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
     if image.shape != gradient.shape:
-        raise ValueError(f"image {image.shape} and its gradient {gradient.shape} differ")
+        raise ValueError(f"image gradient: expected {image.shape}, got {gradient.shape}")
     return _reduce(image * gradient)
 
 
 def _reduce_bias(name: str, bias: Array, gradient: Array) -> tuple[Float64, Float32 | None]:
     if gradient.shape[1:2] != bias.shape:
-        raise ValueError(f"{name}: gradient {gradient.shape} does not fit bias {bias.shape}")
+        raise ValueError(f"{name}: expected a gradient of {len(bias)} channels, got {gradient.shape}")
     return _reduce(bias.astype(gradient.dtype).reshape(-1, *[1] * (gradient.ndim - 2)) * gradient)
 
 
 def _reduce(term: Float32) -> tuple[Float64, Float32 | None]:
-    """(N, C, …), overwritten -> the statistics (N, 5) and, of a feature map, Σ_c|term| (N, h, w).
+    """Return the statistics (N, 5) of a term (N, C, …) and, of a feature map, Σ_c|term| (N, h, w).
 
-    A product with ones adds up the channels, three times as fast as ``sum``; over the pixels float64 adds them up.
+    Overwrites ``term``. A product with ones sums the channels three times as fast as ``sum``; the pixels are summed in
+    float64.
     """
     n, channels, *size = term.shape
     term = np.ascontiguousarray(term).reshape(n, channels, -1)
@@ -331,7 +349,7 @@ def _reduce(term: Float32) -> tuple[Float64, Float32 | None]:
 
 
 def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
-    """Rescale each layer's map, and add them at the size of the first, which is the input's.
+    """Rescale each layer's map, and sum them at the size of the first, which is the input's.
 
     Σ_c (|t| − min) / (max − min + 1e-6) = (Σ_c|t| − C·min) / (max − min + 1e-6), and interpolation is linear: so the
     channels of a layer and the layers of a size are added before they are interpolated.
@@ -354,12 +372,12 @@ def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
     _, height, width = total.shape
     for smaller in others:
         total += _interpolate(_interpolate(smaller, width, 2), height, 1)
-    # Σ|t| is rounded, and may fall below C·min by as much.
+    # Σ|t| is rounded, so it may be below C·min.
     return np.maximum(total, 0).astype(np.float32, copy=False)
 
 
 def _interpolate(maps: Float32, size: int, axis: int) -> Float32:
-    """Linear interpolation along one axis that keeps the corners (``align_corners=True``)."""
+    """Interpolate linearly along one axis; the corners keep their values (``align_corners=True``)."""
     left, right, weight = _neighbours(maps.shape[axis], size)
     found, beside = maps.take(left, axis), maps.take(right, axis)
     beside -= found
@@ -370,7 +388,7 @@ def _interpolate(maps: Float32, size: int, axis: int) -> Float32:
 
 @functools.lru_cache(maxsize=64)
 def _neighbours(n_in: int, n_out: int) -> tuple[Array, Array, Float32]:
-    """Of every new point the old ones on both sides, and how far it is from the left to the right one, 0..1."""
+    """Return for every new point its left and right old point, and its position between them, 0 to 1."""
     position = np.linspace(0, n_in - 1, n_out) if n_out > 1 else np.zeros(1)
     left = position.astype(int)
     return left, np.minimum(left + 1, n_in - 1), (position - left).astype(np.float32)

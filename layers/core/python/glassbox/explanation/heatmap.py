@@ -1,96 +1,97 @@
-"""An explanation as a picture a human reads at once, and as the facts that lie beside it."""
+"""Draw an explanation as a PNG, and list its facts."""
 
 import bisect
 import functools
 import io
 import unicodedata
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
+from glassbox.explanation.facts import (
+    ClassProbability,
+    Completeness,
+    Display,
+    Facts,
+    ImageSize,
+    LayerShare,
+)
 from glassbox.explanation.fullgrad import Explanation
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID
 
 Pixels = npt.NDArray[np.uint8]
 
-# Evenly spaced control points, least relevant first.
+# Evenly spaced control points; the first is the least relevant.
 PALETTES = {
     "rainbow": ["#1f2a8c", "#2f6be0", "#35c3e8", "#7be08a", "#f6e04b", "#f58a1f", "#d01c1c"],
     "colorblind": ["#1b0c41", "#40307d", "#345f8d", "#20888c", "#3bb273", "#a3d339", "#fdf05a"],
 }
-"""``rainbow`` is red for the most and blue for the least relevant; ``colorblind`` grows evenly lighter."""
+"""``rainbow`` runs from blue (least relevant) to red; ``colorblind`` grows evenly lighter."""
 
 CLIP = (1.0, 99.5)
-"""Percentiles of the map between which the colours run: one outlier pixel does not darken all others."""
+"""Percentiles of the map that the colours cover, so that one outlier pixel does not darken all others."""
 
 PANEL = 320
-"""Pixels of a panel's longer side at least, and twice that at most."""
+"""Pixels of a panel's longer side: from this to twice this."""
 
 INK, GREY, PAPER, ALARM, CALM = "#1d2129", "#667080", "#ffffff", "#b3261e", "#1b6e3c"
 
 
 def render(explanation: Explanation, palette: str = "rainbow") -> bytes:
-    """PNG with the input, the heat map and their overlay side by side, a colour scale and the key facts.
+    """Draw the input image, the heat map and their overlay side by side, with a colour scale.
 
-    The same explanation always gives the same bytes. The key facts are in the PNG's text chunks too.
+    Returns a PNG; the same explanation always gives the same bytes. The text chunks hold the key facts.
 
     Args:
         explanation: see :func:`glassbox.explanation.fullgrad.explain`.
         palette: one of :data:`PALETTES`.
 
     Raises:
-        KeyError: no such palette.
+        KeyError: unknown palette.
     """
     size = _panel_size(explanation.saliency.shape)
     colours = _colours(PALETTES[palette])
     relevance = _resized(_displayed(explanation.saliency), size)
     heat = colours[np.round(relevance * 255).astype(np.uint8)]
-    seen = _picture(explanation.picture, size)
-    panels = [("Input", seen), ("Relevance", heat), ("Overlay", _overlay(seen, heat, relevance))]
+    image = _enlarged(explanation.input_image, size)
+    panels = [("Input", image), ("Relevance", heat), ("Overlay", _overlay(image, heat, relevance))]
     canvas = _page(explanation, panels, colours)
     out = io.BytesIO()
-    # the default level spends more time on the last few percent of the bytes than all the drawing takes
+    # The default level takes longer than all the drawing, for a few percent of the bytes.
     canvas.save(out, "PNG", compress_level=4, pnginfo=_chunks(explanation))
     return out.getvalue()
 
 
-def facts(explanation: Explanation) -> dict[str, Any]:
-    """Everything known about the picture, ready for JSON."""
+def facts(explanation: Explanation) -> Facts:
+    """Return the facts of the heat map."""
     e = explanation
-    low, high = _range(e.saliency)
-    return {
-        "class": e.target,
-        "class_name": e.class_name,
-        "probability": e.probability,
-        "logit": e.logit,
-        "top": [{"class": c, "probability": p} for c, p in e.top],
-        "completeness": {
-            "complete": e.complete,
-            "logit": e.logit,
-            "sum": e.total,
-            "residual": e.residual,
-            "relative_error": e.relative_error,
-            "sum_abs": e.sum_abs,
-            "inexact": list(e.inexact),
-        },
-        "layers": [
-            {"name": la.name, "type": la.type, "contribution": la.contribution, "share": la.share}
-            for la in e.layers
-        ],
-        "display": {"percentiles": list(CLIP), "low": low, "high": high},
-        "picture": {
-            "height": e.picture.shape[0],
-            "width": e.picture.shape[1],
-            "channels": e.picture.shape[2],
-        },
-        "model": e.model,
-        "form": e.form,
-        "step": e.step,
-        "sample": e.sample,
-        "request": dict(e.request),
-    }
+    return Facts(
+        predicted_class=e.target,
+        class_name=e.class_name,
+        probability=e.probability,
+        logit=e.logit,
+        top=tuple(ClassProbability(class_id, probability) for class_id, probability in e.top),
+        completeness=Completeness(
+            complete=e.complete,
+            logit=e.logit,
+            sum=e.total,
+            residual=e.residual,
+            relative_error=e.relative_error,
+            sum_abs=e.sum_abs,
+            inexact=e.inexact,
+        ),
+        layers=tuple(
+            LayerShare(layer.name, layer.type, layer.contribution, layer.share) for layer in e.layers
+        ),
+        display=Display(CLIP, *_range(e.saliency)),
+        input_image=ImageSize(*e.input_image.shape),
+        model=e.model,
+        trace_form=e.trace_form,
+        step=e.step,
+        sample=e.sample,
+        request=e.request,
+    )
 
 
 def _range(saliency: npt.NDArray[np.float32]) -> tuple[float, float]:
@@ -99,13 +100,13 @@ def _range(saliency: npt.NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _displayed(saliency: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """0..1; a map that is the same everywhere says nothing and is 0."""
+    """Return the map scaled to 0 to 1; a constant map becomes 0."""
     low, high = _range(saliency)
     return np.clip((saliency - low) / ((high - low) or 1), 0, 1).astype(np.float32)
 
 
 def _panel_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Width and height of a panel: small inputs enlarged by a whole factor, large ones reduced."""
+    """Return width and height of a panel: small inputs are enlarged by a whole factor, large ones reduced."""
     height, width = shape
     longest = max(shape)
     scale = -(-PANEL // longest) if longest < PANEL else min(1.0, 2 * PANEL / longest)
@@ -116,20 +117,20 @@ def _resized(array: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArr
     return np.clip(np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BICUBIC)), 0, 1)
 
 
-def _picture(picture: Pixels, size: tuple[int, int]) -> Pixels:
-    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture))
+def _enlarged(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
     return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
 
 
-def _overlay(seen: Pixels, heat: Pixels, relevance: npt.NDArray[np.float32]) -> Pixels:
-    """The heat over the picture in grey, stretched to full contrast: the stronger, the more relevant."""
-    grey = ImageOps.autocontrast(Image.fromarray(seen).convert("L"), cutoff=0.5)
+def _overlay(image: Pixels, heat: Pixels, relevance: npt.NDArray[np.float32]) -> Pixels:
+    """Blend the heat over the grey image of full contrast; the opacity grows with the relevance."""
+    grey = ImageOps.autocontrast(Image.fromarray(image).convert("L"), cutoff=0.5)
     opacity = (0.2 + 0.45 * relevance)[..., None]
     return np.round(np.asarray(grey, np.float32)[..., None] * (1 - opacity) + heat * opacity).astype(np.uint8)
 
 
 def _colours(points: list[str]) -> Pixels:
-    """(256, 3) through the control points."""
+    """Return (256, 3) colours through the control points."""
     rgb = np.array([[int(point[i : i + 2], 16) for i in (1, 3, 5)] for point in points])
     at = np.linspace(0, len(points) - 1, 256)
     return (
@@ -185,7 +186,7 @@ def _title(explanation: Explanation) -> str:
 
 
 def _percent(share: float) -> str:
-    """To one decimal; what would be rounded to 0 or to 100 says so."""
+    """Format with one decimal; shares that would round to 0 or 100 are "<0.1%" or ">99.9%"."""
     return "<0.1%" if 0 < share < 0.0005 else ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
 
 
@@ -196,12 +197,12 @@ def _runners_up(explanation: Explanation) -> str:
 
 def _verdict(explanation: Explanation) -> str:
     error = explanation.relative_error
-    said = f"completeness error {error:.1e} of the logit" if error is not None else "the logit is 0"
+    found = f"completeness error {error:.1e} of the logit" if error is not None else "the logit is 0"
     if explanation.complete:
-        return f"Complete: {said}"
+        return f"Complete: {found}"
     more = len(explanation.inexact) - 1
     because = f" ({explanation.inexact[0]}{f', and {more} more' if more else ''})" if more >= 0 else ""
-    return f"INCOMPLETE, do not rely on this map: {said}{because}"
+    return f"INCOMPLETE, do not rely on this map: {found}{because}"
 
 
 def _write(
@@ -213,7 +214,7 @@ def _write(
     width: int,
     anchor: str = "la",
 ) -> None:
-    """One line, shortened to ``width`` pixels."""
+    """Draw one line, shortened to ``width`` pixels."""
     font = ImageFont.load_default(size=size)
     text = _drawable(text)[:width]
     if draw.textlength(text, font) > width:
@@ -225,7 +226,7 @@ def _write(
 
 
 def _drawable(text: str) -> str:
-    """With the letters that Pillow's built-in font has; the text chunks and the facts keep the name as it is."""
+    """Replace what Pillow's built-in font lacks; the text chunks and the facts keep the original text."""
     text = "".join(
         c for c in unicodedata.normalize("NFKD", text.replace("ß", "ss")) if not unicodedata.combining(c)
     )

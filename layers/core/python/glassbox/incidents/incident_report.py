@@ -4,7 +4,6 @@ One HTML file that needs nothing from elsewhere.
 """
 
 import base64
-import contextlib
 import importlib.resources
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-import msgspec
 
 from glassbox.errors import BadInputError, printable
+from glassbox.explanation.facts import Facts, Refusal, read_facts
 from glassbox.incidents.input_image import browser_image
 from glassbox.incidents.model import Incident, Report
 from glassbox.incidents.replay import Input
@@ -32,35 +31,13 @@ _NAMED = 5  # unreadable heat maps and the like, of which the message names so m
 _REASON_CHARACTERS = 200
 
 
-class _Completeness(msgspec.Struct, frozen=True):
-    complete: bool
-
-
-class _Facts(msgspec.Struct, frozen=True):
-    """What a page needs of :func:`glassbox.explanation.heatmap.facts`."""
-
-    predicted: int = msgspec.field(name="class")
-    class_name: str | None
-    probability: float
-    completeness: _Completeness
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    """Lies in the place of the facts, see :func:`glassbox.explanation.render.render_step`."""
-
-    refused: str
-
-
-_FACTS, _REFUSAL = msgspec.json.Decoder(_Facts), msgspec.json.Decoder(_Refusal)
-
-
 @dataclass(frozen=True)
 class Shown:
     """A heat map on the page: its index in GROUPS, its facts, and its PNG in base64."""
 
     name: str
     group: int
-    facts: _Facts
+    facts: Facts
     png: str
 
 
@@ -117,7 +94,7 @@ def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[S
     heatmaps, left_out = [], []
     for name in names[:HEATMAPS]:
         try:
-            facts = _facts(objects.get(bucket, f"{folder}{name}.json", at_most=1 << 20))
+            facts = _read(objects.get(bucket, f"{folder}{name}.json", at_most=1 << 20))
             png = objects.get(bucket, f"{folder}{name}.png", at_most=_HEATMAP_BYTES)
         except BadInputError as error:
             left_out.append((printable(name, 80), printable(error, _REASON_CHARACTERS)))
@@ -128,14 +105,14 @@ def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[S
     return heatmaps, left_out
 
 
-def _facts(text: bytes) -> _Facts:
+def _read(content: bytes) -> Facts:
     try:
-        return _FACTS.decode(text)
-    except (ValueError, RecursionError) as error:
-        reason = f"its facts cannot be read: {error}"
-    with contextlib.suppress(ValueError, RecursionError):
-        reason = f"cannot be drawn: {_REFUSAL.decode(text).refused}"
-    raise BadInputError(reason)
+        facts = read_facts(content)
+    except ValueError as error:
+        raise BadInputError(f"its facts cannot be read: {error}") from error
+    if isinstance(facts, Refusal):
+        raise BadInputError(f"cannot be drawn: {facts.refused}")
+    return facts
 
 
 def _input(captured: Input) -> dict[str, Any]:
@@ -163,11 +140,11 @@ def _group(name: str, incident: Incident) -> int:
     return 0 if replayed & incident.flagged else 1 if replayed & (incident.replays or set()) else 2
 
 
-def findings(facts: Sequence[_Facts]) -> tuple[str, ...]:
+def findings(facts: Sequence[Facts]) -> tuple[str, ...]:
     """The key facts of heat maps, a line a class, the most frequent class first."""
-    by_class: dict[tuple[int, str], list[_Facts]] = defaultdict(list)
+    by_class: dict[tuple[int, str], list[Facts]] = defaultdict(list)
     for fact in facts:
-        by_class[fact.predicted, fact.class_name or ""].append(fact)
+        by_class[fact.predicted_class, fact.class_name or ""].append(fact)
     lines = []
     for (number, class_name), found in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
         sure = [fact.probability for fact in found]
@@ -190,7 +167,7 @@ def render(
     """The HTML; ``left_out`` are names and reasons, ``inputs`` name, class, confidence, uri and reason each."""
     blamed: PredictedClass | None = incident.cause.predicted_class
     if blamed is None and incident.cause.check == MONITOR_CHECK:  # it names no class, and its replays do
-        flagged = Counter(heatmap.facts.predicted for heatmap in heatmaps if heatmap.group == 0)
+        flagged = Counter(heatmap.facts.predicted_class for heatmap in heatmaps if heatmap.group == 0)
         blamed = max(flagged, key=lambda c: flagged[c], default=None)
     bars = sorted(counts.classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
     source = importlib.resources.files("glassbox.incidents").joinpath("incident_report.html").read_text()

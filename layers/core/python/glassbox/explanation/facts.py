@@ -1,0 +1,94 @@
+"""The facts of a heat map: the JSON object beside its PNG, for those who read it without numpy."""
+
+import contextlib
+from collections.abc import Mapping
+
+import msgspec
+
+
+class Completeness(msgspec.Struct, frozen=True):
+    """How far the terms' sum is from the logit; see :class:`glassbox.explanation.fullgrad.Explanation`."""
+
+    complete: bool
+    logit: float
+    sum: float
+    residual: float
+    relative_error: float | None
+    sum_abs: float
+    inexact: tuple[str, ...]
+
+
+class LayerShare(msgspec.Struct, frozen=True):
+    """What one module (or the input) adds to the logit, and its share of Σ|terms|, 0 to 1."""
+
+    name: str
+    type: str
+    contribution: float
+    share: float
+
+
+class ClassProbability(msgspec.Struct, frozen=True):
+    """One of the most probable classes."""
+
+    class_id: int
+    probability: float
+
+
+class Display(msgspec.Struct, frozen=True):
+    """The range of the map that the colours cover: percentiles, and their values."""
+
+    percentiles: tuple[float, float]
+    low: float
+    high: float
+
+
+class ImageSize(msgspec.Struct, frozen=True):
+    """Size of the input image in pixels."""
+
+    height: int
+    width: int
+    channels: int
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """Everything known about one heat map; ``step`` and ``sample`` locate it in its run."""
+
+    predicted_class: int
+    class_name: str | None
+    probability: float
+    logit: float
+    top: tuple[ClassProbability, ...]
+    completeness: Completeness
+    layers: tuple[LayerShare, ...]
+    display: Display
+    input_image: ImageSize
+    model: str
+    trace_form: str
+    step: int
+    sample: int
+    request: Mapping[str, str | None]
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a replay has no heat map; written in place of its :class:`Facts`."""
+
+    refused: str
+
+
+def to_json(facts: Facts | Refusal) -> bytes:
+    """Return readable JSON."""
+    return msgspec.json.format(msgspec.json.encode(facts), indent=2)
+
+
+def read_facts(content: bytes) -> Facts | Refusal:
+    """Read what :func:`to_json` wrote.
+
+    Raises:
+        ValueError: neither of the two; names the member of Facts that is wrong.
+    """
+    try:
+        with contextlib.suppress(ValueError):
+            return msgspec.json.decode(content, type=Refusal)
+        return msgspec.json.decode(content, type=Facts)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error

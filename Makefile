@@ -57,9 +57,9 @@ baseline: $(READY) ## compute the baseline of the drift check from the capture f
 train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" lists the options)
 	@$(RUN) -m train $(ARGS)
 
-check-model: $(READY) ## check a model offline: modules, completeness, latency, bytes (MODEL=model.tar.gz IMAGE=x.png)
+check-model: $(READY) ## check a model offline: modules, completeness, latency, bytes (MODEL=model.tar.gz IMAGE=x.png HEATMAP=out.png)
 	$(call need,MODEL)
-	@$(RUN) model_code/check.py '$(MODEL)' $(if $(IMAGE),--image '$(IMAGE)') $(if $(PICTURE),--picture '$(PICTURE)')
+	@$(RUN) model_code/check.py '$(MODEL)' $(if $(IMAGE),--image '$(IMAGE)') $(if $(HEATMAP),--heatmap '$(HEATMAP)')
 
 # ------------------------------------------------------------------ without AWS, with Docker
 build: .venv-sam/.ready ## run sam build and compile the layers (ARCHITECTURE=arm64 for Graviton)

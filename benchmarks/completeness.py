@@ -16,27 +16,29 @@ SEEDS = 5
 
 PAGE = """# Completeness
 
-A saliency map says where a network looked. FullGrad ([Srinivas and Fleuret 2019](https://arxiv.org/abs/1905.00780))
-says more: for a network of linear layers and activations that are linear on each piece and 0 at 0, the terms that make
-the map add up to the logit,
+A saliency map shows the pixels that a prediction depends on. FullGrad ([Srinivas and Fleuret
+2019](https://arxiv.org/abs/1905.00780)) is also complete: the terms of the map add up to the logit.
+This holds for networks of linear layers and of activations that are piecewise linear and 0 at 0:
 
     f(x) = Σ x · ∂f/∂x + Σ b · ∂f/∂b
 
-so |f(x) − Σ terms|, the **completeness error**, tells whether the map explains this logit or something else. Glassbox
-stores it with every picture. What is left over where the sum is exact is the rounding of float32. It grows with
-Σ|terms|, not with the logit, so a picture is called incomplete when its error is over 1e-4 of the logit **and** over
-1e-6 of Σ|terms|.
+The **completeness error** |f(x) − Σ terms| shows whether the map explains this logit. Glassbox
+stores it with every heat map. Where the sum is exact, the error is the rounding of float32. It
+grows with Σ|terms|, not with the logit. A heat map is therefore incomplete if its error exceeds
+1e-4 of the logit **and** 1e-6 of Σ|terms|.
 
-The biases b include the implicit ones of BatchNorm, bias − mean · weight / √(variance + eps). The networks below are
-untrained; their BatchNorms have random statistics, with channels of tiny and of no variance, where a formula without
-eps is wrong by up to a factor of several, or not a number.
+The biases b include the implicit ones of BatchNorm, bias − mean · weight / √(variance + eps). The
+networks below are untrained. Their BatchNorms have random statistics, with channels of tiny
+variance and of variance 0. For these, a formula without eps is wrong by a factor of several, or
+NaN.
 
 | network | error / logit, predicted class | error / Σ\\|terms\\|, any class | verdict | named by the hook |
 |---|---:|---:|---|---|
 {rows}
 
-Each number is the largest of {seeds} networks with different weights and of 2 pictures each, in float32, traced by the
-hook and read back; for every class, by torch's autograd. Written by `python -m benchmarks.completeness`.
+Each number is the maximum over {seeds} networks with different weights and 2 images each, in
+float32. The column of the logit comes from traces of the hook, the column of any class from torch's
+autograd. `python -m benchmarks.completeness` writes this page.
 """
 
 

@@ -1,6 +1,6 @@
 """Tries a model offline, before it is deployed: loads it as the endpoint does, traces one request, explains it.
 
-    make check-model MODEL=model.tar.gz [IMAGE=sign.png] [PICTURE=what-ops-see.png]
+    make check-model MODEL=model.tar.gz [IMAGE=sign.png] [HEATMAP=heatmap.png]
 
 MODEL may also be a state dict that package.py can pack as it is. Nothing is uploaded anywhere. Ends with 1 where the
 model does not load or a request fails; a picture that is not exact is a warning.
@@ -132,7 +132,7 @@ def _described(name: str, model: Any, modules: Any) -> Iterator[str]:
     parameters = sum(p.numel() for p in model.network.parameters())
     height, width = model.image_size
     yield (
-        f"{name}: {type(model.network).__name__}, {parameters:,} parameters, pictures of {height} × {width} px "
+        f"{name}: {type(model.network).__name__}, {parameters:,} parameters, images of {height} × {width} px "
         f"and {len(model.mean)} channel(s), {'with' if model.labels else 'without'} labels"
     )
     yield ""
@@ -209,7 +209,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="model.tar.gz, or a state dict")
     parser.add_argument("--image", type=Path)
-    parser.add_argument("--picture", type=Path, help="where to write what ops would see")
+    parser.add_argument("--heatmap", type=Path, help="write the heat map to this PNG file")
     chosen = parser.parse_args()
     os.environ.pop("tensors_output", None)
     os.environ.setdefault("SMDEBUG_LOG_LEVEL", "warning")
@@ -217,7 +217,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             packed = tarfile.is_tarfile(chosen.model)
             archive = chosen.model if packed else _packed(chosen.model, Path(folder))
-            for line in check(str(chosen.model), archive, chosen.image, chosen.picture):
+            for line in check(str(chosen.model), archive, chosen.image, chosen.heatmap):
                 print(line, flush=True)
     except Exception as error:  # the model's own code runs here, and may raise anything
         sys.exit(f"check-model: {type(error).__name__}: {' '.join(str(error).split())}")

@@ -48,12 +48,12 @@ def test_tells_what_a_model_costs_and_whether_to_believe_its_pictures(tmp_path, 
     image, seen = tmp_path / "sign.png", tmp_path / "seen.png"
     Image.new("RGB", (90, 60), "orange").save(image)
     # as on a plain endpoint, whatever the shell has set
-    done = check(weights, "--image", image, "--picture", seen, tensors_output="s3://not/used")
+    done = check(weights, "--image", image, "--heatmap", seen, tensors_output="s3://not/used")
     assert (done.returncode, done.stderr) == (0, "")
     first, *lines = done.stdout.splitlines()
     parameters = sum(p.numel() for p in ResNet18(num_classes=3, width=4).parameters())
     assert first == (
-        f"{weights}: ResNet18, {parameters:,} parameters, pictures of 48 × 48 px and 3 channel(s), without labels"
+        f"{weights}: ResNet18, {parameters:,} parameters, images of 48 × 48 px and 3 channel(s), without labels"
     )
     assert "21 modules add a bias, which enters the sum:" in lines
     assert re.search(r"^  layer1\.0\.bn1 +BatchNorm2d$", done.stdout, re.M)
@@ -84,7 +84,7 @@ def test_warns_of_a_network_for_which_fullgrad_is_not_exact(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "INCOMPLETE" in done.stdout
     assert "WARNING: FullGrad is not exact here: act: SiLU is not piecewise linear" in done.stdout
-    assert "pictures of 32 × 40 px and 1 channel(s)" in done.stdout
+    assert "images of 32 × 40 px and 1 channel(s)" in done.stdout
 
 
 def test_calls_a_random_network_incomplete(tmp_path):

@@ -143,6 +143,7 @@ def container(folder: Path, megabytes: int) -> Iterator[dict[str, Any]]:
 def _run(root: Path, processes: int) -> tuple[float, float]:
     """Seconds, and the largest sum of the resident memory of all its processes in MB."""
     environment = {"OPT_ML": str(root), "THRESHOLD": "0.9", "PROCESSES": str(processes)}
+    environment["PYTHONPATH"] = str(ROOT / "layers" / "core" / "python")
     start, most = time.perf_counter(), 0.0
     command = [sys.executable, str(ROOT / "monitor_container" / "evaluation.py")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:

@@ -35,7 +35,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # The commands that replace the container images, by the end of the repository's name.
 IMAGES = {
     "serving": [sys.executable, str(ROOT / "model_code" / "serve.py")],
-    "monitor": [sys.executable, str(ROOT / "monitor_container" / "evaluation.py")],
+    "monitor": [
+        "env",
+        f"PYTHONPATH={ROOT / 'layers' / 'core' / 'python'}",
+        sys.executable,
+        str(ROOT / "monitor_container" / "evaluation.py"),
+    ],
 }
 
 

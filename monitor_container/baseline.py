@@ -1,9 +1,7 @@
-"""Capture files of a time when all was well -> the baseline that drift is measured from.
+"""Capture files of a reference period -> the baseline of the drift check.
 
-    python monitor_container/baseline.py CAPTURES --out baseline [--replay-key public.pem]
-
-writes ``statistics.json`` (the predictions per class) and ``constraints.json``. Laid in S3, the first is what
-BASELINE_STATISTICS names. CAPTURES is a folder of capture files, for instance of ``aws s3 sync``.
+Writes ``statistics.json`` (the predictions per class) and ``constraints.json``. Upload the first to S3 and set
+BASELINE_STATISTICS to its URI. CAPTURES is a folder of capture files, for instance of ``aws s3 sync``.
 """
 
 import argparse
@@ -29,19 +27,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("baseline"), help="where to write (default: %(default)s)"
     )
-    parser.add_argument("--endpoint", help="of this endpoint only")
+    parser.add_argument("--endpoint", help="count the files of this endpoint only")
     parser.add_argument(
         "--replay-key",
         type=Path,
-        help="PEM file of the stack's public replay key, where there were incidents",
+        help="PEM file of the stack's public replay key; required if the captures contain replays",
     )
     chosen = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     if not chosen.captures.is_dir():
-        log.error("%s is no folder", chosen.captures)
+        log.error("%s: expected a folder of capture files", chosen.captures)
         return 1
     try:
-        # how responses are read comes from the environment, as everywhere; nothing is judged, so any threshold does
+        # THRESHOLD is required, and unused here: the baseline checks nothing
         settings = from_env(CountingSettings, os.environ | {"THRESHOLD": "1", "DRIFT_THRESHOLD": ""})
     except SettingsError as error:
         log.error("%s", error)
@@ -54,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     if not counts.sample_size:
-        log.error("%s: no prediction in %d unreadable records", chosen.captures, counts.unreadable)
+        log.error("%s: no predictions, %d unreadable records", chosen.captures, counts.unreadable)
         return 1
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name, document in {

@@ -1,8 +1,8 @@
-"""The monitor container: an hour of capture files -> counts -> verdicts -> Model Monitor's reports.
+"""The monitor container: an hour of capture files -> counts -> verdicts -> Model Monitor's files.
 
-Meets the contract of the SageMaker developer guide, "Container contract inputs" and "… outputs". Its counts and its
-judgement are the core's, as in ``count_predictions``: the two cannot disagree. ``OPT_ML`` (default ``/opt/ml``)
-moves the root for a run outside a container.
+Implements the contract of the SageMaker developer guide, "Container contract inputs" and "… outputs". The core counts
+and checks, as in ``count_predictions``, so the two cannot disagree. ``OPT_ML`` (default ``/opt/ml``) is the root for
+a run outside a container.
 """
 
 import contextlib
@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-# in a checkout; in the image the core lies beside this file
-sys.path.append(str(Path(__file__).resolve().parents[1] / "layers" / "core" / "python"))
 
 from glassbox.errors import BadInputError, GlassboxError, SettingsError, printable
 from glassbox.monitoring import monitor_files
@@ -42,7 +39,7 @@ MESSAGE_BYTES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(CountingSettings):
-    """The environment of the contract (its names are lower case there) and the bounds."""
+    """The environment of the contract (its names are lower case) and the bounds."""
 
     dataset_source: str = "/opt/ml/processing/endpointdata"
     output_path: str = "/opt/ml/processing/resultdata"
@@ -56,9 +53,9 @@ class Settings(CountingSettings):
     processes: int | None = setting(None, within=(1, 256))
 
     def problems(self) -> Iterator[str]:
-        """What is wrong between the variables, with the paths and with the times."""
+        """Yield what is wrong with the times."""
         if (self.start_time is None) != (self.end_time is None):
-            yield "start_time and end_time belong together"
+            yield "start_time needs end_time, and end_time needs start_time"
         readable = True
         for name, time in (("start_time", self.start_time), ("end_time", self.end_time)):
             try:
@@ -67,11 +64,11 @@ class Settings(CountingSettings):
                 readable = False
                 yield f"{name}: {error}"
         if readable and (window := self.window) and window.start >= window.end:
-            yield f"start_time={self.start_time!r} is not before end_time={self.end_time!r}"
+            yield f"start_time={self.start_time!r}: expected a time before end_time={self.end_time!r}"
 
     @property
     def window(self) -> Window | None:
-        """[start_time, end_time); None where they are not given."""
+        """[start_time, end_time); None when they are not set."""
         start, end = _time(self.start_time), _time(self.end_time)
         return Window(start, end) if start and end else None
 
@@ -84,12 +81,12 @@ def _time(text: str | None) -> datetime | None:
 
 
 def capture_files(folder: Path, endpoint: str | None = None) -> list[tuple[Path, CaptureFile]]:
-    """Every capture file below ``folder``, of one endpoint or of all, with what its place tells.
+    """Return every capture file below ``folder``, of one endpoint or of all.
 
-    A file that does not lie as data capture writes it is taken all the same.
+    A file outside the folders that data capture writes has an empty endpoint and variant.
     """
     if not folder.is_dir():
-        log.warning("%s is not there", folder)
+        log.warning("%s does not exist", folder)
     files = [(path, _placed(path.relative_to(folder))) for path in sorted(folder.rglob("*.jsonl"))]
     return [(path, file) for path, file in files if endpoint is None or file.endpoint in (endpoint, "")]
 
@@ -102,7 +99,7 @@ def _placed(path: Path) -> CaptureFile:
 
 
 def read_replay_key(settings: Settings, opt_ml: Path) -> PublicKey | None:
-    """Return the public key of the replays: of the PEM file REPLAY_KEY, or else of the KMS key REPLAY_KEY_ARN.
+    """Return the public key of the replays, from the PEM file REPLAY_KEY or from KMS.
 
     Raises:
         BadInputError, RetryableError: the key cannot be read.
@@ -110,7 +107,7 @@ def read_replay_key(settings: Settings, opt_ml: Path) -> PublicKey | None:
     if settings.replay_key:
         return read_pem(_moved(settings.replay_key, opt_ml))
     if settings.replay_key_arn:
-        import boto3  # only as a Model Monitor schedule, which mounts no further inputs
+        import boto3  # a Model Monitor schedule cannot mount the PEM file
 
         from glassbox.aws.replay_key import ReplayKey
 
@@ -121,7 +118,7 @@ def read_replay_key(settings: Settings, opt_ml: Path) -> PublicKey | None:
 
 
 def read_pem(path: Path) -> PublicKey:
-    """Read the PEM file of a public key; raises BadInputError."""
+    """Read the PEM file of a public key; raise BadInputError if it cannot be read."""
     try:
         return PublicKey.from_pem(path.read_bytes())
     except OSError as error:
@@ -131,8 +128,8 @@ def read_pem(path: Path) -> PublicKey:
 def _required(key: PublicKey | None, path: Path) -> PublicKey:
     if key is None:
         raise SettingsError(
-            f"{path}: a request carries a replay marker, and there is no key to verify it with. Set REPLAY_KEY to the "
-            "PEM file of the stack's public replay key (`make baseline REPLAY_KEY=public.pem`)."
+            f"{path}: a request carries a replay marker, and no key is set to verify it. Set REPLAY_KEY to the PEM "
+            "file of the stack's public replay key (`make baseline REPLAY_KEY=public.pem`)."
         )
     return key
 
@@ -143,7 +140,7 @@ def count(
     window: Window | None,
     replay_key: PublicKey | None = None,
 ) -> tuple[str, Tally]:
-    """The variant of a file, and what is counted inside ``window``."""
+    """Return the variant of a file, and its counts inside ``window``."""
     path, place = file
     key_for_file = functools.partial(_required, replay_key, path)
     with path.open("rb", buffering=0) as stream:
@@ -165,12 +162,12 @@ def measure(
     processes: int | None = None,
     replay_key: PublicKey | None = None,
 ) -> dict[str, Tally]:
-    """Count files per variant, shadows left out, in several processes.
+    """Count files per variant, without shadow variants, in several processes.
 
-    Memory does not grow with their number or size.
+    Memory does not grow with the number or the size of the files.
 
     Raises:
-        SettingsError: there is no replay key, and a marker needs it.
+        SettingsError: a record carries a replay marker, and there is no replay key.
     """
     files = [(path, place) for path, place in files if place.variant not in settings.shadows]
     processes = min(processes or os.cpu_count() or 1, len(files))
@@ -187,18 +184,18 @@ def measure(
 
 
 def merged(tallies: Mapping[str, Tally]) -> tuple[Counts, Confidences]:
-    """The counts and the confidences of all variants."""
+    """Return the counts and the confidences of all variants together."""
     confidences = Confidences()
     for counted in tallies.values():
         confidences += counted.confidences
     return total(counted.counts for counted in tallies.values()), confidences
 
 
-# ---------------------------------------------------------------- judging and reporting
+# ---------------------------------------------------------------- checking and reporting
 
 
 def evaluate(settings: Settings, opt_ml: Path) -> str:
-    """Count, judge and write the reports; returns the exit message."""
+    """Count, check and write the monitor files; return the exit message."""
     window, baseline = settings.window, None
     if settings.baseline_statistics:
         path = _moved(settings.baseline_statistics, opt_ml)
@@ -230,7 +227,7 @@ def evaluate(settings: Settings, opt_ml: Path) -> str:
 def _verdicts(
     tallies: Mapping[str, Tally], settings: Settings, baseline: Mapping[PredictedClass, int] | None
 ) -> Iterator[Verdict]:
-    """The verdicts on each variant that saw traffic, named in them where there are several."""
+    """Yield the verdicts of each variant with traffic; with several variants, reasons name theirs."""
     seen = {variant: t for variant, t in tallies.items() if t.counts.records + t.counts.unreadable}
     for variant, counted in seen.items():
         window = settings.window or Window(min(counted.slots), max(counted.slots) + SLOT)
@@ -260,7 +257,7 @@ def _write_metrics(
 
 
 def _moved(path: str, opt_ml: Path) -> Path:
-    """A path of the contract (below /opt/ml) below ``opt_ml``."""
+    """Return a path of the contract (below /opt/ml) below ``opt_ml``."""
     return opt_ml / Path(path).relative_to("/opt/ml") if Path(path).is_relative_to("/opt/ml") else Path(path)
 
 

@@ -274,7 +274,7 @@ def test_a_body_beyond_the_bound_is_not_read(aws):
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="bucket")
     client.put_object(Bucket="bucket", Key="big", Body=b"x" * 1001)
-    with pytest.raises(BadInputError, match="1001 bytes"):
+    with pytest.raises(BadInputError, match="at most 1000 bytes, got 1001"):
         Objects(client).get("bucket", "big", at_most=1000)
 
 

@@ -1,4 +1,4 @@
-"""Counts per slot in DynamoDB. Every item remembers the capture files that it has counted, so each counts once.
+"""Counts per slot in DynamoDB. Each item stores the ids of its capture files, so each file counts once.
 
 ==============================  ====================  ================================================================
 ``pk``                          ``sk``                attributes
@@ -8,41 +8,46 @@
 ``<endpoint>/<variant>``        ``<start>#<check>``   the published violation of the window from ``start``
 ==============================  ====================  ================================================================
 
-A slot is written ``2026-11-23T10:20``. A block holds 145 classes and 145 names: one update expression takes no more
-(4 KB, 300 operands). Block 0 also holds what is no class, so every file touches it. The counts of a slot are the sum
-of its blocks and shards. Every item expires (TTL, ``expires``).
+A slot is written as ``2026-11-23T10:20``. A block holds 145 class numbers and 145 class names, the most that one
+update expression takes (4 KB, 300 operands). Block 0 also holds the counts that are not classes, so every file
+touches it. The counts of a slot are the sum of its blocks and shards. Every item expires (TTL, ``expires``).
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from glassbox.aws.errors import AWS_ERRORS, code_of, translate
+from glassbox.aws.errors import AWS_ERRORS, code_of, translate, translated
 from glassbox.errors import BadInputError
 from glassbox.monitoring.checks import PublishedViolation, Verdict
 from glassbox.monitoring.counts import LONGEST_WINDOW, RETENTION, SLOT, UNKNOWN, Counts, Window
+from glassbox.timestamps import parse_timestamp
 
 BLOCK = 145
-# Part of the stored form. A file must find its shard again on redelivery, also after a deploy; so this is no parameter.
+# Part of the stored form, so not a parameter: a redelivery, also after a deployment, must find the file's shard.
 SHARDS = 4
 FILE_ID_BYTES = 16
-# A file that arrives on the last day of RETENTION must still be known when its message comes for the last time:
-# EventBridge (1 day), the queue (4), its dead-letter queue (14), and both once more after a redrive.
+# The item of a file that arrives on the last day of RETENTION must outlive the last delivery of its message:
+# EventBridge (1 day), the queue (4), its dead-letter queue (14), and both again after a redrive.
 REDELIVERY = timedelta(days=37)
 
 _SCALARS = ("with_confidence", "low_confidence", "records", "unreadable", "replayed", "forged")
 
 
 class CountsTable:
-    """Through a boto3 ``dynamodb`` client. Every method raises RetryableError when DynamoDB does not answer."""
+    """Stores counts through a boto3 ``dynamodb`` client.
+
+    Raises (every method):
+        RetryableError: DynamoDB does not answer.
+    """
 
     def __init__(self, client: Any, table: str) -> None:
         self._client, self._table = client, table
 
     def add(self, file: str, variant_key: str, slots: Mapping[datetime, Counts]) -> bool:
-        """Add the counts of one file to every item it touches; False when all of them had counted it before.
+        """Add the counts of one file to every item it touches; return False for a duplicate.
 
         ::
 
@@ -54,27 +59,27 @@ class CountsTable:
         Which items a file touches follows from its content and from SHARDS and BLOCK alone.
 
         Args:
-            file: what identifies the file: bucket, key and etag.
+            file: the identity of the file: bucket, key and etag.
             variant_key: ``<endpoint>/<variant>``.
 
         Raises:
-            BadInputError: DynamoDB will never take the write: an item would exceed 400 KB.
+            BadInputError: an item would exceed 400 KB, so DynamoDB refuses every retry.
         """
         file_id = hashlib.sha256(file.encode()).digest()[:FILE_ID_BYTES]
         pk = f"{variant_key}#{shard(file_id)}"
-        took = [  # a list: every item is written, also after the first one that is new
-            self._add_to(pk, f"{_text(slot)}#{block:03d}", file, file_id, slot, added)
+        added = [  # a list, since any() of a generator would stop at the first new item
+            self._add_to(pk, f"{_text(slot)}#{block:03d}", file, file_id, slot, attributes)
             for slot, counts in sorted(slots.items())
-            for block, added in sorted(_blocks(counts).items())
+            for block, attributes in sorted(_blocks(counts).items())
         ]
-        return any(took)
+        return any(added)
 
     def read(self, variant_key: str, window: Window) -> dict[datetime, Counts]:
         """Return the counts per slot of ``window`` (consistent)."""
         slots: dict[datetime, Counts] = defaultdict(Counts)
         for number in range(SHARDS):
             for item in self._query(f"{variant_key}#{number}", window.start, window.end - SLOT):
-                slots[_time(item["sk"]["S"].partition("#")[0])] += _counts(item)
+                slots[parse_timestamp(item["sk"]["S"].partition("#")[0])] += _counts(item)
         return dict(slots)
 
     def published(self, variant_key: str, window: Window) -> list[PublishedViolation]:
@@ -82,11 +87,13 @@ class CountsTable:
         found = []
         for item in self._query(variant_key, window.start - LONGEST_WINDOW, window.end - SLOT):
             start, _, check = item["sk"]["S"].partition("#")
-            found.append(PublishedViolation(check, Window(_time(start), _time(item["end"]["S"]))))
+            found.append(
+                PublishedViolation(check, Window(parse_timestamp(start), parse_timestamp(item["end"]["S"])))
+            )
         return [violation for violation in found if violation.window.overlaps(window)]
 
     def record(self, variant_key: str, verdict: Verdict) -> None:
-        """Remember that a violation was published; recording it again changes nothing."""
+        """Record a published violation; recording it again changes nothing."""
         item = {
             "pk": {"S": variant_key},
             "sk": {"S": f"{_text(verdict.window.start)}#{verdict.check}"},
@@ -96,15 +103,13 @@ class CountsTable:
             "reason": {"S": verdict.reason},
             "expires": _expires(verdict.window.start),
         }
-        try:
+        with translated(f"{variant_key}: the violation was not recorded"):
             self._client.put_item(TableName=self._table, Item=item)
-        except AWS_ERRORS as error:
-            raise translate(error, f"{variant_key}: the violation was not recorded") from error
 
     def _add_to(
         self, pk: str, sk: str, file: str, file_id: bytes, slot: datetime, added: Mapping[str, int]
     ) -> bool:
-        """Add to one item, unless it holds the file."""
+        """Add to one item; return False when the item holds the file's id."""
         try:
             self._client.update_item(
                 TableName=self._table,
@@ -126,8 +131,8 @@ class CountsTable:
                 return False
             if code_of(error) == "ValidationException":
                 raise BadInputError(
-                    f"{file} was not counted in {pk} {sk}: {error}. An item holds 400 KB: class names that are free "
-                    "text fill it. Set NumClasses or ClassPath."
+                    f"{file} was not counted in {pk} {sk}: {error}. An item holds at most 400 KB, which free text as "
+                    "class names exceeds. Set NumClasses or ClassPath."
                 ) from error
             raise translate(error, f"{file} was not counted in {pk} {sk}") from error
         return True
@@ -144,10 +149,8 @@ class CountsTable:
             "ConsistentRead": True,
         }
         while True:
-            try:
+            with translated(f"{pk}, {first} to {last}: the items cannot be read"):
                 page = self._client.query(**request)
-            except AWS_ERRORS as error:
-                raise translate(error, f"{pk}, {first} to {last}: the items cannot be read") from error
             yield from page["Items"]
             if "LastEvaluatedKey" not in page:
                 return
@@ -188,10 +191,6 @@ def _counts(item: Mapping[str, Any]) -> Counts:
 
 def _text(slot: datetime) -> str:
     return f"{slot:%Y-%m-%dT%H:%M}"
-
-
-def _time(slot: str) -> datetime:
-    return datetime.fromisoformat(slot).replace(tzinfo=UTC)
 
 
 def _expires(start: datetime) -> dict[str, str]:

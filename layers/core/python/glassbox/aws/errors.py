@@ -1,6 +1,7 @@
-"""What AWS refuses -> an error that says whether to try again: the one place for all adapters."""
+"""Errors of AWS -> an error of Glassbox that states whether to retry, for all adapters."""
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
@@ -8,23 +9,23 @@ from glassbox.errors import BadInputError, ConflictError, GlassboxError, Retryab
 
 AWS_ERRORS = (ClientError, BotoCoreError)
 
-# Codes for a caller that is not let in, of the call itself or of a KMS key behind it. A service may also answer
-# ValidationException, with IAM's sentence as its text.
+# Codes for a missing permission: for the call, or for the KMS key that the call uses. Some services answer
+# ValidationException instead, with IAM's message.
 _DENIED_CODES = {"AccessDenied", "AccessDeniedException", "KMSAccessDeniedException", "UnauthorizedOperation"}
 _DENIED_TEXTS = ("is not authorized to perform", "kms key", "kms:")
 
 
 def code_of(error: Exception) -> str:
-    """The service's error code; empty when no service has answered."""
+    """Return the service's error code; empty when no service has answered."""
     return str(error.response["Error"].get("Code", "")) if isinstance(error, ClientError) else ""
 
 
 def is_denied(error: Exception) -> bool:
-    """Whether a right is missing: no retry helps until somebody grants it."""
+    """Return whether a permission is missing, so that every retry fails until it is granted."""
     if not isinstance(error, ClientError):
         return False
-    said = str(error).lower()
-    return code_of(error) in _DENIED_CODES or any(text in said for text in _DENIED_TEXTS)
+    message = str(error).lower()
+    return code_of(error) in _DENIED_CODES or any(text in message for text in _DENIED_TEXTS)
 
 
 def translate(
@@ -33,14 +34,25 @@ def translate(
     """Return Glassbox's error for one of AWS_ERRORS.
 
     Args:
-        what: what failed, put before AWS's text.
-        bad: codes that every further try would get too.
-        conflict: codes for something that somebody else has done already.
+        what: what failed; it precedes AWS's message.
+        bad: codes that every retry would get, too.
+        conflict: codes for a concurrent or an earlier write.
     """
     text, code = f"{what}: {error}" if what else str(error), code_of(error)
     if code in conflict:
         return ConflictError(text)
-    # botocore has checked the request against the service's model: it can never be sent
+    # botocore has validated the request against the service's model: no retry can send it
     if isinstance(error, ParamValidationError) or code in bad:
         return BadInputError(text)
     return RetryableError(text)
+
+
+@contextlib.contextmanager
+def translated(
+    what: str = "", *, bad: Collection[str] = (), conflict: Collection[str] = ()
+) -> Iterator[None]:
+    """Raise Glassbox's error for one of AWS_ERRORS in the block; see :func:`translate`."""
+    try:
+        yield
+    except AWS_ERRORS as error:
+        raise translate(error, what, bad=bad, conflict=conflict) from error

@@ -1,10 +1,10 @@
-"""Our own events, on EventBridge's default bus."""
+"""The events of Glassbox, on EventBridge's default bus."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from glassbox.aws.errors import AWS_ERRORS, translate
+from glassbox.aws.errors import translated
 from glassbox.errors import RetryableError
 
 
@@ -15,13 +15,15 @@ class Events:
         self._client = client
 
     def put(self, source: str, detail_type: str, detail: Mapping[str, Any]) -> None:
-        """Raises RetryableError when EventBridge does not take it (PutEvents may answer 200 and refuse)."""
+        """Publish one event.
+
+        Raises:
+            RetryableError: EventBridge refuses the event, which it may do in a response with status 200.
+        """
         entry = {"Source": source, "DetailType": detail_type, "Detail": json.dumps(detail)}
-        try:
+        what = f"{detail_type!r} event was not published"
+        with translated(what):
             answer = self._client.put_events(Entries=[entry])
-        except AWS_ERRORS as error:
-            raise translate(error, f"EventBridge did not take {detail_type!r}") from error
         if answer["FailedEntryCount"]:
             (refused,) = answer["Entries"]
-            why = f"{refused.get('ErrorCode')}, {refused.get('ErrorMessage')}"
-            raise RetryableError(f"EventBridge did not take {detail_type!r}: {why}")
+            raise RetryableError(f"{what}: {refused.get('ErrorCode')}, {refused.get('ErrorMessage')}")

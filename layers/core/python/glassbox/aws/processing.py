@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from glassbox.aws.errors import AWS_ERRORS, translate
+from glassbox.aws.errors import translated
 
 
 class ProcessingJobs:
@@ -16,12 +16,11 @@ class ProcessingJobs:
         """Start a job.
 
         Raises:
-            ConflictError: there is a job of this name.
-            BadInputError: SageMaker will never take this request.
-            RetryableError: a limit or throttling was hit, or AWS could not be reached.
+            ConflictError: a job of this name exists.
+            BadInputError: SageMaker refuses the request, also on a retry.
+            RetryableError: a quota, throttling or the network.
         """
-        name = request["ProcessingJobName"]
-        try:
+        with translated(
+            request["ProcessingJobName"], bad=("ValidationException",), conflict=("ResourceInUse",)
+        ):
             self._client.create_processing_job(**request)
-        except AWS_ERRORS as error:
-            raise translate(error, name, bad=("ValidationException",), conflict=("ResourceInUse",)) from error

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from glassbox.aws.errors import AWS_ERRORS, translate
+from glassbox.aws.errors import translated
 from glassbox.replay_marker import PublicKey
 
 
@@ -36,8 +36,6 @@ class ReplayKey:
         return self._public
 
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:
-        try:
+        with translated(f"{self._key_arn}: kms {operation} failed"):
             answer: dict[str, Any] = getattr(self._client, operation)(KeyId=self._key_arn, **request)
-        except AWS_ERRORS as error:
-            raise translate(error, f"{self._key_arn}: kms {operation} failed") from error
         return answer

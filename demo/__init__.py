@@ -1,1 +1,1 @@
-"""The demo: drawn signs, the attack, and the story on the embedded AWS."""
+"""The demo: drawn traffic signs, an attack on the model, and the incident that it causes on the embedded AWS."""

@@ -1,4 +1,4 @@
-"""make demo."""
+"""`make demo`."""
 
 import sys
 

@@ -2,49 +2,80 @@
 
 import base64
 import io
-import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+
+from demo.report import Counted, Heatmap, Report
 
 AMPLIFIED = 8
 
 
-def write(report, out):
-    """Write ``index.html`` (self-contained), the stack's own ``incident.html`` and ``report.json`` to ``out``."""
-    page = report.pop("page")
-    (out / "incident.html").write_bytes(page["incident"])
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    facts = {p["id"]: p for p in report["pictures"]}
+@dataclass(frozen=True)
+class Mark:
+    """An event on the curve, and the number of requests before its first observation."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Illustrations:
+    """What the page shows beside the report.
+
+    Attributes:
+        curve: number of requests and share of the target so far.
+        pairs: original and adversarial image, each (H, W, 3) uint8.
+        heatmaps: PNGs by request id.
+        incident_report: HTML.
+    """
+
+    threshold: float
+    class_names: list[str]
+    curve: list[tuple[int, float]]
+    marks: list[Mark]
+    pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]
+    heatmaps: dict[str, bytes]
+    incident_report: bytes
+
+
+def write(report: Report, shown: Illustrations, out: Path) -> Path:
+    """Write ``index.html``, ``incident.html`` and ``report.json``, and return the first's path."""
+    (out / "incident.html").write_bytes(shown.incident_report)
+    (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
+    target, names = report.attack.target, shown.class_names
     html = environment.get_template("page.html").render(
         report=report,
-        target_class=page["target"],
-        target=f"class {page['target']} ({page['names'][page['target']]})",
-        threshold=page["threshold"],
-        curve=page["curve"],
-        marks=[{**mark, "y": 28 + 14 * i} for i, mark in enumerate(page["marks"])],
+        target_class=target,
+        target=f"class {target} ({names[target]})",
+        threshold=shown.threshold,
+        curve=shown.curve,
+        marks=[{"number": m.number, "text": m.text, "y": 28 + 14 * i} for i, m in enumerate(shown.marks)],
         charts=[
-            _chart("Normal traffic", report["counts"]["normal"], page["names"]),
-            _chart("The attack", report["counts"]["attack"], page["names"]),
+            _chart("Normal traffic", report.counts.normal, names),
+            _chart("The attack", report.counts.attack, names),
         ],
-        worst_error=max(p["completeness_error"] for p in report["pictures"]),
+        worst_error=max(heatmap.completeness_error for heatmap in report.heatmaps),
         amplified=AMPLIFIED,
-        pairs=[_pair(number, *pair, facts, page["png"]) for number, pair in enumerate(page["pairs"])],
+        pairs=[_pair(number, report, shown) for number in range(len(shown.pairs))],
     )
     (out / "index.html").write_text(html)
     return out / "index.html"
 
 
-def _chart(title, counted, names):
-    largest = max(counted["classes"].values())
-    total = sum(counted["classes"].values())
+def _chart(title: str, counted: Counted, names: list[str]) -> dict[str, Any]:
+    largest, total = max(counted.classes.values()), sum(counted.classes.values())
     return {
         "title": f"{title}: {total} predictions, at most {largest} of one class",
         "classes": len(names),
@@ -56,31 +87,36 @@ def _chart(title, counted, names):
                 "share": count / total,
                 "class_name": names[index],
             }
-            for index, count in sorted(counted["classes"].items())
+            for index, count in sorted(counted.classes.items())
         ],
     }
 
 
-def _pair(number, clean, adversarial, facts, png):
+def _pair(number: int, report: Report, shown: Illustrations) -> dict[str, Any]:
+    clean, adversarial = shown.pairs[number]
+    facts = {heatmap.id: heatmap for heatmap in report.heatmaps}
     difference = adversarial.astype(int) - clean
-    pair = {
-        "clean": _data_uri(clean),
-        "adversarial": _data_uri(adversarial),
-        "difference": _data_uri(np.clip(128 + AMPLIFIED * difference, 0, 255).astype(np.uint8)),
+    return {
+        "clean": _image_uri(clean),
+        "adversarial": _image_uri(adversarial),
+        "difference": _image_uri(np.clip(128 + AMPLIFIED * difference, 0, 255).astype(np.uint8)),
         "largest": int(np.abs(difference).max()),
+        "clean_caption": _caption(facts[f"clean-{number}"]),
+        "adversarial_caption": _caption(facts[f"adversarial-{number}"]),
+        "clean_heatmap": _data_uri(shown.heatmaps[f"clean-{number}"]),
+        "adversarial_heatmap": _data_uri(shown.heatmaps[f"adversarial-{number}"]),
     }
-    for kind in ("clean", "adversarial"):
-        found = facts[f"{kind}-{number}"]
-        pair[f"{kind}_facts"] = {
-            "title": f"{found['class_name'] or 'class'} ({found['class']}), {found['probability']:.1%}"
-        }
-        pair[f"{kind}_picture"] = (
-            "data:image/png;base64," + base64.b64encode(png[f"{kind}-{number}"]).decode()
-        )
-    return pair
 
 
-def _data_uri(image):
+def _caption(heatmap: Heatmap) -> str:
+    return f"{heatmap.class_name or 'class'} ({heatmap.predicted_class}), {heatmap.probability:.1%}"
+
+
+def _image_uri(image: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data_uri(buffer.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,4 +1,4 @@
-"""Read a folder of photos, one folder per class, as the demo sends them: 8-bit RGB of one size."""
+"""Read a folder of photos, one folder per class, as 8-bit RGB images of one size."""
 
 import struct
 import zlib
@@ -7,6 +7,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from glassbox.errors import BadInputError
@@ -31,16 +32,26 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Photos:
-    """``images`` (N, H, W, 3) uint8 with their class folders' names; ``unreadable`` are the reasons, one a file."""
+    """The photos of a folder.
 
-    images: np.ndarray
+    Attributes:
+        images: (N, H, W, 3) uint8.
+        folders: the name of each image's class folder.
+        unreadable: file and reason of each unreadable one.
+        found: number of files.
+    """
+
+    images: NDArray[np.uint8]
     folders: list[str]
     unreadable: list[str]
     found: int
 
 
 def read_photos(folder: Path, size: tuple[int, int]) -> Photos:
-    """Read at most MAX_PHOTOS photos below ``folder``/<class>/, evenly over the classes, resized to ``size`` (W, H).
+    """Read at most MAX_PHOTOS photos of ``folder``/<class>/, evenly over the classes.
+
+    Args:
+        size: (W, H), to which the photos are resized.
 
     Raises:
         BadInputError: fewer than MIN_PHOTOS readable photos or fewer than MIN_CLASSES class folders with one.
@@ -48,7 +59,8 @@ def read_photos(folder: Path, size: tuple[int, int]) -> Photos:
     by_class = find_photos(folder)
     turns = chain.from_iterable(zip_longest(*by_class.values()))
     chosen = sorted(islice((file for file in turns if file), MAX_PHOTOS))
-    images, folders, unreadable = [], [], []
+    images: list[NDArray[np.uint8]] = []
+    folders, unreadable = [], []
     for file in chosen:
         try:
             images.append(read_photo(file, size))
@@ -57,52 +69,52 @@ def read_photos(folder: Path, size: tuple[int, int]) -> Photos:
             unreadable.append(f"{file}: {error}")
     if len(images) < MIN_PHOTOS or len(set(folders)) < MIN_CLASSES:
         raise BadInputError(
-            f"{folder}: expected at least {MIN_PHOTOS} readable pictures in {MIN_CLASSES} class folders, "
+            f"{folder}: expected at least {MIN_PHOTOS} readable images in {MIN_CLASSES} class folders, "
             f"got {len(images)} in {len(set(folders))}; {len(unreadable)} are unreadable, the first: "
-            f"{unreadable[0]}. Replace or add pictures."
+            f"{unreadable[0]}. Replace or add images."
         )
     return Photos(np.stack(images), folders, unreadable, sum(map(len, by_class.values())))
 
 
 def find_photos(folder: Path) -> dict[str, list[Path]]:
-    """Return the picture files of each class folder, by their suffix; BadInputError where there are too few."""
+    """Return the image files of each class folder, or raise BadInputError for too few of them."""
     if not folder.is_dir():
         raise BadInputError(
-            f"{folder}: expected a folder with one folder of pictures per class, got no folder."
+            f"{folder}: expected a folder with one folder of images per class, got no folder."
         )
     by_class = {
         child.name: files
         for child in sorted(folder.iterdir())
-        if child.is_dir() and (files := _pictures(child))
+        if child.is_dir() and (files := _images(child))
     }
     number = sum(map(len, by_class.values()))
     if number < MIN_PHOTOS or len(by_class) < MIN_CLASSES:
         raise BadInputError(
-            f"{folder}: expected at least {MIN_PHOTOS} pictures in {MIN_CLASSES} class folders, "
+            f"{folder}: expected at least {MIN_PHOTOS} images in {MIN_CLASSES} class folders, "
             f"got {number} in {len(by_class)}. {_advice(folder)}"
         )
     return by_class
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _advice(folder: Path) -> str:
-    """Where else the pictures are, or which files are read."""
-    if _pictures(folder):
-        return "Move the pictures that are in the folder itself into one folder per class."
+    """Return where else the images are, or which files are read."""
+    if _images(folder):
+        return "Move the images of the folder itself into one folder per class."
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and any(_pictures(deeper) for deeper in child.iterdir() if deeper.is_dir()):
+        if child.is_dir() and any(_images(deeper) for deeper in child.iterdir() if deeper.is_dir()):
             return f"DATA={child} has class folders."
-    return f"Add pictures ({', '.join(sorted(SUFFIXES))}), one folder per class."
+    return f"Add images ({', '.join(sorted(SUFFIXES))}), one folder per class."
 
 
-def read_photo(file: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read one picture as (H, W, 3) uint8: upright, on white where it is transparent, 16 bits scaled to 8."""
+def read_photo(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read one image as (H, W, 3) uint8, upright, on a white background, with 8 bits a channel."""
     with Image.open(file) as opened:
         opened.draft("RGB", size)  # a large JPEG is decoded at a fraction of its size
-        image = ImageOps.exif_transpose(opened)
+        image: Image.Image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):

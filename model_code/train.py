@@ -99,8 +99,8 @@ def class_labels(folders: Sequence[str], names: Path | None = None) -> list[str]
         BadInputError: the file has no such columns, or does not name a class.
     """
     if names is None:
-        numbered = [_plain(folder) for folder in folders] == [str(i) for i in range(len(signs.LABELS))]
-        return list(signs.LABELS if numbered else folders)
+        numbered = [_plain(folder) for folder in folders] == [str(i) for i in range(len(signs.CLASS_NAMES))]
+        return list(signs.CLASS_NAMES if numbered else folders)
     with names.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         if not {"class_id", "name"} <= set(rows.fieldnames or ()):
@@ -205,14 +205,14 @@ def train(options: argparse.Namespace) -> None:
         folders = class_folders(options.data)
         pictures = read_folder(options.data, options.size, folders)
     else:
-        folders = [f"{class_id:02d}" for class_id in range(len(signs.LABELS))]
+        folders = [f"{class_id:02d}" for class_id in range(len(signs.CLASS_NAMES))]
         print(f"drawing {options.drawn} signs")
         pictures = drawn(options.drawn, options.seed, options.size)
     labels = class_labels(folders, options.labels)
     if options.test:
         held_out = read_folder(options.test, options.size, folders)
     else:
-        held_out = drawn(50 * len(signs.LABELS), options.seed + 1, options.size)
+        held_out = drawn(50 * len(signs.CLASS_NAMES), options.seed + 1, options.size)
 
     torch.manual_seed(options.seed)
     network = ResNet18(len(folders), options.width)

@@ -1,4 +1,4 @@
-"""What `make demo` says to somebody's own pictures and weights before anything is deployed, and its attack."""
+"""The errors of `make demo` for invalid images and weights, and its attack."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from resnet import ResNet18
 
 @pytest.fixture
 def weights(tmp_path):
-    """Saves a small untrained ResNet18, with this config beside it."""
+    """Save a small untrained ResNet18 and, beside it, this config."""
 
     def save(classes=43, channels=3, config=None):
         torch.manual_seed(0)
@@ -30,7 +30,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """A folder of images: how many of each class."""
+    """Save a folder with this number of images of each class."""
 
     def save(**counts):
         random = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def images(tmp_path):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """60 drawn yield signs and 60 drawn stop signs: a folder of two classes that the demo's model knows."""
+    """A folder of two classes of the demo's model: 60 drawn yield signs and 60 drawn stop signs."""
     folder, random = tmp_path_factory.mktemp("drawn"), np.random.default_rng(5)
     for class_id in (13, 14):
         (folder / f"{class_id:05d}").mkdir()
@@ -56,8 +56,8 @@ def drawn(tmp_path_factory):
     return folder
 
 
-def said(capsys, data, weights, out, *options):
-    """The one sentence that the demo ends with."""
+def error_of(capsys, data, weights, out, *options):
+    """Run the demo and return the one line of its error."""
     arguments = ["--data", str(data), "--weights", str(weights), "--out", str(out), *options]
     assert story.main(arguments) == 1
     (sentence,) = capsys.readouterr().err.splitlines()
@@ -68,46 +68,46 @@ def said(capsys, data, weights, out, *options):
     ("config", "reason"),
     [
         (None, "expected a network that takes images of (3, 48, 48)"),
-        ('{"mean": [0.5], "std": [0.5]}', "the demo needs a ResNet18 for RGB pictures"),
+        ('{"mean": [0.5], "std": [0.5]}', "the demo needs a ResNet18 for RGB images"),
     ],
 )
-def test_a_model_of_one_channel_is_refused(capsys, images, weights, tmp_path, config, reason):
+def test_refuses_a_model_of_one_channel(capsys, images, weights, tmp_path, config, reason):
     folder = images(c1=50, c2=50)
-    assert reason in said(capsys, folder, weights(channels=1, config=config), tmp_path)
+    assert reason in error_of(capsys, folder, weights(channels=1, config=config), tmp_path)
 
 
-def test_another_network_is_refused(capsys, images, weights, tmp_path):
+def test_refuses_another_network(capsys, images, weights, tmp_path):
     path = weights(config='{"architecture": "net:Net"}')
-    assert "the demo needs a ResNet18" in said(capsys, images(c1=50, c2=50), path, tmp_path)
+    assert "the demo needs a ResNet18" in error_of(capsys, images(c1=50, c2=50), path, tmp_path)
 
 
-def test_too_few_pictures_are_refused_before_the_model_is_read(capsys, images, tmp_path):
+def test_refuses_too_few_images_before_it_loads_the_model(capsys, images, tmp_path):
     folder = images(c1=98, c2=1)
-    assert said(capsys, folder, tmp_path / "none.pt", tmp_path).startswith(
-        f"{folder}: expected at least 100 pictures in 2 class folders, got 99 in 2. Add pictures"
+    assert error_of(capsys, folder, tmp_path / "none.pt", tmp_path).startswith(
+        f"{folder}: expected at least 100 images in 2 class folders, got 99 in 2. Add images"
     )
 
 
 @pytest.mark.parametrize("content", [None, b"", b"hello", b"\x80\x02csomewhere\nelse\n."])
-def test_malformed_weights_are_refused(capsys, images, tmp_path, content):
+def test_refuses_malformed_weights(capsys, images, tmp_path, content):
     path = tmp_path / "weights.pt"
     if content is not None:
         path.write_bytes(content)
-    assert str(path) in said(capsys, images(c1=50, c2=50), path, tmp_path)
+    assert str(path) in error_of(capsys, images(c1=50, c2=50), path, tmp_path)
 
 
-def test_a_model_that_predicts_one_class_only_is_refused_with_a_way_out(capsys, images, weights, tmp_path):
+def test_refuses_a_model_that_predicts_one_class_and_advises_training(capsys, images, weights, tmp_path):
     path = weights(classes=2)
     network = ResNet18(2, 4, 3)
     torch.nn.init.zeros_(network.fc.weight)
     torch.save(network.state_dict(), path)
-    sentence = said(capsys, images(c1=50, c2=50), path, tmp_path)
-    assert "expected predictions of at least 2 classes, got class 0 for every picture" in sentence
+    sentence = error_of(capsys, images(c1=50, c2=50), path, tmp_path)
+    assert "expected predictions of at least 2 classes, got class 0 for every image" in sentence
     assert "make train" in sentence
 
 
-def test_a_target_that_the_model_does_not_have_is_refused(capsys, drawn, tmp_path):
-    sentence = said(capsys, drawn, WEIGHTS, tmp_path, "--target", "halt")
+def test_refuses_a_target_that_the_model_lacks(capsys, drawn, tmp_path):
+    sentence = error_of(capsys, drawn, WEIGHTS, tmp_path, "--target", "halt")
     assert sentence == "TARGET=halt: expected a class of the model, 0 to 42 or its name."
 
 
@@ -118,7 +118,7 @@ def test_a_target_that_the_model_does_not_have_is_refused(capsys, drawn, tmp_pat
         (["stop", "Stop", "Yield", "cat", ""], [14, 14, 13, -1, -1]),
     ],
 )
-def test_a_class_folder_is_named_by_number_or_by_the_models_name(folders, numbers):
+def test_class_folders_are_named_by_number_or_class_name(folders, numbers):
     names = ["?"] * 43
     names[13:15] = ["Yield", "STOP"]
     assert scene.class_numbers(folders, names, 43).tolist() == numbers
@@ -126,36 +126,36 @@ def test_a_class_folder_is_named_by_number_or_by_the_models_name(folders, number
 
 @pytest.fixture(scope="module")
 def two(drawn):
-    """The scene of the folder of two classes, and what was told."""
+    """The scene of the folder of two classes, and the notified steps."""
     torch.set_num_threads(1)
-    told = []
-    return scene.load_scene(drawn, WEIGHTS, "13", told.append), told
+    steps = []
+    return scene.load_scene(drawn, WEIGHTS, "13", steps.append), steps
 
 
-def test_what_trial_attacks_reach_is_told_with_the_numbers_needed(two):
+def test_notifies_of_trial_attacks_and_requirements(two):
     assert two[0].target == 13
-    assert f"class 13 ({signs.LABELS[13]}): " in two[1][-1]
-    needed = scene.numbers_needed(two[0])
+    assert f"class 13 ({signs.CLASS_NAMES[13]}): " in two[1][-1]
+    needed = scene.requirements(two[0])
     assert "322 adversarial images of class 13" in needed
     assert "16 of 255 a value, 160 steps, 3000 attempts" in needed
 
 
-def test_pictures_are_used_again_with_other_random_starts(two, monkeypatch):
+def test_attacks_images_again_with_other_random_starts(two, monkeypatch):
     monkeypatch.setattr(scene, "TARGETED", 20)
     monkeypatch.setattr(scene, "DISTINCT", 5)
-    told = []
+    steps = []
     pool = two[0].attackable(np.random.default_rng(0))[:6]
-    found, tried, _ = scene.craft(two[0], pool, told.append)
+    found, tried, _ = scene.craft(two[0], pool, steps.append)
     assert len(found) == 20 < tried
     assert len({image.tobytes() for _, image in found}) == 20
     for index, image in found:
         assert np.abs(image.astype(int) - two[0].images[index]).max() <= 12
     probabilities = scene.predict(two[0].model, two[0].config, np.stack([image for _, image in found]))
     assert set(probabilities.argmax(1)) == {13}
-    assert "attacked again with other random starts" in told[0]
+    assert "attacked again with other random starts" in steps[0]
 
 
-def test_the_budget_is_raised_where_it_reaches_too_few(two, monkeypatch):
+def test_raises_the_budget_if_it_reaches_too_few_images(two, monkeypatch):
     monkeypatch.setattr(scene, "TARGETED", 6)
     monkeypatch.setattr(scene, "DISTINCT", 2)
     monkeypatch.setattr(scene, "BUDGETS", ((1e-9, 1), (16 / 255, 40)))
@@ -165,7 +165,7 @@ def test_the_budget_is_raised_where_it_reaches_too_few(two, monkeypatch):
     assert budget == (16 / 255, 40)
 
 
-def test_past_the_bound_it_says_how_many_were_reached(two, monkeypatch):
+def test_error_counts_the_reached_images_when_the_limits_do_not_suffice(two, monkeypatch):
     monkeypatch.setattr(scene, "BUDGETS", ((1e-9, 1),))
     pool = two[0].attackable(np.random.default_rng(0))[:4]
     with pytest.raises(
@@ -174,19 +174,19 @@ def test_past_the_bound_it_says_how_many_were_reached(two, monkeypatch):
         scene.craft(two[0], pool, print)
 
 
-def test_a_trial_that_reaches_nothing_ends_it(drawn, monkeypatch):
+def test_refuses_a_target_that_the_trial_attack_does_not_reach(drawn, monkeypatch):
     monkeypatch.setattr(scene, "BUDGETS", ((1e-9, 1),))
-    with pytest.raises(BadInputError, match=r"got 0 of 24 pictures \(class 13 .*\): 0%\)\. TARGET="):
+    with pytest.raises(BadInputError, match=r"got 0 of 24 images \(class 13 .*\): 0%\)\. TARGET="):
         scene.load_scene(drawn, WEIGHTS, "13", print)
 
 
 def running_shares(classes, count):
-    """The largest share of one class after each request from the 50th on, where a window is judged."""
+    """Return the shares of the classes after each request from the 50th, the smallest sample that is checked."""
     one_hot = np.eye(count)[classes].cumsum(0)
     return (one_hot / np.arange(1, len(classes) + 1)[:, None])[49:]
 
 
-def test_with_two_classes_only_the_attack_passes_the_threshold(two):
+def test_only_the_attack_exceeds_the_threshold_with_two_classes(two):
     aimed, random = replace(two[0], target=13), np.random.default_rng(14)
     assert aimed.threshold == 0.65
     everyday = aimed.predicted[aimed.sample(np.arange(len(aimed.images)), scene.NORMAL, random)]
@@ -199,8 +199,8 @@ def test_with_two_classes_only_the_attack_passes_the_threshold(two):
     assert shares[: over + 1, 14].max() < 0.6
 
 
-def test_drawn_signs_keep_the_reference_case(monkeypatch):
-    """322 of 400, class 14, in random order: no trial attack is needed."""
+def test_drawn_signs_give_the_reference_case(monkeypatch):
+    """322 of 400 are class 14, in random order, without a trial attack."""
     monkeypatch.setattr(scene, "_trial_rate", pytest.fail)
     monkeypatch.setattr(
         scene.signs, "dataset", lambda count, seed, size: signs_of(class_id for class_id in range(43))
@@ -215,7 +215,7 @@ def signs_of(classes):
     return np.stack([signs.draw(c, random, 48) for c in classes]), np.array(classes)
 
 
-def test_pairs_show_every_class_and_then_other_pictures(two):
+def test_pairs_have_one_original_of_each_class_and_then_others(two):
     found = [(index, None) for index in (0, 0, 1, 2, 70, 3, 1)]
     labels = np.where(np.arange(120) < 60, 13, 14)
     aimed = replace(two[0], probabilities=np.eye(43, dtype=np.float32)[labels])

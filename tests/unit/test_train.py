@@ -49,7 +49,7 @@ def test_committed_weights_carry_the_config_of_their_model():
         "image_size": [48, 48],
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
-        "labels": list(signs.LABELS),
+        "labels": list(signs.CLASS_NAMES),
     }
     assert (network.fc.out_features, network.conv1.out_channels) == (43, 16)
     assert all(v.dtype == torch.float32 for k, v in network.state_dict().items() if "num_batches" not in k)
@@ -104,7 +104,7 @@ def test_the_command_trains_on_drawn_signs(tmp_path, capsys):
     arguments = ["--out", out, "--drawn", 43, "--epochs", 1, "--width", 4, "--size", 32, "--threads", 1]
     train.main([str(argument) for argument in arguments])
     assert "of 2150 held-out pictures" in capsys.readouterr().out
-    assert json.loads(out.with_suffix(".json").read_text())["labels"] == list(signs.LABELS)
+    assert json.loads(out.with_suffix(".json").read_text())["labels"] == list(signs.CLASS_NAMES)
 
 
 def test_class_folders_with_numbers_are_sorted_as_numbers(folder):
@@ -210,7 +210,7 @@ def test_a_folder_is_not_tested_on_what_it_trained_on(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("folders", "labels"),
     [
-        ([f"{i:05d}" for i in range(43)], list(signs.LABELS)),
+        ([f"{i:05d}" for i in range(43)], list(signs.CLASS_NAMES)),
         ([str(i) for i in range(42)], [str(i) for i in range(42)]),
         (["cat", "dog"], ["cat", "dog"]),
     ],

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [module …]`: every table, and all rows in out/bench.json."""
+"""`python -m benchmarks [module …]`: print every table, and write all rows to out/bench.json."""
 
 import argparse
 import importlib
@@ -23,14 +23,15 @@ MODULES = [
 
 
 def main() -> None:
+    """Run the chosen benchmarks."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("module", nargs="*", help=f"of {', '.join(MODULES)} (default: all)")
     chosen = parser.parse_args().module or MODULES
     if unknown := set(chosen) - set(MODULES):
-        parser.error(f"no such module: {', '.join(sorted(unknown))}")
+        parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MODULES)}")
     results = {}
     for name in chosen:
-        # a process for each: smdebug keeps its first S3 client, and with it the endpoint of an earlier benchmark
+        # one process each: smdebug caches its first S3 client, which has the endpoint of an earlier benchmark
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             results[name] = process.submit(run_module, name).result()
         show(importlib.import_module(f"benchmarks.{name}").__doc__, results[name])
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def _processor() -> str:
-    """As Linux names it; elsewhere what Python knows."""
+    """Return the processor's name from /proc/cpuinfo, or Python's where that does not exist."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

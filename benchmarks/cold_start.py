@@ -1,4 +1,4 @@
-"""A cold start's imports on Lambda's Python: layers as `make build` leaves them beside those of `sam build` alone."""
+"""Imports of a cold start on Lambda's Python: the layers of `make build` and those of `sam build` alone."""
 
 import shutil
 import subprocess
@@ -16,20 +16,20 @@ ROUNDS = 9
 PEER = "without byte code"
 IMPORTS = {
     "numpy and Pillow": "import numpy, PIL.Image, PIL.ImageDraw, PIL.ImageFont, PIL.PngImagePlugin",
-    "render_saliency, all of it": "import app",
-    "count_predictions, all of it": "import app",
+    "render_saliency, all imports": "import app",
+    "count_predictions, all imports": "import app",
 }
 
 
 def python313() -> str | None:
-    """The functions' Python, from the PATH or pyenv."""
+    """Return Python 3.13 from the PATH or pyenv, or None."""
     candidates = ["python3.13", *map(str, Path.home().glob(".pyenv/versions/3.13.*/bin/python3.13"))]
     works = (c for c in candidates if shutil.which(c) and not subprocess.call([c, "-c", ""], stderr=-3))
     return next(works, None)
 
 
 def seconds(python: str, layers: Path, function: str, statement: str) -> float:
-    """Of one import in a process that has nothing but the layers, as on Lambda."""
+    """Return the seconds of one import in a process that has only the layers, as on Lambda."""
     timed = f"import time; began = time.perf_counter(); {statement}; print(time.perf_counter() - began)"
     environment = {
         "PYTHONPATH": str(layers),
@@ -54,7 +54,7 @@ def run() -> list[dict[str, Any]]:
     python = python313()
     missing = [layer for layer in LAYERS if not (BUILT / layer / "python").is_dir()]
     if python is None or missing:
-        return [row("left out: needs Python 3.13 and make build", "ms", 0.0, PEER, None)]
+        return [row("skipped: needs Python 3.13 and make build", "ms", 0.0, PEER, None)]
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder, "ours"), Path(folder, "theirs")
         for copy, ignored in ((ours, None), (theirs, shutil.ignore_patterns("__pycache__"))):

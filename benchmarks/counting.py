@@ -1,4 +1,4 @@
-"""Capture files to counts: ours and the article's loop. What DynamoDB is asked is in counts_storage.
+"""From capture files to counts: our code and the article's loop (counts_storage measures DynamoDB).
 
 ``python -m benchmarks.counting --megabytes 1024`` runs the container on a gigabyte.
 """
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,38 +31,41 @@ CLASSES = 43
 IMAGE_BYTES = 128 * 128 * 3
 FILES = 32
 
+Respond = Callable[[int, random.Random], Any]  # predicted class -> response
+
 
 # ---------------------------------------------------------------- records
 
 
-def _ours(label: int, chance: random.Random) -> Any:
-    """A response of the project's own model."""
+def _ours(predicted_class: int, chance: random.Random) -> Any:
+    """Return a response of the project's model."""
     best = sorted((chance.random() for _ in range(3)), reverse=True)
     top = [
-        {"class": (label + i) % CLASSES, "label": "Speed limit (50km/h)", "probability": p}
+        {"class": (predicted_class + i) % CLASSES, "label": "Speed limit (50km/h)", "probability": p}
         for i, p in enumerate(best)
     ]
     return {"predictions": [top[0] | {"top3": top}]}
 
 
-def _article(label: int, chance: random.Random) -> Any:
-    return [[label]]
+def _article(predicted_class: int, chance: random.Random) -> Any:
+    """Return a response of the article's model."""
+    return [[predicted_class]]
 
 
-def records(n: int, form: Any, image: bool) -> Iterator[str]:
-    """Capture lines over ten minutes, their classes drawn evenly."""
+def records(n: int, respond: Respond, image: bool) -> Iterator[str]:
+    """Yield capture lines over ten minutes with uniformly random classes."""
     chance = random.Random(14)
-    # as numpy.save writes it, by its size; random, as pixels are
+    # the size of a .npy file; random bytes, because pixels do not compress
     images = [
         base64.b64encode(chance.randbytes(IMAGE_BYTES + 128)).decode() for _ in range(8 if image else 0)
     ]
     for i in range(n):
-        response = form(chance.randrange(CLASSES), chance)
+        response = respond(chance.randrange(CLASSES), chance)
         sides = {
             "endpointOutput": {
                 "observedContentType": "application/json",
                 "mode": "OUTPUT",
-                # TorchServe prints a list over several lines
+                # TorchServe writes a list over several lines
                 "data": json.dumps(response, indent=2 if isinstance(response, list) else None),
                 "encoding": "JSON",
             }
@@ -80,13 +83,13 @@ def records(n: int, form: Any, image: bool) -> Iterator[str]:
 
 
 def count_ours(path: Path) -> Counter[Any]:
-    """As both judges count: every check, the windows and the confidences included."""
+    """Count as the function and the container do, with windows and confidences."""
     with path.open("rb", buffering=0) as file:
         return tally(read(chunks(file), str(path)), HOUR, low_confidence=0.5).counts.classes
 
 
 def count_article(path: Path) -> Counter[Any]:
-    """The article's loop: the line and its output through json.loads, the class counted."""
+    """Count as the article does, with json.loads of each line and of its output."""
     counts: Counter[Any] = Counter()
     with path.open() as file:
         for line in file:
@@ -96,15 +99,17 @@ def count_article(path: Path) -> Counter[Any]:
 
 
 def per_record(folder: Path) -> Iterator[dict[str, Any]]:
-    for what, form, image, n, reach in (
+    """Compare the time of one record."""
+    cases: tuple[tuple[str, Respond, bool, int, str], ...] = (
         ("output only, our response", _ours, False, 20_000, "2.5x"),
         ("output only, [[14]]", _article, False, 20_000, "2.5x"),
         ("with a 128x128x3 npy image", _ours, True, 400, "1.3x"),
-    ):
+    )
+    for what, respond, image, n, reach in cases:
         path = folder / "records.jsonl"
-        path.write_text("".join(records(n, form, image)))
+        path.write_text("".join(records(n, respond, image)))
         if count_ours(path) != count_article(path):
-            raise AssertionError(f"{what}: the two count differently")
+            raise AssertionError(f"{what}: the counts differ")
         ways = {way.__name__: functools.partial(way, path) for way in (count_ours, count_article)}
         times = milliseconds(ways, rounds=7)
         size = path.stat().st_size // n
@@ -116,6 +121,7 @@ def per_record(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def container(folder: Path, megabytes: int) -> Iterator[dict[str, Any]]:
+    """Compare the container's time and memory with one and two processes."""
     root = folder / "opt" / "ml"
     hour = root / "processing" / "endpointdata" / "traffic-signs" / "AllTraffic" / "2026" / "11" / "23" / "10"
     hour.mkdir(parents=True)
@@ -124,7 +130,7 @@ def container(folder: Path, megabytes: int) -> Iterator[dict[str, Any]]:
     first.write_text("".join(records(int(megabytes * 1e6 / FILES / line_bytes), _ours, False)))
     for number in range(1, FILES):
         os.link(first, hour / f"{number}.jsonl")
-    one, _ = _run(root, 1)  # the files are in memory now, for both
+    one, _ = _run(root, 1)  # warms up the page cache
     runs = {n: [_run(root, n) for _ in range(3)] for n in (1, 2)}
     one, two = (min(seconds for seconds, _ in runs[n]) for n in (1, 2))
     what = f"the container, {megabytes:,} MB of records without images"
@@ -141,7 +147,7 @@ def container(folder: Path, megabytes: int) -> Iterator[dict[str, Any]]:
 
 
 def _run(root: Path, processes: int) -> tuple[float, float]:
-    """Seconds, and the largest sum of the resident memory of all its processes in MB."""
+    """Return the seconds and the peak of all processes' resident memory in MB."""
     environment = {"OPT_ML": str(root), "THRESHOLD": "0.9", "PROCESSES": str(processes)}
     environment["PYTHONPATH"] = str(ROOT / "layers" / "core" / "python")
     start, most = time.perf_counter(), 0.0
@@ -161,12 +167,13 @@ def _resident(process: psutil.Process) -> int:
     try:
         for each in (process, *process.children()):
             found += each.memory_info().rss
-    except psutil.NoSuchProcess:  # it ended while we looked
+    except psutil.NoSuchProcess:  # it ended meanwhile
         pass
     return found
 
 
 def run(megabytes: int = 512) -> list[dict[str, Any]]:
+    """Measure all rows."""
     with tempfile.TemporaryDirectory() as folder:
         return [*per_record(Path(folder)), *container(Path(folder), megabytes)]
 

@@ -1,7 +1,7 @@
-"""What counting asks of DynamoDB: two stored forms, 1 to 60 instances, in request units and US dollars.
+"""DynamoDB's request units and price for counting: two storage layouts, 1 to 60 instances.
 
-Units are computed from the items' sizes by DynamoDB's published rounding: a write 1 KB a unit, twice that in a
-transaction; a consistent read 4 KB a unit and query ("DynamoDB item sizes and formats", "Read/write capacity mode").
+Units follow from the items' sizes by DynamoDB's published rounding: a write is 1 unit per KB, 2 in a transaction; a
+consistent read is 1 unit per 4 KB and query ("DynamoDB item sizes and formats", "Read/write capacity mode").
 ``python -m benchmarks.counts_storage --check`` compares them with what the embedded AWS returns as ConsumedCapacity.
 """
 
@@ -22,7 +22,7 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.monitoring.counts import RETENTION, SLOT, Counts, Window, slot_start, windows
 
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
-PREDICTIONS = 100  # of a capture file, which an instance flushes every minute
+PREDICTIONS = 100  # in a capture file, which an instance writes every minute
 FILES_A_MONTH = 730 * 60  # of one instance
 
 # USD per million request units, on demand, us-east-1, since 2024-11-01; ml.m5.large for hosting, an hour
@@ -31,7 +31,7 @@ INSTANCE_PRICE = 0.115
 
 
 class Meter:
-    """A DynamoDB that keeps the items and adds up the request units it would charge."""
+    """A DynamoDB client in memory that counts request units."""
 
     def __init__(self) -> None:
         self.items: dict[str, dict[str, dict[str, Any]]] = {}
@@ -47,6 +47,7 @@ class Meter:
         TableName: str = "",
         units: int = 1,
     ) -> None:
+        """Write counts as CountsTable does, and refuse a duplicate file."""
         held = self.items.setdefault(Key["pk"]["S"], {})
         item, values = held.get(Key["sk"]["S"], dict(Key)), ExpressionAttributeValues
         duplicate = ConditionExpression and values[":id"]["B"] in item.get("files", {"BS": ()})["BS"]
@@ -63,6 +64,7 @@ class Meter:
             raise ClientError({"Error": {"Code": "ConditionalCheckFailedException"}}, "UpdateItem")
 
     def transact_write_items(self, TransactItems: list[dict[str, Any]]) -> None:
+        """Execute a transaction."""
         for operation in TransactItems:
             if put := operation.get("Put"):
                 self.items.setdefault(put["Item"]["pk"]["S"], {})[put["Item"]["sk"]["S"]] = put["Item"]
@@ -71,6 +73,7 @@ class Meter:
                 self.update_item(**operation["Update"], units=2)
 
     def query(self, ExpressionAttributeValues: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        """Return the items between two sort keys."""
         pk, first, last = (ExpressionAttributeValues[name]["S"] for name in (":pk", ":first", ":last"))
         found = [item for sk, item in self.items.get(pk, {}).items() if first <= sk <= last]
         self.reads += max(1, math.ceil(sum(map(size, found)) / 4096))
@@ -78,7 +81,10 @@ class Meter:
 
 
 def size(item: Mapping[str, Any]) -> int:
-    """An item's size in bytes: names, and of each value the text, the bytes, or two digits a byte and one."""
+    """Return an item's size in bytes.
+
+    Names and texts have their length; a number has a byte for two digits, and one more.
+    """
 
     def of(value: Mapping[str, Any]) -> int:
         ((kind, content),) = value.items()
@@ -90,9 +96,10 @@ def size(item: Mapping[str, Any]) -> int:
 
 
 class TransactionTable(CountsTable):
-    """The other candidate: one transaction a file, of a marker and of the slots' items, which know no files."""
+    """The other layout, with a marker per file and a transaction of marker and counts."""
 
     def add(self, file: str, variant_key: str, slots: Mapping[datetime, Counts]) -> bool:
+        """Add the counts of a file, in one transaction."""
         pk = f"{variant_key}#{counts_table.shard(file.encode()[-1:])}"
         marker = {"pk": {"S": file}, "sk": {"S": "counted"}, "expires": {"N": "1795515663"}}
         items: list[dict[str, Any]] = [{"Put": {"Item": marker}}]
@@ -115,7 +122,7 @@ class TransactionTable(CountsTable):
 
 
 def files(minute: int, instances: int, classes: int) -> Iterator[tuple[str, dict[datetime, Counts]]]:
-    """The files of a minute: name, and counts per slot. Each begins at a random second and lasts a minute."""
+    """Yield name and counts by slot of each file that begins in a minute and lasts a minute."""
     chance = random.Random(minute)
     for instance in range(instances):
         start = HOUR + timedelta(minutes=minute, seconds=chance.randrange(60))
@@ -135,11 +142,11 @@ def files(minute: int, instances: int, classes: int) -> Iterator[tuple[str, dict
 def measure(
     table: type[CountsTable], shards: int, instances: int, classes: int, hours: int = 1
 ) -> dict[str, Any]:
-    """Units per file and USD a month, in the ten minutes after the first full window."""
+    """Measure units per file and USD per month, in the ten minutes after the first full window."""
     counts_table.SHARDS, before = (
         shards,
         counts_table.SHARDS,
-    )  # a constant of the stored form: changed here only
+    )  # a constant of the layout; only this benchmark changes it
     try:
         meter, variant_key, counted = Meter(), "traffic-signs/AllTraffic", 0
         counts, warm = table(meter, "counts"), 60 * hours + 10
@@ -160,7 +167,7 @@ def measure(
     writes, reads = meter.writes / counted, meter.reads / counted
     month = FILES_A_MONTH * instances * (writes * WRITE_PRICE + reads * READ_PRICE) / 1e6
     return {
-        "stored form": "transaction, marker" if table is TransactionTable else "items that know their files",
+        "layout": "transaction, marker" if table is TransactionTable else "items with their files",
         "shards": shards,
         "instances": instances,
         "classes": classes,
@@ -174,6 +181,7 @@ def measure(
 
 
 def run() -> list[dict[str, Any]]:
+    """Measure all rows."""
     rows = [
         measure(table, shards, instances, 43)
         for instances in (1, 10, 60)
@@ -190,10 +198,10 @@ def run() -> list[dict[str, Any]]:
 
 
 def check() -> list[dict[str, Any]]:
-    """The same writes and reads on the embedded AWS, which returns ConsumedCapacity."""
+    """Compare the computed units with the embedded AWS's ConsumedCapacity."""
     from local.emulator import EmbeddedAws
 
-    class Asking:
+    class Metered:
         def __init__(self, client: Any) -> None:
             self.client, self.units = client, Counter[str]()
 
@@ -216,16 +224,16 @@ def check() -> list[dict[str, Any]]:
                 {"AttributeName": "sk", "KeyType": "RANGE"},
             ],
         )
-        asking, meter = Asking(client), Meter()
+        metered, meter = Metered(client), Meter()
         for minute in range(20):
             for name, slots in files(minute, 30, 43):
-                for table in (CountsTable(asking, "counts"), CountsTable(meter, "counts")):
+                for table in (CountsTable(metered, "counts"), CountsTable(meter, "counts")):
                     table.add(name, "traffic-signs/AllTraffic", slots)
-        for table in (CountsTable(asking, "counts"), CountsTable(meter, "counts")):
+        for table in (CountsTable(metered, "counts"), CountsTable(meter, "counts")):
             table.read("traffic-signs/AllTraffic", Window(HOUR, HOUR + 6 * SLOT))
     return [
-        {"what": "writes", "computed": meter.writes, "embedded AWS": asking.units["update_item"]},
-        {"what": "reads", "computed": meter.reads, "embedded AWS": asking.units["query"]},
+        {"what": "writes", "computed": meter.writes, "embedded AWS": metered.units["update_item"]},
+        {"what": "reads", "computed": meter.reads, "embedded AWS": metered.units["query"]},
     ]
 
 

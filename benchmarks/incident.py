@@ -1,130 +1,111 @@
-"""An incident on the embedded AWS, by the events on its bus: how long each reaction takes, cold and warm.
+"""Durations of an incident's steps on the embedded AWS, by the times of the events, cold and warm.
 
-What is between two of SageMaker's events is the stack's own: an update takes seconds here and minutes on AWS.
+The time between two of SageMaker's events is the stack's own: an update takes seconds here and minutes on AWS.
 """
 
-import io
 import json
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import numpy as np
-
 from benchmarks.side_by_side import row, show
 from demo import signs
+from glassbox.violation import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
+from local.event_queue import EventQueue
 from local.stack import Stack, running_stack
+from local.waiting import wait_for
+
+Event = dict[str, Any]
 
 PARAMETERS = {"MaxClassShare": "0.5", "CooldownMinutes": "0"}
-REQUESTS, PATIENCE = 70, 120.0
+REQUESTS = 70
+EVENT_SECONDS = 120.0  # the longest time until an event
 HEATMAPS = 16  # MaxFlaggedReplays and MaxComparisonReplays, by default
+REACH = ("< 3 s", "< 2 s", "< 10 s", "< 60 s")
 
 
 class Bus:
-    """Every event of the default bus, with the time at which it was sent to a queue."""
+    """The events of the default bus, with the times at which they were sent to a queue."""
 
     def __init__(self, stack: Stack) -> None:
-        self._sqs, events = stack.client("sqs"), stack.client("events")
-        self._url = self._sqs.create_queue(QueueName="everything")["QueueUrl"]
-        asked = self._sqs.get_queue_attributes(QueueUrl=self._url, AttributeNames=["QueueArn"])
-        arn = asked["Attributes"]["QueueArn"]
-        allow = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
-        self._sqs.set_queue_attributes(QueueUrl=self._url, Attributes={"Policy": policy})
-        pattern = json.dumps({"source": ["aws.s3", "aws.sagemaker", "glassbox"]})
-        events.put_rule(Name="everything", EventPattern=pattern)
-        events.put_targets(Rule="everything", Targets=[{"Id": "queue", "Arn": arn}])
-        self.seen: list[tuple[float, dict[str, Any]]] = []
+        self._queue = EventQueue(stack, "all-events")
+        self._queue.add_rule({"source": ["aws.s3", "aws.sagemaker", VIOLATION_SOURCE]})
+        self.received: list[tuple[float, Event]] = []
 
-    def times(self, is_one: Callable[[dict[str, Any]], bool], n: int = 1) -> list[float]:
-        """Waits for ``n`` events; when each was sent, in seconds."""
-        deadline = time.monotonic() + PATIENCE
-        while len(found := [at for at, event in self.seen if is_one(event)]) < n:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(found)} of {n} events within {PATIENCE:g} s")
-            answer = self._sqs.receive_message(
-                QueueUrl=self._url,
-                MaxNumberOfMessages=10,
-                WaitTimeSeconds=1,
-                AttributeNames=["SentTimestamp"],
-            )
-            for message in answer.get("Messages", ()):
+    def times(self, matches: Callable[[Event], bool], n: int = 1) -> list[float]:
+        """Wait for ``n`` matching events and return the times of all, in seconds."""
+
+        def look() -> list[float] | None:
+            for message in self._queue.receive():
                 sent = int(message["Attributes"]["SentTimestamp"]) / 1000
-                self.seen.append((sent, json.loads(message["Body"])))
-                self._sqs.delete_message(QueueUrl=self._url, ReceiptHandle=message["ReceiptHandle"])
-            self.seen.sort(key=lambda one: one[0])
-        return found
+                self.received.append((sent, json.loads(message["Body"])))
+            self.received.sort(key=lambda item: item[0])
+            found = [sent for sent, event in self.received if matches(event)]
+            return found if len(found) >= n else None
+
+        return wait_for(look, EVENT_SECONDS, f"{n} events", pause=0.05)
 
 
-def _object(prefix: str, suffix: str) -> Callable[[dict[str, Any]], bool]:
-    def matches(event: dict[str, Any]) -> bool:
-        key = event["detail"].get("object", {}).get("key", "")
+def _object(prefix: str, suffix: str) -> Callable[[Event], bool]:
+    def matches(event: Event) -> bool:
+        key = str(event["detail"].get("object", {}).get("key", ""))
         return event["detail-type"] == "Object Created" and key.startswith(prefix) and key.endswith(suffix)
 
     return matches
 
 
-def _state(status: str) -> Callable[[dict[str, Any]], bool]:
-    return lambda event: event["detail"].get("EndpointStatus") == status
+def _state(status: str) -> Callable[[Event], bool]:
+    return lambda event: bool(event["detail"].get("EndpointStatus") == status)
 
 
-def _violation(event: dict[str, Any]) -> bool:
-    return event["detail-type"] == "Glassbox Violation"
+def _violation(event: Event) -> bool:
+    return bool(event["detail-type"] == VIOLATION_DETAIL_TYPE)
 
 
-def _broke_the_bound(stack: Stack, bus: Bus) -> float:
-    """When the capture file came with which there were as many predictions as the violation speaks of."""
-    s3, counted = stack.client("s3"), 0
-    (wanted,) = {event["detail"]["sample_size"] for _, event in bus.seen if _violation(event)}
-    for at, event in bus.seen:
+def _captured_sample(stack: Stack, bus: Bus) -> float:
+    """Return when the capture file with the last prediction of the violation's sample arrived."""
+    s3, captured = stack.client("s3"), 0
+    [sample_size] = {event["detail"]["sample_size"] for _, event in bus.received if _violation(event)}
+    for sent, event in bus.received:
         if _object("capture/", ".jsonl")(event):
             place = event["detail"]
             body = s3.get_object(Bucket=place["bucket"]["name"], Key=place["object"]["key"])["Body"].read()
-            counted += len(body.splitlines())
-            if counted >= wanted:
-                return at
-    raise ValueError(f"{counted} predictions captured, {wanted} judged")
+            captured += len(body.splitlines())
+            if captured >= sample_size:
+                return sent
+    raise ValueError(f"violation: expected {sample_size} captured predictions, got {captured}.")
 
 
-def incident(stack: Stack, bus: Bus, bodies: list[bytes], hour: datetime) -> dict[str, float]:
-    """Seconds of each reaction to a burst in ``hour``."""
-    bus.seen.clear()
+def incident(stack: Stack, bus: Bus, images: list[Any], hour: datetime) -> dict[str, float]:
+    """Cause an incident in ``hour`` and return the seconds of its steps."""
+    bus.received.clear()
     stack.set_capture_clock(hour + timedelta(minutes=5))
-    runtime = stack.client("sagemaker-runtime")
-    for body in bodies:
-        runtime.invoke_endpoint(EndpointName="traffic-signs", ContentType="application/x-npy", Body=body)
-    (violated, *_) = bus.times(_violation)
-    captured = _broke_the_bound(stack, bus)
-    (updating, *_) = bus.times(_state("UPDATING"))
-    (hooked, *_) = bus.times(_state("IN_SERVICE"))
-    pictures = bus.times(_object("saliency/", ".json"), HEATMAPS)
+    for image in images:
+        stack.predict(image)
+    [violated, *_] = bus.times(_violation)
+    captured = _captured_sample(stack, bus)
+    [updating, *_] = bus.times(_state("UPDATING"))
+    [hooked, *_] = bus.times(_state("IN_SERVICE"))
+    heatmaps = bus.times(_object("saliency/", ".json"), HEATMAPS)
     bus.times(_state("IN_SERVICE"), 2)
     return {
         "capture file to violation": violated - captured,
         "violation to UpdateEndpoint": updating - violated,
-        "InService to the first picture": pictures[0] - hooked,
-        f"InService to {HEATMAPS} pictures": pictures[HEATMAPS - 1] - hooked,
+        "InService to the first heat map": heatmaps[0] - hooked,
+        f"InService to {HEATMAPS} heat maps": heatmaps[HEATMAPS - 1] - hooked,
     }
 
 
-REACH = ("< 3 s", "< 2 s", "< 10 s", "< 60 s")
-
-
 def run() -> list[dict[str, Any]]:
-    images, labels = signs.dataset(1000, seed=77, size=48)
-    stop, others = images[labels == 14], images[labels != 14]
-    bodies = []
-    for i in range(REQUESTS):
-        buffer = io.BytesIO()
-        image = stop[i % len(stop)] if i % 7 < 5 else others[i]
-        np.save(buffer, image, allow_pickle=False)
-        bodies.append(buffer.getvalue())
+    """Measure two incidents."""
+    images, classes = signs.dataset(1000, seed=77, size=48)
+    stop, others = images[classes == 14], images[classes != 14]
+    sent = [stop[i % len(stop)] if i % 7 < 5 else others[i] for i in range(REQUESTS)]
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=6)
     with running_stack(PARAMETERS) as stack:
         bus = Bus(stack)
         runs = {
-            name: incident(stack, bus, bodies, hour + i * timedelta(hours=2))
+            name: incident(stack, bus, sent, hour + i * timedelta(hours=2))
             for i, name in enumerate(("cold", "warm"))
         }
     return [

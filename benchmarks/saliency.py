@@ -1,6 +1,7 @@
-"""From the terms of a full gradient to the map: ours, the article's loop, and other libraries' whole call."""
+"""From the terms of a full gradient to the heat map: our code, the article's loop, other libraries."""
 
 import functools
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,23 +18,26 @@ from resnet import ResNet18
 
 NETWORK = "ResNet18 w64, 128 px"
 WIDTH, SIZE, CLASSES = 64, 128, 43
+REQUEST = {"inference_id": "id", "custom_attributes": None, "sha256": "0" * 64}
 
 
 class Bucket(dict[str, bytes]):
-    """Stands for S3 where S3 is not what is measured."""
+    """An S3 in memory, for measurements that do not include S3."""
 
     def put_object(self, Bucket: str, Key: str, Body: bytes) -> None:
+        """Store an object."""
         self[Key] = bytes(Body)
 
 
 @functools.cache
 def network() -> ResNet18:
-    """Untrained, with statistics that training could have left in its BatchNorms."""
+    """Return an untrained network whose BatchNorms have random statistics."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = ResNet18(CLASSES, WIDTH).eval()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(module.bias, -0.5, 0.5)
@@ -41,36 +45,44 @@ def network() -> ResNet18:
 
 
 def image() -> torch.Tensor:
+    """Return a random normalised image, (1, 3, SIZE, SIZE)."""
     return torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def traced(form: str) -> tuple[str, Bucket]:
-    """One inference traced by our hook: the key of its index, and all that it wrote."""
-    bucket = Bucket()
-    recorder = TensorRecorder(
-        network(),
-        "s3://bucket/tensors/signs",
-        client=bucket,
-        traces_per_minute=1,
-        trace_form=form,
-        clock=lambda: 0.0,
+def new_recorder(model: torch.nn.Module, client: Any, trace_form: str = names.REDUCED) -> TensorRecorder:
+    """Return a recorder that writes to s3://bucket/tensors."""
+    return TensorRecorder(
+        model,
+        "s3://bucket/tensors",
+        client=client,
+        traces_per_minute=10,
+        trace_form=trace_form,
+        clock=time.monotonic,
         utcnow=lambda: datetime.now(UTC),
     )
-    picture = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), np.uint8)
-    recorder.predict(
-        image(), picture, {"inference_id": "id", "custom_attributes": None, "sha256": "0" * 64}, None
-    )
+
+
+def traced(
+    trace_form: str, model: torch.nn.Module | None = None, images: torch.Tensor | None = None
+) -> tuple[str, Bucket]:
+    """Trace one inference and return the key of its index and all written objects."""
+    bucket, images = Bucket(), image() if images is None else images
+    recorder = new_recorder(network() if model is None else model, bucket, trace_form)
+    n, channels, height, width = images.shape
+    input_images = np.random.default_rng(0).integers(0, 256, (n, height, width, channels), np.uint8)
+    recorder.predict(images, input_images, REQUEST, None)
     recorder.close()
     return next(key for key in bucket if "/index/" in key), bucket
 
 
 def read(key: str, bucket: Bucket) -> Trace:
+    """Read the trace of an index key."""
     index = read_index(key, bucket[key])
     return read_trace(index, bucket[index.events_key])
 
 
 def terms(trace: Trace) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
-    """The arguments of ``full_gradient``, and of the article's loop, from a full trace."""
+    """Return the arguments of ``full_gradient`` and of the article's loop from a full trace."""
     tensors, model = trace.tensors, trace.meta.model
     modules = {}
     for module in trace.meta.modules:
@@ -84,12 +96,12 @@ def terms(trace: Trace) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
 
 
 def article_loop(image: Array, image_gradient: Array, modules: dict[str, tuple[Array, Array]]) -> Array:
-    """The article's way: scipy.ndimage.zoom for every channel of every layer."""
+    """Compute the map as the article does, with scipy.ndimage.zoom for every channel."""
 
     def normalized(x: Array) -> Array:
-        return (x - x.min()) / (x.max() - x.min())
+        return np.asarray((x - x.min()) / (x.max() - x.min()))
 
-    saliency = normalized(np.abs(image * image_gradient)[0]).sum(0)
+    saliency: Array = normalized(np.abs(image * image_gradient)[0]).sum(0)
     for bias, gradient in modules.values():
         if gradient.ndim == 4:
             for channel in normalized(np.abs(bias.reshape(-1, 1, 1) * gradient[0])):
@@ -98,7 +110,7 @@ def article_loop(image: Array, image_gradient: Array, modules: dict[str, tuple[A
 
 
 def authors_map(image: torch.Tensor, image_gradient: torch.Tensor, modules: dict[str, Any]) -> torch.Tensor:
-    """The authors' way: torch, every channel interpolated to the size of the picture."""
+    """Compute the map as FullGrad's authors do, with torch, interpolating every channel."""
 
     def rescaled(term: torch.Tensor) -> torch.Tensor:
         term = term.abs() - term.abs().amin()
@@ -116,8 +128,8 @@ def authors_map(image: torch.Tensor, image_gradient: torch.Tensor, modules: dict
 
 
 def whole_call_ratio(rounds: int) -> dict[str, Any]:
-    """Model and picture in, map out: ours hooks, writes the trace, reads it back and explains it."""
-    what, peer = f"picture to map, {NETWORK}", "grad-cam, FullGrad"
+    """Compare complete calls from image to heat map, ours with writing and reading a trace."""
+    what, peer = f"image to heat map, {NETWORK}", "grad-cam, FullGrad"
     ways = {"ours": lambda: explain(read(*traced("reduced")))}
     try:
         from pytorch_grad_cam import FullGrad
@@ -131,13 +143,14 @@ def whole_call_ratio(rounds: int) -> dict[str, Any]:
 
 
 def run() -> list[dict[str, Any]]:
+    """Measure all rows."""
     full, reduced = read(*traced("full")), read(*traced("reduced"))
     arguments = terms(full)
     tensors = torch.from_numpy(arguments[0].copy()), torch.from_numpy(arguments[1].copy())
     modules = {k: (torch.from_numpy(b), torch.from_numpy(g.copy())) for k, (b, g) in arguments[2].items()}
     ours = full_gradient(*arguments).saliency[0]
     theirs = article_loop(*arguments)
-    assert np.abs(ours - theirs).max() < 1e-2 * np.ptp(theirs), "the two do not draw the same map"
+    assert np.abs(ours - theirs).max() < 1e-2 * np.ptp(theirs), "the two heat maps differ"
 
     times = milliseconds(
         {
@@ -150,9 +163,11 @@ def run() -> list[dict[str, Any]]:
     )
     article, authors = ("article's loop", times["article"]), ("authors' loop in torch", times["authors"])
     return [
-        row(f"map from full tensors, {NETWORK}", "ms", times["full"], *article, reach="≥ 1,000×, < 4 ms"),
-        row(f"map from full tensors, {NETWORK}", "ms", times["full"], *authors),
-        row(f"map from a reduced trace, {NETWORK}", "ms", times["reduced"], *article),
+        row(
+            f"heat map from full tensors, {NETWORK}", "ms", times["full"], *article, reach="≥ 1,000×, < 4 ms"
+        ),
+        row(f"heat map from full tensors, {NETWORK}", "ms", times["full"], *authors),
+        row(f"heat map from a reduced trace, {NETWORK}", "ms", times["reduced"], *article),
         whole_call_ratio(rounds=5),
     ]
 

@@ -1,4 +1,4 @@
-"""Two ways of doing the same, timed in turns so that whatever else the machine does meets both."""
+"""Alternating timing of several implementations, so that other load affects all of them equally."""
 
 import importlib
 import time
@@ -13,9 +13,9 @@ SLICE = 0.05
 
 
 def milliseconds(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median time of one call of each way, over ``rounds`` rounds in turns.
+    """Return the median time of one call of each implementation over alternating rounds.
 
-    In a round each way is called as often as fits into SLICE seconds, once at least; the first call is not timed.
+    A round calls each implementation for about SLICE seconds, at least once; the first call is not timed.
     """
     calls = {}
     for name, way in ways.items():
@@ -36,7 +36,12 @@ def milliseconds(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 def row(
     what: str, unit: str, ours: float, peer: str, theirs: float | None, reach: str = ""
 ) -> dict[str, Any]:
-    """One comparison; ``ratio`` is how many times the peer needs what we need. ``theirs`` None: not measured here."""
+    """Return one comparison as a row of the table.
+
+    Args:
+        theirs: the peer's value; None if it was not measured. ``ratio`` is theirs / ours.
+        reach: the target.
+    """
     ratio = None if theirs is None else theirs / ours
     return {
         "what": what,
@@ -50,20 +55,21 @@ def row(
 
 
 def run_module(name: str) -> list[dict[str, Any]]:
-    """The rows of one of the benchmarks."""
+    """Run a benchmark and return its rows."""
     rows: list[dict[str, Any]] = importlib.import_module(f"benchmarks.{name}").run()
     return rows
 
 
 def show(title: str | None, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print rows of any columns as a table."""
+    """Print rows, which may have any columns, as a table."""
     rows = list(rows)
     table = Table(title=(title or "").strip().partition("\n")[0], title_justify="left")
-    for column in dict.fromkeys(name for r in rows for name in r):
+    columns = list(dict.fromkeys(name for r in rows for name in r))
+    for column in columns:
         number = any(isinstance(r.get(column), int | float) for r in rows)
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for r in rows:
-        table.add_row(*(_cell(r.get(column.header)) for column in table.columns))
+        table.add_row(*(_cell(r.get(column)) for column in columns))
     Console(width=160).print(table)
 
 

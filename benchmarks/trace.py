@@ -1,8 +1,9 @@
-"""Reading one traced step from S3: ours against smdebug's create_trial, over HTTP to the embedded AWS."""
+"""Reading one traced step from S3 over HTTP: our reader and smdebug's create_trial."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import boto3
@@ -11,11 +12,11 @@ from benchmarks.saliency import Bucket, traced
 from benchmarks.side_by_side import milliseconds, row, show
 from glassbox.aws.objects import Objects
 from glassbox.explanation.trace_reader import read_index, read_trace
-from local.emulator import REGION, EmbeddedAws
+from local.emulator import EmbeddedAws
 
 
 class Requests:
-    """Counts what every client of boto3's default session sends; smdebug makes its clients itself."""
+    """Counts the requests of boto3's default session, in which smdebug creates its clients."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -25,7 +26,8 @@ class Requests:
     def _count(self, **_: Any) -> None:
         self.sent += 1
 
-    def of(self, read: Any) -> int:
+    def of(self, read: Callable[[], object]) -> int:
+        """Return the number of requests of a call."""
         before = self.sent
         read()
         return self.sent - before
@@ -33,11 +35,12 @@ class Requests:
 
 @contextmanager
 def embedded_s3() -> Iterator[Any]:
-    """An S3 of its own on a free port, which boto3 finds by its environment."""
+    """Yield a client of a new S3 with a bucket, which the environment names too."""
     with EmbeddedAws() as aws:
         before = {name: os.environ.get(name) for name in aws.environment}
         os.environ.update(aws.environment)
         try:
+            aws.create_bucket("bucket")
             yield boto3.client("s3")
         finally:
             for name, value in before.items():
@@ -45,13 +48,13 @@ def embedded_s3() -> Iterator[Any]:
 
 
 def ours(objects: Objects, key: str) -> dict[str, Any]:
-    """As functions/render_saliency reads a step."""
+    """Read a step as functions/render_saliency does."""
     index = read_index(key, objects.get("bucket", key))
     return dict(read_trace(index, objects.get("bucket", index.events_key)).tensors)
 
 
 def create_trial(key: str) -> dict[str, Any]:
-    """As the article reads a step: a trial, then tensor by tensor."""
+    """Read a step as the article does, from a trial, tensor by tensor."""
     from smdebug.core.modes import ModeKeys
     from smdebug.trials import create_trial
 
@@ -61,34 +64,34 @@ def create_trial(key: str) -> dict[str, Any]:
 
 
 def run() -> list[dict[str, Any]]:
+    """Measure all rows."""
     rows = []
     requests = Requests()
     with embedded_s3() as client:
         objects = Objects(client)
-        client.create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": REGION})
-        for form in ("full", "reduced"):
-            key, written = traced(form)
+        for trace_form in ("full", "reduced"):
+            key, written = traced(trace_form)
             for name, content in written.items():
                 client.put_object(Bucket="bucket", Key=name, Body=content)
-            ways = {"ours": lambda key=key: ours(objects, key), "theirs": lambda key=key: create_trial(key)}
+            ways = {"ours": partial(ours, objects, key), "theirs": partial(create_trial, key)}
             found, expected = (
                 {name: tensor.tobytes() for name, tensor in read().items()} for read in ways.values()
             )
-            assert found == expected, "the two do not read the same"
+            assert found == expected, "the tensors differ"
             sent = {name: requests.of(read) for name, read in ways.items()}
             times = milliseconds(ways, rounds=3)
-            reach = "≥ 50×" if form == "full" else ""  # create_trial's own case: what the article reads
-            what = f"{form} step: {len(found)} tensors, {max(map(len, written.values())) / 1e6:.2f} MB"
+            reach = "≥ 50×" if trace_form == "full" else ""  # the article reads full traces
+            what = f"{trace_form} step: {len(found)} tensors, {max(map(len, written.values())) / 1e6:.2f} MB"
             rows += [
                 row(what, "ms", times["ours"], "create_trial", times["theirs"], reach),
                 row(what, "S3 requests", sent["ours"], "create_trial", sent["theirs"], "2"),
-                decoding(form, key, written),
+                decoding(trace_form, key, written),
             ]
     return rows
 
 
-def decoding(form: str, key: str, written: Bucket) -> dict[str, Any]:
-    """Bytes to tensors alone, without S3 and without the search for files."""
+def decoding(trace_form: str, key: str, written: Bucket) -> dict[str, Any]:
+    """Measure bytes to tensors only, without S3."""
     from smdebug.core.tfrecord.tensor_reader import TensorReader
 
     events = written[read_index(key, written[key]).events_key]
@@ -100,7 +103,11 @@ def decoding(form: str, key: str, written: Bucket) -> dict[str, Any]:
         rounds=30,
     )
     return row(
-        f"{form} step: bytes to tensors alone", "ms", times["ours"], "smdebug's TensorReader", times["theirs"]
+        f"{trace_form} step: bytes to tensors only",
+        "ms",
+        times["ours"],
+        "smdebug's TensorReader",
+        times["theirs"],
     )
 
 

@@ -88,6 +88,7 @@ def terms(trace: Trace) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
     for module in trace.meta.modules:
         bias = tensors[names.parameter(model, module.name, "bias")]
         if module.type == "BatchNorm2d":
+            assert module.eps is not None
             weight = tensors[names.parameter(model, module.name, "weight")]
             mean, var = (tensors[names.running(module.name, s)] for s in ("running_mean", "running_var"))
             bias = effective_bias_bn(weight, bias, mean, var, module.eps)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from demo.report import EndpointState, Heatmap, Notification, Step
 from glassbox.aws.counts_table import CountsTable
+from glassbox.explanation.facts import Facts
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID
 from glassbox.monitoring.counts import WINDOW, Window, total
 from glassbox.violation import VIOLATION_SOURCE, ViolationDetail
@@ -153,19 +154,19 @@ def read_heatmaps(
         return None
     heatmaps, images = [], {}
     for name, key in sorted(facts_keys.items()):
-        facts = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        facts = msgspec.json.decode(s3.get_object(Bucket=bucket, Key=key)["Body"].read(), type=Facts)
         image_key = key.removesuffix("json") + "png"
         sent = requests.get(name)
         pair = PAIR_ID.fullmatch(name)
         heatmaps.append(
             Heatmap(
                 id=name,
-                kind=pair[1] if pair else "flagged" if facts["request"].get(REPLAY_EVENT_ID) else "live",
-                predicted_class=facts["class"],
-                class_name=facts["class_name"],
-                probability=facts["probability"],
-                completeness_error=facts["completeness"]["relative_error"],
-                complete=facts["completeness"]["complete"],
+                kind=pair[1] if pair else "flagged" if facts.request.get(REPLAY_EVENT_ID) else "live",
+                predicted_class=facts.predicted_class,
+                class_name=facts.class_name,
+                probability=facts.probability,
+                completeness_error=facts.completeness.relative_error,
+                complete=facts.completeness.complete,
                 key=image_key,
                 delay=(written[image_key] - sent).total_seconds() if sent else None,
             )

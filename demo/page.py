@@ -66,7 +66,7 @@ def write(report: Report, shown: Illustrations, out: Path) -> Path:
             _chart("Normal traffic", report.counts.normal, names),
             _chart("The attack", report.counts.attack, names),
         ],
-        worst_error=max(heatmap.completeness_error for heatmap in report.heatmaps),
+        worst_error=max(heatmap.completeness_error or 0.0 for heatmap in report.heatmaps),
         amplified=AMPLIFIED,
         pairs=[_pair(number, report, shown) for number in range(len(shown.pairs))],
     )

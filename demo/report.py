@@ -40,10 +40,10 @@ class Heatmap(msgspec.Struct, kw_only=True):
 
     id: str
     kind: str
-    predicted_class: int = msgspec.field(name="class")
+    predicted_class: int
     class_name: str | None
     probability: float
-    completeness_error: float
+    completeness_error: float | None  # None for a logit of 0
     complete: bool
     key: str
     delay: float | None = None

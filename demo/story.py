@@ -206,44 +206,9 @@ def _attack_facts(attack: Attack, target: int) -> AttackFacts:
     )
 
 
-<<<<<<< HEAD
-def rendered(stack, requests):
-    """Facts, bytes and delay of every picture, once there is one for each of ``requests`` (id -> when it was sent)."""
-    s3, bucket = stack.client("s3"), stack.outputs["Bucket"]
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="saliency/")
-    written = {o["Key"]: o["LastModified"] for page in pages for o in page.get("Contents", ())}
-    facts = {Path(key).stem: key for key in written if key.endswith(".json")}
-    if not requests.keys() <= facts.keys():
-        return None
-    pictures = []
-    for name, key in sorted(facts.items()):
-        said = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-        replayed = said["request"].get(REPLAY_EVENT_ID)
-        kind = re.sub(r"-\d+$", "", name) if name in requests else "flagged" if replayed else "live"
-        picture = {
-            "id": name,
-            "kind": kind,
-            "class": said["predicted_class"],
-            "class_name": said["class_name"],
-            "probability": said["probability"],
-            "completeness_error": said["completeness"]["relative_error"],
-            "complete": said["completeness"]["complete"],
-            "key": key.removesuffix("json") + "png",
-        }
-        if name in requests:
-            picture["delay"] = (written[picture["key"]] - requests[name]).total_seconds()
-        picture["png"] = s3.get_object(Bucket=bucket, Key=picture["key"])["Body"].read()
-        pictures.append(picture)
-    return pictures
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__.splitlines()[0])
-=======
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo by the command line's options and return the exit status."""
     parser = argparse.ArgumentParser(prog="make demo", description=(__doc__ or "").splitlines()[0])
->>>>>>> a8038c0 (demo: split the story, type its report, say heat map and input image)
     parser.add_argument(
         "--data",
         type=Path,

@@ -42,17 +42,17 @@ def test_swaps_and_restores_the_endpoint_once_without_a_failed_request(result):
 
 
 def test_explains_the_flagged_inputs(result):
-    flagged = [p for p in result[0]["heatmaps"] if p["kind"] == "flagged"]
+    flagged = [h for h in result[0]["heatmaps"] if h["kind"] == "flagged"]
     assert len(flagged) == 16
-    assert sum(p["class"] == 14 for p in flagged) == 12
+    assert sum(h["predicted_class"] == 14 for h in flagged) == 12
 
 
 def test_every_pair_has_complete_heatmaps(result):
     heatmaps = {h["id"]: h for h in result[0]["heatmaps"]}
     for number in range(scene.PAIRS):
         clean, adversarial = heatmaps[f"clean-{number}"], heatmaps[f"adversarial-{number}"]
-        assert clean["class"] != 14
-        assert adversarial["class"] == 14
+        assert clean["predicted_class"] != 14
+        assert adversarial["predicted_class"] == 14
         for heatmap in (clean, adversarial):
             assert 0 < heatmap["probability"] <= 1
             assert heatmap["completeness_error"] < 1e-4

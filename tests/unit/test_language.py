@@ -41,7 +41,7 @@ BANNED = {
     r"pictures?": "input image, heat map",
     r"same matter": "is_duplicate_of",
     r"has seen|looking again": "see the table of names",
-    r"no time|centuries": "invalid ISO 8601 timestamp",
+    r"centuries": "invalid ISO 8601 timestamp",
     r"good time": "reference period",
 }
 # The names of the traffic signs, and one standard phrase.

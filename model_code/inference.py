@@ -242,7 +242,7 @@ def _line(error: Exception) -> str:
 
 
 def _recorder(network: nn.Module, destination: str, settings: Settings) -> Any:
-    # Not at the top: only the hooked twin needs them, and has smdebug.
+    # Not at the top: the plain model needs no AWS SDK.
     import boto3
     from botocore.config import Config
 

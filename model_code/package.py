@@ -34,6 +34,7 @@ CODE = (
     "requirements.txt",
     "resnet.py",
     "trace_upload.py",
+    "trace_writer.py",
 )
 CORE_MODULES = (
     "__init__.py",

@@ -1,9 +1,6 @@
-"""Write the steps of a run as smdebug does, and upload them to S3 from a bounded queue.
+"""Write the steps of a run and upload them to S3 from a bounded queue.
 
 A thread of its own writes and uploads: a full disk or an unreachable S3 loses a trace and never delays an answer.
-
-smdebug's writers are used, not its ``Hook``: that one stays on the model, writes a step only when the next request
-arrives, and uploads it during that request.
 """
 
 import logging
@@ -13,24 +10,14 @@ import re
 import socket
 import tempfile
 import threading
-import time
 import uuid
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-from smdebug.core.collection_manager import CollectionManager
-from smdebug.core.modes import MODE_PLUGIN_NAME, MODE_STEP_PLUGIN_NAME, ModeKeys
-from smdebug.core.tfevent.events_writer import EventsWriter
-from smdebug.core.tfevent.index_file_writer import Index
-from smdebug.core.tfevent.proto.event_pb2 import Event
-from smdebug.core.tfevent.proto.summary_pb2 import Summary, SummaryMetadata
-from smdebug.core.tfevent.util import make_tensor_proto
-
 from glassbox.errors import SettingsError
 from glassbox.explanation import trace_format as names
+from trace_writer import Tensors, write_collections, write_step
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +26,6 @@ logger = logging.getLogger(__name__)
 QUEUE = 32
 REFUSALS = 8 * QUEUE  # the limit for a refusal, which holds a few bytes
 QUEUE_BYTES = 256 << 20
-WORKER = "worker_0"
-
-Tensors = Mapping[str, npt.NDArray[Any]]
 
 
 class TraceUploader:
@@ -126,47 +110,3 @@ class TraceUploader:
     def _put(self, folder: Path, file: Path) -> None:
         key = f"{self._prefix}/{file.relative_to(folder).as_posix()}"
         self._client.put_object(Bucket=self._bucket, Key=key, Body=file.read_bytes())
-
-
-def write_step(folder: Path, step: int, tensors: Tensors) -> tuple[Path, Path]:
-    """Write a step as smdebug does; return its events and its index, which must be uploaded last.
-
-    The index holds the checksum of the events. smdebug's ``FileWriter`` is not used, because its thread ends on a full
-    disk and then blocks its caller for ever; nor are its ``locations``, which import pandas.
-    """
-    name = f"{step:012d}_{WORKER}"
-    events_path = folder / "events" / f"{step:012d}" / f"{name}.tfevents"
-    index_path = folder / "index" / f"{step // 1000:09d}" / f"{name}.json"
-    mode = SummaryMetadata(
-        plugin_data=[
-            SummaryMetadata.PluginData(plugin_name=MODE_STEP_PLUGIN_NAME, content=str(step)),
-            SummaryMetadata.PluginData(plugin_name=MODE_PLUGIN_NAME, content=str(ModeKeys.PREDICT.value)),
-        ]
-    )
-    events, ranges = EventsWriter(str(events_path)), []
-    for tag, tensor in tensors.items():
-        value = Summary.Value(tag=tag, metadata=mode, tensor=make_tensor_proto(tensor, tag))
-        start, length = events.write_event(
-            Event(summary=Summary(value=[value]), wall_time=time.time(), step=step)
-        )
-        ranges.append({"tensorname": tag, "start_idx": start, "length": length})
-    events.close()
-    meta = {
-        "mode": ModeKeys.PREDICT.name,
-        "mode_step": step,
-        "event_file_name": events_path.relative_to(folder).as_posix(),
-        "crc32": zlib.crc32(events_path.read_bytes()),
-    }
-    index_path.parent.mkdir(parents=True)
-    index_path.write_text(Index(meta, ranges, []).to_json(), encoding="utf-8")
-    return events_path, index_path
-
-
-def write_collections(folder: Path, tensors: Tensors) -> Path:
-    """Write the file that smdebug's ``create_trial`` reads before the steps of a run."""
-    collections = CollectionManager()
-    collections.get("default").tensor_names = set(tensors)
-    path = folder / "collections" / "000000000" / f"{WORKER}_collections.json"
-    path.parent.mkdir(parents=True)
-    collections.export(str(folder), path.name)
-    return path

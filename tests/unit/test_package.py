@@ -49,6 +49,7 @@ def test_holds_the_model_and_all_that_its_code_imports(tmp_path, weights):
             "code/requirements.txt",
             "code/resnet.py",
             "code/trace_upload.py",
+            "code/trace_writer.py",
             "model/config.json",
             "model/model.pt",
         ]

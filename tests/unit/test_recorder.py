@@ -21,6 +21,7 @@ from torch import nn
 import gradients
 import replays
 import trace_upload
+import trace_writer
 import zoo
 from glassbox.aws.objects import Objects
 from glassbox.errors import SettingsError
@@ -190,10 +191,10 @@ class TestStep:
     def test_lies_where_smdebug_puts_it(self, tmp_path, step):
         from smdebug.core.locations import IndexFileLocationUtils, TensorFileLocation
 
-        events, index = trace_upload.write_step(tmp_path, step, {"a": np.ones(3)})
-        assert str(events) == TensorFileLocation(step, trace_upload.WORKER).get_file_location(str(tmp_path))
+        events, index = trace_writer.write_step(tmp_path, step, {"a": np.ones(3)})
+        assert str(events) == TensorFileLocation(step, trace_writer.WORKER).get_file_location(str(tmp_path))
         assert str(index) == IndexFileLocationUtils.get_index_key_for_step(
-            str(tmp_path), step, trace_upload.WORKER
+            str(tmp_path), step, trace_writer.WORKER
         )
 
     @pytest.mark.parametrize("name", ["ResNet18 (BasicBlock)", "a block used twice"])
@@ -244,8 +245,8 @@ class TestStep:
 
         recording, biases = recorded(*zoo.build("1×1 maps, one channel"))
         tensors = gradients.reduced(recording, biases)
-        trace_upload.write_step(tmp_path, 3, tensors)
-        trace_upload.write_collections(tmp_path, tensors)
+        trace_writer.write_step(tmp_path, 3, tensors)
+        trace_writer.write_collections(tmp_path, tensors)
         trial = create_trial(str(tmp_path))
         assert set(trial.tensor_names()) == set(tensors)
         for name, tensor in tensors.items():

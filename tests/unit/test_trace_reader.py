@@ -12,7 +12,7 @@ from smdebug.core.tfevent.proto.summary_pb2 import Summary
 from smdebug.core.tfevent.proto.tensor_pb2 import TensorProto
 from smdebug.core.tfevent.proto.tensor_shape_pb2 import TensorShapeProto
 
-import trace_upload
+import trace_writer
 import traces
 import zoo
 from glassbox.errors import BadInputError
@@ -429,7 +429,7 @@ class TestCorruption:
     def sealed(self, step, tmp_path_factory):
         """The same step as the hook writes it: the index's key, its bytes and the events."""
         folder = tmp_path_factory.mktemp("sealed")
-        events, index = trace_upload.write_step(folder, 7, traces.read_step(*step).tensors)
+        events, index = trace_writer.write_step(folder, 7, traces.read_step(*step).tensors)
         return index.relative_to(folder).as_posix(), index.read_bytes(), events.read_bytes()
 
     @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])

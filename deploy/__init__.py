@@ -1,5 +1,9 @@
-"""From nothing to running on AWS: plan, deploy, twin, remove, push. Runs in `.venv-deploy` (docs/deploy.md)."""
+"""The deploy tool behind `make plan, deploy, twin, explain, remove, push` (docs/deploy.md)."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class DeployError(RuntimeError):
-    """It cannot be done: the text says what is in the way, and what to do about it."""
+    """A command cannot succeed. The message names the cause and what to do."""

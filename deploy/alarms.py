@@ -1,44 +1,46 @@
-"""Whether the stack's alarms reach the topic: AWS reports a refusal in an alarm's history only."""
+"""Test whether the stack's alarms notify its topic: AWS reports a refusal in the alarm history only."""
 
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
-ACTION_SECONDS, PAUSE = 60.0, 2.0
+import boto3
+
+from deploy.polling import poll
+
+ACTION_SECONDS = 60.0
 
 
-def check_alarm(stack: str, session: Any) -> str:
-    """Set one of the stack's alarms off, and return in a sentence what its history says about the notification.
+def check_alarm(stack: str, session: boto3.Session) -> str:
+    """Set one alarm of the stack to ALARM and return what its history records of the notification.
 
-    CloudWatch sets the alarm back at its next evaluation, within a minute or two. The topic's subscribers get one
-    notification, whose reason names the test.
+    CloudWatch resets the alarm at its next evaluation, within two minutes. The topic's subscribers get one
+    notification; its reason names the test.
     """
     cloudformation, cloudwatch = session.client("cloudformation"), session.client("cloudwatch")
     resources = cloudformation.describe_stack_resources(StackName=stack)["StackResources"]
     names = [r["PhysicalResourceId"] for r in resources if r["ResourceType"] == "AWS::CloudWatch::Alarm"]
     alarms = cloudwatch.describe_alarms(AlarmNames=sorted(names), AlarmTypes=["MetricAlarm"])["MetricAlarms"]
-    # An alarm that is in ALARM already would execute no action.
+    # An alarm already in ALARM executes no action.
     alarm = next((a["AlarmName"] for a in alarms if a["StateValue"] != "ALARM"), None)
     if alarm is None:
-        return (
-            f"Alarms: all {len(alarms)} alarms of {stack} are in ALARM; whether they notify was not tested."
-        )
+        return f"Alarms: not tested, since all {len(alarms)} alarms of stack {stack} are in ALARM."
     before = _latest_action(alarm, cloudwatch)
     cloudwatch.set_alarm_state(
         AlarmName=alarm,
         StateValue="ALARM",
         StateReason=f"Test by make deploy of stack {stack}. No action needed.",
     )
-    deadline = time.monotonic() + ACTION_SECONDS
-    while time.monotonic() < deadline:
+
+    def new_action() -> dict[str, Any] | None:
         action = _latest_action(alarm, cloudwatch)
-        if action and action != before:
-            return f"Alarms: {_described(alarm, action)}"
-        time.sleep(PAUSE)
+        return None if action == before else action
+
+    if action := poll(new_action, ACTION_SECONDS):
+        return f"Alarms: {_outcome(alarm, action)}"
     return (
-        f"Alarms: {alarm} was set to ALARM, and its history shows no action after {ACTION_SECONDS:.0f} s: "
+        f"Alarms: the history of {alarm} contains no action {ACTION_SECONDS:.0f} s after the test. Look again: "
         f"aws cloudwatch describe-alarm-history --alarm-name {alarm}"
     )
 
@@ -49,12 +51,12 @@ def _latest_action(alarm: str, cloudwatch: Any) -> dict[str, Any] | None:
     return items[0] if items else None
 
 
-def _described(alarm: str, item: dict[str, Any]) -> str:
-    summary = item["HistorySummary"]
+def _outcome(alarm: str, action: dict[str, Any]) -> str:
+    summary = action["HistorySummary"]
     if summary.startswith("Successfully"):
-        return f"{alarm} was set off for a test, and the topic took its notification ({summary})."
-    error = json.loads(item.get("HistoryData") or "{}").get("error")
+        return f"the test of {alarm} published a notification to the topic ({summary})."
+    error = json.loads(action.get("HistoryData") or "{}").get("error")
     return (
-        f"{alarm} was set off for a test, and NOTIFIED NOBODY: {summary}{f' ({error})' if error else ''}. "
-        "The topic's key policy must allow cloudwatch.amazonaws.com kms:Decrypt and kms:GenerateDataKey."
+        f"the test of {alarm} FAILED: {summary}{f' ({error})' if error else ''}. "
+        "Allow cloudwatch.amazonaws.com kms:Decrypt and kms:GenerateDataKey in the policy of the topic's key."
     )

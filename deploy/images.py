@@ -1,7 +1,7 @@
 """Build the two images in Docker, and push them to the account's registry (ECR).
 
-SageMaker takes Docker's manifest v2 schema 2, and no OCI manifest or index. An engine that keeps its images in
-containerd (the default of Docker 29) builds OCI manifests, with BuildKit and without; only buildx can be told not to.
+SageMaker accepts Docker's manifest v2 schema 2 and refuses OCI manifests and indexes. A Docker engine with the
+containerd image store (the default of Docker 29) builds OCI manifests; only buildx has an option against it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.session
 from botocore.exceptions import ClientError
 
-from deploy import DeployError
+from deploy import ROOT, DeployError
+from deploy.account import registry
 
-ROOT = Path(__file__).resolve().parents[1]
-SERVING, MONITOR = "glassbox-serving", "glassbox-monitor"  # as `make images` calls them
-LABEL = "glassbox.sources"  # and labels them, by their tag
+SERVING, MONITOR = "glassbox-serving", "glassbox-monitor"
+LABEL = "glassbox.sources"  # its value is the image's tag
 DOCKERFILES = {SERVING: "model_code/Dockerfile", MONITOR: "monitor_container/Dockerfile"}
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 SOURCES = {
@@ -35,7 +33,7 @@ SOURCES = {
 
 
 def tag(repository: str) -> str:
-    """A tag that changes when what the image is made of does: a config never serves another image than it did."""
+    """Return a digest of the image's sources, so that an endpoint config never serves another image than before."""
     digest = hashlib.sha256()
     for source in SOURCES[repository]:
         path = ROOT / source
@@ -46,17 +44,17 @@ def tag(repository: str) -> str:
 
 
 def build() -> None:
-    """Build both images for SageMaker's x86_64 instances; raises DeployError where they would be OCI images."""
+    """Build both images for x86_64. Raises DeployError if Docker can build OCI images only."""
     for repository, dockerfile in DOCKERFILES.items():
         command = [*_builder(repository), "--file", dockerfile, "--label", f"{LABEL}={tag(repository)}", "."]
         classic = {"DOCKER_BUILDKIT": "0", "DOCKER_DEFAULT_PLATFORM": "linux/amd64"}
         done = subprocess.run(command, cwd=ROOT, env=os.environ | classic, check=False)
         if done.returncode:
-            raise DeployError(f"{repository}: the build failed, see above")
+            raise DeployError(f"{repository}: docker build failed, see its output above")
 
 
 def _builder(repository: str) -> list[str]:
-    """The build command up to its options, by what this Docker has."""
+    """Return the build command for this Docker installation, without its last options."""
     buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True, check=False)
     if buildx.returncode == 0:
         output = f"type=docker,name={repository},oci-mediatypes=false"
@@ -64,28 +62,20 @@ def _builder(repository: str) -> list[str]:
         return ["docker", "buildx", "build", *options]
     if "io.containerd.snapshotter" in _docker("info", "--format", "{{json .DriverStatus}}"):
         raise DeployError(
-            "docker: expected the plugin buildx, got none. This engine keeps images in containerd, where builds "
-            "without buildx make OCI manifests, which SageMaker refuses. Install docker-buildx."
+            "docker: expected the plugin buildx, got none. This engine has the containerd image store, where builds "
+            "without buildx write OCI manifests, which SageMaker refuses. Install docker-buildx."
         )
     return ["docker", "build", "--tag", repository]
 
 
-def registry(session: boto3.Session) -> str:
-    """The account's registry in its region."""
-    account = session.client("sts").get_caller_identity()["Account"]
-    partition = session.get_partition_for_region(session.region_name)
-    resolver = botocore.session.get_session().get_component("endpoint_resolver")
-    return f"{account}.dkr.ecr.{session.region_name}.{resolver.get_partition_dns_suffix(partition)}"
-
-
 def pushed(repository: str, session: boto3.Session) -> str | None:
-    """The URI of the present image in the account's registry; None where it is missing or not Docker's manifest."""
+    """Return the URI of the current image in the registry, or None if it is missing or an OCI image."""
     kind = _manifest_type(session.client("ecr"), repository)
     return f"{registry(session)}/{repository}:{tag(repository)}" if kind == DOCKER_MANIFEST else None
 
 
 def _manifest_type(ecr: Any, repository: str) -> str | None:
-    """The media type of the present image's manifest in the registry; None where it was not pushed."""
+    """Return the media type of the current image's manifest in the registry, or None if it is missing."""
     wanted = {"repositoryName": repository, "imageIds": [{"imageTag": tag(repository)}]}
     try:
         found = ecr.describe_images(**wanted)["imageDetails"]
@@ -97,34 +87,36 @@ def _manifest_type(ecr: Any, repository: str) -> str | None:
 
 
 def push(session: boto3.Session) -> list[str]:
-    """Push what `make images` built to the account's registry, with its repositories; the URIs of what is new there."""
+    """Push the images of `make images`, and create their repositories. Return the URIs of the new images."""
     ecr, host = session.client("ecr"), registry(session)
-    uris = []
+    uris: list[str] = []
     for repository in (SERVING, MONITOR):
         if pushed(repository, session):
-            continue  # a tag is never written twice
+            continue
         label = f'{{{{index .Config.Labels "{LABEL}"}}}}'
-        if _docker("image", "inspect", "--format", label, repository).strip() != tag(repository):
+        built = _docker("image", "inspect", "--format", label, repository).strip()
+        if built != tag(repository):
             raise DeployError(
-                f"The image {repository} is of other sources than those that are here: make images"
+                f"Image {repository}: expected a build of the current sources, got {built or 'no label'}. "
+                "Run make images."
             )
         if not uris:
             _log_in(ecr, host)
-        _make_repository(ecr, repository)
+        _create_repository(ecr, repository)
         uri = f"{host}/{repository}:{tag(repository)}"
-        _remove_oci(ecr, repository)  # what an interrupted push left
+        _remove_oci(ecr, repository)  # an interrupted push may have left one
         _docker("tag", repository, uri)
         _docker("push", "--quiet", uri)
         if kind := _remove_oci(ecr, repository):
             _convert(repository, uri, kind)
             if kind := _remove_oci(ecr, repository):
-                raise DeployError(f"{uri}: expected {DOCKER_MANIFEST}, got {kind} also from skopeo")
+                raise DeployError(f"{uri}: expected {DOCKER_MANIFEST}, got {kind} after skopeo's conversion")
         uris.append(uri)
     return uris
 
 
 def _remove_oci(ecr: Any, repository: str) -> str | None:
-    """Delete the present image from the registry where SageMaker would refuse its manifest; the manifest's type."""
+    """Delete the current image from the registry if it is an OCI image, and return its manifest's type."""
     kind = _manifest_type(ecr, repository)
     if kind in (None, DOCKER_MANIFEST):
         return None
@@ -133,11 +125,11 @@ def _remove_oci(ecr: Any, repository: str) -> str | None:
 
 
 def _convert(repository: str, uri: str, kind: str) -> None:
-    """Push the image again, by skopeo, which writes its manifest as Docker's; raises DeployError without skopeo."""
+    """Push the image by skopeo with Docker's manifest. Raises DeployError without skopeo."""
     if not shutil.which("skopeo"):
         raise DeployError(
             f"{uri}: expected a manifest of type {DOCKER_MANIFEST}, got {kind}, which SageMaker refuses. "
-            "Install Docker's plugin buildx and run make images again, or install skopeo for make push to convert it."
+            "Install Docker's plugin buildx and run make images again, or install skopeo and run make push again."
         )
     with tempfile.TemporaryDirectory() as folder:
         archive = f"{folder}/image.tar"
@@ -156,10 +148,10 @@ def _convert(repository: str, uri: str, kind: str) -> None:
 def _log_in(ecr: Any, host: str) -> None:
     token = ecr.get_authorization_token()["authorizationData"][0]["authorizationToken"]
     user, _, password = base64.b64decode(token).decode().partition(":")
-    _docker("login", "--username", user, "--password-stdin", host, given=password)
+    _docker("login", "--username", user, "--password-stdin", host, stdin=password)
 
 
-def _make_repository(ecr: Any, name: str) -> None:
+def _create_repository(ecr: Any, name: str) -> None:
     try:
         ecr.create_repository(
             repositoryName=name,
@@ -171,15 +163,15 @@ def _make_repository(ecr: Any, name: str) -> None:
             raise
 
 
-def _docker(*arguments: str, given: str | None = None) -> str:
-    done = subprocess.run(["docker", *arguments], input=given, text=True, capture_output=True, check=False)
+def _docker(*arguments: str, stdin: str | None = None) -> str:
+    done = subprocess.run(["docker", *arguments], input=stdin, text=True, capture_output=True, check=False)
     if done.returncode:
         raise DeployError(f"docker {arguments[0]} failed: {done.stderr.strip()}")
     return done.stdout
 
 
 def main() -> None:
-    """python -m deploy.images: build both images, as `make images` does."""
+    """Build both images (`make images`)."""
     argparse.ArgumentParser(prog="python -m deploy.images", description=main.__doc__).parse_args()
     try:
         build()

@@ -1,4 +1,4 @@
-"""Whether the account's instance quotas leave room for a swap, which runs the fleet twice."""
+"""Compare the account's instance quotas with a swap, which runs the endpoint's fleet twice."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Mapping
 import boto3
 from botocore.exceptions import ClientError
 
-from deploy.watched import instances_of, is_missing, is_refused
+from deploy.watched_endpoint import instances_of, is_missing, is_refused
 
 
-def swap_lines(fleet: Mapping[str, int], session: boto3.Session, *, new: bool = False) -> list[str]:
-    """Say for each instance type whether a swap of this fleet fits the quota.
+def quota_lines(fleet: Mapping[str, int], session: boto3.Session, *, new: bool = False) -> list[str]:
+    """Describe for each instance type whether its quota allows a swap of this fleet.
 
     Args:
         fleet: number of instances by type.
-        new: the fleet does not run yet, and needs its own instances besides.
+        new: the fleet does not run yet, so its own instances count too.
     """
     try:
         quotas = _endpoint_quotas(session)
@@ -26,40 +26,34 @@ def swap_lines(fleet: Mapping[str, int], session: boto3.Session, *, new: bool = 
             raise
         needed = ", ".join(f"{count} more {instance}" for instance, count in fleet.items())
         return [
-            f"Note: a swap starts {needed}. Whether the quotas allow it could not be read "
-            f"({error.operation_name}: {error.response['Error']['Code']})."
+            f"Note: a swap starts {needed}. The quotas were not checked: {error.operation_name} failed with "
+            f"{error.response['Error']['Code']}."
         ]
     return [
-        _line(
-            instance,
-            count,
-            (2 if new else 1) * count,
-            quotas.get(f"{instance} for endpoint usage"),
-            used[instance],
-        )
+        _line(instance, count, 2 * count if new else count, quotas.get(_quota_name(instance)), used[instance])
         for instance, count in fleet.items()
     ]
 
 
+def _quota_name(instance: str) -> str:
+    return f"{instance} for endpoint usage"
+
+
 def _line(instance: str, count: int, needed: int, quota: float | None, used: int) -> str:
-    begin = f"A swap starts {count} more {instance}"
     if quota is None:
-        return f"Note: {begin[0].lower()}{begin[1:]}, and Service Quotas names no quota for it."
-    facts = f"{begin}: {used} of {quota:g} are in use"
+        return f"Note: a swap starts {count} more {instance}. Service Quotas lists no quota for it."
+    usage = f"{count} more {instance}, {used} of {quota:g} are in use"
     if used + needed <= quota:
-        return f"{facts}, it fits."
+        return f"A swap starts {usage}: the quota is sufficient."
     return (
-        f"Note: {facts}, IT DOES NOT FIT: the swap would fail. Request a higher quota '{instance} for endpoint usage' "
-        "in Service Quotas."
+        f"Note: a swap starts {usage}: QUOTA EXCEEDED, the swap would fail. Request a higher quota "
+        f"'{_quota_name(instance)}' in Service Quotas."
     )
 
 
 def _endpoint_quotas(session: boto3.Session) -> dict[str, float]:
-    pages = (
-        session.client("service-quotas")
-        .get_paginator("list_service_quotas")
-        .paginate(ServiceCode="sagemaker")
-    )
+    paginator = session.client("service-quotas").get_paginator("list_service_quotas")
+    pages = paginator.paginate(ServiceCode="sagemaker")
     return {quota["QuotaName"]: quota["Value"] for page in pages for quota in page["Quotas"]}
 
 
@@ -72,7 +66,7 @@ def _in_use(session: boto3.Session) -> Counter[str]:
                 endpoint = sagemaker.describe_endpoint(EndpointName=listed["EndpointName"])
                 config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
             except ClientError as error:
-                if is_missing(error):  # an endpoint outlives its config, whose types are then unknown
+                if is_missing(error):  # a deleted config: the endpoint's instance types are unknown
                     continue
                 raise
             used.update(instances_of(endpoint, config))

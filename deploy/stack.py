@@ -1,350 +1,292 @@
-"""The CloudFormation stack: what it would hold, `sam deploy`, its outputs and parameters."""
+"""Describe, create, update and delete the CloudFormation stack."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import math
 import os
-import re
 import subprocess
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
+import boto3
 from botocore.exceptions import ClientError, WaiterError
 
-from deploy import DeployError
+from deploy import ROOT, DeployError
+from deploy.polling import poll
+from deploy.template import STORAGE_VERSION, existing_file, storage_version
 
-ROOT = Path(__file__).resolve().parents[1]
-BUILT = ROOT / ".aws-sam" / "build" / "template.yaml"
 SAM = ROOT / ".venv-sam" / "bin" / "sam"
+MAPPING_SECONDS = 600.0
+_WAIT = {"Delay": 5, "MaxAttempts": 720}  # one hour, since a stack update may update the endpoint
 
-_PATIENCE = {"Delay": 5, "MaxAttempts": 720}  # an hour: an endpoint may be updated on the way
-SETTLE_SECONDS, PAUSE = 600.0, 2.0
-
-OPENING = ("ViolationRule", "OpenRule", "MonitorJobRule", "MonitorReportRule")  # an incident
-
-WORDS = {
-    "AWS::Serverless::Function": "Lambda function",
-    "AWS::Serverless::LayerVersion": "layer",
-    "AWS::IAM::Role": "role",
-    "AWS::Logs::LogGroup": "log group",
-    "AWS::SQS::Queue": "queue",
-    "AWS::SQS::QueuePolicy": None,
-    "AWS::Events::Rule": "EventBridge rule",
-    "AWS::Scheduler::Schedule": "schedule",
-    "AWS::CloudWatch::Alarm": "alarm",
-    "AWS::DynamoDB::Table": "DynamoDB table",
-    "AWS::S3::Bucket": "bucket",
-    "AWS::S3::BucketPolicy": None,
-    "AWS::SNS::Topic": "topic",
-    "AWS::SNS::TopicPolicy": None,
-    "AWS::SNS::Subscription": "subscription",
-    "AWS::KMS::Key": "KMS key",
-    "AWS::SageMaker::Model": "SageMaker model",
-    "AWS::SageMaker::EndpointConfig": "endpoint config",
-    "AWS::SageMaker::Endpoint": "endpoint",
-}
+INCIDENT_RULES = ("ViolationRule", "OpenRule", "MonitorJobRule", "MonitorReportRule")  # they open incidents
+# CloudFormation cannot update a stack that it never created: the stack has to be deleted first.
+NEVER_CREATED = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "REVIEW_IN_PROGRESS")
+_OUR_PARAMETERS = {"EndpointName", "PlainConfigName", "HookedConfigName"}  # they identify a Glassbox stack
 
 
-def conditions(template: Mapping[str, Any], parameters: Mapping[str, str]) -> dict[str, bool]:
-    """Which of a template's conditions hold with these parameters.
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of a Glassbox stack that the deploy tool reads.
 
-    Args:
-        template: as `sam build` writes it: intrinsic functions in their long form.
+    ``hooked_config`` is empty with React=false, ``replay_key_arn`` in stacks of an earlier storage version.
     """
-    values = {name: str(p.get("Default", "")) for name, p in template["Parameters"].items()} | dict(
-        parameters
-    )
 
-    def value(part: Any) -> str:
-        if isinstance(part, dict) and "Ref" in part:
-            return values[part["Ref"]]
-        if isinstance(part, dict) and "Fn::Join" in part:
-            return value(part["Fn::Join"][1])
-        return str(part)
+    endpoint_name: str
+    bucket: str
+    counts_table: str
+    incidents_table: str
+    topic: str
+    plain_config: str
+    hooked_config: str = ""
+    replay_key_arn: str = ""
 
-    def holds(condition: Any) -> bool:
-        ((kind, given),) = condition.items()
-        if kind == "Condition":
-            return holds(template["Conditions"][given])
-        if kind == "Fn::Equals":
-            return value(given[0]) == value(given[1])
-        if kind == "Fn::Not":
-            return not holds(given[0])
-        return (all if kind == "Fn::And" else any)(holds(part) for part in given)
-
-    return {name: holds(condition) for name, condition in template["Conditions"].items()}
-
-
-def contents(template: Mapping[str, Any], parameters: Mapping[str, str]) -> Counter[str]:
-    """How many of which kind of resource a stack with these parameters holds; `template` as for `conditions`."""
-    held = conditions(template, parameters)
-    made = [
-        WORDS[resource["Type"]]
-        for resource in template["Resources"].values()
-        if held.get(resource.get("Condition"), True)
-    ]
-    return Counter(word for word in made if word)
+    @classmethod
+    def parse(cls, values: Mapping[str, str]) -> Outputs:
+        """Return the outputs. Raises DeployError if a required one is missing."""
+        required = ("EndpointName", "Bucket", "CountsTable", "IncidentsTable", "Topic", "PlainConfig")
+        if missing := [name for name in required if name not in values]:
+            raise DeployError(
+                f"Stack outputs: expected {', '.join(missing)}, got {', '.join(values) or 'none'}. "
+                "Run make deploy to complete the stack."
+            )
+        optional = (values.get(name, "") for name in ("HookedConfig", "ReplayKeyArn"))
+        return cls(*(values[name] for name in required), *optional)
 
 
-def built() -> dict[str, Any]:
-    """The template as `make build` left it."""
-    template: dict[str, Any] = yaml.safe_load(_made(BUILT).read_text())
-    return template
+@dataclass(frozen=True)
+class Stack:
+    """A stack as CloudFormation describes it: parameters and outputs by their names in the template."""
+
+    name: str
+    status: str
+    parameters: Mapping[str, str]
+    output_values: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, description: Mapping[str, Any]) -> Stack:
+        """Return an item of DescribeStacks."""
+        return cls(
+            description["StackName"],
+            description["StackStatus"],
+            {p["ParameterKey"]: p["ParameterValue"] for p in description.get("Parameters", ())},
+            {o["OutputKey"]: o["OutputValue"] for o in description.get("Outputs", ())},
+        )
+
+    @property
+    def outputs(self) -> Outputs:
+        """The outputs. Raises DeployError if a required one is missing."""
+        return Outputs.parse(self.output_values)
+
+    @property
+    def was_created(self) -> bool:
+        """Whether CloudFormation created the stack, so that it can update it."""
+        return self.status not in NEVER_CREATED
+
+    @property
+    def is_glassbox(self) -> bool:
+        """Whether the stack has the parameters of template.yaml."""
+        return self.parameters.keys() >= _OUR_PARAMETERS
+
+    @property
+    def owns_endpoint(self) -> bool:
+        """Whether the stack created its endpoint."""
+        return bool(self.parameters.get("ModelDataUrl"))
+
+    @property
+    def reacts(self) -> bool:
+        """Whether a violation swaps the endpoint."""
+        return self.parameters.get("React") != "false"
 
 
-def built_for() -> str:
-    """The processor that `make build` built for."""
-    return _made(BUILT.with_name("architecture")).read_text().strip()
-
-
-def _made(path: Path) -> Path:
-    if not path.exists():
-        raise DeployError(f"{path.relative_to(ROOT)} does not exist: make build creates it")
-    return path
-
-
-# What is left of a stack that was never made: nothing can be updated, and it has to go first.
-NEVER_MADE = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "REVIEW_IN_PROGRESS")
-
-
-_OURS = {"EndpointName", "PlainConfigName", "HookedConfigName"}  # the parameters that tell a Glassbox stack
-STORAGE_VERSION = "StorageVersion"  # the output
-_MAKE_VARIABLES = {"MaxClassShare": "THRESHOLD"}  # required parameters that make names otherwise
-
-
-def describe(name: str, cloudformation: Any) -> dict[str, Any] | None:
-    """A stack, or None."""
+def describe(name: str, cloudformation: Any) -> Stack | None:
+    """Describe a stack, or return None."""
     try:
-        stack: dict[str, Any] = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
+        return Stack.parse(cloudformation.describe_stacks(StackName=name)["Stacks"][0])
     except ClientError as error:
         if "does not exist" in str(error):
             return None
         raise
-    return stack
 
 
-def parameters_of(stack: Mapping[str, Any] | None) -> dict[str, str]:
-    """The parameters of a described stack."""
-    return {p["ParameterKey"]: p["ParameterValue"] for p in (stack or {}).get("Parameters", ())}
-
-
-def outputs_of(stack: Mapping[str, Any]) -> dict[str, str]:
-    """The outputs of a described stack."""
-    return {o["OutputKey"]: o["OutputValue"] for o in stack.get("Outputs", ())}
+def all_stacks(cloudformation: Any) -> Iterator[Stack]:
+    """Describe every stack of the account and region."""
+    for page in cloudformation.get_paginator("describe_stacks").paginate():
+        yield from map(Stack.parse, page["Stacks"])
 
 
 def watchers(endpoint: str, cloudformation: Any) -> list[str]:
-    """Return the names of the Glassbox stacks that watch an endpoint or own it."""
-    pages = cloudformation.get_paginator("describe_stacks").paginate()
+    """Return the names of the Glassbox stacks that watch or own an endpoint."""
     return [
-        found["StackName"]
-        for page in pages
-        for found in page["Stacks"]
-        if found["StackStatus"] not in (*NEVER_MADE, "DELETE_COMPLETE")
-        and (parameters := parameters_of(found)).keys() >= _OURS
-        and parameters["EndpointName"] == endpoint
+        found.name
+        for found in all_stacks(cloudformation)
+        if found.was_created
+        and found.status != "DELETE_COMPLETE"
+        and found.is_glassbox
+        and found.parameters["EndpointName"] == endpoint
     ]
 
 
-def storage_version(template: Mapping[str, Any]) -> str:
-    """Return the version of the form in which a template's stack stores counts and incidents."""
-    return str(template["Outputs"][STORAGE_VERSION]["Value"])
-
-
-def check_ours(name: str, there: Mapping[str, Any]) -> None:
-    """Raise DeployError for a stack of another application: an update would replace all of its resources."""
-    # a stack that has only a change set shows no parameters yet, and has no resources
-    if there["StackStatus"] != "REVIEW_IN_PROGRESS" and not parameters_of(there).keys() >= _OURS:
-        raise DeployError(f"Stack {name} exists, and is not a Glassbox stack: STACK=… names another")
-
-
-def find(name: str, cloudformation: Any) -> dict[str, Any] | None:
-    """Describe a Glassbox stack, or return None; DeployError where the name is another application's."""
+def find(name: str, cloudformation: Any) -> Stack | None:
+    """Describe a Glassbox stack, or return None. Raises DeployError for a stack of another application."""
     found = describe(name, cloudformation)
     if found:
-        check_ours(name, found)
+        check_is_glassbox(found)
     return found
 
 
-def check_settled(name: str, status: str) -> None:
-    """Raise DeployError for a stack that CloudFormation would not update now."""
-    if status.endswith("_IN_PROGRESS"):
-        raise DeployError(f"Stack {name} is {status}: wait until CloudFormation is done, then try again")
-    if status == "DELETE_FAILED":
-        raise DeployError(f"Stack {name} is {status}: make remove STACK={name} completes the deletion")
-    if status.endswith("_FAILED"):
+def existing(name: str, cloudformation: Any) -> Stack:
+    """Describe a Glassbox stack. Raises DeployError if there is none."""
+    found = find(name, cloudformation)
+    if found is None:
+        region = cloudformation.meta.region_name
+        raise DeployError(f"STACK: expected an existing stack in {region}, got {name}. Set STACK=….")
+    return found
+
+
+def check_is_glassbox(found: Stack) -> None:
+    """Raise DeployError for a stack of another application: an update would replace its resources."""
+    # a stack with only a change set has no parameters yet, and no resources
+    if found.status != "REVIEW_IN_PROGRESS" and not found.is_glassbox:
         raise DeployError(
-            f"Stack {name} is {status}: aws cloudformation continue-update-rollback --stack-name {name} lets it be "
-            "updated again"
+            f"STACK: expected a Glassbox stack or a new name, got {found.name}, a stack of another application. "
+            "Set STACK=…."
         )
 
 
-def check_storage(name: str, template: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+def check_settled(found: Stack) -> None:
+    """Raise DeployError for a stack that CloudFormation cannot update now."""
+    fix = ""
+    if found.status.endswith("_IN_PROGRESS"):
+        fix = "Wait until CloudFormation has finished, then retry."
+    elif found.status == "DELETE_FAILED":
+        fix = f"Run make remove STACK={found.name} to complete the deletion."
+    elif found.status.endswith("_FAILED"):
+        fix = f"Run aws cloudformation continue-update-rollback --stack-name {found.name}, then retry."
+    if fix:
+        raise DeployError(f"Stack {found.name}: expected a completed status, got {found.status}. {fix}")
+
+
+def check_storage(found: Stack, template: Mapping[str, Any]) -> None:
     """Raise DeployError for a stack whose stored data this version of Glassbox cannot read."""
-    found, wanted = outputs_of(there).get(STORAGE_VERSION, "none"), storage_version(template)
-    if found != wanted:
+    current, expected = found.output_values.get(STORAGE_VERSION, "none"), storage_version(template)
+    if current != expected:
         raise DeployError(
-            f"Stack {name}: expected storage version {wanted}, got {found}. Run make remove STACK={name}, which keeps "
-            "and names the bucket and the tables, then make deploy."
+            f"Stack {found.name}: expected storage version {expected}, got {current}. Run "
+            f"make remove STACK={found.name}, which keeps the bucket and the tables and prints their names, then "
+            "make deploy."
         )
-
-
-def value_of(name: str, template: Mapping[str, Any], parameters: Mapping[str, str]) -> str:
-    """Return a parameter's value: as given, or its default."""
-    return parameters.get(name, str(template["Parameters"].get(name, {}).get("Default", "")))
-
-
-def problems(template: Mapping[str, Any], given: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
-    """Why CloudFormation would refuse these parameters, on top of those that the stack has."""
-    declared = template["Parameters"]
-    found = [
-        f"{name} is missing ({_MAKE_VARIABLES.get(name, name.upper())}=…): {parameter['Description']}"
-        for name, parameter in declared.items()
-        if "Default" not in parameter and name not in given and name not in before
-    ]
-    for name, value in given.items():
-        if name not in declared:
-            found.append(f"{name}: expected a parameter of the stack{_nearest(name, declared)}")
-        elif wanted := _expected(declared[name], value):
-            found.append(f"{name}: expected {wanted}, got {value!r}")
-    return found
-
-
-def _nearest(name: str, declared: Iterable[str]) -> str:
-    folded = {candidate.lower(): candidate for candidate in declared}
-    near = difflib.get_close_matches(name.lower(), folded, 1)
-    return f". Did you mean {folded[near[0]]}?" if near else " (docs/configuration.md lists them)"
-
-
-def _expected(parameter: Mapping[str, Any], value: str) -> str:
-    """Return what a parameter takes; empty where it takes this value."""
-    if allowed := parameter.get("AllowedValues"):
-        return "" if value in map(str, allowed) else " or ".join(map(str, allowed))
-    if parameter["Type"] == "Number":
-        low, high = parameter.get("MinValue"), parameter.get("MaxValue")
-        bounds = [f"{word} {bound:g}" for word, bound in (("from", low), ("to", high)) if bound is not None]
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        fits = (low is None or number >= low) and (high is None or number <= high)
-        return "" if fits and math.isfinite(number) else " ".join(["a number", *bounds])
-    if len(value) > (longest := int(parameter.get("MaxLength", len(value)))):
-        return f"at most {longest} characters"
-    parts = value.split(",") if parameter["Type"] == "CommaDelimitedList" else [value]
-    if all(re.fullmatch(parameter.get("AllowedPattern", "(?s:.*)"), part) for part in parts):
-        return ""
-    return str(parameter.get("ConstraintDescription", parameter["Description"]))
-
-
-def existing(name: str, cloudformation: Any) -> tuple[dict[str, str], dict[str, str]]:
-    """The parameters and outputs of a Glassbox stack; DeployError where there is none."""
-    stack = find(name, cloudformation)
-    if stack is None:
-        raise DeployError(f"There is no stack {name} in this region: STACK=… names another")
-    return parameters_of(stack), outputs_of(stack)
 
 
 def resource(stack: str, logical_id: str, cloudformation: Any) -> str:
-    """The name of one of a stack's resources."""
+    """Return the physical name of a stack's resource."""
     found = cloudformation.describe_stack_resource(StackName=stack, LogicalResourceId=logical_id)
     return str(found["StackResourceDetail"]["PhysicalResourceId"])
 
 
 def sam_deploy(name: str, parameters: Mapping[str, str], region: str) -> None:
-    """`sam deploy` of what `make build` left; raises DeployError when it fails."""
-    command = [str(_made(SAM)), "deploy", "--stack-name", name, "--region", region, "--no-confirm-changeset"]
+    """Run `sam deploy` on the built template. Raises DeployError if it fails."""
+    sam = str(existing_file(SAM))
+    command = [sam, "deploy", "--stack-name", name, "--region", region, "--no-confirm-changeset"]
     command += ["--parameter-overrides", *(f"{key}={_quoted(value)}" for key, value in parameters.items())]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"SAM_CLI_TELEMETRY": "0"}, check=False)
     if done.returncode:
-        raise DeployError(f"sam deploy of {name} failed, see above; CloudFormation rolls it back")
+        raise DeployError(
+            f"Stack {name}: sam deploy failed, see its output above. CloudFormation rolls the stack back."
+        )
 
 
 def _quoted(value: str) -> str:
-    """As the SAM CLI reads a value that may hold blanks and quotes."""
+    """Quote a parameter value for the SAM CLI, which splits at blanks and quotes."""
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any) -> None:
-    """Update a stack in nothing but some of its parameters, those that its template has, and wait."""
-    parameters = parameters_of(describe(name, cloudformation))
-    wanted = parameters | {key: value for key, value in changed.items() if key in parameters}
-    if wanted == parameters:
+    """Update only these parameters of a stack, and wait.
+
+    CloudFormation refuses an update with a parameter unknown to the stack's template; such a parameter is left out.
+    """
+    found = describe(name, cloudformation)
+    current = dict(found.parameters) if found else {}
+    wanted = current | {key: value for key, value in changed.items() if key in current}
+    if wanted == current:
         return
     cloudformation.update_stack(
         StackName=name,
         UsePreviousTemplate=True,
         Parameters=[
             {"ParameterKey": key}
-            | ({"UsePreviousValue": True} if value == parameters[key] else {"ParameterValue": value})
+            | ({"UsePreviousValue": True} if value == current[key] else {"ParameterValue": value})
             for key, value in wanted.items()
         ],
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
     )
-    cloudformation.get_waiter("stack_update_complete").wait(StackName=name, WaiterConfig=_PATIENCE)
+    cloudformation.get_waiter("stack_update_complete").wait(StackName=name, WaiterConfig=_WAIT)
 
 
 @contextlib.contextmanager
-def violations_paused(name: str, session: Any) -> Iterator[None]:
-    """Pause the opening of incidents; an open one continues to its end. An exception resumes it."""
+def violations_paused(name: str, session: boto3.Session) -> Iterator[None]:
+    """Open no incidents inside the block; an open one continues. An exception ends the pause."""
     try:
-        _listen(name, False, session)
+        _set_incident_triggers(name, False, session)
         yield
     except BaseException:
         print(f"Stack {name} was not removed. Re-enabling its rules …", flush=True)
-        _listen(name, True, session)
+        _set_incident_triggers(name, True, session)
         print(
-            "It acts on violations again. make remove is resumable; make twin completes its twin.", flush=True
+            "The stack opens incidents again. make remove is resumable; make twin completes its twin.",
+            flush=True,
         )
         raise
 
 
-def _listen(name: str, on: bool, session: Any) -> None:
-    """Enable or disable the rules and the queue that open incidents, those that are left of them."""
+def _set_incident_triggers(name: str, enabled: bool, session: boto3.Session) -> None:
+    """Enable or disable the rules and the queue that open incidents; skip deleted ones."""
     cloudformation, events, functions = (session.client(s) for s in ("cloudformation", "events", "lambda"))
-    for rule in OPENING:
-        with _if_there():
-            switch = events.enable_rule if on else events.disable_rule
+    for rule in INCIDENT_RULES:
+        with _ignore_missing():
+            switch = events.enable_rule if enabled else events.disable_rule
             switch(Name=resource(name, rule, cloudformation))
-    with _if_there():
+    with _ignore_missing():
         mapping = resource(name, "SwapEndpointFunctionQueue", cloudformation)
-        _settle(mapping, functions)
-        functions.update_event_source_mapping(UUID=mapping, Enabled=on)
-        _settle(mapping, functions)  # until then it takes messages, and CloudFormation cannot delete it
+        _wait_for_mapping(mapping, functions)
+        functions.update_event_source_mapping(UUID=mapping, Enabled=enabled)
+        # While it is Disabling, Lambda receives messages, and CloudFormation cannot delete it.
+        _wait_for_mapping(mapping, functions)
 
 
-def _settle(mapping: str, functions: Any) -> None:
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while (state := functions.get_event_source_mapping(UUID=mapping)["State"]).endswith("ing"):
-        if time.monotonic() > deadline:
-            raise DeployError(
-                f"Event source mapping {mapping} is {state} after {SETTLE_SECONDS / 60:g} minutes: try again later"
-            )
-        time.sleep(PAUSE)
+def _wait_for_mapping(mapping: str, functions: Any) -> None:
+    state = ""
+
+    def settled() -> bool:
+        nonlocal state
+        state = functions.get_event_source_mapping(UUID=mapping)["State"]
+        return not state.endswith("ing")
+
+    if not poll(settled, MAPPING_SECONDS):
+        raise DeployError(
+            f"Event source mapping {mapping}: expected Enabled or Disabled, got {state} after "
+            f"{MAPPING_SECONDS / 60:g} minutes. Retry later."
+        )
 
 
 @contextlib.contextmanager
-def _if_there() -> Iterator[None]:
+def _ignore_missing() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        # CloudFormation has no code of its own for a resource that it does not know
+        # CloudFormation has no error code for an unknown resource
         missing = error.response["Error"]["Code"] == "ResourceNotFoundException"
         if not missing and "does not exist for stack" not in str(error):
             raise
 
 
 def delete(name: str, cloudformation: Any) -> None:
-    """Delete a stack, and wait; raises DeployError with what CloudFormation could not delete."""
+    """Delete a stack and wait. Raises DeployError with the reason of a failed deletion."""
     cloudformation.delete_stack(StackName=name)
     try:
-        cloudformation.get_waiter("stack_delete_complete").wait(StackName=name, WaiterConfig=_PATIENCE)
+        cloudformation.get_waiter("stack_delete_complete").wait(StackName=name, WaiterConfig=_WAIT)
     except WaiterError as error:
-        why = error.last_response.get("Stacks", [{}])[0].get("StackStatusReason") or str(error)
-        raise DeployError(f"Stack {name} could not be deleted, try again: {why}") from error
+        reason = error.last_response.get("Stacks", [{}])[0].get("StackStatusReason") or str(error)
+        raise DeployError(f"Stack {name}: the deletion failed: {reason}. Retry.") from error

@@ -1,175 +1,223 @@
-"""The hooked twin of an endpoint's config: the same models with `tensors_output`, the same variants and capture."""
+"""Create and delete the hooked twin of an endpoint config.
+
+The twin has the same variants and data capture, and the same models with ``tensors_output`` in their environment.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import boto3
 from botocore.exceptions import ClientError
 
 from deploy import DeployError
-from deploy.watched import HOOK, REPLAY_KEY, Watched, container_of, is_missing
+from deploy.watched_endpoint import HOOK, REPLAY_KEY, WatchedEndpoint, container_of, is_missing
+from glassbox.aws.replay_key import ReplayKey
+from glassbox.errors import GlassboxError
+from glassbox.replay_marker import PublicKey
 
 SUFFIX = "-hooked"
-NAME = 63  # characters
-TAG = "glassbox"  # its value is the stack's name: delete_twins deletes by it
+NAME_CHARACTERS = 63
+TAG = "glassbox"  # its value is the stack's name; delete_twins deletes by this tag
 OVERRIDDEN = "glassbox-overridden"  # the members of the twin's container that IMAGE and MODEL_DATA replaced
-IMAGE, MODEL_DATA = "Image", "ModelDataUrl"
-NOTIFY_ONLY = 'SET="React=false" watches and notifies without a twin.'
+NOTIFY_ONLY = 'Set SET="React=false" to watch and notify without a twin.'
 
-# kind of resource: its word in the operations' names
+# kind of resource in boto3's operations: its name in SageMaker's API
 _KINDS = {"model": "Model", "endpoint_config": "EndpointConfig"}
+_OVERRIDES = {"image": ("Image", "IMAGE"), "model_data": ("ModelDataUrl", "MODEL_DATA")}
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Image and model data of a twin; empty for the endpoint's own."""
+
+    image: str = ""
+    model_data: str = ""
+
+    @property
+    def members(self) -> dict[str, str]:
+        """The overridden members of the twin's container."""
+        return {member: value for member, _, value in self._items()}
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The overrides by their make variables."""
+        return {variable: value for _, variable, value in self._items()}
+
+    @property
+    def replaces_package(self) -> bool:
+        """Whether the overrides replace all that a model package provides."""
+        return bool(self.image and self.model_data)
+
+    def _items(self) -> Iterator[tuple[str, str, str]]:
+        for field, (member, variable) in _OVERRIDES.items():
+            if value := getattr(self, field):
+                yield member, variable, value
 
 
 def twin_name(plain: str) -> str:
-    """Return the name of the twin of a model or endpoint config: lower case as in ARNs, one name for each."""
+    """Return the twin's name of a model or endpoint config: lower case as in ARNs, and unique."""
     name = plain.lower()
-    if len(name) + len(SUFFIX) > NAME:
+    if len(name) + len(SUFFIX) > NAME_CHARACTERS:
         digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
-        name = f"{name[: NAME - len(SUFFIX) - 9].rstrip('-')}-{digest}"
+        name = f"{name[: NAME_CHARACTERS - len(SUFFIX) - 9].rstrip('-')}-{digest}"
     return name + SUFFIX
 
 
-def check_twin(watched: Watched, stack: str, overrides: Mapping[str, str], session: boto3.Session) -> None:
-    """Raise DeployError, naming every reason why the endpoint can have no twin.
+def public_replay_key(key_arn: str, session: boto3.Session) -> PublicKey:
+    """Read the public replay key of a stack. Raises DeployError if KMS refuses."""
+    try:
+        return ReplayKey(session.client("kms"), key_arn).public()
+    except GlassboxError as error:
+        raise DeployError(
+            f"{error}\nAllow kms:GetPublicKey with the public replay key, then retry."
+        ) from error
 
-    Args:
-        overrides: as for `make_twin`.
-    """
+
+def check_twin(endpoint: WatchedEndpoint, stack: str, overrides: Overrides, session: boto3.Session) -> None:
+    """Raise DeployError with every reason why the endpoint cannot have a twin."""
     problems = [
-        f"variant {variant['VariantName']} has inference components and no model of its own"
-        for variant in watched.config["ProductionVariants"]
+        f"variant {variant['VariantName']}: expected a model, got inference components"
+        for variant in endpoint.config["ProductionVariants"]
         if "ModelName" not in variant
     ]
-    if watched.config.get("EnableNetworkIsolation"):
-        problems.append("its endpoint config has network isolation, and cannot write tensors to S3")
-    for name, model in watched.models.items():
+    if endpoint.config.get("EnableNetworkIsolation"):
+        problems.append(_isolated(f"endpoint config {endpoint.config_name}"))
+    for name, model in endpoint.models.items():
         container = container_of(model)
         if model.get("EnableNetworkIsolation"):
-            problems.append(f"model {name} has network isolation, and cannot write tensors to S3")
+            problems.append(_isolated(f"model {name}"))
         if container is None:
-            problems.append(f"model {name} has several containers, of which one alone could carry the hook")
-        elif "ModelPackageName" in container and not {IMAGE, MODEL_DATA} <= overrides.keys():
+            problems.append(f"model {name}: expected one container, got several")
+        elif "ModelPackageName" in container and not overrides.replaces_package:
             problems.append(
-                f"model {name} is made of model package {container['ModelPackageName']}, which takes no environment: "
-                "IMAGE=… and MODEL_DATA=s3://… name the image and model data of its twin"
+                f"model {name}: expected an image, got model package {container['ModelPackageName']}, which accepts no "
+                "environment. Set IMAGE=… and MODEL_DATA=s3://… for its twin."
             )
     if problems:
         raise DeployError(
-            "\n".join([f"Endpoint {watched.name} cannot have a hooked twin:", *problems, NOTIFY_ONLY])
+            "\n".join([f"Endpoint {endpoint.name} cannot have a hooked twin:", *problems, NOTIFY_ONLY])
         )
-    needed = [("model", twin_name(name)) for name in watched.models]
-    needed += [("endpoint_config", twin_name(watched.config_name))]
-    for kind, name in needed:
-        there = _find(kind, name, session)
-        if there and _tags(_arn(there), session).get(TAG) != stack:
+    names = [("model", twin_name(name)) for name in endpoint.models]
+    names += [("endpoint_config", twin_name(endpoint.config_name))]
+    for kind, name in names:
+        found = _find(kind, name, session)
+        if found and _tags(_arn(found), session).get(TAG) != stack:
             raise DeployError(
-                f"{name}, the twin's name, already exists and does not belong to stack {stack}: delete it, or, where "
-                "it is the twin of another endpoint, give this one a model and a config of its own"
+                f"{name} already exists and does not belong to stack {stack}. Delete it; if it is the twin of "
+                "another endpoint, give this endpoint its own model and config."
             )
 
 
-def make_twin(
-    watched: Watched,
+def _isolated(resource: str) -> str:
+    return f"{resource}: expected EnableNetworkIsolation=false to write tensors to S3, got true"
+
+
+def create_twin(
+    endpoint: WatchedEndpoint,
     stack: str,
     bucket: str,
     replay_key: str,
     session: boto3.Session,
-    overrides: Mapping[str, str],
+    overrides: Overrides,
 ) -> str:
-    """Create the hooked models and their endpoint config, or nothing; the endpoint is left alone.
+    """Create the hooked models and their endpoint config, or nothing; never update the endpoint.
 
     Args:
-        bucket: the stack's, for the tensors.
-        replay_key: the public key that the twin verifies replays with, as `PublicKey.text`.
-        overrides: IMAGE and MODEL_DATA of the twin, where they differ from the endpoint's own.
+        bucket: the stack's bucket, for the tensors.
+        replay_key: the public key that verifies replays, as ``PublicKey.text``.
 
     Returns:
         The name of the hooked endpoint config.
 
     Raises:
-        DeployError: see `check_twin`; or SageMaker refused one of the creations, and the others were undone.
+        DeployError: see :func:`check_twin`; or SageMaker refused one resource, and the others were deleted again.
     """
-    check_twin(watched, stack, overrides, session)
-    environment = {
-        HOOK: f"s3://{bucket}/tensors/{watched.name}",
-        REPLAY_KEY: replay_key,
-    }
+    check_twin(endpoint, stack, overrides, session)
+    environment = {HOOK: f"s3://{bucket}/tensors/{endpoint.name}", REPLAY_KEY: replay_key}
     with contextlib.ExitStack() as undo:
-        for name, model in watched.models.items():
-            container, given = _hooked(container_of(model) or {}, environment, overrides)
+        for name, model in endpoint.models.items():
+            container, overridden = _hooked(container_of(model) or {}, environment, overrides)
             member = "PrimaryContainer" if "PrimaryContainer" in model else "Containers"
             wanted = {**model, member: container if member == "PrimaryContainer" else [container]}
-            tags = {TAG: stack} | ({OVERRIDDEN: " ".join(given)} if given else {})
-            _make("model", twin_name(name), wanted, tags, session, undo)
+            tags = {TAG: stack} | ({OVERRIDDEN: " ".join(overridden)} if overridden else {})
+            _replace("model", twin_name(name), wanted, tags, session, undo)
         variants = [
             {**variant, "ModelName": twin_name(variant["ModelName"])}
-            for variant in watched.config["ProductionVariants"]
+            for variant in endpoint.config["ProductionVariants"]
         ]
-        wanted = {**watched.config, "ProductionVariants": variants}
-        hooked = twin_name(watched.config_name)
-        _make("endpoint_config", hooked, wanted, {TAG: stack}, session, undo)
+        wanted = {**endpoint.config, "ProductionVariants": variants}
+        hooked = twin_name(endpoint.config_name)
+        _replace("endpoint_config", hooked, wanted, {TAG: stack}, session, undo)
         undo.pop_all()
     return hooked
 
 
 def _hooked(
-    container: Mapping[str, Any], environment: Mapping[str, str], overrides: Mapping[str, str]
+    container: Mapping[str, Any], environment: Mapping[str, str], overrides: Overrides
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the twin's container, and which of its members `overrides` replaced."""
-    given = {member: value for member, value in overrides.items() if value != container.get(member)}
-    twin = {**container, **given, "Environment": {**container.get("Environment", {}), **environment}}
-    if {IMAGE, MODEL_DATA} <= overrides.keys():
-        # a container is made of a package or of an image, and SageMaker refuses both together
+    """Return the twin's container, and the names of its overridden members."""
+    changed = {name: value for name, value in overrides.members.items() if value != container.get(name)}
+    twin = {**container, **changed, "Environment": {**container.get("Environment", {}), **environment}}
+    if overrides.replaces_package:
+        # SageMaker refuses a container with both a model package and an image
         for member in ("ModelPackageName", "InferenceSpecificationName"):
             twin.pop(member, None)
-    if MODEL_DATA in overrides:
+    if overrides.model_data:
         twin.pop("ModelDataSource", None)
-    elif "ModelDataSource" in twin:  # it holds what ModelDataUrl does, and SageMaker refuses both together
-        twin.pop(MODEL_DATA, None)
-    return twin, sorted(given)
+    elif (
+        "ModelDataSource" in twin
+    ):  # SageMaker describes it beside ModelDataUrl, and refuses both in a request
+        twin.pop("ModelDataUrl", None)
+    return twin, sorted(changed)
 
 
-def with_kept(
-    asked: Mapping[str, str], before: str, watched: Watched, session: boto3.Session
-) -> dict[str, str]:
-    """Return IMAGE and MODEL_DATA as asked; where they are not, those given for the twin `before`.
+def keep_overrides(
+    requested: Overrides, previous: str, endpoint: WatchedEndpoint, session: boto3.Session
+) -> Overrides:
+    """Return the requested overrides, completed by those of the previous twin.
+
+    Args:
+        previous: the endpoint config of the previous twin, or an empty string.
 
     Raises:
-        DeployError: model data was given for the twin of another model than the endpoint runs now, or the model that
-            records what was given is gone.
+        DeployError: the previous model data belong to another model than the endpoint runs now, or the previous
+            twin's model, whose tags record the overrides, was deleted.
     """
-    overrides = dict(asked)
-    for name in _models_of(before, session):
+    kept = requested
+    for name in _models_of(previous, session):
         if (model := _find("model", name, session)) is None:
-            if IMAGE in asked:
+            if requested.image:
                 continue
             raise DeployError(
-                f"{name} of the twin {before} is gone, and with it whether it had an image of its own: IMAGE=… names "
-                "that, or the endpoint's if it holds the hook"
+                f"Model {name} of the previous twin {previous}: expected an existing model, which records IMAGE, got a "
+                "deleted one. Set IMAGE=… to an image with the hook, which may be the endpoint's own."
             )
-        for member in set(_tags(_arn(model), session).get(OVERRIDDEN, "").split()) - set(asked):
-            overrides[member] = (container_of(model) or {})[member]
-            if member == MODEL_DATA and name not in map(twin_name, watched.models):
+        overridden = _tags(_arn(model), session).get(OVERRIDDEN, "").split()
+        container = container_of(model) or {}
+        if "Image" in overridden and not requested.image:
+            kept = replace(kept, image=container["Image"])
+        if "ModelDataUrl" in overridden and not requested.model_data:
+            kept = replace(kept, model_data=container["ModelDataUrl"])
+            if name not in map(twin_name, endpoint.models):
                 raise DeployError(
-                    f"MODEL_DATA={overrides[member]} was given for the twin of another model than "
-                    f"{', '.join(watched.models)}, which runs now: MODEL_DATA=s3://… names the model data of its twin"
+                    f"MODEL_DATA: expected model data of {', '.join(endpoint.models)}, got {kept.model_data} of the "
+                    "previous twin's model. Set MODEL_DATA=s3://…."
                 )
-    return overrides
+    return kept
 
 
-def delete_twins(stack: str, session: boto3.Session, *, but: str = "") -> list[str]:
-    """Delete every hooked model and config of a stack, except the config `but` and its models.
-
-    It goes by their tags, and so finds what an interrupted deletion left.
+def delete_twins(stack: str, session: boto3.Session, *, keep: str = "") -> list[str]:
+    """Delete the hooked models and configs of a stack by their tags, except config ``keep`` and its models.
 
     Returns:
-        The names of what was deleted.
+        The names of the deleted resources.
     """
-    spared = {but, *_models_of(but, session)}
+    spared = {keep, *_models_of(keep, session)}
     sagemaker, deleted = session.client("sagemaker"), []
     for kind, noun in _KINDS.items():
         pages = sagemaker.get_paginator(f"list_{kind}s").paginate(NameContains=SUFFIX)
@@ -181,7 +229,7 @@ def delete_twins(stack: str, session: boto3.Session, *, but: str = "") -> list[s
     return deleted
 
 
-def _make(
+def _replace(
     kind: str,
     name: str,
     wanted: Mapping[str, Any],
@@ -189,28 +237,25 @@ def _make(
     session: boto3.Session,
     undo: contextlib.ExitStack,
 ) -> None:
-    """Create a model or an endpoint config from the description of its plain one, unless it is there and the same.
-
-    `undo` gets what takes that back.
-    """
+    """Create a twin's model or endpoint config, or replace one that differs; register the rollback in ``undo``."""
     request = {**_request(kind, wanted, session), f"{_KINDS[kind]}Name": name}
-    tags = _own_tags(_tags(_arn(wanted), session)) | tags
-    if there := _find(kind, name, session):
-        before = {**_request(kind, there, session), f"{_KINDS[kind]}Name": name}
+    tags = _own_tags(_tags(_arn(wanted), session)) | dict(tags)
+    if found := _find(kind, name, session):
+        before = {**_request(kind, found, session), f"{_KINDS[kind]}Name": name}
         if _normal(before) == _normal(request):
             return
-        tagged = _own_tags(_tags(_arn(there), session))
+        tagged = _own_tags(_tags(_arn(found), session))
         _delete(kind, name, session)
         undo.callback(_create, kind, before, tagged, session)
     try:
         _create(kind, request, tags, session)
     except ClientError as error:
-        raise DeployError(f"{name} could not be created: {error.response['Error']['Message']}") from error
+        raise DeployError(f"{name}: SageMaker refuses it: {error.response['Error']['Message']}") from error
     undo.callback(_delete, kind, name, session)
 
 
 def _request(kind: str, described: Mapping[str, Any], session: boto3.Session) -> dict[str, Any]:
-    """Return those members of a description that its Create call takes."""
+    """Return the members of a description that the Create call accepts."""
     service = session.client("sagemaker").meta.service_model
     members = service.operation_model(f"Create{_KINDS[kind]}").input_shape.members
     return {name: value for name, value in described.items() if name in members}
@@ -226,7 +271,7 @@ def _delete(kind: str, name: str, session: boto3.Session) -> None:
 
 
 def _find(kind: str, name: str, session: boto3.Session) -> dict[str, Any] | None:
-    """Return the description of a model or an endpoint config; None where there is none."""
+    """Describe a model or an endpoint config, or return None."""
     try:
         found: dict[str, Any] = _operation("describe", kind, session)(**{f"{_KINDS[kind]}Name": name})
     except ClientError as error:
@@ -256,12 +301,12 @@ def _tags(arn: str, session: boto3.Session) -> dict[str, str]:
 
 
 def _own_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Without AWS's own tags, which no request may set."""
+    """Drop the tags of AWS, which no request may set."""
     return {key: value for key, value in tags.items() if not key.lower().startswith("aws:")}
 
 
 def _normal(value: Any) -> Any:
-    """Without empty members and defaults, which a description may add or leave out."""
+    """Drop empty members and defaults, which a description may add or omit."""
     if isinstance(value, Mapping):
         parts = {
             name: _normal(part) for name, part in value.items() if (name, part) != ("Mode", "SingleModel")

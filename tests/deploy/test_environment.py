@@ -8,7 +8,7 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-from deploy.stack import ROOT
+from deploy import ROOT
 
 BLOCKED = """
 import sys
@@ -29,7 +29,7 @@ def normal(name):
 
 def modules_of_the_core():
     found = set()
-    for path in sorted((ROOT / "deploy").glob("*.py")):
+    for path in sorted((ROOT / "deploy").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("glassbox"):
                 found.add(node.module)

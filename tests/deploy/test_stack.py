@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import boto3
@@ -9,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
-from deploy import stack
+from deploy import ROOT, DeployError, polling, stack, template
 
 
 @pytest.fixture
@@ -50,8 +51,12 @@ def test_what_could_not_be_deleted_is_named(cloudformation):
     failed = described("DELETE_FAILED")
     failed["Stacks"][0]["StackStatusReason"] = "The following resource(s) failed to delete: [CountQueue]."
     stubber.add_response("describe_stacks", failed)
-    with pytest.raises(stack.DeployError, match=r"s could not be deleted, try again: .*\[CountQueue\]"):
+    with pytest.raises(DeployError, match=r"Stack s: the deletion failed: .*\[CountQueue\]"):
         stack.delete("s", client)
+
+
+def parsed(status="UPDATE_COMPLETE", **parameters):
+    return stack.Stack.parse(described(status, **parameters)["Stacks"][0])
 
 
 class Lambda:
@@ -73,7 +78,7 @@ class Lambda:
 
 @pytest.fixture
 def session(monkeypatch):
-    monkeypatch.setattr(stack, "PAUSE", 0)
+    monkeypatch.setattr(polling, "INTERVAL_SECONDS", 0)
     rules = {}
     clients = {
         "lambda": Lambda(),
@@ -94,8 +99,8 @@ def test_nothing_is_begun_before_the_queue_is_left_alone(session):
     """Until its mapping is Disabled messages are taken, and CloudFormation cannot delete it."""
     with stack.violations_paused("s", session):
         assert session.functions.seen[-1] == "Disabled"
-        assert session.rules == dict.fromkeys(stack.OPENING, False)
-    assert session.rules == dict.fromkeys(stack.OPENING, False)
+        assert session.rules == dict.fromkeys(stack.INCIDENT_RULES, False)
+    assert session.rules == dict.fromkeys(stack.INCIDENT_RULES, False)
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError()])
@@ -104,7 +109,7 @@ def test_a_failed_removal_re_enables_the_rules(session, capsys, failure):
         session.functions.states = ["Disabling", "Disabled"]
         raise failure
     assert session.functions.seen[-1] == "Enabled"
-    assert session.rules == dict.fromkeys(stack.OPENING, True)
+    assert session.rules == dict.fromkeys(stack.INCIDENT_RULES, True)
     assert "make remove is resumable" in capsys.readouterr().out
 
 
@@ -124,7 +129,7 @@ def test_a_stacks_processor_changes_only_where_it_is_named(processor):
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "ARCHITECTURE")}
     said = subprocess.run(
         ["make", "-n", "deploy", "THRESHOLD=0.5", "SET=MaxFlaggedReplays=3", *named],
-        cwd=stack.ROOT,
+        cwd=ROOT,
         env=environment,
         check=True,
         capture_output=True,
@@ -157,46 +162,46 @@ def test_every_stack_on_an_endpoint_is_found(cloudformation):
 @pytest.mark.parametrize("parameters", [{}, {"EndpointName": "shop"}])
 def test_a_stack_of_another_application_is_refused(status, parameters):
     """An update would replace all of its resources with those of Glassbox."""
-    with pytest.raises(stack.DeployError, match="Stack s exists, and is not a Glassbox stack"):
-        stack.check_ours("s", described(status, **parameters)["Stacks"][0])
+    with pytest.raises(DeployError, match="STACK: expected a Glassbox stack or a new name, got s"):
+        stack.check_is_glassbox(parsed(status, **parameters))
 
 
 def test_a_stack_of_ours_and_one_that_is_only_reserved_are_taken():
-    stack.check_ours("one", glassbox("one", "shop"))
-    stack.check_ours(
-        "s", described("REVIEW_IN_PROGRESS")["Stacks"][0]
-    )  # before its change set: no parameters
+    stack.check_is_glassbox(stack.Stack.parse(glassbox("one", "shop")))
+    stack.check_is_glassbox(parsed("REVIEW_IN_PROGRESS"))  # before its change set: no parameters
 
 
-@pytest.mark.parametrize("found", [[], [{"OutputKey": "StorageVersion", "OutputValue": "0"}]])
+@pytest.mark.parametrize("found", ["none", "0"])
 def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
-    template = {"Outputs": {"StorageVersion": {"Value": "1"}}}
-    with pytest.raises(stack.DeployError) as caught:
-        stack.check_storage("glassbox", template, {"Outputs": found})
-    got = found[0]["OutputValue"] if found else "none"
+    built = {"Outputs": {"StorageVersion": {"Value": "1"}}}
+    outputs = {} if found == "none" else {"StorageVersion": found}
+    with pytest.raises(DeployError) as caught:
+        stack.check_storage(replace(parsed(), output_values=outputs), built)
     assert str(caught.value) == (
-        f"Stack glassbox: expected storage version 1, got {got}. Run make remove STACK=glassbox, which keeps and names "
-        "the bucket and the tables, then make deploy."
+        f"Stack s: expected storage version 1, got {found}. Run make remove STACK=s, which keeps the bucket and the "
+        "tables and prints their names, then make deploy."
     )
-    stack.check_storage(
-        "glassbox", template, {"Outputs": [{"OutputKey": "StorageVersion", "OutputValue": "1"}]}
-    )
+    stack.check_storage(replace(parsed(), output_values={"StorageVersion": "1"}), built)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "problem"),
     [
         (
             "maxflagedreplays",
             "20",
-            "maxflagedreplays: expected a parameter of the stack. Did you mean MaxFlaggedReplays?",
+            "maxflagedreplays: expected a parameter of template.yaml. Did you mean MaxFlaggedReplays?",
         ),
         (
             "MAXFLAGGEDREPLAYS",
             "20",
-            "MAXFLAGGEDREPLAYS: expected a parameter of the stack. Did you mean MaxFlaggedReplays?",
+            "MAXFLAGGEDREPLAYS: expected a parameter of template.yaml. Did you mean MaxFlaggedReplays?",
         ),
-        ("Nonsense", "20", "Nonsense: expected a parameter of the stack (docs/configuration.md lists them)"),
+        (
+            "Nonsense",
+            "20",
+            "Nonsense: expected a parameter of template.yaml. docs/configuration.md lists them.",
+        ),
         ("MaxFlaggedReplays", "200", "MaxFlaggedReplays: expected a number from 1 to 100, got '200'"),
         ("MaxFlaggedReplays", "nan", "MaxFlaggedReplays: expected a number from 1 to 100, got 'nan'"),
         ("Path", "a\nb", ""),
@@ -204,29 +209,29 @@ def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
         ("MaxClassShare", "-1", "MaxClassShare: expected a number from 0, got '-1'"),
     ],
 )
-def test_a_parameter_that_cloudformation_would_refuse_is_named_with_what_it_takes(name, value, said):
-    template = {
+def test_a_parameter_that_cloudformation_would_refuse_is_named_with_what_it_takes(name, value, problem):
+    built = {
         "Parameters": {
             "MaxFlaggedReplays": {"Type": "Number", "Default": 12, "MinValue": 1, "MaxValue": 100},
             "MaxClassShare": {"Type": "Number", "Default": 1, "MinValue": 0},
             "Path": {"Type": "String", "Default": "", "MaxLength": 8},
         }
     }
-    assert stack.problems(template, {name: value}, {}) == ([said] if said else [])
+    assert template.parameter_problems(built, {name: value}, {}) == ([problem] if problem else [])
 
 
 @pytest.mark.parametrize(
-    ("status", "way_out"),
+    ("status", "fix"),
     [
-        ("UPDATE_IN_PROGRESS", "wait until CloudFormation is done"),
-        ("UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS", "wait until CloudFormation is done"),
-        ("DELETE_FAILED", "make remove STACK=s completes the deletion"),
+        ("UPDATE_IN_PROGRESS", "Wait until CloudFormation has finished"),
+        ("UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS", "Wait until CloudFormation has finished"),
+        ("DELETE_FAILED", "make remove STACK=s to complete the deletion"),
         ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback"),
     ],
 )
-def test_a_stack_that_cloudformation_would_not_update_is_refused_with_the_way_out(status, way_out):
+def test_a_stack_that_cloudformation_would_not_update_is_refused_with_the_way_out(status, fix):
     """Otherwise its twin is created, and then sam deploy fails."""
-    with pytest.raises(stack.DeployError, match=f"Stack s is {status}: .*{way_out}"):
-        stack.check_settled("s", status)
+    with pytest.raises(DeployError, match=f"Stack s: expected a completed status, got {status}. .*{fix}"):
+        stack.check_settled(parsed(status))
     for settled in ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE"):
-        stack.check_settled("s", settled)
+        stack.check_settled(parsed(settled))

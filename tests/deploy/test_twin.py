@@ -11,9 +11,9 @@ from botocore.validate import ParamValidator
 from moto import mock_aws
 
 from deploy import DeployError
-from deploy.quotas import swap_lines
-from deploy.twin import check_twin, delete_twins, make_twin
-from deploy.watched import read_endpoint
+from deploy.quotas import quota_lines
+from deploy.twin import Overrides, check_twin, create_twin, delete_twins
+from deploy.watched_endpoint import read_endpoint
 
 REGION, ACCOUNT = "eu-west-1", "123456789012"
 ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
@@ -116,10 +116,9 @@ VARIANT = {
     "InitialInstanceCount": 2,
     "InstanceType": "ml.m5.xlarge",
 }
-BOTH = {
-    "Image": f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/hooked:1",
-    "ModelDataUrl": "s3://models/hooked.tar.gz",
-}
+HOOKED_IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/hooked:1"
+HOOKED_DATA = "s3://models/hooked.tar.gz"
+BOTH = Overrides(HOOKED_IMAGE, HOOKED_DATA)
 
 
 @pytest.fixture
@@ -193,13 +192,13 @@ def test_a_twin_keeps_every_member_of_a_model_but_the_environment(sagemaker, ses
     container = {k: v for k, v in container.items() if k not in left_out} | {"Mode": "SingleModel"}
     model = {k: v for k, v in model.items() if k not in ("PrimaryContainer", "Tags")}
     model[member] = container if member == "PrimaryContainer" else [container]
-    make_twin(
+    create_twin(
         watch(model=model | ({"PrimaryContainer": None} if member == "Containers" else {})),
         "s",
         "b",
         "key",
         session,
-        {},
+        Overrides(),
     )
     twin, _ = twin_of(sagemaker)
     hooked = container | {
@@ -220,7 +219,7 @@ def test_a_twin_keeps_every_member_of_an_endpoint_config_but_the_models(sagemake
     config |= {"EndpointConfigName": "Shop-v1", "EnableNetworkIsolation": False}
     config["ProductionVariants"][0]["ModelName"] = "Signs"
     config["DataCaptureConfig"] |= CAPTURE
-    make_twin(watch(config=config), "s", "b", "key", session, {})
+    create_twin(watch(config=config), "s", "b", "key", session, Overrides())
     _, twin = twin_of(sagemaker)
     variant = config["ProductionVariants"][0] | {"ModelName": "signs-hooked"}
     expected = config | {"EndpointConfigName": "shop-v1-hooked", "ProductionVariants": [variant]}
@@ -240,8 +239,13 @@ def test_a_description_has_every_member_that_a_creation_takes():
 
 
 def test_a_twin_has_the_tags_of_its_plain_one_without_those_of_aws(sagemaker, session, watch):
-    make_twin(
-        watch(tags={"cost": "shop", "aws:cloudformation:stack-name": "acme"}), "s", "b", "key", session, {}
+    create_twin(
+        watch(tags={"cost": "shop", "aws:cloudformation:stack-name": "acme"}),
+        "s",
+        "b",
+        "key",
+        session,
+        Overrides(),
     )
     for described, kind in zip(twin_of(sagemaker), ("Model", "EndpointConfig"), strict=True):
         assert sagemaker.tags[described[f"{kind}Arn"]] == {"cost": "shop", "glassbox": "s"}
@@ -250,7 +254,7 @@ def test_a_twin_has_the_tags_of_its_plain_one_without_those_of_aws(sagemaker, se
 def test_shadow_variants_stay_on_their_own_models(sagemaker, session, watch):
     shadow = VARIANT | {"VariantName": "Next", "ModelName": "Next-model"}
     watched = watch(config={"ShadowProductionVariants": [shadow]})
-    make_twin(watched, "s", "b", "key", session, {})
+    create_twin(watched, "s", "b", "key", session, Overrides())
     assert twin_of(sagemaker)[1]["ShadowProductionVariants"] == [shadow]
     assert watched.parameters["ShadowVariants"] == "Next"
     assert watched.instances == {"ml.m5.xlarge": 4}
@@ -261,26 +265,26 @@ def test_model_data_that_is_described_twice_is_said_once(sagemaker, session, wat
         "S3DataSource": {"S3Uri": "s3://m/one.tar.gz", "S3DataType": "S3Object", "CompressionType": "Gzip"}
     }
     watched = watch(model={"PrimaryContainer": CONTAINER | {"ModelDataSource": source}})
-    make_twin(watched, "s", "b", "key", session, {})
+    create_twin(watched, "s", "b", "key", session, Overrides())
     container = twin_of(sagemaker)[0]["PrimaryContainer"]
     assert (container["ModelDataSource"], container.get("ModelDataUrl")) == (source, None)
-    make_twin(watched, "s", "b", "key", session, BOTH)
+    create_twin(watched, "s", "b", "key", session, BOTH)
     container = twin_of(sagemaker)[0]["PrimaryContainer"]
-    assert (container.get("ModelDataSource"), container["ModelDataUrl"]) == (None, BOTH["ModelDataUrl"])
+    assert (container.get("ModelDataSource"), container["ModelDataUrl"]) == (None, HOOKED_DATA)
 
 
 def test_a_twin_that_is_the_same_is_left_alone_and_another_is_made_again(sagemaker, session, watch):
     watched = watch()
-    make_twin(watched, "s", "b", "key", session, {})
+    create_twin(watched, "s", "b", "key", session, Overrides())
     for described in twin_of(sagemaker):
         described |= {
             "CreationTime": 7,
             "EnableNetworkIsolation": False,
         }  # as AWS describes what was not given
     twin_of(sagemaker)[0]["PrimaryContainer"]["Mode"] = "SingleModel"
-    make_twin(watched, "s", "b", "key", session, {})
+    create_twin(watched, "s", "b", "key", session, Overrides())
     assert [described["CreationTime"] for described in twin_of(sagemaker)] == [7, 7]
-    make_twin(watched, "s", "b", "key", session, {"Image": BOTH["Image"]})
+    create_twin(watched, "s", "b", "key", session, Overrides(image=HOOKED_IMAGE))
     assert [described["CreationTime"] for described in twin_of(sagemaker)] == [0, 7]
 
 
@@ -288,16 +292,16 @@ def test_a_creation_that_fails_midway_leaves_nothing_and_puts_back_what_was_ther
     watched = watch()
     before = names(sagemaker)
     sagemaker.refuse["shop-v1-hooked"] = "no such instance type"
-    with pytest.raises(DeployError, match="shop-v1-hooked could not be created: no such instance type"):
-        make_twin(watched, "s", "b", "key", session, {})
+    with pytest.raises(DeployError, match="shop-v1-hooked: SageMaker refuses it: no such instance type"):
+        create_twin(watched, "s", "b", "key", session, Overrides())
     assert names(sagemaker) == before
     sagemaker.refuse.clear()
-    make_twin(watched, "s", "b", "key", session, {})
+    create_twin(watched, "s", "b", "key", session, Overrides())
     made = {name: dict(model) for name, model in sagemaker.kept["model"].items()}
     sagemaker.kept["endpoint_config"].pop("shop-v1-hooked")
     sagemaker.refuse["shop-v1-hooked"] = "no such instance type"
     with pytest.raises(DeployError):
-        make_twin(watched, "s", "b", "key", session, {"Image": BOTH["Image"]})
+        create_twin(watched, "s", "b", "key", session, Overrides(image=HOOKED_IMAGE))
     assert sagemaker.kept["model"] == made
     assert delete_twins("s", session) == ["signs-hooked"]  # the tag was put back too
 
@@ -310,26 +314,37 @@ def test_a_model_package_needs_image_and_model_data_and_is_dropped_for_them(sage
     watched = watch(
         model={"PrimaryContainer": {"ModelPackageName": package, "InferenceSpecificationName": "one"}}
     )
-    for some in ({}, {"Image": BOTH["Image"]}, {"ModelDataUrl": BOTH["ModelDataUrl"]}):
-        with pytest.raises(DeployError, match=f"made of model package {package}.*IMAGE=… and MODEL_DATA="):
-            make_twin(watched, "s", "b", "key", session, some)
-    make_twin(watched, "s", "b", "key", session, BOTH)
+    for some in (Overrides(), Overrides(image=HOOKED_IMAGE), Overrides(model_data=HOOKED_DATA)):
+        with pytest.raises(
+            DeployError,
+            match=f"model Signs: expected an image, got model package {package}.*IMAGE=… and MODEL_DATA=",
+        ):
+            create_twin(watched, "s", "b", "key", session, some)
+    create_twin(watched, "s", "b", "key", session, BOTH)
     container = twin_of(sagemaker)[0]["PrimaryContainer"]
-    assert container == BOTH | {"Environment": {"tensors_output": "s3://b/tensors/Shop", "REPLAY_KEY": "key"}}
+    assert container == BOTH.members | {
+        "Environment": {"tensors_output": "s3://b/tensors/Shop", "REPLAY_KEY": "key"}
+    }
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"model": {"EnableNetworkIsolation": True}}, "model Signs has network isolation"),
-        ({"config": {"EnableNetworkIsolation": True}}, "its endpoint config has network isolation"),
+        (
+            {"model": {"EnableNetworkIsolation": True}},
+            "model Signs: expected EnableNetworkIsolation=false .*, got true",
+        ),
+        (
+            {"config": {"EnableNetworkIsolation": True}},
+            "endpoint config Shop-v1: expected EnableNetworkIsolation=false .*, got true",
+        ),
         (
             {"model": {"PrimaryContainer": None, "Containers": [CONTAINER] * 2}},
-            "model Signs has several containers",
+            "model Signs: expected one container, got several",
         ),
         (
             {"config": {"ProductionVariants": [{"VariantName": "Blue", "InstanceType": "ml.m5.xlarge"}]}},
-            "variant Blue has inference components",
+            "variant Blue: expected a model, got inference components",
         ),
     ],
 )
@@ -337,21 +352,21 @@ def test_what_can_have_no_twin_is_told_and_offered_to_be_watched_without(session
     watched = watch(**changed)
     with pytest.raises(DeployError, match=reason) as caught:
         check_twin(watched, "s", {}, session)
-    assert 'SET="React=false" watches and notifies without a twin.' in str(caught.value)
+    assert 'Set SET="React=false" to watch and notify without a twin.' in str(caught.value)
     assert watched.lines()
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"endpoint": {"EndpointStatus": "Updating"}}, "it is Updating: wait until it is InService"),
+        ({"endpoint": {"EndpointStatus": "Updating"}}, "EndpointStatus: expected InService, got Updating"),
         (
             {"config": {"AsyncInferenceConfig": {"OutputConfig": {"S3OutputPath": "s3://b/out"}}}},
-            r"it is asynchronous \(AsyncInferenceConfig\)",
+            "AsyncInferenceConfig: expected none",
         ),
         (
             {"model": {"PrimaryContainer": CONTAINER | {"Mode": "MultiModel"}}},
-            "model Signs has Mode MultiModel",
+            "model Signs: expected Mode SingleModel, got MultiModel",
         ),
         (
             {
@@ -360,7 +375,7 @@ def test_what_can_have_no_twin_is_told_and_offered_to_be_watched_without(session
                     "Containers": [CONTAINER, CONTAINER | {"Mode": "MultiModel"}],
                 }
             },
-            "model Signs has Mode MultiModel",
+            "model Signs: expected Mode SingleModel, got MultiModel",
         ),
         (
             {
@@ -370,15 +385,27 @@ def test_what_can_have_no_twin_is_told_and_offered_to_be_watched_without(session
                     ]
                 }
             },
-            "variant Blue is serverless",
+            "variant Blue: expected instances, got ServerlessConfig",
         ),
-        ({"config": {"DataCaptureConfig": None}}, "its config Shop-v1 has no data capture"),
-        ({"config": {"DataCaptureConfig": CAPTURE | {"EnableCapture": False}}}, "has no data capture"),
-        ({"endpoint": {"DataCaptureConfig": {"CaptureStatus": "Stopped"}}}, "has no data capture"),
-        ({"config": {"DataCaptureConfig": CAPTURE | {"InitialSamplingPercentage": 0}}}, "samples 0 %"),
+        (
+            {"config": {"DataCaptureConfig": None}},
+            "endpoint config Shop-v1: expected an enabled DataCaptureConfig, got none",
+        ),
+        (
+            {"config": {"DataCaptureConfig": CAPTURE | {"EnableCapture": False}}},
+            "expected an enabled DataCaptureConfig, got none",
+        ),
+        (
+            {"endpoint": {"DataCaptureConfig": {"CaptureStatus": "Stopped"}}},
+            "expected an enabled DataCaptureConfig, got none",
+        ),
+        (
+            {"config": {"DataCaptureConfig": CAPTURE | {"InitialSamplingPercentage": 0}}},
+            "InitialSamplingPercentage: expected more than 0",
+        ),
         (
             {"config": {"DataCaptureConfig": CAPTURE | {"CaptureOptions": [{"CaptureMode": "Input"}]}}},
-            "leaves out the outputs",
+            "CaptureOptions: expected CaptureMode Output, got Input only",
         ),
         (
             {
@@ -399,15 +426,15 @@ def test_what_can_have_no_twin_is_told_and_offered_to_be_watched_without(session
         ),
         (
             {"config": {"DataCaptureConfig": CAPTURE | {"DestinationS3Uri": "s3://no-such-bucket/c"}}},
-            "does not exist",
+            "capture bucket no-such-bucket: expected an existing bucket, got none",
         ),
         (
             {"model": {"PrimaryContainer": CONTAINER | {"Environment": {"tensors_output": "s3://b/t"}}}},
-            "model Signs is hooked already",
+            "model Signs: expected an environment without tensors_output, got a hooked model",
         ),
         (
             {"config": {"ProductionVariants": [VARIANT | {"ModelName": "Deleted"}]}},
-            "model Deleted of its config was deleted",
+            "model Deleted: expected an existing model, got a deleted one",
         ),
     ],
 )
@@ -430,8 +457,8 @@ def test_what_limits_a_twin_alone_is_not_told_without_one(session, watch):
         config={"DataCaptureConfig": CAPTURE | {"CaptureOptions": [{"CaptureMode": "Output"}]}},
     )
     assert [note.partition(":")[0] for note in watched.notes()] == [
-        "Its inputs are not captured",
-        "Its models are in a VPC",
+        "The endpoint captures no inputs",
+        "The models are in a VPC",
     ]
     assert watched.notes(twin=False) == []
 
@@ -441,7 +468,9 @@ def test_a_bucket_of_another_region_is_refused(session, watch):
         Bucket="acme-far-away", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
     )
     capture = CAPTURE | {"DestinationS3Uri": "s3://acme-far-away/captured"}
-    with pytest.raises(DeployError, match=f"acme-far-away is in region us-west-2, the endpoint in {REGION}"):
+    with pytest.raises(
+        DeployError, match=f"acme-far-away: expected region {REGION}, as the endpoint's, got us-west-2"
+    ):
         watch(config={"DataCaptureConfig": capture})
 
 
@@ -477,7 +506,7 @@ def test_a_key_that_cannot_be_looked_up_is_asked_for(session, watch):
     session.clients["kms"] = SimpleNamespace(describe_key=describe_key)
     watched = watch(config={"KmsKeyId": "alias/acme"})
     assert watched.parameters["EndpointKeyArn"] == ""
-    assert ["SET=EndpointKeyArn=… gives it" in note for note in watched.notes()] == [True]
+    assert ["Set SET=EndpointKeyArn=…" in note for note in watched.notes()] == [True]
 
 
 # ---------------------------------------------------------------- quotas
@@ -503,39 +532,39 @@ class Quotas:
 @pytest.mark.parametrize(
     ("quota", "new", "expected"),
     [
-        (4.0, False, "A swap starts 2 more ml.m5.xlarge: 2 of 4 are in use, it fits."),
-        (3.0, False, "Note: A swap starts 2 more ml.m5.xlarge: 2 of 3 are in use, IT DOES NOT FIT"),
-        (5.0, True, "Note: A swap starts 2 more ml.m5.xlarge: 2 of 5 are in use, IT DOES NOT FIT"),
-        (6.0, True, "A swap starts 2 more ml.m5.xlarge: 2 of 6 are in use, it fits."),
+        (4.0, False, "A swap starts 2 more ml.m5.xlarge, 2 of 4 are in use: the quota is sufficient."),
+        (3.0, False, "Note: a swap starts 2 more ml.m5.xlarge, 2 of 3 are in use: QUOTA EXCEEDED"),
+        (5.0, True, "Note: a swap starts 2 more ml.m5.xlarge, 2 of 5 are in use: QUOTA EXCEEDED"),
+        (6.0, True, "A swap starts 2 more ml.m5.xlarge, 2 of 6 are in use: the quota is sufficient."),
     ],
 )
 def test_a_swap_needs_the_fleet_twice(session, watch, quota, new, expected):
     session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": quota})
-    [line] = swap_lines(watch().instances, session, new=new)
+    [line] = quota_lines(watch().instances, session, new=new)
     assert line.startswith(expected)
 
 
 def test_instances_that_autoscaling_started_count(session, watch):
     session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": 9})
     live = {"ProductionVariants": [{"VariantName": "Blue", "CurrentInstanceCount": 5}]}
-    [line] = swap_lines(watch(endpoint=live).instances, session)
-    assert "starts 5 more ml.m5.xlarge: 5 of 9 are in use, IT DOES NOT FIT" in line
+    [line] = quota_lines(watch(endpoint=live).instances, session)
+    assert "starts 5 more ml.m5.xlarge, 5 of 9 are in use: QUOTA EXCEEDED" in line
 
 
 def test_an_endpoint_whose_config_was_deleted_does_not_stop_the_count(sagemaker, session, watch):
     session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": 4})
     fleet = watch().instances
     sagemaker.kept["endpoint"]["Old"] = {"EndpointName": "Old", "EndpointConfigName": "deleted"}
-    assert "2 of 4 are in use, it fits" in swap_lines(fleet, session)[0]
+    assert "2 of 4 are in use: the quota is sufficient" in quota_lines(fleet, session)[0]
 
 
 def test_quotas_that_may_not_be_read_are_no_obstacle(session, watch):
     session.clients["service-quotas"] = Quotas(refused("AccessDeniedException", "no", "ListServiceQuotas"))
-    [line] = swap_lines(watch().instances, session)
+    [line] = quota_lines(watch().instances, session)
     assert line == (
-        "Note: a swap starts 2 more ml.m5.xlarge. Whether the quotas allow it could not be read "
-        "(ListServiceQuotas: AccessDeniedException)."
+        "Note: a swap starts 2 more ml.m5.xlarge. The quotas were not checked: ListServiceQuotas failed with "
+        "AccessDeniedException."
     )
     session.clients["service-quotas"] = Quotas(refused("ThrottlingException", "slowly", "ListServiceQuotas"))
     with pytest.raises(ClientError, match="slowly"):
-        swap_lines({"ml.m5.xlarge": 2}, session)
+        quota_lines({"ml.m5.xlarge": 2}, session)

@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 
 import replays
 from demo import signs
-from deploy.explain import command
+from deploy.incident import send_command
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.monitoring.counts import WINDOW, Window, slot_start, total
@@ -154,7 +154,7 @@ def attack(stack, inbox, invoke, images):
         ]
         invoke(body, attempts[number // 10], "../../index" if number % 2 else MARKUP)
     wait_for(lambda: (i := incident(stack)) and i.state != "NORMAL", 90)
-    command(ENDPOINT, "extend", stack.aws.session, minutes=60)
+    send_command(ENDPOINT, "extend", stack.aws.session, minutes=60)
     wait_for(lambda: incident(stack).replays and len(incident(stack).heatmaps) >= 4, 90)
     return incident(stack)
 
@@ -274,7 +274,7 @@ def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke)
 
 
 def test_the_incident_ends_with_a_report_that_holds_none_of_its_text(stack, inbox, attack):
-    command(ENDPOINT, "abort", stack.aws.session)
+    send_command(ENDPOINT, "abort", stack.aws.session)
     over = wait_for(lambda: (i := incident(stack)).state == "NORMAL" and i, 90)
     wait_for(lambda: any("report is ready" in message["Subject"] for message in inbox.notifications()))
     assert [message["Subject"] for message in inbox.notifications()] == [SWAPPING, RESTORED]

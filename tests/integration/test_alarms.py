@@ -68,7 +68,7 @@ def alarm_of(embedded_aws, tmp_path):
 def test_an_alarm_that_reaches_its_topic_is_reported_so(embedded_aws, alarm_of):
     alarm = alarm_of("alarms-heard", "cloudwatch.amazonaws.com")
     said = check_alarm("alarms-heard", embedded_aws.session)
-    assert f"{alarm} was set off for a test, and the topic took its notification" in said
+    assert f"the test of {alarm} published a notification to the topic" in said
     (described,) = embedded_aws.client("cloudwatch").describe_alarms(AlarmNames=[alarm])["MetricAlarms"]
     assert described["StateReason"] == "Test by make deploy of stack alarms-heard. No action needed."
 
@@ -76,9 +76,9 @@ def test_an_alarm_that_reaches_its_topic_is_reported_so(embedded_aws, alarm_of):
 def test_a_key_that_does_not_let_cloudwatch_in_is_reported_with_the_reason(embedded_aws, alarm_of):
     alarm = alarm_of("alarms-unheard", "events.amazonaws.com")
     said = check_alarm("alarms-unheard", embedded_aws.session)
-    assert f"{alarm} was set off for a test, and NOTIFIED NOBODY: Failed to execute action" in said
+    assert f"the test of {alarm} FAILED: Failed to execute action" in said
     assert "is not authorized to perform: SNS:Publish" in said
-    assert "key policy must allow cloudwatch.amazonaws.com" in said
+    assert "Allow cloudwatch.amazonaws.com kms:Decrypt and kms:GenerateDataKey" in said
 
 
 def test_alarms_that_are_off_already_are_left_alone(embedded_aws, alarm_of):
@@ -86,7 +86,7 @@ def test_alarms_that_are_off_already_are_left_alone(embedded_aws, alarm_of):
     cloudwatch = embedded_aws.client("cloudwatch")
     cloudwatch.set_alarm_state(AlarmName=alarm, StateValue="ALARM", StateReason="a real one")
     said = check_alarm("alarms-busy", embedded_aws.session)
-    assert said == "Alarms: all 1 alarms of alarms-busy are in ALARM; whether they notify was not tested."
+    assert said == "Alarms: not tested, since all 1 alarms of stack alarms-busy are in ALARM."
     (described,) = cloudwatch.describe_alarms(AlarmNames=[alarm])["MetricAlarms"]
     assert described["StateReason"] == "a real one"
 
@@ -96,7 +96,5 @@ def test_an_action_that_never_appears_in_the_history_is_reported(embedded_aws, a
     embedded_aws.client("cloudwatch").disable_alarm_actions(AlarmNames=[alarm])
     monkeypatch.setattr("deploy.alarms.ACTION_SECONDS", 0.5)
     said = check_alarm("alarms-slow", embedded_aws.session)
-    assert (
-        f"its history shows no action after 0 s: aws cloudwatch describe-alarm-history --alarm-name {alarm}"
-        in said
-    )
+    assert f"the history of {alarm} contains no action 0 s after the test" in said
+    assert f"aws cloudwatch describe-alarm-history --alarm-name {alarm}" in said

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
-from deploy.stack import conditions
+from deploy.template import conditions
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from deploy.stack import WORDS, conditions, contents
+from deploy.template import RESOURCE_NAMES, conditions, count_resources
 
 ROOT = Path(__file__).parents[2]
 
@@ -439,16 +439,16 @@ def test_hooked_and_plain_config_capture_alike_under_the_same_variant(template):
 
 
 def test_the_plan_names_every_resource_type_of_the_template(template):
-    every = contents(
+    every = count_resources(
         template, {"ModelDataUrl": "s3://b/k", "MonitorImage": "image", "NotificationEmail": "a@b"}
     )
     assert every["Lambda function"] == len(functions(template)) == 6
     assert (every["endpoint"], every["SageMaker model"], every["subscription"]) == (1, 2, 1)
-    watching = contents(template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k"})
+    watching = count_resources(template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k"})
     assert watching["Lambda function"] == 5
     assert not {"endpoint", "SageMaker model", "schedule", "subscription"} & set(watching)
     assert (every["KMS key"], watching["KMS key"]) == (2, 1)  # the topic's own, and the replay key
-    assert {r["Type"] for r in template["Resources"].values()} == set(WORDS)
+    assert {r["Type"] for r in template["Resources"].values()} == set(RESOURCE_NAMES)
 
 
 CHANGES = {"sagemaker:UpdateEndpoint", "sagemaker:InvokeEndpoint", "kms:Sign", "kms:CreateGrant"}
@@ -494,7 +494,7 @@ def test_notify_only_has_no_twin_and_no_permission_to_change_the_endpoint(templa
 def test_an_existing_endpoint_requires_a_hooked_config_unless_notify_only(template, given, allowed):
     rule = template["Rules"]["ConfigsWithoutModel"]
     every = {"ModelDataUrl": "", "CaptureBucket": "captures"} | given
-    # deploy.stack evaluates conditions: the assertions are read as such
+    # deploy.template evaluates conditions: the assertions are read as such
     as_conditions = {str(i): assertion["Assert"] for i, assertion in enumerate(rule["Assertions"])}
     held = conditions(template | {"Conditions": as_conditions}, every)
     assert all(held.values()) is allowed

@@ -69,6 +69,6 @@ def test_without_buildx_an_engine_that_would_make_oci_images_is_refused_before_t
 
 def test_a_failed_build_is_told(docker, monkeypatch):
     monkeypatch.setenv("FAILS", "3")
-    with pytest.raises(DeployError, match="glassbox-serving: the build failed"):
+    with pytest.raises(DeployError, match="glassbox-serving: docker build failed"):
         images.build()
     assert len(docker()) == 1

@@ -1,30 +1,46 @@
-"""What an existing endpoint runs and captures, and whether Glassbox can watch it."""
+"""Read what an existing endpoint runs and captures, and check that Glassbox can watch it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import boto3
 from botocore.exceptions import ClientError
 
 from deploy import DeployError
+from deploy.account import account_id
 
-HOOK = "tensors_output"  # the environment variable that turns the hook on
-REPLAY_KEY = "REPLAY_KEY"  # the one that holds the public key of the replays
+HOOK = "tensors_output"  # the environment variable that enables the hook
+REPLAY_KEY = "REPLAY_KEY"  # the environment variable with the public replay key
 _PREFIX = re.compile(r"[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 _S3_URI = re.compile(r"s3://([^/]+)/?(.*)")
 _REFUSED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 
 
-@dataclass(frozen=True)
-class Watched:
-    """An endpoint, its config and its production variants' models, as the Describe calls of boto3 return them.
+class EndpointParameters(TypedDict):
+    """The stack parameters that follow from the watched endpoint, by their names in the template."""
 
-    `bucket` and `prefix` are the destination of its data capture. `capture_key` and `volume_key` are the KMS keys of
-    captures and of the instances' volumes, by ARN where it could be found, or empty.
+    EndpointName: str
+    EndpointArn: str
+    PlainConfigName: str
+    PlainConfigArn: str
+    CaptureBucket: str
+    CapturePrefix: str
+    CaptureKeyArn: str
+    EndpointKeyArn: str
+    EndpointRoleArns: str
+    ShadowVariants: str
+
+
+@dataclass(frozen=True)
+class WatchedEndpoint:
+    """An endpoint, its config and its production variants' models, as boto3 describes them.
+
+    ``bucket`` and ``prefix`` are the destination of its data capture. ``capture_key`` and ``volume_key`` are the KMS
+    keys of captures and instance volumes: the ARN, or the configured value if KMS refuses to resolve it, or empty.
     """
 
     endpoint: Mapping[str, Any]
@@ -47,17 +63,17 @@ class Watched:
 
     @property
     def roles(self) -> list[str]:
-        """The models' execution roles: the hooked models write their tensors with them."""
+        """The execution roles of the models, which the hooked models write tensors with."""
         return sorted({str(model["ExecutionRoleArn"]) for model in self.models.values()})
 
     @property
     def instances(self) -> dict[str, int]:
-        """How many instances of which type it runs now."""
+        """Number of running instances by type."""
         return instances_of(self.endpoint, self.config)
 
     @property
-    def parameters(self) -> dict[str, str]:
-        """The stack's parameters that follow from the endpoint."""
+    def parameters(self) -> EndpointParameters:
+        """The stack parameters that follow from the endpoint."""
         shadows = self.config.get("ShadowProductionVariants", ())
         return {
             "EndpointName": self.name,
@@ -73,7 +89,7 @@ class Watched:
         }
 
     def lines(self) -> list[str]:
-        """Describe the endpoint, a variant and its capture in words, a line each."""
+        """Describe the endpoint, each variant and the data capture, one line each."""
         capture = self.config["DataCaptureConfig"]
         modes = " and ".join(f"{mode.lower()}s" for mode in sorted(capture_modes(capture)))
         return [
@@ -84,6 +100,7 @@ class Watched:
         ]
 
     def _variant(self, variant: Mapping[str, Any]) -> str:
+        """Describe a variant."""
         name = variant.get("ModelName")
         container = container_of(self.models[name]) if name else None
         image = (
@@ -94,11 +111,11 @@ class Watched:
         return f"variant {variant['VariantName']}: {count} x {variant.get('InstanceType') or 'any type'}, {model}"
 
     def notes(self, *, twin: bool = True) -> list[str]:
-        """Return in words what limits watching, with a hooked twin or without."""
+        """Describe what limits Glassbox on this endpoint, with a hooked twin or without."""
         notes = []
         if twin and "Input" not in capture_modes(self.config["DataCaptureConfig"]):
             notes.append(
-                "Its inputs are not captured: Glassbox explains live traffic instead of the flagged inputs."
+                "The endpoint captures no inputs: Glassbox explains live traffic instead of the flagged inputs."
             )
         for key, what, parameter in (
             (self.capture_key, "captures", "CaptureKeyArn"),
@@ -106,17 +123,21 @@ class Watched:
         ):
             if key and not is_key_arn(key):
                 notes.append(
-                    f"Its {what} are encrypted with {key}, whose ARN could not be read: SET={parameter}=… gives it."
+                    f"{parameter}: expected the ARN of {key}, which encrypts the {what}, got no answer from KMS. "
+                    f"Set SET={parameter}=…."
                 )
         if twin and any("VpcConfig" in model for model in self.models.values()):
             notes.append(
-                "Its models are in a VPC: the VPC's S3 endpoint must let them write to the stack's bucket."
+                "The models are in a VPC: allow writes to the stack's bucket in the policy of its S3 endpoint."
             )
         return notes
 
 
 def instances_of(endpoint: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
-    """Count an endpoint's instances by type, shadow variants included: as they are now, or as its config begins."""
+    """Count an endpoint's instances by type, including shadow variants.
+
+    The config's initial count applies where the endpoint reports no current count.
+    """
     kinds = ("ProductionVariants", "ShadowProductionVariants")
     live = {
         variant["VariantName"]: variant.get("CurrentInstanceCount")
@@ -132,52 +153,58 @@ def instances_of(endpoint: Mapping[str, Any], config: Mapping[str, Any]) -> dict
 
 
 def container_of(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a model's only container; None where it has several."""
+    """Return a model's only container, or None if it has several."""
     containers = [model["PrimaryContainer"]] if "PrimaryContainer" in model else model.get("Containers", [])
     return dict(containers[0]) if len(containers) == 1 else None
 
 
 def capture_modes(capture: Mapping[str, Any]) -> set[str]:
-    """Return which of Input and Output a DataCaptureConfig captures."""
+    """Return which of ``Input`` and ``Output`` a DataCaptureConfig captures."""
     modes = {option["CaptureMode"] for option in capture["CaptureOptions"]}
     return (modes - {"InputAndOutput"}) | ({"Input", "Output"} if "InputAndOutput" in modes else set())
 
 
 def is_refused(error: ClientError) -> bool:
-    """Whether AWS refused a call for want of a permission."""
+    """Return whether AWS refused a call for a missing permission."""
     return error.response["Error"]["Code"] in _REFUSED
 
 
 def is_missing(error: ClientError) -> bool:
-    """Whether SageMaker does not know what was asked for."""
+    """Return whether SageMaker did not find the resource."""
     return "could not find" in str(error).lower()
 
 
-def read_endpoint(name: str, session: boto3.Session) -> Watched:
+def read_endpoint(name: str, session: boto3.Session) -> WatchedEndpoint:
     """Read what an endpoint runs and captures.
 
     Raises:
-        DeployError: Glassbox cannot watch it; all reasons, a line each.
+        DeployError: Glassbox cannot watch it; the message lists all reasons, one line each.
     """
     sagemaker = session.client("sagemaker")
     try:
         endpoint = sagemaker.describe_endpoint(EndpointName=name)
         config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
     except ClientError as error:
-        raise DeployError(f"{error.response['Error']['Message']} (region {session.region_name})") from error
+        message = error.response["Error"]["Message"]
+        raise DeployError(
+            f"ENDPOINT: expected an endpoint in {session.region_name}, got {name}: {message}"
+        ) from error
     problems: list[str] = []
     if endpoint["EndpointStatus"] != "InService":
-        problems.append(f"it is {endpoint['EndpointStatus']}: wait until it is InService")
+        problems.append(
+            f"EndpointStatus: expected InService, got {endpoint['EndpointStatus']}. Wait, then retry."
+        )
     if "AsyncInferenceConfig" in config:
         problems.append(
-            "it is asynchronous (AsyncInferenceConfig): Glassbox counts and replays real-time requests only"
+            "AsyncInferenceConfig: expected none, got an asynchronous endpoint. Glassbox watches real-time endpoints "
+            "only."
         )
-    bucket, prefix = _captured(endpoint, config, session, problems)
+    bucket, prefix = _capture_location(endpoint, config, session, problems)
     models = _models(config, sagemaker, problems)
     if problems:
-        raise DeployError("\n".join([f"Endpoint {name} cannot be watched:", *dict.fromkeys(problems)]))
+        raise DeployError("\n".join([f"Glassbox cannot watch endpoint {name}:", *dict.fromkeys(problems)]))
     key = config["DataCaptureConfig"].get("KmsKeyId") or _default_key(bucket, session.client("s3"))
-    return Watched(
+    return WatchedEndpoint(
         _without_metadata(endpoint),
         _without_metadata(config),
         models,
@@ -189,11 +216,14 @@ def read_endpoint(name: str, session: boto3.Session) -> Watched:
 
 
 def _models(config: Mapping[str, Any], sagemaker: Any, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """Return the production variants' models by name; append to `problems` what makes them unusable."""
+    """Return the production variants' models by name; append the reasons against them to ``problems``."""
     models = {}
     for variant in config["ProductionVariants"]:
         if "ServerlessConfig" in variant:
-            problems.append(f"variant {variant['VariantName']} is serverless, which has no data capture")
+            problems.append(
+                f"variant {variant['VariantName']}: expected instances, got ServerlessConfig, which has no data "
+                "capture."
+            )
         elif model := variant.get("ModelName"):
             try:
                 models[model] = _without_metadata(sagemaker.describe_model(ModelName=model))
@@ -201,16 +231,21 @@ def _models(config: Mapping[str, Any], sagemaker: Any, problems: list[str]) -> d
                 if not is_missing(error):
                     raise
                 problems.append(
-                    f"model {model} of its config was deleted: SageMaker could not update the endpoint back to it"
+                    f"model {model}: expected an existing model, got a deleted one. A restore to it would fail. "
+                    "Update the endpoint to a config with an existing model."
                 )
     for name, model in models.items():
         for container in (model.get("PrimaryContainer", {}), *model.get("Containers", ())):
             if container.get("Mode") == "MultiModel":
                 problems.append(
-                    f"model {name} has Mode MultiModel: captures do not tell which of its models predicted"
+                    f"model {name}: expected Mode SingleModel, got MultiModel. Its captures do not name the model "
+                    "that predicted."
                 )
             if HOOK in container.get("Environment", {}):
-                problems.append(f"model {name} is hooked already: wait until the incident is over")
+                problems.append(
+                    f"model {name}: expected an environment without {HOOK}, got a hooked model. Wait until the "
+                    "incident is closed, then retry."
+                )
     return models
 
 
@@ -218,71 +253,71 @@ def _without_metadata(response: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in response.items() if name != "ResponseMetadata"}
 
 
-def _captured(
+def _capture_location(
     endpoint: Mapping[str, Any], config: Mapping[str, Any], session: boto3.Session, problems: list[str]
 ) -> tuple[str, str]:
-    """Return bucket and prefix of the data capture; append to `problems` what makes it unusable."""
+    """Return bucket and prefix of the data capture; append the reasons against it to ``problems``."""
     capture = config.get("DataCaptureConfig")
     status = endpoint.get("DataCaptureConfig", {}).get("CaptureStatus")
     if capture is None or capture.get("EnableCapture") is False or status == "Stopped":
         problems.append(
-            f"its config {config['EndpointConfigName']} has no data capture: create a config with a DataCaptureConfig "
-            "(inputs and outputs, 100 %), update the endpoint to it, and try again"
+            f"endpoint config {config['EndpointConfigName']}: expected an enabled DataCaptureConfig, got none. Create "
+            "a config that captures inputs and outputs (100 %), update the endpoint to it, then retry."
         )
         return "", ""
     if "Output" not in capture_modes(capture):
         problems.append(
-            "its data capture leaves out the outputs, which Glassbox counts: add CaptureMode Output"
+            "CaptureOptions: expected CaptureMode Output, got Input only. Glassbox counts the outputs: add it."
         )
     if not capture["InitialSamplingPercentage"]:
         problems.append(
-            "its data capture samples 0 % of the requests: InitialSamplingPercentage must be above 0"
+            "InitialSamplingPercentage: expected more than 0, got 0. Capture at least 1 % of the requests."
         )
     uri = capture["DestinationS3Uri"]
     match = _S3_URI.fullmatch(uri)
     if match is None:
-        problems.append(f"its DestinationS3Uri: expected s3://bucket/prefix, got {uri}")
+        problems.append(f"DestinationS3Uri: expected s3://bucket/prefix, got {uri}")
         return "", ""
     bucket, prefix = match[1], match[2].strip("/")
     if not _PREFIX.fullmatch(prefix):
         problems.append(
-            f"its DestinationS3Uri: expected a prefix of letters, digits and ._=- between slashes, got {uri}"
+            f"DestinationS3Uri: expected a prefix of letters, digits and ._=- between slashes, got {uri}"
         )
-    if why := _elsewhere(bucket, session):
-        problems.append(f"its capture bucket {bucket} {why}")
+    if problem := _bucket_problem(bucket, session):
+        problems.append(f"capture bucket {bucket}: {problem}")
     return bucket, prefix
 
 
-def _elsewhere(bucket: str, session: boto3.Session) -> str:
-    """Return why EventBridge would not tell this account and region of a bucket's objects; empty where it would."""
-    account = session.client("sts").get_caller_identity()["Account"]
+def _bucket_problem(bucket: str, session: boto3.Session) -> str:
+    """Return why EventBridge of this account and region gets no events of a bucket, or an empty string."""
+    account = account_id(session)
     try:
         found = session.client("s3").head_bucket(Bucket=bucket, ExpectedBucketOwner=account)
     except ClientError as error:
         if (code := error.response["Error"]["Code"]) == "404":
-            return "does not exist: create it, or no request is captured"
+            return "expected an existing bucket, got none. Create it."
         if code == "403":
             return (
-                f"belongs to another account than {account}, or you may not s3:ListBucket it: S3 sends its events to "
-                "EventBridge of the bucket's own account, so capture to a bucket of this account"
+                f"expected a bucket of account {account} that you may s3:ListBucket, got a refusal. S3 sends events "
+                "to EventBridge in the bucket's account: capture to a bucket of this account."
             )
         raise
     region = found.get("BucketRegion", session.region_name)
     if region != session.region_name:
         return (
-            f"is in region {region}, the endpoint in {session.region_name}: S3 sends its events to EventBridge of the "
-            f"bucket's own region, so capture to a bucket in {session.region_name}"
+            f"expected region {session.region_name}, as the endpoint's, got {region}. S3 sends events to EventBridge "
+            f"in the bucket's region: capture to a bucket in {session.region_name}."
         )
     return ""
 
 
 def is_key_arn(key: str) -> bool:
-    """Whether this is the ARN of a KMS key, and neither an alias nor a bare ID."""
+    """Return whether this is the ARN of a KMS key, not an alias or an ID."""
     return key.startswith("arn:") and ":key/" in key
 
 
 def _key_arn(key: str, session: boto3.Session) -> str:
-    """Return the ARN of a KMS key that is given by ID, alias or ARN; what was given where KMS does not tell."""
+    """Resolve a KMS key's ID, alias or ARN to its ARN; return it unchanged if KMS refuses or has no such key."""
     if not key or is_key_arn(key):
         return key
     try:
@@ -294,7 +329,7 @@ def _key_arn(key: str, session: boto3.Session) -> str:
 
 
 def _default_key(bucket: str, s3: Any) -> str:
-    """Return the KMS key that a bucket encrypts with by default; empty without one."""
+    """Return the KMS key of a bucket's default encryption, or an empty string."""
     try:
         found = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"]
     except ClientError as error:
@@ -305,23 +340,22 @@ def _default_key(bucket: str, s3: Any) -> str:
     return next((d["KMSMasterKeyID"] for d in defaults if "KMSMasterKeyID" in d), "")
 
 
-def events_are_on(bucket: str, s3: Any) -> tuple[bool, int]:
-    """Return whether a bucket notifies EventBridge, and how many other notifications it has."""
+def read_notifications(bucket: str, s3: Any) -> tuple[bool, int]:
+    """Return whether a bucket sends events to EventBridge, and its number of other notifications."""
     found = s3.get_bucket_notification_configuration(Bucket=bucket)
     others = sum(len(found.get(f"{kind}Configurations", ())) for kind in ("Topic", "Queue", "LambdaFunction"))
     return "EventBridgeConfiguration" in found, others
 
 
-def turn_events_on(bucket: str, s3: Any) -> bool:
-    """Let a bucket notify EventBridge, beside its other notifications; return False where it does already."""
+def enable_eventbridge(bucket: str, s3: Any) -> None:
+    """Let a bucket send events to EventBridge, and keep its other notifications."""
     found = s3.get_bucket_notification_configuration(Bucket=bucket)
     if "EventBridgeConfiguration" in found:
-        return False
+        return
     found.pop("ResponseMetadata", None)
-    # PutBucketNotificationConfiguration replaces the whole configuration, so the existing ones are sent again
+    # PutBucketNotificationConfiguration replaces the whole configuration, so the request repeats the existing ones
     s3.put_bucket_notification_configuration(
         Bucket=bucket,
         NotificationConfiguration=found | {"EventBridgeConfiguration": {}},
-        SkipDestinationValidation=True,  # the deployer may not be allowed to reach the other destinations
+        SkipDestinationValidation=True,  # the caller may have no permission for the other destinations
     )
-    return True

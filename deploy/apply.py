@@ -1,0 +1,115 @@
+"""Apply a plan: create or update the stack and the hooked twin."""
+
+from __future__ import annotations
+
+import json
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from deploy import DeployError, stack
+from deploy.alarms import check_alarm
+from deploy.incident import OPERATOR, check_no_incident
+from deploy.model_upload import SAMPLE_WEIGHTS, upload_model
+from deploy.plan import TO_BE_UPLOADED, Plan, kept_lines, watching_parameters
+from deploy.stack import Outputs, Stack
+from deploy.twin import Overrides, create_twin, delete_twins, keep_overrides, public_replay_key
+from deploy.watched_endpoint import WatchedEndpoint, enable_eventbridge, read_endpoint
+from glassbox.incidents.events import COMMAND_DETAIL_TYPE
+
+
+def apply(plan: Plan, session: boto3.Session) -> None:
+    """Create or update the stack and the twin of its endpoint, and test an alarm."""
+    name, parameters, endpoint = plan.options.stack, dict(plan.parameters), plan.endpoint
+    cloudformation = session.client("cloudformation")
+    current = stack.describe(name, cloudformation)
+    if current and not current.was_created:
+        stack.delete(name, cloudformation)
+        current = None
+    if current:  # an incident may have opened since the plan
+        check_no_incident(current, session)
+    if endpoint:
+        enable_eventbridge(endpoint.bucket, session.client("s3"))
+        if plan.reacts and current:  # before the update: the stack never names a config that does not exist
+            _create_twin(endpoint, name, current.outputs, session, plan.overrides)
+    elif parameters.get("ModelDataUrl") == TO_BE_UPLOADED:
+        parameters["ModelDataUrl"] = upload_model(plan.options.model or SAMPLE_WEIGHTS, session)
+    stack.sam_deploy(name, parameters, session.region_name)
+    outputs = stack.existing(name, cloudformation).outputs
+    if endpoint:
+        if plan.reacts and not current:
+            _create_first_twin(endpoint, name, outputs, session, plan.overrides)
+        _delete_other_twins(parameters.get("HookedConfigName", ""), name, session)
+    print("\nDone.")
+    if email := plan.options.parameters.get("NotificationEmail"):
+        print(f"Confirm the subscription e-mail sent to {email}; no notifications are sent until then.")
+    print(_test_alarm(name, session))
+    if plan.reacts:
+        detail = json.dumps(json.dumps({"endpoint": outputs.endpoint_name, "action": "open"}))
+        entry = f"Source={OPERATOR},DetailType={COMMAND_DETAIL_TYPE},Detail={detail}"
+        print("To open an incident for the traffic of the last hour, run:")
+        print(f"  aws events put-events --entries '{entry}'")
+
+
+def _test_alarm(name: str, session: boto3.Session) -> str:
+    """Return the result of an alarm's test; a refused call must not fail a completed deployment."""
+    try:
+        return check_alarm(name, session)
+    except (ClientError, BotoCoreError) as error:
+        return f"Alarms: not tested: {error}"
+
+
+def renew_twin(name: str, requested: Overrides, session: boto3.Session) -> None:
+    """Create the twin of the endpoint's current config, update the stack to both, and delete the old twin."""
+    cloudformation = session.client("cloudformation")
+    current = stack.existing(name, cloudformation)
+    if current.owns_endpoint:
+        raise DeployError(
+            f"Stack {name}: expected a watched endpoint, got {current.parameters['EndpointName']}, the stack's own. "
+            "make deploy MODEL=… updates its model and its twin."
+        )
+    check_reacts(current)
+    check_no_incident(current, session)
+    endpoint = read_endpoint(current.parameters["EndpointName"], session)
+    overrides = keep_overrides(requested, current.parameters["HookedConfigName"], endpoint, session)
+    hooked = _create_twin(endpoint, name, current.outputs, session, overrides)
+    enable_eventbridge(endpoint.bucket, session.client("s3"))
+    parameters = watching_parameters(endpoint, current.parameters, reacts=True)
+    stack.change_parameters(name, parameters, cloudformation)
+    print(f"{endpoint.name} runs {endpoint.config_name}; its hooked twin is {hooked}.")
+    print("".join(f"{line}\n" for line in kept_lines(requested, overrides)), end="")
+    _delete_other_twins(hooked, name, session)
+
+
+def check_reacts(current: Stack) -> None:
+    """Raise DeployError for a stack with React=false, which has no twin."""
+    if not current.reacts:
+        raise DeployError(
+            f"Stack {current.name}: expected React=true, got false. It has no hooked twin; "
+            'make deploy … SET="React=true" creates one.'
+        )
+
+
+def _create_twin(
+    endpoint: WatchedEndpoint, name: str, outputs: Outputs, session: boto3.Session, overrides: Overrides
+) -> str:
+    # the twin gets the public key in its environment, since its network may not reach KMS
+    key = public_replay_key(outputs.replay_key_arn, session).text
+    return create_twin(endpoint, name, outputs.bucket, key, session, overrides)
+
+
+def _create_first_twin(
+    endpoint: WatchedEndpoint, name: str, outputs: Outputs, session: boto3.Session, overrides: Overrides
+) -> None:
+    try:
+        _create_twin(endpoint, name, outputs, session, overrides)
+    except (DeployError, ClientError, BotoCoreError) as error:
+        raise DeployError(
+            f"{error}\nStack {name} exists without a twin and cannot swap. Run make twin with the same IMAGE and "
+            "MODEL_DATA."
+        ) from error
+
+
+def _delete_other_twins(hooked: str, name: str, session: boto3.Session) -> None:
+    for deleted in delete_twins(name, session, keep=hooked):
+        print(f"deleted: {deleted}")

@@ -1,0 +1,154 @@
+"""Deploy Glassbox to AWS, for an existing endpoint or with its own.
+
+Credentials and region are those of the AWS SDK (AWS_PROFILE, AWS_REGION, …).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+from deploy import ROOT, DeployError, images, stack
+from deploy.apply import apply, check_reacts, renew_twin
+from deploy.explain import explain as explain_image
+from deploy.plan import DeployOptions, make_plan
+from deploy.remove import removal_line
+from deploy.remove import remove as remove_stack
+from deploy.twin import Overrides
+
+
+def plan(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Print what deploy would do."""
+    print("\n".join(make_plan(_deploy_options(arguments), session).lines))
+
+
+def deploy(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Create or update the stack and the endpoint's hooked twin."""
+    planned = make_plan(_deploy_options(arguments), session)
+    print("\n".join(planned.lines), flush=True)
+    _confirm(arguments)
+    apply(planned, session)
+
+
+def twin(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Create the twin of the endpoint's current config, and delete the old one."""
+    renew_twin(arguments.stack, Overrides(arguments.image, arguments.model_data), session)
+
+
+def explain(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Explain one image; the endpoint is swapped meanwhile."""
+    current = stack.existing(arguments.stack, session.client("cloudformation"))
+    check_reacts(current)
+    name = current.outputs.endpoint_name
+    if arguments.endpoint not in ("", name):
+        raise DeployError(
+            f"ENDPOINT: expected {name}, the endpoint of stack {current.name}, got {arguments.endpoint}. "
+            f"Set STACK=… to the stack of {arguments.endpoint}."
+        )
+    print(f"Would swap endpoint {name} to its hooked twin for some minutes; it keeps serving.", flush=True)
+    _confirm(arguments)
+    heatmap = explain_image(arguments.image, current.outputs, ROOT / "out" / "explain", session, print)
+    print(f"Heat map: {heatmap.relative_to(ROOT)}")
+
+
+def remove(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Close an open incident, delete the twin and the stack."""
+    current = stack.existing(arguments.stack, session.client("cloudformation"))
+    print(removal_line(current), flush=True)
+    _confirm(arguments)
+    remove_stack(current, session)
+
+
+def push(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Push the images of `make images` to ECR."""
+    print("\n".join(images.push(session)) or "ECR already contains both images.")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, boto3.Session], None]] = {
+    "plan": plan,
+    "deploy": deploy,
+    "twin": twin,
+    "explain": explain,
+    "remove": remove,
+    "push": push,
+}
+
+
+def _deploy_options(arguments: argparse.Namespace) -> DeployOptions:
+    named = {
+        "MaxClassShare": arguments.threshold,
+        "NotificationEmail": arguments.email,
+        "Stage": arguments.stage,
+    }
+    return DeployOptions(
+        arguments.stack,
+        arguments.endpoint,
+        Overrides(arguments.image, arguments.model_data),
+        arguments.model,
+        {name: value for name, value in named.items() if value} | dict(arguments.set),
+    )
+
+
+def _confirm(arguments: argparse.Namespace) -> None:
+    """Raise DeployError unless the user answers yes."""
+    if arguments.yes:
+        return
+    try:
+        answer = input("\nProceed? [y/N] ")
+    except EOFError:  # standard input is closed
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise DeployError("Cancelled: nothing was changed. YES=1 skips the question.")
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"SET: expected Parameter=value, got {text!r}")
+    return name, value
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m deploy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run in COMMANDS.items():
+        one = commands.add_parser(name, help=run.__doc__)
+        if name != "push":
+            one.add_argument("--stack", default="glassbox")
+        if name in ("plan", "deploy", "twin"):
+            one.add_argument("--image", default="", help="image of the twin, or of the stack's own endpoint")
+            one.add_argument("--model-data", default="", help="S3 URI of the twin's model.tar.gz")
+        if name in ("plan", "deploy"):
+            one.add_argument("--endpoint", default="", help="existing endpoint (default: create one)")
+            one.add_argument(
+                "--model", type=Path, help="state dict or model.tar.gz of the stack's own endpoint"
+            )
+            one.add_argument("--threshold", default="", help="MaxClassShare, 0 to 1")
+            one.add_argument("--email", default="", help="NotificationEmail")
+            one.add_argument("--stage", default="", help="dev or prod")
+            one.add_argument("--set", type=_parameter, nargs="*", default=[], metavar="Parameter=value")
+        if name == "explain":
+            one.add_argument("--image", type=Path, required=True, help="PNG or JPEG file, or an array (.npy)")
+            one.add_argument("--endpoint", default="", help="endpoint of the stack, as a check")
+        if name in ("deploy", "explain", "remove"):
+            one.add_argument("--yes", action="store_true", help="skip the question")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run a command, and exit with its error."""
+    arguments = _parse_arguments()
+    session = boto3.Session()
+    try:
+        if not session.region_name:
+            raise DeployError("AWS_REGION: expected a region, got none. Set AWS_REGION=….")
+        COMMANDS[arguments.command](arguments, session)
+    except (DeployError, ClientError, BotoCoreError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")

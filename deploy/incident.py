@@ -1,0 +1,40 @@
+"""Read the incident of a stack's endpoint, and send the stack an operator's commands."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import boto3
+
+from deploy import DeployError
+from deploy.stack import Outputs, Stack
+from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.incidents.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.model import Incident, State
+
+OPERATOR = "glassbox.operator"
+CHANGES_ENDPOINT = (State.SWAPPING, State.HOOKED, State.RESTORING)
+
+
+def current_incident(outputs: Outputs, session: boto3.Session) -> Incident | None:
+    """Return the open or latest incident of the stack's endpoint."""
+    incidents = IncidentsTable(session.client("dynamodb"), outputs.incidents_table)
+    return incidents.current(outputs.endpoint_name)
+
+
+def check_no_incident(stack: Stack, session: boto3.Session) -> None:
+    """Raise DeployError while an incident changes the endpoint: an update would undo its swap, or fail."""
+    incident = current_incident(stack.outputs, session)
+    if incident and incident.state in CHANGES_ENDPOINT:
+        raise DeployError(
+            f"Stack {stack.name}: expected no open incident, got {incident.id} of endpoint {incident.endpoint}, "
+            f"which is {incident.state}. Wait until it is closed, or abort it (docs/operations.md), then retry."
+        )
+
+
+def send_command(endpoint: str, action: str, session: boto3.Session, **detail: Any) -> None:
+    """Send the stack an operator's command, such as ``open`` or ``abort``."""
+    body = json.dumps({"endpoint": endpoint, "action": action} | detail)
+    entry = {"Source": OPERATOR, "DetailType": COMMAND_DETAIL_TYPE, "Detail": body}
+    session.client("events").put_events(Entries=[entry])

@@ -300,7 +300,7 @@ def job_event(rehearsal: Rehearsal) -> Outcome:
 
     def ended(message: Message) -> bool:
         detail = message.get("detail", {})
-        return detail.get("ProcessingJobName") == name and detail.get("ProcessingJobStatus") == "Completed"
+        return (detail.get("ProcessingJobName"), detail.get("ProcessingJobStatus")) == (name, "Completed")
 
     found = rehearsal.inbox.find(ended, rehearsal.patience)
     if not found:
@@ -310,7 +310,7 @@ def job_event(rehearsal: Rehearsal) -> Outcome:
     detail = found[0]["detail"]
     isolated = detail.get("NetworkConfig", {}).get("EnableNetworkIsolation")
     environment = detail.get("Environment", {})
-    same_endpoint = bool(environment.get("sagemaker_endpoint_name") == rehearsal.name)
+    same_endpoint = environment.get("sagemaker_endpoint_name") == rehearsal.name
     return "Completed" in detail.get("ExitMessage", "") and same_endpoint, (
         f"ExitMessage {detail.get('ExitMessage')!r}, Environment with {len(environment)} entries, "
         f"EnableNetworkIsolation {isolated!r}, MonitoringScheduleArn {detail.get('MonitoringScheduleArn')!r}"

@@ -1,6 +1,6 @@
-"""The deploy tool as its users run it, with the real `sam deploy`, on the embedded AWS: `make deploy-test`.
+"""Run the deploy tool with the real `sam deploy` on the embedded AWS: `make deploy-test`.
 
-First for an endpoint that a customer has: a role, a capture bucket and notifications of their own.
+The first tests watch a customer's endpoint, which has its own role, capture bucket and notifications.
 """
 
 import io
@@ -53,7 +53,7 @@ def aws():
 
 
 def command_line(aws, *arguments, **environment):
-    """What subprocess is called with."""
+    """Return the arguments of subprocess for a command of the deploy tool."""
     account = aws.environment | {"AWS_REGION": REGION, "PYTHONPATH": PYTHONPATH}
     return {
         "args": [str(ROOT / PYTHON), "-m", "deploy", *arguments],
@@ -65,7 +65,7 @@ def command_line(aws, *arguments, **environment):
 
 @pytest.fixture(scope="module")
 def tool(aws):
-    """Runs `python -m deploy`, with the account's rights; expects it to end well, or with `fails`."""
+    """Run `python -m deploy` as the account's root; return its output, or with `fails` its error."""
 
     def run(*arguments, fails=False, **environment):
         done = subprocess.run(
@@ -79,7 +79,7 @@ def tool(aws):
 
 @pytest.fixture(scope="module")
 def customer(aws):
-    """What a customer has: bucket, role, model, endpoint. The role may write captures, and nothing of ours."""
+    """Create a customer's bucket, role, models and endpoints. The role may write captures only."""
     s3, sqs, iam, sagemaker = (aws.client(name) for name in ("s3", "sqs", "iam", "sagemaker"))
     s3.create_bucket(Bucket=CAPTURES, CreateBucketConfiguration={"LocationConstraint": REGION})
     queue = sqs.create_queue(QueueName="their-own")["QueueUrl"]
@@ -187,10 +187,10 @@ def pause(aws, mapping, on=False):
     aws.client("lambda").update_event_source_mapping(UUID=mapping, Enabled=on)
 
 
-WANTED = ("--endpoint", ENDPOINT, "--threshold", "0.5")
+WATCH = ("--endpoint", ENDPOINT, "--threshold", "0.5")
 
 
-def given(aws):
+def settings(aws):
     return (
         "--set",
         f"AwsEndpointUrl={aws.endpoint_url}",
@@ -200,24 +200,26 @@ def given(aws):
     )
 
 
-# ---------------------------------------------------------------- an endpoint that is there
+# ---------------------------------------------------------------- an existing endpoint
 
 
-def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer):
+def test_plan_describes_the_deployment_and_changes_nothing(aws, tool, customer):
     notifications = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
-    said = tool("plan", *WANTED, *given(aws))
-    assert f"Account {ACCOUNT}, region {REGION}: stack glassbox would be created, with" in said
-    assert "5 Lambda functions" in said
-    assert f"endpoint {ENDPOINT} is InService on config Shop-v1" in said
-    assert f"variant Blue: 1 x ml.m5.xlarge, model signs-v1 ({SERVING})" in said
+    output = tool("plan", *WATCH, *settings(aws))
+    assert f"Account {ACCOUNT}, region {REGION}: would create stack glassbox with" in output
+    assert "5 Lambda functions" in output
+    assert f"endpoint {ENDPOINT} is InService on config Shop-v1" in output
+    assert f"variant Blue: 1 x ml.m5.xlarge, model signs-v1 ({SERVING})" in output
     assert (
-        f"captures 100 % of the requests, inputs and outputs, to s3://{CAPTURES}/sagemaker/captured/" in said
+        f"captures 100 % of the requests, inputs and outputs, to s3://{CAPTURES}/sagemaker/captured/"
+        in output
     )
-    assert "endpoint config shop-v1-hooked: Shop-v1 with the models above" in said
+    assert "endpoint config shop-v1-hooked: Shop-v1 with the models above" in output
     assert (
-        f"Bucket {CAPTURES} would notify EventBridge of its objects; its 1 other notification stays" in said
+        f"Would send the events of bucket {CAPTURES} to EventBridge and keep its 1 other notification."
+        in output
     )
-    assert "hourly job is left out" in said
+    assert "so the stack has no hourly job" in output
     assert names(aws, "endpoint_config") == CONFIGS
     again = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
     assert {k: v for k, v in again.items() if k != "ResponseMetadata"} == {
@@ -230,17 +232,17 @@ def test_plan_says_in_words_what_would_be_and_makes_nothing(aws, tool, customer)
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
     [
-        ("nobodys", "Could not find endpoint"),
-        ("blind", "has no data capture: create a config with a DataCaptureConfig"),
+        ("missing", "ENDPOINT: expected an endpoint in eu-west-1, got missing: Could not find endpoint"),
+        ("blind", "endpoint config no-capture: expected an enabled DataCaptureConfig, got none. Create"),
     ],
 )
-def test_an_endpoint_that_cannot_be_watched_is_refused_with_the_reason(tool, customer, endpoint, reason):
+def test_plan_refuses_an_unsupported_endpoint_with_the_reason(tool, customer, endpoint, reason):
     assert reason in tool("plan", "--endpoint", endpoint, "--threshold", "0.5", fails=True)
 
 
 @pytest.fixture
 def blind_on(aws, customer):
-    """Moves the endpoint `blind` to a config with these members beside its variant, and back after the test."""
+    """Update the endpoint `blind` to a config with these members, and back after the test."""
     made = []
 
     def move(name, model="signs-v2", **members):
@@ -258,25 +260,27 @@ def blind_on(aws, customer):
         customer.delete_endpoint_config(EndpointConfigName=name)
 
 
-def test_a_capture_bucket_elsewhere_is_refused(aws, tool, blind_on):
-    """Here the rule would be deployed, and never see an event."""
+def test_plan_refuses_a_capture_bucket_of_another_region_or_account(aws, tool, blind_on):
+    """EventBridge of this account and region would never receive its events."""
     far = aws.session.client("s3", region_name="us-west-2")
     far.create_bucket(Bucket="acme-far", CreateBucketConfiguration={"LocationConstraint": "us-west-2"})
     blind_on("far", DataCaptureConfig=CAPTURE | {"DestinationS3Uri": "s3://acme-far/captured"})
     wanted = ("plan", "--endpoint", "blind", "--threshold", "0.5")
-    assert "bucket acme-far is in region us-west-2, the endpoint in eu-west-1" in tool(*wanted, fails=True)
+    assert "bucket acme-far: expected region eu-west-1, as the endpoint's, got us-west-2" in tool(
+        *wanted, fails=True
+    )
     theirs = aws.session.client("s3", aws_access_key_id="999999999999", aws_secret_access_key="test")
     theirs.create_bucket(Bucket="not-acme", CreateBucketConfiguration={"LocationConstraint": REGION})
     blind_on("foreign", DataCaptureConfig=CAPTURE | {"DestinationS3Uri": "s3://not-acme/captured"})
-    assert f"bucket not-acme belongs to another account than {ACCOUNT}" in tool(*wanted, fails=True)
+    assert f"bucket not-acme: expected a bucket of account {ACCOUNT}" in tool(*wanted, fails=True)
 
 
-def test_plan_names_what_a_volume_keys_policy_must_allow(aws, tool, blind_on):
+def test_plan_prints_the_statements_for_the_policy_of_a_volume_key(aws, tool, blind_on):
     key = aws.client("kms").create_key()["KeyMetadata"]["Arn"]
     blind_on("with-key", DataCaptureConfig=CAPTURE, KmsKeyId=key.rpartition("/")[2])
-    said = tool("plan", "--endpoint", "blind", "--threshold", "0.5", "--stack", "keyed")
-    assert f"Key {key} encrypts the instances' volumes" in said
-    statements = [json.loads(line) for line in said.splitlines() if line.startswith('  {"Effect"')]
+    output = tool("plan", "--endpoint", "blind", "--threshold", "0.5", "--stack", "keyed")
+    assert f"Key {key} encrypts the instance volumes." in output
+    statements = [json.loads(line) for line in output.splitlines() if line.startswith('  {"Effect"')]
     assert [statement["Action"] for statement in statements] == ["kms:DescribeKey", "kms:CreateGrant"]
     for statement in statements:
         assert statement["Principal"] == {"AWS": f"arn:aws:iam::{ACCOUNT}:root"}
@@ -285,16 +289,18 @@ def test_plan_names_what_a_volume_keys_policy_must_allow(aws, tool, blind_on):
     assert statements[1]["Condition"]["Bool"] == {"kms:GrantIsForAWSResource": "true"}
 
 
-def test_plan_says_whether_a_swap_fits_the_quota(aws, tool, customer):
-    assert "A swap starts 1 more ml.m5.xlarge: 3 of 100 are in use, it fits." in tool("plan", *WANTED)
+def test_plan_compares_a_swap_with_the_quota(aws, tool, customer):
+    assert "A swap starts 1 more ml.m5.xlarge, 3 of 100 are in use: the quota is sufficient." in tool(
+        "plan", *WATCH
+    )
     aws.control("quotas", **{"ml.m5.xlarge": 3})
-    said = tool("plan", *WANTED)
+    output = tool("plan", *WATCH)
     aws.control("quotas")
-    assert "A swap starts 1 more ml.m5.xlarge: 3 of 3 are in use, IT DOES NOT FIT" in said
+    assert "a swap starts 1 more ml.m5.xlarge, 3 of 3 are in use: QUOTA EXCEEDED" in output
 
 
-def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
-    given = (
+def test_plan_refuses_invalid_options_together(tool, customer):
+    options = (
         "--endpoint",
         ENDPOINT,
         "--image",
@@ -304,9 +310,9 @@ def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
         "--model",
         "none.pt",
     )
-    said = tool(
+    output = tool(
         "plan",
-        *given,
+        *options,
         "--set",
         "MaxFlagedReplays=20",
         "MaxComparisonReplays=many",
@@ -314,43 +320,47 @@ def test_what_cloudformation_would_refuse_is_refused_at_once(tool, customer):
         "Stage=test",
         fails=True,
     )
-    assert said.splitlines() == [
-        "MaxClassShare is missing (THRESHOLD=…): Largest share of one class in a window before it is a violation, "
+    assert output.splitlines() == [
+        "MaxClassShare: expected a value, got none. Set THRESHOLD=…: "
+        "Largest share of one class in a window before it is a violation, "
         "0 to 1. "
         "There is no default, it depends on your traffic.",
         "NotificationEmail: expected an address, such as ops@example.com, got 'ops'",
-        "MaxFlagedReplays: expected a parameter of the stack. Did you mean MaxFlaggedReplays?",
+        "MaxFlagedReplays: expected a parameter of template.yaml. Did you mean MaxFlaggedReplays?",
         "MaxComparisonReplays: expected a number from 0 to 100, got 'many'",
         "MaxHeatmaps: expected a number from 1 to 1000, got '0'",
         "Stage: expected dev or prod, got 'test'",
         "ServingImage: expected an image in ECR, account.dkr.ecr.region.amazonaws.com/name:tag, got "
         "'glassbox-serving:latest'",
-        "MODEL is for an endpoint of the stack's own: MODEL_DATA=s3://… gives the twin another model",
+        f"MODEL: expected no value with ENDPOINT={ENDPOINT}, got none.pt. MODEL_DATA=s3://… sets the model data of the "
+        "twin.",
         "MODEL: expected a file, got none.pt",
     ]
 
 
-def test_what_the_endpoint_decides_cannot_be_given_by_hand(tool, customer):
-    """A twin of another name than the stack's would be deleted as one that is left over."""
-    said = tool("plan", *WANTED, "--set", "HookedConfigName=mine", "ModelDataUrl=s3://b/m", fails=True)
-    assert said.splitlines() == [
-        f"HookedConfigName: it follows from ENDPOINT={ENDPOINT}, and cannot be given as 'mine'",
-        f"ModelDataUrl: it follows from ENDPOINT={ENDPOINT}, and cannot be given as 's3://b/m'",
+def test_plan_refuses_parameters_that_follow_from_the_endpoint(tool, customer):
+    """Deploy deletes a twin whose name is not the stack's HookedConfigName."""
+    output = tool("plan", *WATCH, "--set", "HookedConfigName=mine", "ModelDataUrl=s3://b/m", fails=True)
+    assert output.splitlines() == [
+        f"HookedConfigName: expected no value, since it follows from ENDPOINT={ENDPOINT}, got 'mine'. Remove it from "
+        "SET.",
+        f"ModelDataUrl: expected no value, since it follows from ENDPOINT={ENDPOINT}, got 's3://b/m'. Remove it from "
+        "SET.",
     ]
 
 
-def test_without_a_yes_nothing_is_done(aws, tool, customer):
-    assert "Nothing was done" in tool("deploy", *WANTED, *given(aws), fails=True)
+def test_deploy_changes_nothing_without_a_yes(aws, tool, customer):
+    assert "Cancelled: nothing was changed." in tool("deploy", *WATCH, *settings(aws), fails=True)
     assert "EventBridgeConfiguration" not in aws.client("s3").get_bucket_notification_configuration(
         Bucket=CAPTURES
     )
 
 
-def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, customer):
+def test_deploy_creates_stack_and_twin_and_does_not_update_the_endpoint(aws, tool, customer):
     before = customer.describe_endpoint(EndpointName=ENDPOINT)["LastModifiedTime"]
-    said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
-    assert "Confirm the subscription e-mail sent to ops@example.com" in said
-    assert "was set off for a test, and the topic took its notification" in said
+    output = tool("deploy", *WATCH, *settings(aws), "--email", "ops@example.com", "--yes")
+    assert "Confirm the subscription e-mail sent to ops@example.com" in output
+    assert "published a notification to the topic" in output
     parameters, outputs = stack(aws)
     assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("Shop-v1", "shop-v1-hooked")
     assert parameters["CapturePrefix"] == "sagemaker/captured"
@@ -372,51 +382,52 @@ def test_deploy_makes_stack_and_twin_and_leaves_the_endpoint_alone(aws, tool, cu
     assert customer.describe_endpoint(EndpointName=ENDPOINT)["LastModifiedTime"] == before
 
 
-def test_deploying_again_changes_nothing(aws, tool):
+def test_a_second_deploy_keeps_the_twin(aws, tool):
     twins = names(aws, "endpoint_config"), names(aws, "model")
-    said = tool("deploy", *WANTED, *given(aws), "--email", "ops@example.com", "--yes")
-    assert "stack glassbox would be updated" in said
-    assert "Parameters that are not given stay as they are" in said
-    assert f"Bucket {CAPTURES} already notifies EventBridge" in said
+    output = tool("deploy", *WATCH, *settings(aws), "--email", "ops@example.com", "--yes")
+    assert "would update stack glassbox" in output
+    assert "Parameters without a new value keep theirs" in output
+    assert f"Bucket {CAPTURES} already sends its events to EventBridge" in output
     assert (names(aws, "endpoint_config"), names(aws, "model")) == twins
 
 
-def test_a_twin_of_another_stack_is_in_the_way_of_a_second_one(aws, tool, customer):
-    """Two endpoints that share a config: the second one's stack would take the first one's twin for its own."""
-    said = tool("plan", "--stack", "door", "--endpoint", "Shop-Door", "--threshold", "0.5", fails=True)
-    assert "signs-v1-hooked, the twin's name, already exists and does not belong to stack door" in said
-    assert said.count("\n") == 1
+def test_plan_refuses_a_twin_of_another_stack(aws, tool, customer):
+    """Two endpoints may share a config, but not its twin."""
+    output = tool("plan", "--stack", "door", "--endpoint", "Shop-Door", "--threshold", "0.5", fails=True)
+    assert "signs-v1-hooked already exists and does not belong to stack door" in output
+    assert output.count("\n") == 1
 
 
-def test_a_second_stack_on_an_endpoint_is_refused_and_the_first_named(aws, tool, customer):
-    said = tool("plan", "--stack", "second", "--endpoint", ENDPOINT, "--threshold", "0.5", fails=True)
+def test_plan_refuses_a_second_stack_for_an_endpoint(aws, tool, customer):
+    output = tool("plan", "--stack", "second", "--endpoint", ENDPOINT, "--threshold", "0.5", fails=True)
     assert (
-        f"Endpoint {ENDPOINT} is watched by stack glassbox, and only one stack may watch an endpoint" in said
+        f"ENDPOINT: expected an endpoint without a stack, got {ENDPOINT}, which stack glassbox watches."
+        in output
     )
 
 
-def test_deploying_again_follows_what_the_owner_deployed(aws, tool, customer):
-    """The new config has the same model, and so has its twin: that one stays."""
+def test_deploy_replaces_the_twin_after_an_owners_deployment(aws, tool, customer):
+    """The new config has the same model, so the hooked model stays."""
     owner_deploys(customer, "Shop-v1-larger")
-    said = tool("deploy", *WANTED, *given(aws), "--yes")
-    assert "PlainConfigName: Shop-v1 -> Shop-v1-larger" in said
-    assert "deleted: shop-v1-hooked" in said
+    output = tool("deploy", *WATCH, *settings(aws), "--yes")
+    assert "PlainConfigName: Shop-v1 -> Shop-v1-larger" in output
+    assert "deleted: shop-v1-hooked" in output
     assert stack(aws)[1]["HookedConfig"] == "shop-v1-larger-hooked"
     assert names(aws, "endpoint_config") == CONFIGS | {"shop-v1-larger-hooked"}
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v1-hooked"}
 
 
-def test_a_twin_keeps_the_model_that_it_has_in_common_with_the_one_before(aws, tool, customer):
+def test_twin_keeps_a_model_that_both_configs_share(aws, tool, customer):
     owner_deploys(customer, "Shop-v1")
-    said = tool("twin")
-    assert [line for line in said.splitlines() if "deleted" in line] == ["deleted: shop-v1-larger-hooked"]
+    output = tool("twin")
+    assert [line for line in output.splitlines() if "deleted" in line] == ["deleted: shop-v1-larger-hooked"]
     assert names(aws, "endpoint_config") == CONFIGS | {"shop-v1-hooked"}
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v1-hooked"}
 
 
-def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws, customer):
-    """With the customer's own role the hooked model writes into the stack's bucket, whose policy lets it."""
-    # what sam deploy uploaded is for Lambda's Python; the embedded AWS runs functions on the one that is here
+def test_an_incident_of_a_watched_endpoint_is_explained_and_restored(aws, customer):
+    """The hooked model writes into the stack's bucket with the customer's role."""
+    # sam deploy uploaded wheels for Lambda's Python; the embedded AWS runs functions on this machine's
     redeploy(ROOT / "template.yaml", "glassbox", {}, aws.session)
     customer.update_endpoint_weights_and_capacities(
         EndpointName=ENDPOINT,
@@ -435,35 +446,37 @@ def test_an_incident_of_the_customers_endpoint_is_explained_and_restored(aws, cu
     assert incident(aws).replays <= incident(aws).heatmaps
     assert live(aws) == ("InService", "Shop-v1")
     (variant,) = customer.describe_endpoint(EndpointName=ENDPOINT)["ProductionVariants"]
-    assert variant["CurrentInstanceCount"] == 2  # as scaling had left it
+    assert variant["CurrentInstanceCount"] == 2  # the swaps keep what scaling set
 
 
-def test_one_image_is_explained_and_the_endpoint_put_back(aws, tool, customer, tmp_path):
+def test_explain_saves_a_heat_map_and_restores_the_endpoint(aws, tool, customer, tmp_path):
     image = tmp_path / "sign.png"
     Image.fromarray(signs.dataset(1, seed=5, size=48)[0][0]).save(image)
     before = incident(aws)
-    assert f"watches {ENDPOINT}" in tool("explain", "--image", str(image), "--endpoint", "blind", fails=True)
-    assert "Nothing was done" in tool("explain", "--image", str(image), fails=True)
+    assert f"ENDPOINT: expected {ENDPOINT}, the endpoint of stack glassbox, got blind." in tool(
+        "explain", "--image", str(image), "--endpoint", "blind", fails=True
+    )
+    assert "Cancelled: nothing was changed." in tool("explain", "--image", str(image), fails=True)
     assert incident(aws) == before
-    said = tool("explain", "--image", str(image), "--endpoint", ENDPOINT, "--yes")
-    assert "The picture: out/explain/sign.png" in said
+    output = tool("explain", "--image", str(image), "--endpoint", ENDPOINT, "--yes")
+    assert "Heat map: out/explain/sign.png" in output
     assert Image.open(ROOT / "out/explain/sign.png").info["complete"] == "yes"
     wait_for(lambda: incident(aws).state == "NORMAL" and incident(aws).id != before.id)
     assert live(aws) == ("InService", "Shop-v1")
 
 
-def test_twin_follows_what_the_owner_deployed(aws, tool, customer):
+def test_twin_follows_an_owners_deployment(aws, tool, customer):
     owner_deploys(customer, "Shop-v2")
-    said = tool("twin")
-    assert f"{ENDPOINT} runs Shop-v2; its hooked twin is shop-v2-hooked." in said
-    assert "deleted: shop-v1-hooked" in said
-    assert "deleted: signs-v1-hooked" in said
+    output = tool("twin")
+    assert f"{ENDPOINT} runs Shop-v2; its hooked twin is shop-v2-hooked." in output
+    assert "deleted: shop-v1-hooked" in output
+    assert "deleted: signs-v1-hooked" in output
     parameters, outputs = stack(aws)
     assert (outputs["PlainConfig"], outputs["HookedConfig"]) == ("Shop-v2", "shop-v2-hooked")
     assert parameters["MaxFlaggedReplays"] == "2"
     assert names(aws, "endpoint_config") == CONFIGS | {"shop-v2-hooked"}
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v2-hooked"}
-    assert "shop-v2-hooked" in tool("twin")  # again, nothing to do
+    assert "shop-v2-hooked" in tool("twin")  # twice, without a change
     assert live(aws) == ("InService", "Shop-v2")
 
 
@@ -474,35 +487,35 @@ def container(customer, model):
 HOOKED_IMAGE = f"{REGISTRY}/glassbox-serving:local"
 
 
-def test_a_twin_that_is_no_longer_as_wanted_is_made_again(aws, tool, customer):
+def test_twin_replaces_only_models_of_its_stack(aws, tool, customer):
     tool("twin", "--image", HOOKED_IMAGE)
     assert container(customer, "signs-v2-hooked")["Image"] == HOOKED_IMAGE
     arn = customer.describe_model(ModelName="signs-v2-hooked")["ModelArn"]
-    customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "somebody-elses"}])
-    said = tool("twin", "--image", SERVING, fails=True)
-    assert "signs-v2-hooked, the twin's name, already exists and does not belong to stack glassbox" in said
+    customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "another-stack"}])
+    output = tool("twin", "--image", SERVING, fails=True)
+    assert "signs-v2-hooked already exists and does not belong to stack glassbox" in output
     assert container(customer, "signs-v2-hooked")["Image"] == HOOKED_IMAGE
     customer.add_tags(ResourceArn=arn, Tags=[{"Key": "glassbox", "Value": "glassbox"}])
 
 
-def test_an_image_that_is_not_given_again_stays_and_goes_along_to_the_next_model(aws, tool, customer):
-    kept = f"keeps IMAGE={HOOKED_IMAGE}, as the one before"
+def test_twin_keeps_an_image_across_models(aws, tool, customer):
+    kept = f"keeps IMAGE={HOOKED_IMAGE} of the previous twin"
     assert kept in tool("twin")
     assert container(customer, "signs-v2-hooked")["Image"] == HOOKED_IMAGE
     owner_deploys(customer, "Shop-v1")
-    said = tool("plan", *WANTED)
-    assert kept in said
-    assert f"model signs-v1-hooked: signs-v1 with image {HOOKED_IMAGE}, the hook on" in said
-    assert "the twin runs the endpoint's own image" not in said
+    output = tool("plan", *WATCH)
+    assert kept in output
+    assert f"model signs-v1-hooked: signs-v1 with IMAGE={HOOKED_IMAGE}, the hook enabled" in output
+    assert "the twin runs the endpoint's own image" not in output
     assert kept in tool("twin")
     assert container(customer, "signs-v1-hooked")["Image"] == HOOKED_IMAGE
-    # the endpoint's own image is nothing that would be kept
+    # the endpoint's own image is not an override
     tool("twin", "--image", SERVING)
     assert "keeps" not in tool("twin")
     assert container(customer, "signs-v1-hooked")["Image"] == SERVING
 
 
-def test_model_data_stays_with_its_model_and_is_asked_for_again_for_another(aws, tool, customer):
+def test_twin_keeps_model_data_only_for_the_same_model(aws, tool, customer):
     own = container(customer, "signs-v1")["ModelDataUrl"]
     others = f"s3://{MODELS}/hooked/model.tar.gz"
     source = {"Bucket": MODELS, "Key": own.removeprefix(f"s3://{MODELS}/")}
@@ -511,43 +524,54 @@ def test_model_data_stays_with_its_model_and_is_asked_for_again_for_another(aws,
     assert f"keeps MODEL_DATA={others}" in tool("twin")
     assert container(customer, "signs-v1-hooked")["ModelDataUrl"] == others
     owner_deploys(customer, "Shop-v2")
-    for command in (("twin",), ("plan", *WANTED), ("deploy", *WANTED, "--yes")):
-        said = tool(*command, fails=True)
-        assert f"MODEL_DATA={others} was given for the twin of another model than signs-v2" in said
+    for command in (("twin",), ("plan", *WATCH), ("deploy", *WATCH, "--yes")):
+        output = tool(*command, fails=True)
+        assert (
+            f"MODEL_DATA: expected model data of signs-v2, got {others} of the previous twin's model."
+            in output
+        )
         assert stack(aws)[1]["PlainConfig"] == "Shop-v1"
     tool("twin", "--model-data", own)
     assert container(customer, "signs-v2-hooked")["ModelDataUrl"] == own
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v2-hooked"}
 
 
-def test_an_override_whose_model_is_gone_is_asked_for(aws, tool, customer):
+def test_twin_requires_an_image_after_its_model_was_deleted(aws, tool, customer):
     customer.delete_model(ModelName="signs-v2-hooked")
-    assert "signs-v2-hooked of the twin shop-v2-hooked is gone" in tool("twin", fails=True)
+    assert "Model signs-v2-hooked of the previous twin shop-v2-hooked: expected an existing model" in tool(
+        "twin", fails=True
+    )
     tool("twin", "--image", SERVING)
     assert container(customer, "signs-v2-hooked")["Image"] == SERVING
 
 
-def test_a_stack_that_is_not_of_glassbox_is_left_alone(aws, tool, customer):
+def test_commands_refuse_a_stack_of_another_application(aws, tool, customer):
     cloudformation, theirs = aws.client("cloudformation"), {"StackName": "their-app"}
     body = json.dumps({"Resources": {"Jobs": {"Type": "AWS::SQS::Queue"}}})
     cloudformation.create_stack(**theirs, TemplateBody=body)
     cloudformation.get_waiter("stack_create_complete").wait(**theirs, WaiterConfig={"Delay": 1})
-    for command in (("plan", *WANTED), ("deploy", *WANTED, "--yes"), ("remove", "--yes"), ("twin",)):
-        said = tool(*command, "--stack", "their-app", fails=True)
-        assert "Stack their-app exists, and is not a Glassbox stack: STACK=… names another" in said
+    for command in (("plan", *WATCH), ("deploy", *WATCH, "--yes"), ("remove", "--yes"), ("twin",)):
+        output = tool(*command, "--stack", "their-app", fails=True)
+        assert (
+            "STACK: expected a Glassbox stack or a new name, got their-app, a stack of another application."
+            in output
+        )
     (resource,) = cloudformation.describe_stack_resources(**theirs)["StackResources"]
     assert resource["ResourceStatus"] == "CREATE_COMPLETE"
     cloudformation.delete_stack(**theirs)
 
 
-def test_a_stack_keeps_to_its_endpoint(tool):
-    said = tool("plan", "--image", SERVING, fails=True)
-    assert f"Stack glassbox watches ENDPOINT={ENDPOINT}, and keeps to it" in said
-    assert "keeps to it" in tool("plan", "--endpoint", "another", fails=True)
+def test_plan_refuses_another_endpoint_for_a_stack(tool):
+    output = tool("plan", "--image", SERVING, fails=True)
+    assert (
+        f"ENDPOINT: expected {ENDPOINT}, since {ENDPOINT} is the watched endpoint of stack glassbox, got no"
+        in output
+    )
+    assert f"ENDPOINT: expected {ENDPOINT}" in tool("plan", "--endpoint", "another", fails=True)
 
 
 def opening(aws):
-    """Whether the rules and the queue's mapping that open incidents are on."""
+    """Return the states of the rules and the queue's mapping that open incidents."""
     events, physical = aws.client("events"), aws.client("cloudformation").describe_stack_resource
     rules = ("ViolationRule", "OpenRule", "MonitorJobRule", "MonitorReportRule")
     found = [
@@ -558,31 +582,33 @@ def opening(aws):
     return {events.describe_rule(Name=name)["State"].title() for name in found} | {mapping["State"]}
 
 
-def test_a_remove_that_is_interrupted_leaves_a_stack_that_still_acts(aws, tool, customer):
+def test_an_interrupted_remove_re_enables_the_rules(aws, tool, customer):
     for mapping in ("RenderSaliencyFunctionQueue", "RestoreEndpointFunctionQueue"):
         pause(aws, mapping)  # so that the incident does not end
     command(aws, "open")
     wait_for(lambda: live(aws) == ("InService", "shop-v2-hooked"))
-    assert "Wait until the incident is over" in tool("plan", *WANTED, fails=True)
+    assert "Wait until it is closed, or abort it" in tool("plan", *WATCH, fails=True)
     removing = subprocess.Popen(
         **command_line(aws, "remove", "--yes"),
         stdout=subprocess.PIPE,
-        # what is started in the background may have been told to ignore it
+        # a background process may inherit an ignored SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while "aborting it and restoring Shop-v2" not in (line := removing.stdout.readline()):
+    while f"Aborting the open incident of {ENDPOINT} and restoring Shop-v2" not in (
+        line := removing.stdout.readline()
+    ):
         assert line
     assert opening(aws) == {"Disabled"}
     removing.send_signal(signal.SIGINT)
-    said, _ = removing.communicate(timeout=60)
+    output, _ = removing.communicate(timeout=60)
     assert removing.returncode != 0
-    assert "make remove is resumable" in said
+    assert "make remove is resumable" in output
     assert opening(aws) == {"Enabled"}
     assert "shop-v2-hooked" in names(aws, "endpoint_config")
 
 
-def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, tool, customer):
-    outputs, under_way = stack(aws)[1], incident(aws).id
+def test_remove_closes_the_incident_and_restores_the_endpoint(aws, tool, customer):
+    outputs, open_id = stack(aws)[1], incident(aws).id
     bucket, key = outputs["Bucket"], ReplayKey(aws.client("kms"), outputs["ReplayKeyArn"]).public()
     pause(aws, "RestoreEndpointFunctionQueue", on=True)
     tool("remove", "--yes")
@@ -593,18 +619,20 @@ def test_remove_ends_what_is_under_way_and_leaves_the_endpoint_as_it_was(aws, to
         stack(aws)
     saved = aws.client("s3").get_object(Bucket=bucket, Key=f"monitoring/{ENDPOINT}/replay-key/public.pem")
     assert PublicKey.from_pem(saved["Body"].read()) == key
-    page = f"incidents/{ENDPOINT}/{under_way}/index.html"
+    page = f"incidents/{ENDPOINT}/{open_id}/index.html"
     assert b"abort" in aws.client("s3").get_object(Bucket=bucket, Key=page)["Body"].read()
-    assert "There is no stack glassbox" in tool("remove", "--yes", fails=True)
+    assert "STACK: expected an existing stack in eu-west-1, got glassbox." in tool(
+        "remove", "--yes", fails=True
+    )
 
 
-def test_a_stack_is_deployed_again_beside_what_its_former_one_left(aws, tool, customer):
-    """And one whose twin could not be created says so, and gets it by make twin."""
+def test_deploy_creates_new_storage_after_a_removal(aws, tool, customer):
+    """Its twin cannot be created at first; make twin completes the stack."""
     left = buckets(aws), set(aws.client("dynamodb").list_tables()["TableNames"])
     missing = f"s3://{MODELS}/missing.tar.gz"
-    said = tool("deploy", *WANTED, *given(aws), "--model-data", missing, "--yes", fails=True)
-    assert f"Could not access model data at {missing}" in said
-    assert "Stack glassbox exists, but cannot swap until make twin succeeds" in said
+    output = tool("deploy", *WATCH, *settings(aws), "--model-data", missing, "--yes", fails=True)
+    assert f"Could not access model data at {missing}" in output
+    assert "Stack glassbox exists without a twin and cannot swap." in output
     assert names(aws, "endpoint_config") == CONFIGS
     outputs = stack(aws)[1]
     assert buckets(aws) - left[0] == {outputs["Bucket"]}
@@ -616,7 +644,7 @@ def test_a_stack_is_deployed_again_beside_what_its_former_one_left(aws, tool, cu
     assert names(aws, "endpoint_config") == CONFIGS | {"shop-v2-hooked"}
 
 
-def test_a_stack_that_is_half_deleted_is_removed_all_the_same(aws, tool, customer):
+def test_remove_completes_a_partial_deletion(aws, tool, customer):
     physical = aws.client("cloudformation").describe_stack_resource
     rule, mapping = (
         physical(StackName="glassbox", LogicalResourceId=name)["StackResourceDetail"]["PhysicalResourceId"]
@@ -626,11 +654,11 @@ def test_a_stack_that_is_half_deleted_is_removed_all_the_same(aws, tool, custome
     aws.client("events").delete_rule(Name=rule)
     aws.client("lambda").delete_event_source_mapping(UUID=mapping)
     customer.delete_model(ModelName="signs-v2-hooked")
-    assert "Stack glassbox is deleted, shop-v2-hooked." in tool("remove", "--yes")
+    assert "Deleted: stack glassbox, shop-v2-hooked\n" in tool("remove", "--yes")
     assert names(aws, "endpoint_config") == CONFIGS
 
 
-def test_an_endpoint_that_can_have_no_twin_is_watched_without_one(aws, tool, customer, blind_on, request):
+def test_an_endpoint_without_twin_support_is_watched_with_react_false(aws, tool, customer, blind_on, request):
     plain = customer.describe_model(ModelName="signs-v1")
     customer.create_model(
         ModelName="isolated",
@@ -642,14 +670,14 @@ def test_an_endpoint_that_can_have_no_twin_is_watched_without_one(aws, tool, cus
     blind_on("isolated", model="isolated", DataCaptureConfig=CAPTURE)
     before = names(aws, "model"), names(aws, "endpoint_config")
     wanted = ("--endpoint", "blind", "--threshold", "0.5", "--stack", "quiet")
-    said = tool("plan", *wanted, fails=True)
-    assert "model isolated has network isolation, and cannot write tensors to S3" in said
-    assert 'SET="React=false" watches and notifies without a twin.' in said
+    output = tool("plan", *wanted, fails=True)
+    assert "model isolated: expected EnableNetworkIsolation=false to write tensors to S3, got true" in output
+    assert 'Set SET="React=false" to watch and notify without a twin.' in output
     quiet = (*wanted, "--set", f"AwsEndpointUrl={aws.endpoint_url}", "React=false")
-    said = tool("deploy", *quiet, "--yes")
-    assert "Endpoint blind is never changed (React=false)" in said
-    assert "hooked" not in said
-    assert "A swap" not in said
+    output = tool("deploy", *quiet, "--yes")
+    assert "Glassbox never updates endpoint blind (React=false)" in output
+    assert "hooked" not in output
+    assert "swap" not in output
     parameters, _ = stack(aws, "quiet")
     assert (parameters["HookedConfigName"], parameters["EndpointRoleArns"]) == ("", "")
     assert (names(aws, "model"), names(aws, "endpoint_config")) == before
@@ -657,26 +685,26 @@ def test_an_endpoint_that_can_have_no_twin_is_watched_without_one(aws, tool, cus
         assert "Stack quiet: expected React=true, got false." in tool(
             *command, "--stack", "quiet", fails=True
         )
-    said = tool("remove", "--stack", "quiet", "--yes")
-    assert "Stack quiet is deleted." in said
-    assert "Endpoint blind serves its own config." in said
+    output = tool("remove", "--stack", "quiet", "--yes")
+    assert "Deleted: stack quiet\n" in output
+    assert "Endpoint blind serves its original config." in output
 
 
-# ---------------------------------------------------------------- an endpoint of the stack's own
+# ---------------------------------------------------------------- an endpoint of the stack
 
 
-def test_without_an_image_there_is_nothing_to_serve_with(tool):
-    said = tool("plan", "--threshold", "0.5", fails=True)
-    assert "The serving image is not in" in said
-    assert "make push" in said
+def test_plan_requires_a_serving_image(tool):
+    output = tool("plan", "--threshold", "0.5", fails=True)
+    assert "ServingImage: expected glassbox-serving in" in output
+    assert "Run make images and make push" in output
 
 
-def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
+def test_a_stack_with_its_own_endpoint_is_deployed_updated_and_removed(aws, tool):
     wanted = ("--threshold", "0.5", "--image", SERVING, "--stack", "own")
-    said = tool("plan", *wanted)
-    assert "Among them its own endpoint own, with" in said
-    assert "A swap starts 1 more ml.m5.large: 0 of 100 are in use, it fits." in said
-    tool("deploy", *wanted, *given(aws), "--yes")
+    output = tool("plan", *wanted)
+    assert "The stack's own endpoint: own, image" in output
+    assert "A swap starts 1 more ml.m5.large, 0 of 100 are in use: the quota is sufficient." in output
+    tool("deploy", *wanted, *settings(aws), "--yes")
     _, outputs = stack(aws, "own")
     image, _ = signs.dataset(1, seed=14, size=48)
     body = io.BytesIO()
@@ -685,8 +713,12 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
         EndpointName=outputs["EndpointName"], ContentType="application/x-npy", Body=body.getvalue()
     )
     assert "predictions" in json.loads(answer["Body"].read())
-    assert "has an endpoint of its own" in tool("twin", "--stack", "own", fails=True)
-    assert "keeps to it" in tool("plan", "--stack", "own", "--endpoint", ENDPOINT, fails=True)
+    assert "expected a watched endpoint, got own, the stack's own." in tool(
+        "twin", "--stack", "own", fails=True
+    )
+    assert "ENDPOINT: expected no value, since own is the own endpoint" in tool(
+        "plan", "--stack", "own", "--endpoint", ENDPOINT, fails=True
+    )
     another = (
         "plan",
         "--threshold",
@@ -698,44 +730,47 @@ def test_a_stack_with_an_endpoint_of_its_own_serves_and_goes(aws, tool):
         "--set",
         "EndpointName=own",
     )
-    assert "Endpoint own already exists in eu-west-1 and does not belong to stack another" in tool(
+    assert "EndpointName: own already exists in eu-west-1 and does not belong to stack another" in tool(
         *another, fails=True
     )
     model = stack(aws, "own")[0]["ModelDataUrl"]
     ecr, repository = aws.client("ecr"), {"repositoryName": "glassbox-serving"}
     ecr.create_repository(**repository)
     ecr.put_image(**repository, imageTag=tag("glassbox-serving"), imageManifest='{"schemaVersion": 2}')
-    said = tool("deploy", "--stack", "own", "--threshold", "0.6", "--set", "MaxFlaggedReplays=3", "--yes")
+    output = tool("deploy", "--stack", "own", "--threshold", "0.6", "--set", "MaxFlaggedReplays=3", "--yes")
     ecr.delete_repository(**repository, force=True)
-    assert "MaxClassShare: 0.5 -> 0.6" in said
-    assert stack(aws, "own")[0]["ServingImage"] == SERVING  # and not what was pushed since
-    assert "would be uploaded" not in said
+    assert "MaxClassShare: 0.5 -> 0.6" in output
+    assert stack(aws, "own")[0]["ServingImage"] == SERVING  # not the image pushed later
+    assert "Would upload" not in output
     assert stack(aws, "own")[0]["ModelDataUrl"] == model  # not the sample again
-    said = tool("plan", "--stack", "own", "--set", f"ModelDataUrl={model}-2")
-    assert f"ModelDataUrl: {model} -> {model}-2" in said
-    assert "would be uploaded" not in said
+    output = tool("plan", "--stack", "own", "--set", f"ModelDataUrl={model}-2")
+    assert f"ModelDataUrl: {model} -> {model}-2" in output
+    assert "Would upload" not in output
     change_parameters("own", {"Architecture": "arm64"}, aws.client("cloudformation"))
-    said = tool("plan", "--stack", "own", fails=True)
-    assert "Stack own is for arm64, what was built for x86_64: ARCHITECTURE=arm64 builds for it" in said
-    change_parameters("own", {"Architecture": "x86_64"}, aws.client("cloudformation"))
-    of_another_version(aws, "own")
-    said = tool("deploy", "--stack", "own", "--yes", fails=True)
-    assert said == (
-        "Stack own: expected storage version 1, got another. Run make remove STACK=own, which keeps and names the "
-        "bucket and the tables, then make deploy.\n"
+    output = tool("plan", "--stack", "own", fails=True)
+    assert (
+        "Architecture: expected a build for arm64, as stack own has it, got one for x86_64. Set ARCHITECTURE=arm64."
+        in output
     )
-    assert "Nothing was done" in tool("remove", "--stack", "own", fails=True)
-    assert "Stack own is deleted." in tool("remove", "--stack", "own", "--yes")
+    change_parameters("own", {"Architecture": "x86_64"}, aws.client("cloudformation"))
+    change_storage_version(aws, "own")
+    output = tool("deploy", "--stack", "own", "--yes", fails=True)
+    assert output == (
+        "Stack own: expected storage version 1, got another. Run make remove STACK=own, which keeps the bucket and "
+        "the tables and prints their names, then make deploy.\n"
+    )
+    assert "Cancelled: nothing was changed." in tool("remove", "--stack", "own", fails=True)
+    assert "Deleted: stack own\n" in tool("remove", "--stack", "own", "--yes")
 
 
-def of_another_version(aws, name):
-    """Update a stack in nothing but its output StorageVersion."""
+def change_storage_version(aws, name):
+    """Update only the output StorageVersion of a stack."""
     cloudformation = aws.client("cloudformation")
     body = cloudformation.get_template(StackName=name)["TemplateBody"]
     body = body if isinstance(body, dict) else yaml_parse(body)
     body["Outputs"]["StorageVersion"]["Value"] = "another"
     kept = [{"ParameterKey": key, "UsePreviousValue": True} for key in stack(aws, name)[0]]
-    # a template of this size does not fit into a request
+    # a template of this size exceeds the limit of a request
     aws.client("s3").put_object(
         Bucket=MODELS, Key="another.template", Body=json.dumps(body, default=str).encode()
     )
@@ -748,7 +783,7 @@ def of_another_version(aws, name):
     wait_for(lambda: stack(aws, name)[1]["StorageVersion"] == "another", 60)
 
 
-# ---------------------------------------------------------------- the rest
+# ---------------------------------------------------------------- images and names
 
 
 DOCKER = f"""#!{sys.executable}
@@ -758,15 +793,15 @@ sys.path.insert(0, {str(ROOT)!r})
 import boto3
 from deploy.images import tag
 
-here, asked = pathlib.Path(__file__).parent, sys.argv[1:]
-with (here / "asked").open("a") as file:
-    print(*asked, file=file)
-if asked[0] == "login":
+here, calls = pathlib.Path(__file__).parent, sys.argv[1:]
+with (here / "calls").open("a") as file:
+    print(*calls, file=file)
+if calls[0] == "login":
     (here / "password").write_text(sys.stdin.read())
-elif asked[:2] == ["image", "inspect"]:
-    print(os.environ.get("SOURCES") or tag(asked[-1]))
-elif asked[0] == "push":
-    repository, _, name = asked[-1].rpartition("/")[2].partition(":")
+elif calls[:2] == ["image", "inspect"]:
+    print(os.environ.get("SOURCES") or tag(calls[-1]))
+elif calls[0] == "push":
+    repository, _, name = calls[-1].rpartition("/")[2].partition(":")
     kind = os.environ.get("KIND", "application/vnd.docker.distribution.manifest.v2+json")
     boto3.client("ecr").put_image(
         repositoryName=repository, imageTag=name, imageManifest='{{"schemaVersion": 2}}', imageManifestMediaType=kind
@@ -791,32 +826,33 @@ def executable(path, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_push_logs_in_makes_the_repositories_and_pushes_once(aws, tool, tmp_path):
-    """Docker is a recorder here, which puts what is pushed into the embedded ECR."""
+def test_push_logs_in_creates_the_repositories_and_pushes_once(aws, tool, tmp_path):
+    """A fake docker records its calls, and puts a pushed image into the embedded ECR."""
     executable(tmp_path / "docker", DOCKER)
     path = {"PATH": str(tmp_path)}
 
-    assert "is of other sources than those that are here: make images" in tool(
-        "push", fails=True, SOURCES="old", **path
+    assert (
+        "Image glassbox-serving: expected a build of the current sources, got old. Run make images."
+        in tool("push", fails=True, SOURCES="old", **path)
     )
     oci = "application/vnd.oci.image.index.v1+json"
-    said = tool("push", fails=True, KIND=oci, **path)
-    assert f"got {oci}, which SageMaker refuses. Install Docker's plugin buildx" in said
+    output = tool("push", fails=True, KIND=oci, **path)
+    assert f"got {oci}, which SageMaker refuses. Install Docker's plugin buildx" in output
     assert not aws.client("ecr").list_images(repositoryName="glassbox-serving")["imageIds"]
     ecr = aws.client("ecr")
     left = {"repositoryName": "glassbox-serving", "imageTag": tag("glassbox-serving"), "imageManifest": "{}"}
-    ecr.put_image(**left, imageManifestMediaType=oci)  # by a push that was interrupted
-    (tmp_path / "asked").unlink()
+    ecr.put_image(**left, imageManifestMediaType=oci)  # as an interrupted push leaves it
+    (tmp_path / "calls").unlink()
 
     pushed = tool("push", **path).splitlines()
     assert [uri.rpartition(":")[0] for uri in pushed] == [
         f"{REGISTRY}/glassbox-serving",
         f"{REGISTRY}/glassbox-monitor",
     ]
-    asked = [line for line in (tmp_path / "asked").read_text().splitlines() if "inspect" not in line]
-    assert asked[0].startswith("login --username AWS --password-stdin ")
+    calls = [line for line in (tmp_path / "calls").read_text().splitlines() if "inspect" not in line]
+    assert calls[0].startswith("login --username AWS --password-stdin ")
     assert (tmp_path / "password").read_text()
-    assert asked[1:] == [
+    assert calls[1:] == [
         f"tag glassbox-serving {pushed[0]}",
         f"push --quiet {pushed[0]}",
         f"tag glassbox-monitor {pushed[1]}",
@@ -824,13 +860,13 @@ def test_push_logs_in_makes_the_repositories_and_pushes_once(aws, tool, tmp_path
     ]
     made = aws.client("ecr").describe_repositories()["repositories"]
     assert {r["repositoryName"] for r in made} == {"glassbox-serving", "glassbox-monitor"}
-    assert tool("push", **path) == "Both images are there already.\n"
-    said = tool("plan", "--threshold", "0.5", "--stack", "with-images")
-    assert pushed[0] in said
-    assert "hourly job is left out" not in said
+    assert tool("push", **path) == "ECR already contains both images.\n"
+    output = tool("plan", "--threshold", "0.5", "--stack", "with-images")
+    assert pushed[0] in output
+    assert "hourly job" not in output
 
 
-def test_push_converts_an_oci_image_where_skopeo_is_there(aws, tool, tmp_path):
+def test_push_converts_an_oci_image_with_skopeo(aws, tool, tmp_path):
     executable(tmp_path / "docker", DOCKER)
     executable(tmp_path / "skopeo", SKOPEO)
     ecr, oci = aws.client("ecr"), "application/vnd.oci.image.manifest.v1+json"
@@ -842,7 +878,7 @@ def test_push_converts_an_oci_image_where_skopeo_is_there(aws, tool, tmp_path):
     assert re.fullmatch(
         rf"copy --quiet --format v2s2 docker-archive:\S+/image.tar docker://{pushed[1]}", converted
     )
-    assert "save --output" in (tmp_path / "asked").read_text()
+    assert "save --output" in (tmp_path / "calls").read_text()
     for uri in pushed:
         repository, _, name = uri.rpartition("/")[2].partition(":")
         (image,) = ecr.describe_images(repositoryName=repository, imageIds=[{"imageTag": name}])[
@@ -851,8 +887,8 @@ def test_push_converts_an_oci_image_where_skopeo_is_there(aws, tool, tmp_path):
         assert image["imageManifestMediaType"] == "application/vnd.docker.distribution.manifest.v2+json"
 
 
-def test_no_two_configs_have_one_twin():
-    """Names that are alike for 56 characters, as those with a date at the end are."""
+def test_twin_names_are_unique_and_valid():
+    """Long names with a date at the end have the same first 56 characters."""
     named = [f"the-shop-windows-of-all-branches-endpointcfg-2026-{month}-23" for month in (11, 12)]
     code = f"from deploy.twin import twin_name; print(*map(twin_name, {[*named, 'Shop-v1']}))"
     command = [str(ROOT / PYTHON), "-c", code]
@@ -866,6 +902,6 @@ def test_no_two_configs_have_one_twin():
         assert len(name) <= 63
 
 
-def test_without_a_region_nothing_is_guessed(tool):
-    said = tool("plan", "--threshold", "0.5", fails=True, AWS_REGION="", AWS_DEFAULT_REGION="")
-    assert "No region is set" in said
+def test_commands_require_a_region(tool):
+    output = tool("plan", "--threshold", "0.5", fails=True, AWS_REGION="", AWS_DEFAULT_REGION="")
+    assert "AWS_REGION: expected a region, got none." in output

@@ -6,4 +6,4 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class DeployError(RuntimeError):
-    """A command cannot succeed. The message names the cause and what to do."""
+    """A command cannot succeed, for the reason in the message, which also names what to do."""

@@ -13,7 +13,7 @@ ACTION_SECONDS = 60.0
 
 
 def check_alarm(stack: str, session: boto3.Session) -> str:
-    """Set one alarm of the stack to ALARM and return what its history records of the notification.
+    """Set one alarm of the stack to ALARM, and return the result from its history.
 
     CloudWatch resets the alarm at its next evaluation, within two minutes. The topic's subscribers get one
     notification; its reason names the test.

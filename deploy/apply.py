@@ -60,7 +60,7 @@ def _test_alarm(name: str, session: boto3.Session) -> str:
 
 
 def renew_twin(name: str, requested: Overrides, session: boto3.Session) -> None:
-    """Create the twin of the endpoint's current config, update the stack to both, and delete the old twin."""
+    """Create the twin of the current config, update the stack, and delete the old twin."""
     cloudformation = session.client("cloudformation")
     current = stack.existing(name, cloudformation)
     if current.owns_endpoint:

@@ -41,7 +41,7 @@ def twin(arguments: argparse.Namespace, session: boto3.Session) -> None:
 
 
 def explain(arguments: argparse.Namespace, session: boto3.Session) -> None:
-    """Explain one image; the endpoint is swapped meanwhile."""
+    """Swap the endpoint to its twin, explain one image, and restore it."""
     current = stack.existing(arguments.stack, session.client("cloudformation"))
     check_reacts(current)
     name = current.outputs.endpoint_name

@@ -97,7 +97,7 @@ def _heatmap(
     session: boto3.Session,
 ) -> Path:
     """Send the image as a replay of the incident, and download heat map and facts."""
-    name, replay = incident.endpoint, f"by-hand-{uuid.uuid4().hex[:12]}"
+    name, replay = incident.endpoint, f"operator-{uuid.uuid4().hex[:12]}"
     if datetime.now(UTC) - incident.opened >= LIFETIME:
         raise DeployError(
             f"Incident {incident.id}: expected at most {LIFETIME.total_seconds() / 3600:g} hours since it opened, "

@@ -33,7 +33,7 @@ SOURCES = {
 
 
 def tag(repository: str) -> str:
-    """Return a digest of the image's sources, so that an endpoint config never serves another image than before."""
+    """Return a digest of the image's sources, so that the image of a config never changes."""
     digest = hashlib.sha256()
     for source in SOURCES[repository]:
         path = ROOT / source
@@ -44,7 +44,7 @@ def tag(repository: str) -> str:
 
 
 def build() -> None:
-    """Build both images for x86_64. Raises DeployError if Docker can build OCI images only."""
+    """Build both images for x86_64, or raise DeployError if Docker can build OCI images only."""
     for repository, dockerfile in DOCKERFILES.items():
         command = [*_builder(repository), "--file", dockerfile, "--label", f"{LABEL}={tag(repository)}", "."]
         classic = {"DOCKER_BUILDKIT": "0", "DOCKER_DEFAULT_PLATFORM": "linux/amd64"}
@@ -69,7 +69,7 @@ def _builder(repository: str) -> list[str]:
 
 
 def pushed(repository: str, session: boto3.Session) -> str | None:
-    """Return the URI of the current image in the registry, or None if it is missing or an OCI image."""
+    """Return the current image's URI in the registry, or None if it is missing or OCI."""
     kind = _manifest_type(session.client("ecr"), repository)
     return f"{registry(session)}/{repository}:{tag(repository)}" if kind == DOCKER_MANIFEST else None
 
@@ -87,7 +87,7 @@ def _manifest_type(ecr: Any, repository: str) -> str | None:
 
 
 def push(session: boto3.Session) -> list[str]:
-    """Push the images of `make images`, and create their repositories. Return the URIs of the new images."""
+    """Push the images of `make images`, create their repositories, and return the new URIs."""
     ecr, host = session.client("ecr"), registry(session)
     uris: list[str] = []
     for repository in (SERVING, MONITOR):

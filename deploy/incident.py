@@ -24,7 +24,10 @@ def current_incident(outputs: Outputs, session: boto3.Session) -> Incident | Non
 
 
 def check_no_incident(stack: Stack, session: boto3.Session) -> None:
-    """Raise DeployError while an incident changes the endpoint: an update would undo its swap, or fail."""
+    """Raise DeployError while an incident changes the endpoint.
+
+    An update of the stack would undo the swap, or fail.
+    """
     incident = current_incident(stack.outputs, session)
     if incident and incident.state in CHANGES_ENDPOINT:
         raise DeployError(

@@ -18,7 +18,7 @@ SAMPLE_WEIGHTS = ROOT / "demo" / "weights" / "signs_w16.pt"
 
 
 def upload_model(model: Path, session: boto3.Session) -> str:
-    """Package a state dict, or take a model.tar.gz, and upload it. Return its S3 URI.
+    """Package a state dict, or take a model.tar.gz, upload it, and return its S3 URI.
 
     The URI contains a digest of the content, so that an endpoint config never serves another model than before.
     """

@@ -64,10 +64,10 @@ class DeployOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `make deploy` does: the stack's changed parameters, the twin, and a description in ``lines``.
+    """The changes of `make deploy`, and ``lines`` that describe them.
 
-    ``endpoint`` is None for an endpoint of the stack's own. With ``reacts``, a violation swaps the endpoint, which
-    needs a hooked twin.
+    ``parameters`` are the stack's changed ones. ``endpoint`` is None for an endpoint of the stack's own. With
+    ``reacts``, a violation swaps the endpoint, which needs a hooked twin.
     """
 
     options: DeployOptions
@@ -79,7 +79,7 @@ class Plan:
 
 
 def make_plan(options: DeployOptions, session: boto3.Session) -> Plan:
-    """Return what `make deploy` does. Raises DeployError with every problem that prevents it."""
+    """Return what `make deploy` does, or raise DeployError with every problem."""
     template = read_built()
     cloudformation = session.client("cloudformation")
     found = stack.find(options.stack, cloudformation)

@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 def poll(read: Callable[[], T], seconds: float, *, interval: float | None = None) -> T:
-    """Call ``read`` until its result is true; return the last result, which is false after a timeout."""
+    """Call ``read`` until its result is true, and return the last result.
+
+    The result is false after a timeout of ``seconds``. ``interval`` is in seconds too.
+    """
     deadline = time.monotonic() + seconds
     while not (result := read()) and time.monotonic() < deadline:
         time.sleep(INTERVAL_SECONDS if interval is None else interval)

@@ -30,7 +30,10 @@ def removal_line(current: Stack) -> str:
 
 
 def remove(current: Stack, session: boto3.Session) -> None:
-    """Close an open incident, and delete twin and stack; a watched endpoint keeps its original config."""
+    """Close an open incident and delete twin and stack.
+
+    A watched endpoint serves its original config again.
+    """
     outputs, deleted = current.outputs, list[str]()
     _save_replay_key(outputs, session)
     if not current.owns_endpoint:
@@ -48,7 +51,7 @@ def remove(current: Stack, session: boto3.Session) -> None:
 
 
 def _save_replay_key(outputs: Outputs, session: boto3.Session) -> None:
-    """Save the public replay key: without it, no later baseline can tell replays from traffic."""
+    """Save the public replay key: without it, no later baseline can distinguish replays from traffic."""
     if not outputs.replay_key_arn:  # a stack of an earlier storage version
         return
     s3, key = session.client("s3"), f"monitoring/{outputs.endpoint_name}/replay-key/public.pem"

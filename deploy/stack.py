@@ -44,7 +44,7 @@ class Outputs:
 
     @classmethod
     def parse(cls, values: Mapping[str, str]) -> Outputs:
-        """Return the outputs. Raises DeployError if a required one is missing."""
+        """Return the outputs, or raise DeployError if a required one is missing."""
         required = ("EndpointName", "Bucket", "CountsTable", "IncidentsTable", "Topic", "PlainConfig")
         if missing := [name for name in required if name not in values]:
             raise DeployError(
@@ -57,7 +57,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack as CloudFormation describes it: parameters and outputs by their names in the template."""
+    """A described stack, with parameters and outputs by their names in the template."""
 
     name: str
     status: str
@@ -76,7 +76,7 @@ class Stack:
 
     @property
     def outputs(self) -> Outputs:
-        """The outputs. Raises DeployError if a required one is missing."""
+        """The outputs."""
         return Outputs.parse(self.output_values)
 
     @property
@@ -129,7 +129,11 @@ def watchers(endpoint: str, cloudformation: Any) -> list[str]:
 
 
 def find(name: str, cloudformation: Any) -> Stack | None:
-    """Describe a Glassbox stack, or return None. Raises DeployError for a stack of another application."""
+    """Describe a Glassbox stack, or return None.
+
+    Raises:
+        DeployError: it is a stack of another application.
+    """
     found = describe(name, cloudformation)
     if found:
         check_is_glassbox(found)
@@ -137,7 +141,7 @@ def find(name: str, cloudformation: Any) -> Stack | None:
 
 
 def existing(name: str, cloudformation: Any) -> Stack:
-    """Describe a Glassbox stack. Raises DeployError if there is none."""
+    """Describe a Glassbox stack, or raise DeployError if it does not exist."""
     found = find(name, cloudformation)
     if found is None:
         region = cloudformation.meta.region_name
@@ -146,7 +150,10 @@ def existing(name: str, cloudformation: Any) -> Stack:
 
 
 def check_is_glassbox(found: Stack) -> None:
-    """Raise DeployError for a stack of another application: an update would replace its resources."""
+    """Raise DeployError for a stack of another application.
+
+    An update would replace its resources.
+    """
     # a stack with only a change set has no parameters yet, and no resources
     if found.status != "REVIEW_IN_PROGRESS" and not found.is_glassbox:
         raise DeployError(
@@ -186,7 +193,7 @@ def resource(stack: str, logical_id: str, cloudformation: Any) -> str:
 
 
 def sam_deploy(name: str, parameters: Mapping[str, str], region: str) -> None:
-    """Run `sam deploy` on the built template. Raises DeployError if it fails."""
+    """Run `sam deploy` on the built template, or raise DeployError if it fails."""
     sam = str(existing_file(SAM))
     command = [sam, "deploy", "--stack-name", name, "--region", region, "--no-confirm-changeset"]
     command += ["--parameter-overrides", *(f"{key}={_quoted(value)}" for key, value in parameters.items())]
@@ -227,7 +234,10 @@ def change_parameters(name: str, changed: Mapping[str, str], cloudformation: Any
 
 @contextlib.contextmanager
 def violations_paused(name: str, session: boto3.Session) -> Iterator[None]:
-    """Open no incidents inside the block; an open one continues. An exception ends the pause."""
+    """Open no incidents inside the block.
+
+    An open incident continues. An exception ends the pause; otherwise it stays, since the stack is deleted next.
+    """
     try:
         _set_incident_triggers(name, False, session)
         yield
@@ -283,7 +293,7 @@ def _ignore_missing() -> Iterator[None]:
 
 
 def delete(name: str, cloudformation: Any) -> None:
-    """Delete a stack and wait. Raises DeployError with the reason of a failed deletion."""
+    """Delete a stack and wait, or raise DeployError with the reason of a failed deletion."""
     cloudformation.delete_stack(StackName=name)
     try:
         cloudformation.get_waiter("stack_delete_complete").wait(StackName=name, WaiterConfig=_WAIT)

@@ -42,7 +42,7 @@ RESOURCE_NAMES = {  # None: part of another resource, not counted
 
 
 def read_built() -> dict[str, Any]:
-    """Read the built template. Raises DeployError before the first `make build`."""
+    """Read the built template, or raise DeployError before the first `make build`."""
     template: dict[str, Any] = yaml.safe_load(existing_file(BUILT).read_text())
     return template
 
@@ -53,7 +53,7 @@ def built_architecture() -> str:
 
 
 def existing_file(path: Path) -> Path:
-    """Return ``path``. Raises DeployError where `make build` has not created it."""
+    """Return ``path``, or raise DeployError if `make build` has not created it."""
     if not path.exists():
         raise DeployError(f"{path.relative_to(ROOT)}: expected a file, got none. Run make build.")
     return path
@@ -116,7 +116,7 @@ def parameter_problems(
 
     Args:
         parameters: the new values.
-        current: the stack's values, which apply where there is no new one.
+        current: the stack's values, which apply to parameters without a new one.
     """
     declared = template["Parameters"]
     found = [

@@ -33,7 +33,7 @@ _OVERRIDES = {"image": ("Image", "IMAGE"), "model_data": ("ModelDataUrl", "MODEL
 
 @dataclass(frozen=True)
 class Overrides:
-    """Image and model data of a twin; empty for the endpoint's own."""
+    """Image and model data of a twin, or empty strings for the endpoint's own."""
 
     image: str = ""
     model_data: str = ""
@@ -60,7 +60,7 @@ class Overrides:
 
 
 def twin_name(plain: str) -> str:
-    """Return the twin's name of a model or endpoint config: lower case as in ARNs, and unique."""
+    """Return a unique name for the twin of a model or endpoint config, in lower case as ARNs."""
     name = plain.lower()
     if len(name) + len(SUFFIX) > NAME_CHARACTERS:
         digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
@@ -69,7 +69,7 @@ def twin_name(plain: str) -> str:
 
 
 def public_replay_key(key_arn: str, session: boto3.Session) -> PublicKey:
-    """Read the public replay key of a stack. Raises DeployError if KMS refuses."""
+    """Read the public replay key of a stack, or raise DeployError if KMS refuses."""
     try:
         return ReplayKey(session.client("kms"), key_arn).public()
     except GlassboxError as error:
@@ -125,7 +125,9 @@ def create_twin(
     session: boto3.Session,
     overrides: Overrides,
 ) -> str:
-    """Create the hooked models and their endpoint config, or nothing; never update the endpoint.
+    """Create the hooked models and their endpoint config, or nothing.
+
+    The endpoint is not updated.
 
     Args:
         bucket: the stack's bucket, for the tensors.
@@ -212,7 +214,7 @@ def keep_overrides(
 
 
 def delete_twins(stack: str, session: boto3.Session, *, keep: str = "") -> list[str]:
-    """Delete the hooked models and configs of a stack by their tags, except config ``keep`` and its models.
+    """Delete a stack's hooked models and configs by tag, except config ``keep`` and its models.
 
     Returns:
         The names of the deleted resources.

@@ -21,7 +21,7 @@ _REFUSED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 
 
 class EndpointParameters(TypedDict):
-    """The stack parameters that follow from the watched endpoint, by their names in the template."""
+    """The stack parameters that follow from the endpoint, by their names in the template."""
 
     EndpointName: str
     EndpointArn: str
@@ -341,7 +341,7 @@ def _default_key(bucket: str, s3: Any) -> str:
 
 
 def read_notifications(bucket: str, s3: Any) -> tuple[bool, int]:
-    """Return whether a bucket sends events to EventBridge, and its number of other notifications."""
+    """Return whether a bucket sends events to EventBridge, and how many other notifications."""
     found = s3.get_bucket_notification_configuration(Bucket=bucket)
     others = sum(len(found.get(f"{kind}Configurations", ())) for kind in ("Topic", "Queue", "LambdaFunction"))
     return "EventBridgeConfiguration" in found, others

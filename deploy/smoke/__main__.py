@@ -22,7 +22,7 @@ from glassbox.errors import GlassboxError
 
 
 def check(rehearsal: Rehearsal, assumptions: Iterable[Assumption]) -> Iterator[bool]:
-    """Check assumptions and print a line for each; yield whether AWS differs."""
+    """Check assumptions, print a line for each, and yield whether AWS differs."""
     for assumption in assumptions:
         different = False
         try:
@@ -37,7 +37,7 @@ def check(rehearsal: Rehearsal, assumptions: Iterable[Assumption]) -> Iterator[b
 
 
 def rehearse(rehearsal: Rehearsal, arguments: list[str]) -> int:
-    """Deploy, check and remove. Return the number of assumptions that do not hold."""
+    """Return the number of assumptions that do not hold, after deployment, checks and removal."""
     try:
         different = list(check(rehearsal, BEFORE_DEPLOY))
         detail = {"EndpointName": [rehearsal.name]}

@@ -15,7 +15,10 @@ Message = dict[str, Any]
 
 
 class Inbox:
-    """A queue that receives from the EventBridge rules and topics named ``<name>-…``; it keeps every message."""
+    """A queue for the EventBridge rules and topics named ``<name>-…``.
+
+    ``messages`` keeps every received message.
+    """
 
     def __init__(self, name: str, session: boto3.Session) -> None:
         account, region = account_id(session), session.region_name

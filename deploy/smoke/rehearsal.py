@@ -38,12 +38,12 @@ MISSING = (
 
 
 class NotChecked(Exception):  # noqa: N818 (an outcome, no error)
-    """A check has no result; the message is the reason."""
+    """A check has no result, for the reason in the message."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """The body and the answer of an image request, and the capture records of it and of a text request."""
+    """An image request with its answer, and the capture records of it and of a text request."""
 
     body: bytes
     answer: bytes
@@ -63,7 +63,7 @@ class Traffic:
 
 @dataclass
 class Rehearsal:
-    """The throw-away stack ``name``, and the calls that undo all that was created, in reverse order.
+    """The throw-away stack ``name``, and the calls that remove everything in reverse order.
 
     ``patience`` is how many seconds AWS may take to deliver. ``left`` collects what could not be removed.
     """
@@ -84,7 +84,7 @@ class Rehearsal:
         return self.session.client(service)
 
     def undo(self, what: str, call: Callable[..., Any], **arguments: Any) -> None:
-        """Make a call at the end; a failure counts as left, unless the resource is missing."""
+        """Make a call at the end, and record a failure unless the resource is missing."""
         self._undo.callback(self._try, what, functools.partial(call, **arguments))
 
     def _try(self, what: str, call: Callable[[], Any]) -> None:
@@ -95,7 +95,7 @@ class Rehearsal:
                 self.left.append(f"{what}: {error}")
 
     def remove(self) -> None:
-        """Undo everything. A second Ctrl-C does not stop it."""
+        """Undo everything, and ignore a second Ctrl-C."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         print(f"removing what was created for {self.name} …", flush=True)
@@ -230,7 +230,11 @@ class Rehearsal:
 
     @functools.cached_property
     def traffic(self) -> Traffic:
-        """Send an image and a text, and wait for the capture records. Raises NotChecked without records."""
+        """Send an image and a text, and wait for the capture records.
+
+        Raises:
+            NotChecked: no records arrived.
+        """
         runtime, image = self.client("sagemaker-runtime"), io.BytesIO()
         np.save(image, np.full((48, 48, 3), 120, np.uint8))
         body = image.getvalue()

@@ -1,4 +1,4 @@
-"""The deploy tool runs in an environment of its own, which must have what it imports of the core."""
+"""The deploy tool runs in its own environment, which must contain the dependencies of what it imports."""
 
 import ast
 import re
@@ -36,12 +36,12 @@ def modules_of_the_core():
     return sorted(found)
 
 
-def test_the_tool_imports_the_core():
+def test_the_imported_modules_are_found():
     assert "glassbox.aws.incidents_table" in modules_of_the_core()
 
 
 @pytest.mark.parametrize("module", modules_of_the_core())
-def test_what_the_core_imports_is_installed_for_the_tool(module):
+def test_requirements_deploy_contains_the_dependencies_of_the_imported_modules(module):
     pins = {
         normal(line.partition("==")[0])
         for line in (ROOT / "requirements-deploy.txt").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""`make smoke` on the embedded AWS: each assumption is checked, and nothing is left."""
+"""Run `make smoke` on the embedded AWS: it checks every assumption and leaves nothing behind."""
 
 import os
 import re
@@ -30,30 +30,30 @@ def aws():
 
 @pytest.fixture
 def smoke(aws):
-    """Starts `python -m deploy.smoke` with the account's rights, in a process group of its own."""
+    """Start `python -m deploy.smoke` as the account's root, in a new process group."""
 
     def start(*arguments):
-        given = [f"AwsEndpointUrl={aws.endpoint_url}", f"MonitorImage={REGISTRY}/glassbox-monitor:local"]
+        settings = [f"AwsEndpointUrl={aws.endpoint_url}", f"MonitorImage={REGISTRY}/glassbox-monitor:local"]
         account = aws.environment | {"AWS_REGION": REGION, "PYTHONPATH": PYTHONPATH}
         command = [str(ROOT / PYTHON), "-u", "-m", "deploy.smoke", "--patience", "60", *arguments]
         image = f"{REGISTRY}/glassbox-serving:local"
         return subprocess.Popen(
-            [*command, "--image", image, "--set", *given],
+            [*command, "--image", image, "--set", *settings],
             cwd=ROOT,
             env=os.environ | account,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # what is started in the background may have been told to ignore it
+            # a background process may inherit an ignored SIGINT
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start
 
 
-def left(aws):
-    """What is in the account, but for the record of processing jobs."""
+def resources(aws):
+    """List the resources of the account, except the records of processing jobs."""
 
     def client(name):
         return aws.client(name)
@@ -79,59 +79,59 @@ def left(aws):
     }
 
 
-def sams(found):
-    """Without sam deploy's own bucket and stack, which it makes once in an account."""
+def without_sam(found):
+    """Drop the bucket that `sam deploy` creates once per account."""
     return {
         **found,
         "buckets": [name for name in found["buckets"] if not name.startswith("aws-sam-cli")],
     }
 
 
-def test_every_assumption_is_checked_and_nothing_is_left(aws, smoke):
-    before = sams(left(aws))
+def test_smoke_checks_every_assumption_and_leaves_nothing(aws, smoke):
+    before = without_sam(resources(aws))
     process = smoke()
-    said, _ = process.communicate(timeout=420)
-    assert process.returncode == 0, said
-    lines = [line for line in said.splitlines() if line.startswith("assumed: ")]
+    output, _ = process.communicate(timeout=420)
+    assert process.returncode == 0, output
+    lines = [line for line in output.splitlines() if line.startswith("assumed: ")]
     assert all(LINE.fullmatch(line) for line in lines)
     ok = [line for line in lines if line.endswith("; ok")]
-    assert len(ok) == 17, said
-    assert "0 of 17 assumptions are DIFFERENT" in said
+    assert len(ok) == 17, output
+    assert "0 of 17 assumptions are DIFFERENT" in output
     assert all("; not checked because " in line for line in lines if line not in ok)
-    assert sams(left(aws)) == before
+    assert without_sam(resources(aws)) == before
 
 
-def test_an_interrupted_rehearsal_is_removed(aws, smoke):
-    before = sams(left(aws))
+def test_smoke_removes_everything_after_an_interrupt(aws, smoke):
+    before = without_sam(resources(aws))
     process = smoke()
-    said = ""
-    while "assumed: an alarm" not in said:
+    output = ""
+    while "assumed: an alarm" not in output:
         line = process.stdout.readline()
-        assert line, said
-        said += line
-    s3, theirs = (
+        assert line, output
+        output += line
+    s3, other_model = (
         aws.client("s3"),
         {"Bucket": f"sagemaker-{REGION}-{ACCOUNT}", "Key": "glassbox/0123/model.tar.gz"},
     )
-    s3.put_object(**theirs, Body=b"of a stack that is deployed meanwhile")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+    s3.put_object(**other_model, Body=b"of another stack")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     rest, _ = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Interrupted." in rest
     assert "LEFT" not in rest
-    models = s3.list_objects_v2(Bucket=theirs["Bucket"]).get("Contents", ())
-    assert [model["Key"] for model in models] == [theirs["Key"]]
-    s3.delete_object(**theirs)
-    s3.delete_bucket(Bucket=theirs["Bucket"])
-    assert sams(left(aws)) == before
+    models = s3.list_objects_v2(Bucket=other_model["Bucket"]).get("Contents", ())
+    assert [model["Key"] for model in models] == [other_model["Key"]]
+    s3.delete_object(**other_model)
+    s3.delete_bucket(Bucket=other_model["Bucket"])
+    assert without_sam(resources(aws)) == before
 
 
-def test_a_rehearsal_interrupted_while_it_deploys_is_removed(aws, smoke):
-    before = sams(left(aws))
+def test_smoke_removes_everything_after_an_interrupt_of_the_deployment(aws, smoke):
+    before = without_sam(resources(aws))
     process = smoke()
-    wait_for(lambda: [s for s in left(aws)["stacks"] if s], 120)
+    wait_for(lambda: [s for s in resources(aws)["stacks"] if s], 120)
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert "LEFT" not in said
-    assert sams(left(aws)) == before
+    assert "LEFT" not in output
+    assert without_sam(resources(aws)) == before

@@ -1,4 +1,4 @@
-"""What the deploy tool does to a stack, where the embedded AWS is quicker or newer than AWS."""
+"""Check the deploy tool's stack functions where the embedded AWS is faster or more recent than AWS."""
 
 import os
 import subprocess
@@ -29,8 +29,8 @@ def described(status="UPDATE_COMPLETE", **parameters):
     }
 
 
-def test_a_parameter_that_the_stacks_template_does_not_have_is_left_out(cloudformation):
-    """It was deployed from an older one; CloudFormation would refuse the whole update."""
+def test_change_parameters_leaves_out_parameters_unknown_to_the_stack(cloudformation):
+    """CloudFormation would refuse the whole update of a stack with an older template."""
     client, stubber = cloudformation
     stubber.add_response("describe_stacks", described(Hooked="old", MaxFlaggedReplays="12"))
     wanted = [
@@ -41,11 +41,11 @@ def test_a_parameter_that_the_stacks_template_does_not_have_is_left_out(cloudfor
     expected = {"StackName": "s", "UsePreviousTemplate": True, "Capabilities": capabilities}
     stubber.add_response("update_stack", {}, expected | {"Parameters": wanted})
     stubber.add_response("describe_stacks", described())
-    stack.change_parameters("s", {"Hooked": "new", "Unheard": "of"}, client)
+    stack.change_parameters("s", {"Hooked": "new", "Unknown": "value"}, client)
     stubber.assert_no_pending_responses()
 
 
-def test_what_could_not_be_deleted_is_named(cloudformation):
+def test_delete_names_the_resources_that_failed(cloudformation):
     client, stubber = cloudformation
     stubber.add_response("delete_stack", {})
     failed = described("DELETE_FAILED")
@@ -59,8 +59,23 @@ def parsed(status="UPDATE_COMPLETE", **parameters):
     return stack.Stack.parse(described(status, **parameters)["Stacks"][0])
 
 
+def test_outputs_are_refused_when_a_stack_was_not_completed():
+    """`make remove` reads the outputs of a stack whose creation failed."""
+    with pytest.raises(
+        DeployError, match=r"Stack outputs: expected EndpointName, .*, got none\. Run make deploy"
+    ):
+        _ = parsed("ROLLBACK_COMPLETE").outputs
+
+
+def test_poll_returns_the_first_true_result_or_the_last_one(monkeypatch):
+    monkeypatch.setattr(polling, "INTERVAL_SECONDS", 0)
+    results = iter([0, 0, 7])
+    assert polling.poll(lambda: next(results), 60.0) == 7
+    assert polling.poll(lambda: 0, 0.0) == 0
+
+
 class Lambda:
-    """A mapping that takes two looks to be what was asked for, as on AWS, and refuses changes until then."""
+    """A mapping that changes its state after two reads, as on AWS, and refuses changes until then."""
 
     def __init__(self):
         self.states, self.seen = ["Enabled"], []
@@ -95,8 +110,8 @@ def session(monkeypatch):
     return SimpleNamespace(client=clients.__getitem__, rules=rules, functions=clients["lambda"])
 
 
-def test_nothing_is_begun_before_the_queue_is_left_alone(session):
-    """Until its mapping is Disabled messages are taken, and CloudFormation cannot delete it."""
+def test_violations_paused_waits_until_the_queue_is_disabled(session):
+    """Lambda receives messages until its mapping is Disabled, and CloudFormation cannot delete it."""
     with stack.violations_paused("s", session):
         assert session.functions.seen[-1] == "Disabled"
         assert session.rules == dict.fromkeys(stack.INCIDENT_RULES, False)
@@ -104,7 +119,7 @@ def test_nothing_is_begun_before_the_queue_is_left_alone(session):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError()])
-def test_a_failed_removal_re_enables_the_rules(session, capsys, failure):
+def test_violations_paused_re_enables_the_rules_after_a_failure(session, capsys, failure):
     with pytest.raises(type(failure)), stack.violations_paused("s", session):
         session.functions.states = ["Disabling", "Disabled"]
         raise failure
@@ -113,7 +128,7 @@ def test_a_failed_removal_re_enables_the_rules(session, capsys, failure):
     assert "make remove is resumable" in capsys.readouterr().out
 
 
-def test_other_errors_than_a_missing_rule_are_raised(session):
+def test_violations_paused_ignores_only_missing_resources(session):
     def refuse(**_):
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "DisableRule")
 
@@ -122,25 +137,25 @@ def test_other_errors_than_a_missing_rule_are_raised(session):
         pass
 
 
-@pytest.mark.parametrize("processor", ["", "arm64", "x86_64"])
-def test_a_stacks_processor_changes_only_where_it_is_named(processor):
-    """What make would run: without ARCHITECTURE the stack keeps its own."""
-    named = [f"ARCHITECTURE={processor}"] if processor else []
+@pytest.mark.parametrize("architecture", ["", "arm64", "x86_64"])
+def test_make_deploy_sets_the_architecture_only_when_given(architecture):
+    """Without ARCHITECTURE, the stack keeps its own."""
+    variable = [f"ARCHITECTURE={architecture}"] if architecture else []
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "ARCHITECTURE")}
-    said = subprocess.run(
-        ["make", "-n", "deploy", "THRESHOLD=0.5", "SET=MaxFlaggedReplays=3", *named],
+    output = subprocess.run(
+        ["make", "-n", "deploy", "THRESHOLD=0.5", "SET=MaxFlaggedReplays=3", *variable],
         cwd=ROOT,
         env=environment,
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    (command,) = (line for line in said.splitlines() if "-m deploy deploy" in line)
-    wanted = ["--set", *([f"Architecture={processor}"] if processor else []), "MaxFlaggedReplays=3"]
+    (command,) = (line for line in output.splitlines() if "-m deploy deploy" in line)
+    wanted = ["--set", *([f"Architecture={architecture}"] if architecture else []), "MaxFlaggedReplays=3"]
     assert command.split()[-len(wanted) :] == wanted
 
 
-# ---------------------------------------------------------------- other stacks, other versions
+# ---------------------------------------------------------------- other stacks and versions
 
 
 def glassbox(name, endpoint, status="CREATE_COMPLETE"):
@@ -148,10 +163,10 @@ def glassbox(name, endpoint, status="CREATE_COMPLETE"):
     return described(status, **parameters)["Stacks"][0] | {"StackName": name}
 
 
-def test_every_stack_on_an_endpoint_is_found(cloudformation):
+def test_watchers_finds_every_stack_of_an_endpoint(cloudformation):
     client, stubber = cloudformation
-    theirs = described(EndpointName="shop")["Stacks"][0] | {"StackName": "not-glassbox"}
-    first = [glassbox("one", "shop"), glassbox("other", "door"), theirs]
+    foreign = described(EndpointName="shop")["Stacks"][0] | {"StackName": "not-glassbox"}
+    first = [glassbox("one", "shop"), glassbox("other", "another"), foreign]
     second = [glassbox("never", "shop", "ROLLBACK_COMPLETE"), glassbox("two", "shop", "CREATE_IN_PROGRESS")]
     stubber.add_response("describe_stacks", {"Stacks": first, "NextToken": "more"}, {})
     stubber.add_response("describe_stacks", {"Stacks": second}, {"NextToken": "more"})
@@ -160,19 +175,19 @@ def test_every_stack_on_an_endpoint_is_found(cloudformation):
 
 @pytest.mark.parametrize("status", ["CREATE_COMPLETE", "UPDATE_COMPLETE", "ROLLBACK_COMPLETE"])
 @pytest.mark.parametrize("parameters", [{}, {"EndpointName": "shop"}])
-def test_a_stack_of_another_application_is_refused(status, parameters):
-    """An update would replace all of its resources with those of Glassbox."""
+def test_check_is_glassbox_refuses_a_stack_of_another_application(status, parameters):
+    """An update would replace its resources with those of Glassbox."""
     with pytest.raises(DeployError, match="STACK: expected a Glassbox stack or a new name, got s"):
         stack.check_is_glassbox(parsed(status, **parameters))
 
 
-def test_a_stack_of_ours_and_one_that_is_only_reserved_are_taken():
+def test_check_is_glassbox_accepts_our_stacks_and_empty_ones():
     stack.check_is_glassbox(stack.Stack.parse(glassbox("one", "shop")))
     stack.check_is_glassbox(parsed("REVIEW_IN_PROGRESS"))  # before its change set: no parameters
 
 
 @pytest.mark.parametrize("found", ["none", "0"])
-def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
+def test_check_storage_refuses_another_storage_version_with_the_fix(found):
     built = {"Outputs": {"StorageVersion": {"Value": "1"}}}
     outputs = {} if found == "none" else {"StorageVersion": found}
     with pytest.raises(DeployError) as caught:
@@ -209,7 +224,7 @@ def test_a_stack_of_another_storage_version_is_refused_with_the_way_out(found):
         ("MaxClassShare", "-1", "MaxClassShare: expected a number from 0, got '-1'"),
     ],
 )
-def test_a_parameter_that_cloudformation_would_refuse_is_named_with_what_it_takes(name, value, problem):
+def test_parameter_problems_names_invalid_parameters_with_the_expected_value(name, value, problem):
     built = {
         "Parameters": {
             "MaxFlaggedReplays": {"Type": "Number", "Default": 12, "MinValue": 1, "MaxValue": 100},
@@ -229,8 +244,8 @@ def test_a_parameter_that_cloudformation_would_refuse_is_named_with_what_it_take
         ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback"),
     ],
 )
-def test_a_stack_that_cloudformation_would_not_update_is_refused_with_the_way_out(status, fix):
-    """Otherwise its twin is created, and then sam deploy fails."""
+def test_check_settled_refuses_a_stack_that_cannot_be_updated_with_the_fix(status, fix):
+    """Otherwise deploy creates a twin before sam deploy fails."""
     with pytest.raises(DeployError, match=f"Stack s: expected a completed status, got {status}. .*{fix}"):
         stack.check_settled(parsed(status))
     for settled in ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE"):

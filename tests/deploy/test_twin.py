@@ -1,4 +1,4 @@
-"""What the deploy tool reads of an endpoint and makes its twin of, member by member of SageMaker's API."""
+"""Check how the deploy tool reads an endpoint and creates its twin, for every member of SageMaker's API."""
 
 import copy
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def refused(code, message, operation="Call"):
 
 
 class SageMaker:
-    """Models, endpoint configs and endpoints in memory; botocore's own model checks every request."""
+    """Models, endpoint configs and endpoints in memory; botocore validates every request."""
 
     def __init__(self):
         self.meta = SimpleNamespace(service_model=SERVICE)
@@ -85,7 +85,7 @@ class SageMaker:
 
 
 def everything(shape, path=()):
-    """A value with every member that the shape has, one item a list."""
+    """Return a value with every member of a shape, and one item per list."""
     match shape.type_name:
         case "structure":
             return {name: everything(member, (*path, name)) for name, member in shape.members.items()}
@@ -143,7 +143,7 @@ def session(sagemaker, monkeypatch):
 
 @pytest.fixture
 def watch(sagemaker, session):
-    """Reads an endpoint whose model, config and description are changed by these members."""
+    """Read an endpoint with these members of model, config and description."""
 
     def read(*, model=None, config=None, endpoint=None, tags=()):
         role = f"arn:aws:iam::{ACCOUNT}:role/acme"
@@ -183,11 +183,11 @@ def names(sagemaker):
 
 
 @pytest.mark.parametrize("member", ["PrimaryContainer", "Containers"])
-def test_a_twin_keeps_every_member_of_a_model_but_the_environment(sagemaker, session, watch, member):
+def test_twin_keeps_every_member_of_a_model_except_the_environment(sagemaker, session, watch, member):
     model = everything(SERVICE.operation_model("CreateModel").input_shape)
     [container] = model.pop("Containers")
     model |= {"ModelName": "Signs", "EnableNetworkIsolation": False}
-    # members that exclude one another: the package and the source have tests of their own
+    # SageMaker refuses these members with the others; separate tests cover them
     left_out = {"ModelPackageName", "InferenceSpecificationName", "ModelDataUrl"}
     container = {k: v for k, v in container.items() if k not in left_out} | {"Mode": "SingleModel"}
     model = {k: v for k, v in model.items() if k not in ("PrimaryContainer", "Tags")}
@@ -212,7 +212,7 @@ def test_a_twin_keeps_every_member_of_a_model_but_the_environment(sagemaker, ses
     assert {k: v for k, v in twin.items() if k not in ("ModelArn", "CreationTime")} == expected
 
 
-def test_a_twin_keeps_every_member_of_an_endpoint_config_but_the_models(sagemaker, session, watch):
+def test_twin_keeps_every_member_of_an_endpoint_config_except_the_models(sagemaker, session, watch):
     config = everything(SERVICE.operation_model("CreateEndpointConfig").input_shape)
     del config["Tags"], config["AsyncInferenceConfig"]
     del config["ProductionVariants"][0]["ServerlessConfig"]
@@ -228,8 +228,8 @@ def test_a_twin_keeps_every_member_of_an_endpoint_config_but_the_models(sagemake
     assert twin["ExplainerConfig"]["ClarifyExplainerConfig"]["InferenceConfig"]["MaxPayloadInMB"] == 1
 
 
-def test_a_description_has_every_member_that_a_creation_takes():
-    """The twin is made of descriptions: a member that they lack would be lost."""
+def test_descriptions_contain_every_member_of_the_create_calls():
+    """The twin is created from descriptions, and would lose a member that they omit."""
     for noun in ("Model", "EndpointConfig"):
         taken = SERVICE.operation_model(f"Create{noun}").input_shape.members
         described = SERVICE.operation_model(f"Describe{noun}").output_shape.members
@@ -238,7 +238,7 @@ def test_a_description_has_every_member_that_a_creation_takes():
             assert taken[name].name == described[name].name or taken[name].type_name == "boolean", name
 
 
-def test_a_twin_has_the_tags_of_its_plain_one_without_those_of_aws(sagemaker, session, watch):
+def test_twin_copies_tags_except_those_of_aws(sagemaker, session, watch):
     create_twin(
         watch(tags={"cost": "shop", "aws:cloudformation:stack-name": "acme"}),
         "s",
@@ -251,7 +251,7 @@ def test_a_twin_has_the_tags_of_its_plain_one_without_those_of_aws(sagemaker, se
         assert sagemaker.tags[described[f"{kind}Arn"]] == {"cost": "shop", "glassbox": "s"}
 
 
-def test_shadow_variants_stay_on_their_own_models(sagemaker, session, watch):
+def test_twin_keeps_the_models_of_shadow_variants(sagemaker, session, watch):
     shadow = VARIANT | {"VariantName": "Next", "ModelName": "Next-model"}
     watched = watch(config={"ShadowProductionVariants": [shadow]})
     create_twin(watched, "s", "b", "key", session, Overrides())
@@ -260,7 +260,7 @@ def test_shadow_variants_stay_on_their_own_models(sagemaker, session, watch):
     assert watched.instances == {"ml.m5.xlarge": 4}
 
 
-def test_model_data_that_is_described_twice_is_said_once(sagemaker, session, watch):
+def test_twin_repeats_only_one_of_model_data_url_and_source(sagemaker, session, watch):
     source = {
         "S3DataSource": {"S3Uri": "s3://m/one.tar.gz", "S3DataType": "S3Object", "CompressionType": "Gzip"}
     }
@@ -273,14 +273,14 @@ def test_model_data_that_is_described_twice_is_said_once(sagemaker, session, wat
     assert (container.get("ModelDataSource"), container["ModelDataUrl"]) == (None, HOOKED_DATA)
 
 
-def test_a_twin_that_is_the_same_is_left_alone_and_another_is_made_again(sagemaker, session, watch):
+def test_create_twin_replaces_only_what_differs(sagemaker, session, watch):
     watched = watch()
     create_twin(watched, "s", "b", "key", session, Overrides())
     for described in twin_of(sagemaker):
         described |= {
             "CreationTime": 7,
             "EnableNetworkIsolation": False,
-        }  # as AWS describes what was not given
+        }  # as AWS describes omitted members
     twin_of(sagemaker)[0]["PrimaryContainer"]["Mode"] = "SingleModel"
     create_twin(watched, "s", "b", "key", session, Overrides())
     assert [described["CreationTime"] for described in twin_of(sagemaker)] == [7, 7]
@@ -288,7 +288,7 @@ def test_a_twin_that_is_the_same_is_left_alone_and_another_is_made_again(sagemak
     assert [described["CreationTime"] for described in twin_of(sagemaker)] == [0, 7]
 
 
-def test_a_creation_that_fails_midway_leaves_nothing_and_puts_back_what_was_there(sagemaker, session, watch):
+def test_create_twin_rolls_back_after_a_refusal(sagemaker, session, watch):
     watched = watch()
     before = names(sagemaker)
     sagemaker.refuse["shop-v1-hooked"] = "no such instance type"
@@ -303,13 +303,13 @@ def test_a_creation_that_fails_midway_leaves_nothing_and_puts_back_what_was_ther
     with pytest.raises(DeployError):
         create_twin(watched, "s", "b", "key", session, Overrides(image=HOOKED_IMAGE))
     assert sagemaker.kept["model"] == made
-    assert delete_twins("s", session) == ["signs-hooked"]  # the tag was put back too
+    assert delete_twins("s", session) == ["signs-hooked"]  # the rollback restores the tag too
 
 
-# ---------------------------------------------------------------- what can have no twin
+# ---------------------------------------------------------------- unsupported endpoints
 
 
-def test_a_model_package_needs_image_and_model_data_and_is_dropped_for_them(sagemaker, session, watch):
+def test_image_and_model_data_replace_a_model_package(sagemaker, session, watch):
     package = f"{ARN}:model-package/signs/3"
     watched = watch(
         model={"PrimaryContainer": {"ModelPackageName": package, "InferenceSpecificationName": "one"}}
@@ -348,7 +348,7 @@ def test_a_model_package_needs_image_and_model_data_and_is_dropped_for_them(sage
         ),
     ],
 )
-def test_what_can_have_no_twin_is_told_and_offered_to_be_watched_without(session, watch, changed, reason):
+def test_check_twin_names_the_reason_and_suggests_react_false(session, watch, changed, reason):
     watched = watch(**changed)
     with pytest.raises(DeployError, match=reason) as caught:
         check_twin(watched, "s", {}, session)
@@ -438,20 +438,20 @@ def test_what_can_have_no_twin_is_told_and_offered_to_be_watched_without(session
         ),
     ],
 )
-def test_what_cannot_be_watched_is_refused_in_words(watch, changed, reason):
+def test_read_endpoint_refuses_with_the_reason(watch, changed, reason):
     with pytest.raises(DeployError, match=reason) as caught:
         watch(**changed)
-    assert str(caught.value).count("\n") == 1  # the endpoint, and this reason alone
+    assert str(caught.value).count("\n") == 1  # the endpoint, and this reason only
 
 
-def test_one_option_may_name_both_sides(watch):
+def test_capture_mode_may_name_both_sides(watch):
     capture = CAPTURE | {"CaptureOptions": [{"CaptureMode": "InputAndOutput"}]}
     watched = watch(config={"DataCaptureConfig": capture})
     assert "100 % of the requests, inputs and outputs, to" in watched.lines()[-1]
     assert watched.notes() == []
 
 
-def test_what_limits_a_twin_alone_is_not_told_without_one(session, watch):
+def test_notes_without_a_twin_omit_what_limits_a_twin(session, watch):
     watched = watch(
         model={"VpcConfig": {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}},
         config={"DataCaptureConfig": CAPTURE | {"CaptureOptions": [{"CaptureMode": "Output"}]}},
@@ -463,7 +463,7 @@ def test_what_limits_a_twin_alone_is_not_told_without_one(session, watch):
     assert watched.notes(twin=False) == []
 
 
-def test_a_bucket_of_another_region_is_refused(session, watch):
+def test_read_endpoint_refuses_a_bucket_of_another_region(session, watch):
     boto3.client("s3", region_name="us-west-2").create_bucket(
         Bucket="acme-far-away", CreateBucketConfiguration={"LocationConstraint": "us-west-2"}
     )
@@ -474,7 +474,7 @@ def test_a_bucket_of_another_region_is_refused(session, watch):
         watch(config={"DataCaptureConfig": capture})
 
 
-def test_a_managed_number_of_instances_is_told(watch):
+def test_lines_describe_a_managed_number_of_instances(watch):
     scaling = {"Status": "ENABLED", "MinInstanceCount": 1, "MaxInstanceCount": 4}
     variant = {k: v for k, v in VARIANT.items() if k != "InitialInstanceCount"} | {
         "ManagedInstanceScaling": scaling
@@ -488,7 +488,7 @@ def test_a_managed_number_of_instances_is_told(watch):
 # ---------------------------------------------------------------- keys
 
 
-def test_keys_are_passed_by_their_arn_however_they_are_named(session, watch):
+def test_keys_are_resolved_to_their_arn(session, watch):
     kms = session.client("kms")
     arn = kms.create_key()["KeyMetadata"]["Arn"]
     kms.create_alias(AliasName="alias/acme", TargetKeyId=arn)
@@ -499,7 +499,7 @@ def test_keys_are_passed_by_their_arn_however_they_are_named(session, watch):
     assert watched.notes() == []
 
 
-def test_a_key_that_cannot_be_looked_up_is_asked_for(session, watch):
+def test_notes_ask_for_the_arn_of_a_key_that_kms_does_not_describe(session, watch):
     def describe_key(KeyId):
         raise refused("AccessDeniedException", "no")
 
@@ -538,27 +538,27 @@ class Quotas:
         (6.0, True, "A swap starts 2 more ml.m5.xlarge, 2 of 6 are in use: the quota is sufficient."),
     ],
 )
-def test_a_swap_needs_the_fleet_twice(session, watch, quota, new, expected):
+def test_quota_lines_count_the_fleet_twice(session, watch, quota, new, expected):
     session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": quota})
     [line] = quota_lines(watch().instances, session, new=new)
     assert line.startswith(expected)
 
 
-def test_instances_that_autoscaling_started_count(session, watch):
+def test_quota_lines_count_autoscaled_instances(session, watch):
     session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": 9})
     live = {"ProductionVariants": [{"VariantName": "Blue", "CurrentInstanceCount": 5}]}
     [line] = quota_lines(watch(endpoint=live).instances, session)
     assert "starts 5 more ml.m5.xlarge, 5 of 9 are in use: QUOTA EXCEEDED" in line
 
 
-def test_an_endpoint_whose_config_was_deleted_does_not_stop_the_count(sagemaker, session, watch):
+def test_quota_lines_skip_an_endpoint_with_a_deleted_config(sagemaker, session, watch):
     session.clients["service-quotas"] = Quotas(**{"ml.m5.xlarge": 4})
     fleet = watch().instances
     sagemaker.kept["endpoint"]["Old"] = {"EndpointName": "Old", "EndpointConfigName": "deleted"}
     assert "2 of 4 are in use: the quota is sufficient" in quota_lines(fleet, session)[0]
 
 
-def test_quotas_that_may_not_be_read_are_no_obstacle(session, watch):
+def test_quota_lines_note_a_refused_call(session, watch):
     session.clients["service-quotas"] = Quotas(refused("AccessDeniedException", "no", "ListServiceQuotas"))
     [line] = quota_lines(watch().instances, session)
     assert line == (

@@ -1,4 +1,4 @@
-"""The two images in Docker, with what SageMaker mounts where it mounts it: `make images-test`."""
+"""Run both images in Docker with the folders that SageMaker mounts: `make images-test`."""
 
 import contextlib
 import http.client
@@ -48,7 +48,7 @@ def npy(image):
 
 @contextlib.contextmanager
 def container(*arguments):
-    """A container that runs in the background; its name."""
+    """Run a container in the background and return its name."""
     name = docker("run", "--detach", *arguments).stdout.strip()
     try:
         yield name
@@ -61,7 +61,7 @@ def container(*arguments):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """/opt/ml/model as SageMaker makes it of model.tar.gz: root's, and readable."""
+    """Unpack model.tar.gz as SageMaker does to /opt/ml/model: owned by root and readable."""
     folder = tmp_path_factory.mktemp("model")
     package.package(WEIGHTS, folder / "model.tar.gz")
     with tarfile.open(folder / "model.tar.gz") as archive:
@@ -78,7 +78,7 @@ def sign():
 
 
 class Server:
-    """A serving container, on a port of its own."""
+    """A serving container on its own port."""
 
     def __init__(self, name):
         self.name = name
@@ -121,10 +121,10 @@ def test_the_serving_image_answers_pings_and_predicts(model, sign):
         assert server.ask("GET", "/ping")[0] == 200
         status, answer = server.predict(sign)
         assert (status, answer["predictions"][0]["class"]) == (200, 14)
-        assert server.ask("POST", "/invocations", b"no picture", **{"Content-Type": "image/png"})[0] == 400
+        assert server.ask("POST", "/invocations", b"not an image", **{"Content-Type": "image/png"})[0] == 400
 
 
-def test_the_serving_image_runs_as_one_process_of_nobody_special(model):
+def test_the_serving_image_runs_as_one_unprivileged_process(model):
     with serving(model) as server:
         processes = docker("top", server.name, "-eo", "pid,user,args").stdout.splitlines()[1:]
         (process,) = [line.split(maxsplit=2) for line in processes]
@@ -135,13 +135,13 @@ def test_the_serving_image_runs_as_one_process_of_nobody_special(model):
 def test_the_serving_image_stops_gracefully(model, sign):
     with serving(model) as server:
         server.predict(sign)
-        # killed after the 30 seconds, it would end with 137
+        # Docker kills it after 30 seconds, with exit code 137
         docker("stop", "--time", "30", server.name)
         assert docker("inspect", "--format", "{{.State.ExitCode}}", server.name).stdout.strip() == "0"
 
 
-def test_the_plain_model_serves_without_any_network(model):
-    """EnableNetworkIsolation: nothing is installed at the start, nobody is called."""
+def test_the_plain_model_serves_without_a_network(model):
+    """EnableNetworkIsolation allows no installation at the start and no calls."""
     ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8080/ping', timeout=2).status)"
     with container("--network", "none", "--volume", f"{model}:/opt/ml/model:ro", SERVING, "serve") as name:
         deadline = time.monotonic() + 60
@@ -150,7 +150,7 @@ def test_the_plain_model_serves_without_any_network(model):
             time.sleep(0.2)
 
 
-def test_the_hooked_model_writes_its_traces_also_when_it_is_stopped_at_once(model, sign):
+def test_the_hooked_model_writes_its_traces_before_it_stops(model, sign):
     with EmbeddedAws(also_on=docker_bridge()) as aws:
         s3 = aws.client("s3")
         s3.create_bucket(Bucket="traces", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
@@ -162,8 +162,8 @@ def test_the_hooked_model_writes_its_traces_also_when_it_is_stopped_at_once(mode
             "AWS_ACCESS_KEY_ID": ACCOUNT,
             "AWS_SECRET_ACCESS_KEY": "test",
         }
-        given = [part for item in environment.items() for part in ("--env", "=".join(item))]
-        with serving(model, *given) as server:
+        options = [part for item in environment.items() for part in ("--env", "=".join(item))]
+        with serving(model, *options) as server:
             for number in range(3):
                 marker = replays.marker(
                     npy(sign), f"{datetime.now(UTC):%Y%m%dt%H%M%S}-operator", f"sign-{number}"
@@ -175,7 +175,7 @@ def test_the_hooked_model_writes_its_traces_also_when_it_is_stopped_at_once(mode
         assert len([key for key in keys if "/index/" in key]) == 3
 
 
-def test_a_model_that_does_not_load_ends_the_container_and_says_why(tmp_path):
+def test_the_container_exits_with_the_reason_when_the_model_does_not_load(tmp_path):
     (tmp_path / "code").mkdir()
     tmp_path.chmod(0o755)
     (tmp_path / "code" / "inference.py").write_text("raise RuntimeError('no weights here')")
@@ -201,16 +201,16 @@ ENVIRONMENT = {
 
 
 def monitor(root, **changes):
-    """The image on a tree as SageMaker mounts it; the finished process."""
+    """Run the monitor image on a tree as SageMaker mounts it, and return the process."""
     for folder in ("processing/output", "output", "config"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "config" / "resourceconfig.json").write_text('{"current_host":"algo-1","hosts":["algo-1"]}')
     environment = {name: value for name, value in (ENVIRONMENT | changes).items() if value is not None}
-    given = [part for item in environment.items() for part in ("--env", "=".join(item))]
-    return docker("run", "--rm", "--volume", f"{root}:/opt/ml", *given, MONITOR, check=False)
+    options = [part for item in environment.items() for part in ("--env", "=".join(item))]
+    return docker("run", "--rm", "--volume", f"{root}:/opt/ml", *options, MONITOR, check=False)
 
 
-def test_the_monitor_image_judges_the_hour_and_reports(tmp_path):
+def test_the_monitor_image_checks_the_hour_and_writes_its_files(tmp_path):
     folder = tmp_path / "processing/input/endpoint/traffic-signs/AllTraffic/2026/11/23/10"
     folder.mkdir(parents=True)
     (folder / "20-02-871-0b7bfd33.jsonl").write_bytes(captures.file(captures.ARTICLE))
@@ -227,13 +227,13 @@ def test_the_monitor_image_judges_the_hour_and_reports(tmp_path):
     assert all(json.loads(line)["MetricName"] for line in metrics)
 
 
-def test_the_monitor_image_finds_an_empty_hour_no_violation(tmp_path):
+def test_the_monitor_image_completes_for_an_empty_hour(tmp_path):
     (tmp_path / "processing/input/endpoint").mkdir(parents=True)
     assert monitor(tmp_path).returncode == 0
     assert (tmp_path / "output" / "message").read_text().startswith("Completed: ")
 
 
-def test_the_monitor_image_fails_loudly_on_wrong_settings(tmp_path):
+def test_the_monitor_image_fails_with_every_invalid_setting(tmp_path):
     done = monitor(tmp_path, THRESHOLD=None, MIN_PREDICTIONS="0")
     assert done.returncode != 0
     message = (tmp_path / "output" / "message").read_text()

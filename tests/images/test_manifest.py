@@ -1,4 +1,4 @@
-"""The manifests of both images in a registry, as ECR would get them: SageMaker takes Docker's only."""
+"""Check the manifests of both images in a registry: SageMaker accepts only Docker's."""
 
 import http.client
 import os
@@ -32,7 +32,7 @@ KINDS = ", ".join(
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    """The port of a registry on this machine, where Docker needs no TLS."""
+    """Start a registry on this machine, where Docker needs no TLS, and return its port."""
     folder = tmp_path_factory.mktemp("registry")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -60,7 +60,7 @@ def reachable(port):
 
 
 @pytest.mark.parametrize("repository", [SERVING, MONITOR])
-def test_an_image_arrives_with_dockers_manifest(registry, repository):
+def test_push_stores_dockers_manifest(registry, repository):
     uri = f"127.0.0.1:{registry}/{repository}:test"
     subprocess.run(["docker", "tag", repository, uri], check=True)
     try:

@@ -1,4 +1,4 @@
-"""What `make deploy` says about the stack's alarms, on the embedded AWS."""
+"""Check the alarm test of `make deploy` on the embedded AWS."""
 
 import pytest
 
@@ -46,12 +46,12 @@ Resources:
       Threshold: 1
       ComparisonOperator: GreaterThanOrEqualToThreshold
       AlarmActions: [!Ref Topic]
-"""  # its metric has no data, and missing data leave the state that was set
+"""  # missing data keep the state that a test sets
 
 
 @pytest.fixture
 def alarm_of(embedded_aws, tmp_path):
-    """Deploys a stack with one alarm whose topic's key allows a service; the alarm's name."""
+    """Deploy a stack with an alarm whose topic's key allows a service, and return the alarm's name."""
 
     def make(stack, service):
         template = tmp_path / "template.yaml"
@@ -65,36 +65,36 @@ def alarm_of(embedded_aws, tmp_path):
     return make
 
 
-def test_an_alarm_that_reaches_its_topic_is_reported_so(embedded_aws, alarm_of):
-    alarm = alarm_of("alarms-heard", "cloudwatch.amazonaws.com")
-    said = check_alarm("alarms-heard", embedded_aws.session)
-    assert f"the test of {alarm} published a notification to the topic" in said
+def test_check_alarm_reports_a_published_notification(embedded_aws, alarm_of):
+    alarm = alarm_of("alarms-allowed", "cloudwatch.amazonaws.com")
+    result = check_alarm("alarms-allowed", embedded_aws.session)
+    assert f"the test of {alarm} published a notification to the topic" in result
     (described,) = embedded_aws.client("cloudwatch").describe_alarms(AlarmNames=[alarm])["MetricAlarms"]
-    assert described["StateReason"] == "Test by make deploy of stack alarms-heard. No action needed."
+    assert described["StateReason"] == "Test by make deploy of stack alarms-allowed. No action needed."
 
 
-def test_a_key_that_does_not_let_cloudwatch_in_is_reported_with_the_reason(embedded_aws, alarm_of):
-    alarm = alarm_of("alarms-unheard", "events.amazonaws.com")
-    said = check_alarm("alarms-unheard", embedded_aws.session)
-    assert f"the test of {alarm} FAILED: Failed to execute action" in said
-    assert "is not authorized to perform: SNS:Publish" in said
-    assert "Allow cloudwatch.amazonaws.com kms:Decrypt and kms:GenerateDataKey" in said
+def test_check_alarm_reports_a_key_that_refuses_cloudwatch(embedded_aws, alarm_of):
+    alarm = alarm_of("alarms-refused", "events.amazonaws.com")
+    result = check_alarm("alarms-refused", embedded_aws.session)
+    assert f"the test of {alarm} FAILED: Failed to execute action" in result
+    assert "is not authorized to perform: SNS:Publish" in result
+    assert "Allow cloudwatch.amazonaws.com kms:Decrypt and kms:GenerateDataKey" in result
 
 
-def test_alarms_that_are_off_already_are_left_alone(embedded_aws, alarm_of):
+def test_check_alarm_does_not_test_alarms_in_alarm(embedded_aws, alarm_of):
     alarm = alarm_of("alarms-busy", "cloudwatch.amazonaws.com")
     cloudwatch = embedded_aws.client("cloudwatch")
     cloudwatch.set_alarm_state(AlarmName=alarm, StateValue="ALARM", StateReason="a real one")
-    said = check_alarm("alarms-busy", embedded_aws.session)
-    assert said == "Alarms: not tested, since all 1 alarms of stack alarms-busy are in ALARM."
+    result = check_alarm("alarms-busy", embedded_aws.session)
+    assert result == "Alarms: not tested, since all 1 alarms of stack alarms-busy are in ALARM."
     (described,) = cloudwatch.describe_alarms(AlarmNames=[alarm])["MetricAlarms"]
     assert described["StateReason"] == "a real one"
 
 
-def test_an_action_that_never_appears_in_the_history_is_reported(embedded_aws, alarm_of, monkeypatch):
+def test_check_alarm_reports_a_history_without_an_action(embedded_aws, alarm_of, monkeypatch):
     alarm = alarm_of("alarms-slow", "cloudwatch.amazonaws.com")
     embedded_aws.client("cloudwatch").disable_alarm_actions(AlarmNames=[alarm])
     monkeypatch.setattr("deploy.alarms.ACTION_SECONDS", 0.5)
-    said = check_alarm("alarms-slow", embedded_aws.session)
-    assert f"the history of {alarm} contains no action 0 s after the test" in said
-    assert f"aws cloudwatch describe-alarm-history --alarm-name {alarm}" in said
+    result = check_alarm("alarms-slow", embedded_aws.session)
+    assert f"the history of {alarm} contains no action 0 s after the test" in result
+    assert f"aws cloudwatch describe-alarm-history --alarm-name {alarm}" in result

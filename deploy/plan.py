@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Plan:
     endpoint: WatchedEndpoint | None
     reacts: bool
     overrides: Overrides
-    lines: list[str]
+    lines: Sequence[str] = ()
 
 
 def make_plan(options: DeployOptions, session: boto3.Session) -> Plan:
@@ -109,10 +109,9 @@ def make_plan(options: DeployOptions, session: boto3.Session) -> Plan:
     parameters |= options.parameters
     if problems := parameter_problems(template, parameters, before):  # now with the derived parameters
         raise DeployError("\n".join(problems))
-    plan = Plan(options, parameters, endpoint, reacts, overrides, [])
-    plan.lines.extend(_lines(plan, found, template, session))
-    plan.lines.extend(f"Note: {note}" for note in notes)
-    return plan
+    plan = Plan(options, parameters, endpoint, reacts, overrides)
+    lines = _lines(plan, found, template, session)
+    return replace(plan, lines=[*lines, *(f"Note: {note}" for note in notes)])
 
 
 # ---------------------------------------------------------------- checks
@@ -152,13 +151,14 @@ def _check_same_endpoint(options: DeployOptions, current: Stack) -> None:
     """Raise DeployError if the options name another endpoint than the stack's."""
     endpoint = current.parameters["EndpointName"]
     requested = options.endpoint or options.parameters.get("EndpointName", endpoint)
-    if current.owns_endpoint == bool(options.endpoint) or endpoint != requested:
-        kind = "own" if current.owns_endpoint else "watched"
-        setting = "no value" if current.owns_endpoint else endpoint
-        raise DeployError(
-            f"ENDPOINT: expected {setting}, since {endpoint} is the {kind} endpoint of stack {current.name}, got "
-            f"{options.endpoint or 'no value'}. Set STACK=… to deploy another stack."
-        )
+    if current.owns_endpoint != bool(options.endpoint) and endpoint == requested:
+        return
+    expected = f"its own endpoint {endpoint}" if current.owns_endpoint else f"ENDPOINT={endpoint}"
+    got = f"EndpointName={requested}" if current.owns_endpoint else "no ENDPOINT"
+    raise DeployError(
+        f"Stack {current.name}: expected {expected}, got "
+        f"{f'ENDPOINT={options.endpoint}' if options.endpoint else got}. Set STACK=… to deploy another stack."
+    )
 
 
 def _check_only_watcher(name: str, endpoint: str, cloudformation: Any) -> list[str]:

@@ -84,6 +84,12 @@ CHECKED = [
     "tests/conftest.py",
     "tests/e2e/test_demo.py",
     "tests/mypy.ini",
+    "deploy",
+    "docs/deploy.md",
+    "tests/deploy",
+    "tests/images",
+    "tests/integration/test_alarms.py",
+    "tests/unit/test_build_images.py",
     "tests/template",
     "tests/unit/test_architecture.py",
     "tests/unit/test_demo.py",
@@ -94,6 +100,7 @@ CHECKED = [
 ]
 # Docstring summaries of these: one imperative sentence under 90 characters.
 CHECKED_SUMMARIES: list[str] = [
+    "deploy",
     "benchmarks",
     "demo",
     "local",
@@ -108,6 +115,7 @@ CHECKED_PAGES = [
     "docs/configuration.md",
     "docs/data.md",
     "docs/decisions.md",
+    "docs/deploy.md",
     "docs/demo.md",
     "docs/incidents.md",
     "docs/monitoring.md",

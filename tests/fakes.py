@@ -126,9 +126,6 @@ class FakeIncidents:
             if len(held) < most or value in (items[key].replays or ()):
                 items[key] = replace(items[key], **{to: held | {value}})
 
-    def was_config_reported(self, endpoint, config):
-        return (endpoint, config) in self.seen
-
     def record_config_report(self, endpoint, config):
         self.seen.add((endpoint, config))
 

@@ -231,23 +231,22 @@ def test_a_closed_incident_is_still_written_to_and_its_copy_is_not(incidents):
     assert (past.sent_notifications, past.revision) == (frozenset(), 1)
 
 
-def test_an_unknown_config_that_was_seen_is_remembered(incidents):
+def test_a_reported_config_is_never_claimed_again(incidents):
     incidents.record_config_report("traffic-signs", "new")
     incidents.record_config_report("traffic-signs", "new")
-    assert incidents.was_config_reported("traffic-signs", "new")
-    assert not incidents.was_config_reported("traffic-signs", "newer")
-    assert not incidents.was_config_reported("another", "new")
+    assert not incidents.claim_config_report("traffic-signs", "new", AT, AT - timedelta(days=9))
+    assert not incidents.claim_config_report("traffic-signs", "new", AT, AT + timedelta(days=9))
+    assert incidents.claim_config_report("traffic-signs", "newer", AT, AT)
+    assert incidents.claim_config_report("another", "new", AT, AT)
 
 
-def test_the_report_of_a_config_is_claimed_by_one_and_a_stale_claim_is_taken_over(incidents):
+def test_one_invocation_claims_the_report_of_a_config_and_another_takes_over_a_stale_claim(incidents):
     minute = timedelta(minutes=1)
     assert incidents.claim_config_report("traffic-signs", "new", AT, AT - minute)
     assert not incidents.claim_config_report("traffic-signs", "new", AT + minute / 2, AT - minute / 2)
-    assert not incidents.was_config_reported("traffic-signs", "new")
     assert incidents.claim_config_report("traffic-signs", "new", AT + minute, AT)
     assert not incidents.claim_config_report("traffic-signs", "new", AT + minute, AT)
     incidents.record_config_report("traffic-signs", "new")
-    assert incidents.was_config_reported("traffic-signs", "new")
     assert not incidents.claim_config_report("traffic-signs", "new", AT + 9 * minute, AT + 8 * minute)
 
 

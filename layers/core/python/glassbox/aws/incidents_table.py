@@ -110,14 +110,12 @@ class IncidentsTable:
         """Add the name of a replay whose trace cannot be drawn, bounded as the pictures are."""
         self._add(incident, "refused", name, HEATMAPS_KEPT)
 
-    def was_config_reported(self, endpoint: str, config: str) -> bool:
-        """Return whether :meth:`record_config_report` was called for this config."""
-        key = _key(endpoint, f"reported-config#{config}")
-        answer = self._call("get_item", Key=key, ConsistentRead=True)
-        return "Item" in answer and "claimed" not in answer["Item"]
-
     def claim_config_report(self, endpoint: str, config: str, at: datetime, stale: datetime) -> bool:
-        """Claim the notification of an unknown config; False when a claim after ``stale`` exists."""
+        """Claim the notification of an unknown config.
+
+        Returns:
+            False if a claim after ``stale`` exists, or :meth:`record_config_report` was called.
+        """
         try:
             self._call(
                 "put_item",

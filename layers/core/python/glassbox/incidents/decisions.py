@@ -85,7 +85,7 @@ class Notification:
 
 @dataclass(frozen=True)
 class Decision:
-    """The next step of an incident.
+    """The next step of an incident; ``Decision(incident)`` is to wait.
 
     Attributes:
         incident: to be saved if it differs.
@@ -212,9 +212,7 @@ def decide(
 
 
 def _watching(incident: Incident, now: datetime, limits: Limits) -> Decision:
-    if incident.aborted or now >= _watch_end(incident):
-        return _close(incident, now, limits)
-    return Decision(incident)
+    return _close(incident, now, limits) if now >= _report_due(incident) else Decision(incident)
 
 
 def _swapping(
@@ -251,9 +249,7 @@ def decide_swap(
         return _fail(incident, now, notifications.aborted(incident))
     if isinstance(live, Refusal):
         return after_swap(incident, live, now, limits, opened=opened)
-    if live.status == DELETED:
-        return _fail(incident, now, notifications.broken_endpoint(incident, live))
-    if live.config not in (incident.plain_config, incident.hooked_config):
+    if live.status != DELETED and live.config not in (incident.plain_config, incident.hooked_config):
         return _fail(incident, now, notifications.foreign_config(incident, live, configs))
     if live.status in IN_PROGRESS:
         return _wait(incident, f"the endpoint is {live.status}", now, limits, opened)
@@ -353,9 +349,7 @@ def after_restore(incident: Incident, refusal: Refusal | None, now: datetime, li
 def _failed(incident: Incident, live: EndpointState, now: datetime, limits: Limits) -> Decision:
     if live.status != IN_SERVICE:
         return Decision(incident)
-    if (
-        live.config == incident.hooked_config
-    ):  # restoring waits for no notification: ops get the one of its end
+    if live.config == incident.hooked_config:
         if incident.deadline is None:
             return _restore(incident, now, "the swap completed after it was given up", deadline=now)
         if now >= next_retry(incident):
@@ -385,7 +379,7 @@ def _describe_refused(incident: Incident, refusal: Refusal, now: datetime, limit
     return _fail(incident, now, notifications.not_seen(incident, refusal.reason))
 
 
-# ---------------------------------------------------------------- is it time to restore?
+# ---------------------------------------------------------------- the way back, and an operator
 
 
 def is_restorable(incident: Incident) -> bool:
@@ -449,9 +443,6 @@ def decide_command(incident: Incident, command: Command, now: datetime) -> Decis
     return Decision(incident, outcome=Outcome.NO_INCIDENT)
 
 
-# ---------------------------------------------------------------- after the incident
-
-
 def after_report(incident: Incident, made: Report | Refusal, now: datetime, limits: Limits) -> Decision:
     """Decide what follows the incident report: end the incident, if need be without one."""
     if isinstance(made, Report):
@@ -505,13 +496,12 @@ def _opened(incident: Incident, limits: Limits) -> Notification:
     return Notification("opened", notifications.opened(incident, limits))
 
 
-# ---------------------------------------------------------------- transitions
+# ---------------------------------------------------------------- changes of the incident
 
 
 def _restore(incident: Incident, now: datetime, reason: str, **changes: Any) -> Decision:
-    """Of an endpoint that serves the hooked config."""
     after = _move(incident, State.RESTORING, now, reason, requested=False, aborted=False, **changes)
-    # ops get a second failure, too
+    # a second failure is notified again
     sent = after.sent_notifications - {"failed"}
     claims = {key: since for key, since in after.claims.items() if key != "failed"}
     return Decision(replace(after, sent_notifications=sent, claims=claims), again=True)
@@ -544,15 +534,8 @@ def _fail_to_restore(incident: Incident, now: datetime, reason: str) -> Decision
 
 
 def _fail(incident: Incident, now: datetime, notice: Notice) -> Decision:
-    after = _move(
-        incident,
-        State.FAILED,
-        now,
-        notice.text.partition("\n")[0],
-        failure=notice.text[:_FAILURE_CHARACTERS],
-        headline=notice.subject,
-        aborted=False,
-    )
+    changes = {"failure": notice.text[:_FAILURE_CHARACTERS], "headline": notice.subject, "aborted": False}
+    after = _move(incident, State.FAILED, now, notice.text.partition("\n")[0], **changes)
     return Decision(after, notification=Notification("failed", notice), outcome=Outcome.FAILED)
 
 
@@ -579,9 +562,6 @@ def _line(now: datetime, text: str) -> str:
     return f"{now:%Y-%m-%dT%H:%M:%S}Z {printable(text, _LINE_CHARACTERS)}"
 
 
-# ---------------------------------------------------------------- conditions
-
-
 def _serves(live: EndpointState, config: str) -> bool:
     # a failed update returns to the old config without an error: InService alone proves nothing
     return live.status == IN_SERVICE and live.config == config
@@ -592,10 +572,8 @@ def _overdue(since: datetime, limits: Limits, now: datetime, times: int = 1) -> 
     return now > since + times * timedelta(minutes=limits.update_minutes)
 
 
-def _watch_end(incident: Incident) -> datetime:
-    return max(incident.cause.window_end, incident.keep_hooked_until or incident.cause.window_end)
-
-
 def _report_due(incident: Incident) -> datetime:
-    is_watched = incident.state is State.WATCHING and not incident.aborted
-    return _watch_end(incident) if is_watched else incident.since
+    """Return when the incident can be closed: at the end of its window in notify-only mode, else now."""
+    if incident.state is not State.WATCHING or incident.aborted:
+        return incident.since
+    return max(incident.cause.window_end, incident.keep_hooked_until or incident.cause.window_end)

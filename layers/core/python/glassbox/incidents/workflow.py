@@ -317,8 +317,6 @@ def _report_config_once(
 ) -> None:
     """Publish the notification of an unknown config once, see :func:`notify_once`."""
     incidents, at = dependencies.incidents, dependencies.clock()
-    if incidents.was_config_reported(endpoint, config):
-        return
     if not incidents.claim_config_report(endpoint, config, at, at - CLAIM_EXPIRES):
         return
     try:

@@ -146,7 +146,7 @@ SWAPPING, aborted    | InService      | not hooked | any       | FAILED    |    
 SWAPPING, aborted    | not in service | any        | any       | FAILED    |         | aborted by an operator
 SWAPPING, accepted   | InService      | hooked     | any       | HOOKED    |         | violation, swapping
 SWAPPING, accepted   | InService      | plain      | any       | FAILED    |         | the hooked model did not start
-SWAPPING, accepted   | InService      | other      | any       | FAILED    |         | incident over: a new config
+SWAPPING, accepted   | InService      | other      | any       | FAILED    |         | incident closed: a new config
 SWAPPING, accepted   | in progress    | any        | ≤ 60      | SWAPPING  |         |
 SWAPPING, accepted   | in progress    | any        | > 60      | FAILED    |         | the endpoint is STATUS
 SWAPPING, accepted   | down           | any        | any       | FAILED    |         | the endpoint is STATUS
@@ -156,14 +156,14 @@ HOOKED, unanswered   | InService      | hooked     | < 1       | HOOKED    |    
 HOOKED, unanswered   | InService      | hooked     | ≥ 1       | HOOKED    | REPLAY  |
 HOOKED, aborted      | InService      | hooked     | any       | RESTORING |         |
 HOOKED*              | InService      | plain      | any       | RESTORING |         |
-HOOKED*              | InService      | other      | any       | FAILED    |         | incident over: a new config
+HOOKED*              | InService      | other      | any       | FAILED    |         | incident closed: a new config
 HOOKED*              | in progress    | any        | any       | HOOKED    |         |
 HOOKED*              | down           | any        | any       | FAILED    |         | the endpoint is STATUS
 RESTORING            | InService      | hooked     | any       | RESTORING | RESTORE |
 RESTORING, accepted  | InService      | hooked     | any       | FAILED    |         | NOT restored
 RESTORING*           | InService      | plain      | ≤ 120     | RESTORING | REPORT  |
 RESTORING*           | InService      | plain      | > 120     | NORMAL    |         | restored, NO report
-RESTORING*           | InService      | other      | any       | FAILED    |         | incident over: a new config
+RESTORING*           | InService      | other      | any       | FAILED    |         | incident closed: a new config
 RESTORING*           | in progress    | any        | ≤ 60      | RESTORING |         |
 RESTORING*           | in progress    | any        | > 60      | FAILED    |         | the endpoint is STATUS
 RESTORING*           | down           | any        | any       | FAILED    |         | the endpoint is STATUS
@@ -420,7 +420,7 @@ END = CAUSE.window_end
         (END, {"keep_hooked_until": END - SECOND}, "WATCHING", "REPORT", ""),
         (END - SECOND, {"keep_hooked_until": END - HOUR}, "WATCHING", "", ""),
         (END + 2 * HOUR, {}, "WATCHING", "REPORT", ""),
-        (END + 2 * HOUR + SECOND, {}, "NORMAL", "", "incident over, NO report"),
+        (END + 2 * HOUR + SECOND, {}, "NORMAL", "", "incident closed, NO report"),
     ],
 )
 def test_watches_until_the_window_ends_and_leaves_the_endpoint_alone(now, changes, state, action, ended):
@@ -539,7 +539,7 @@ RESTORE = """
 incident        | endpoint    | serves     | minutes | state     | outcome            | notification
 HOOKED          | InService   | hooked     | any     | RESTORING |                    |
 HOOKED          | InService   | plain      | any     | HOOKED    | NOTHING_TO_RESTORE |
-HOOKED          | InService   | other      | any     | FAILED    | FAILED             | incident over: a new config
+HOOKED          | InService   | other      | any     | FAILED    | FAILED             | incident closed: a new config
 HOOKED          | in progress | any        | ≤ 60    | HOOKED    | WAITING            |
 HOOKED          | in progress | any        | > 60    | FAILED    | FAILED             | the endpoint is STATUS
 HOOKED          | broken      | any        | any     | FAILED    | FAILED             | the endpoint is STATUS

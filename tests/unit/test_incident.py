@@ -488,12 +488,12 @@ def test_an_unknown_config_is_reported_once(world):
 
 
 def test_without_replays_the_incident_ends_by_its_quota(world, violation):
-    note = "the capture holds no inputs, so live traffic is explained instead"
+    note = "the capture files contain no inputs, so live traffic is explained instead"
     world.replays = Replays(frozenset(), note=note)
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
-    assert any("the capture holds no inputs" in line for line in world.incident.timeline)
+    assert any("the capture files contain no inputs" in line for line in world.incident.timeline)
     world.draw("live-1")
     assert world.restore() == Outcome.WAITING
     world.draw(*(f"live-{n}" for n in range(6)))
@@ -1121,13 +1121,13 @@ def test_every_message_fits_sns_and_says_what_it_is_about(violation):
         "violation, swap pending",
         "restored, report is ready",
         "restored, NO report",
-        "incident over, report is r",
+        "incident closed, report is",
         "another violation, no inci",
         "another violation, no inci",
         "a new config is live, its ",
         "aborted by an operator",
         "violation, NOT swapped: un",
-        "incident over: a new confi",
+        "incident closed: a new con",
         "the endpoint is UpdateRoll",
         "the hooked model did not s",
         "violation, NOT swapped: Sa",

@@ -120,7 +120,7 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
         "1 x class 14, probability 75% to 75%, all complete",
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
-    order = ["Flagged:", b"first", "For comparison", b"second", "Live traffic meanwhile", b"third"]
+    order = ["Flagged requests", b"first", "For comparison", b"second", "Live traffic during the incident", b"third"]
     places = [page.index(x if isinstance(x, str) else base64.b64encode(x).decode()) for x in order]
     assert places == sorted(places)
     assert page.count("incomplete") == 1
@@ -143,7 +143,7 @@ def test_an_incident_without_pictures_says_so(incident):
         incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
-    assert "None of the flagged requests was explained" in page
+    assert "No flagged request was explained" in page
 
 
 def test_of_the_monitors_incident_the_flagged_class_is_marked_though_it_names_none(incident, load_event):
@@ -166,7 +166,7 @@ def test_of_the_monitors_incident_the_flagged_class_is_marked_though_it_names_no
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
     assert re.search('fill="#c4262e"><title>class 14: 322', page)
-    assert page.index("Flagged:") < page.index("saliency of event-1") < page.index("For comparison")
+    assert page.index("Flagged requests") < page.index("saliency of event-1") < page.index("For comparison")
 
 
 FOLDER = "saliency/traffic-signs/id/"
@@ -225,10 +225,10 @@ def test_a_replay_ends_in_a_picture_or_in_a_reason(incident):
     )
     report, page = write(incident, objects)
     assert report.findings == (
-        "event-1: cannot be drawn: tensor <x> is missing",
-        "event-2: sent again, and no readable trace of it has arrived",
+        "event-1: cannot be rendered: tensor <x> is missing",
+        "event-2: replayed, but the endpoint wrote no readable trace",
     )
-    assert "event-1: cannot be drawn: tensor &lt;x&gt; is missing" in page
+    assert "event-1: cannot be rendered: tensor &lt;x&gt; is missing" in page
 
 
 def test_of_many_that_are_missing_the_message_names_a_few_and_the_page_all(incident):
@@ -249,7 +249,7 @@ def test_the_samples_of_a_batch_stand_in_the_group_of_their_request(incident):
         }
     )
     _, page = write(incident, objects)
-    groups = [page.index(title) for title in ("Flagged:", "For comparison", "Live traffic meanwhile")]
+    groups = [page.index(title) for title in ("Flagged requests", "For comparison", "Live traffic during the incident")]
     places = [page.index(f'saliency of {name}"') for name in names]
     of = [sum(start < place for start in groups) for place in places]
     assert of == [1, 1, 2, 2, 3]
@@ -275,4 +275,4 @@ def test_the_page_of_a_notify_only_incident_shows_the_inputs_and_says_why_one_is
         "2 flagged inputs are shown",
     )
     _, page = write(watched, FakeObjects())
-    assert "The capture of the window holds no inputs." in page
+    assert "The capture files of the window contain no inputs." in page

@@ -45,7 +45,7 @@ def test_from_the_violation_to_the_report_without_touching_the_endpoint(world, v
     assert violation.reason in begun.text
     assert "at 11:00 UTC" in begun.text
     assert "swap" not in begun.text
-    assert ended.subject == "Glassbox traffic-signs: incident over, report is ready"
+    assert ended.subject == "Glassbox traffic-signs: incident closed, report is ready"
     assert "aws s3 presign s3://bucket/incidents/traffic-signs/index.html" in ended.text
     assert "did not change the endpoint" in ended.text
     assert "serves" not in ended.text

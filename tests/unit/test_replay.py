@@ -235,7 +235,7 @@ def test_a_capture_of_outputs_only_is_said(incident):
     del record["captureData"]["endpointInput"]
     done, runtime = run(incident, {FOLDER + "a.jsonl": json.dumps(record).encode()})
     assert runtime.requests == []
-    assert "holds no inputs" in done.note
+    assert "contain no inputs" in done.note
 
 
 def test_a_request_that_the_model_refuses_is_counted_and_the_others_are_sent(incident):
@@ -359,7 +359,7 @@ def test_a_capture_line_that_cannot_be_read_is_noted_and_costs_no_other(incident
     files = {FOLDER + "a.jsonl": lines[0] + bad + b"\n" + b"".join(lines[1:])}
     done, _ = run(incident, files, max_flagged_replays=9)
     assert done.names == {"event-0", "event-1", "event-2"}
-    assert done.note.startswith(f"1 capture lines could not be read, the first: {FOLDER}a.jsonl, line 2: ")
+    assert done.note.startswith(f"1 capture lines are unreadable, the first: {FOLDER}a.jsonl, line 2: ")
     assert reason.lower() in done.note.lower()
     assert len(done.note) < 400
 

@@ -1,4 +1,4 @@
-"""The SageMaker endpoint: what it runs, and the swap."""
+"""The SageMaker endpoint: DescribeEndpoint, UpdateEndpoint and InvokeEndpoint."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from glassbox.incidents.model import DELETED, EndpointState, Request
 
 BAKE_SECONDS = 120
 _FAILURE_CHARACTERS = 1024
-SERVER_ERROR = 500  # and above: the container failed, and may not the next time
+SERVER_ERROR = 500  # and above: the container failed, and the same request may succeed later
 
 
 class SageMakerEndpoint:
     """DescribeEndpoint and UpdateEndpoint through a boto3 ``sagemaker`` client.
 
     Raises (both methods):
-        BadInputError: a right is missing (the call's own, or one for the KMS key of the endpoint config's volumes), or
+        BadInputError: a permission is missing (for the call, or for the KMS key of the endpoint config's volumes), or
             the endpoint config does not exist.
         RetryableError: an update is in progress, a limit or throttling was hit, or AWS could not be reached.
     """
@@ -26,7 +26,7 @@ class SageMakerEndpoint:
         self._client, self._rollback_alarm = client, rollback_alarm
 
     def describe(self, name: str) -> EndpointState:
-        """What the endpoint runs; an endpoint that does not exist has the status DELETED."""
+        """Return the state of the endpoint, with status DELETED if it does not exist."""
         try:
             answer = self._client.describe_endpoint(EndpointName=name)
         except AWS_ERRORS as error:
@@ -37,11 +37,14 @@ class SageMakerEndpoint:
         return EndpointState(answer["EndpointStatus"], answer["EndpointConfigName"], failure)
 
     def update(self, name: str, config: str, *, guarded: bool) -> None:
-        """Capture is that of ``config``. Instance counts and weights stay as they are, whatever scaling made of them:
-        by default UpdateEndpoint goes back to the initial ones, with which a busy endpoint fails requests.
+        """Update the endpoint to a config, and keep its instance counts and weights.
 
-        When it is ``guarded`` and there is a rollback alarm, SageMaker returns to the old config if that goes off in
-        the bake time. The way back is not guarded: an alarm that the hooked model set off would undo it.
+        By default UpdateEndpoint resets them to the initial ones, with which an endpoint that was scaled out fails
+        requests. Data capture is that of ``config``.
+
+        Args:
+            guarded: SageMaker returns to the old config if the rollback alarm goes off in the bake time. A restore
+                is not guarded: an alarm that the hooked model raised would undo it.
         """
         request: dict[str, Any] = {
             "EndpointName": name,
@@ -73,10 +76,10 @@ class Runtime:
         self._client = client
 
     def invoke(self, endpoint: str, request: Request) -> None:
-        """Send a captured request again; its answer is not needed.
+        """Send a captured request again, and ignore the response.
 
         Raises:
-            BadInputError: the model refuses it (a status below 500), or the request cannot be sent.
+            BadInputError: the model refuses it (a status below 500), or it cannot be sent.
             RetryableError: the endpoint does not answer, or its container failed (500 and above).
         """
         try:
@@ -97,7 +100,7 @@ class Runtime:
 
 
 def _is_missing(error: Exception) -> bool:
-    # SageMaker's ValidationException is told apart by its text only
+    # only its text distinguishes SageMaker's ValidationException
     return "could not find" in str(error).lower()
 
 

@@ -4,13 +4,13 @@
 ``pk`` = the endpoint   ``sk``
 ======================  =====================================================================================
 the incident            ``current``: the open one, or the last one (state ``NORMAL``)
-past incidents          ``past#<when it was opened>``: a copy, written when it is closed
-unknown configs         ``reported-config#<config>``: a notification of it was published, or is since ``claimed``
+past incidents          ``past#<opening time>``: a copy, written when the incident is closed
+unknown configs         ``reported-config#<config>``: its notification was published, or ``claimed`` at that time
 ======================  =====================================================================================
 
-That there is one ``current`` item, written on conditions only, is what makes one open incident per endpoint.
-Its related violations, pictures and refusals are only ever added to, in place and up to a bound: an item holds
-400 KB, and beyond that no write of it would succeed. A replay's name always fits in.
+Every write of the ``current`` item is conditional, so an endpoint has at most one open incident. Related violations,
+heat maps and refusals are added in place, up to a bound: DynamoDB refuses items over 400 KB. The names of replays are
+always added.
 """
 
 import dataclasses
@@ -35,23 +35,23 @@ _ADDED = ("related_violations", "heatmaps", "refused")
 
 
 class IncidentsTable:
-    """Through a boto3 ``dynamodb`` client.
+    """The incidents in DynamoDB, through a boto3 ``dynamodb`` client.
 
     Raises (every method):
         RetryableError: DynamoDB does not answer.
-        BadInputError: DynamoDB will never take the request.
+        BadInputError: DynamoDB refuses the request for good.
     """
 
     def __init__(self, client: Any, table: str) -> None:
         self._client, self._table = client, table
 
     def current(self, endpoint: str) -> Incident | None:
-        """The open incident, or the last one; a consistent read."""
+        """Return the open incident, or the last one, by a consistent read."""
         answer = self._call("get_item", Key=_key(endpoint, "current"), ConsistentRead=True)
         return _incident(answer["Item"]) if "Item" in answer else None
 
     def past(self, endpoint: str, since: datetime) -> Sequence[Incident]:
-        """The closed incidents that were opened since then, oldest first."""
+        """Return the closed incidents that were opened since then, oldest first."""
         request: dict[str, Any] = {
             "KeyConditionExpression": "pk = :endpoint AND sk BETWEEN :since AND :end",
             "ExpressionAttributeValues": _typed(
@@ -60,7 +60,7 @@ class IncidentsTable:
             "ConsistentRead": True,
         }
         found: list[Incident] = []
-        while True:  # an answer holds 1 MB, and an incident up to 400 KB
+        while True:  # one response holds at most 1 MB, an incident up to 400 KB
             answer = self._call("query", **request)
             found += map(_incident, answer["Items"])
             if "LastEvaluatedKey" not in answer:
@@ -68,7 +68,11 @@ class IncidentsTable:
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
     def open(self, incident: Incident) -> None:
-        """Raises ConflictError when an incident is open."""
+        """Write a new incident over the last one.
+
+        Raises:
+            ConflictError: an incident is open.
+        """
         self._call(
             "put_item",
             Item=_item(incident, "current"),
@@ -78,12 +82,13 @@ class IncidentsTable:
         )
 
     def save(self, before: Incident, after: Incident) -> None:
-        """Write what changed, all but the related violations, pictures and refusals, which are only ever added to.
+        """Write the changed attributes, except those that are only added to.
 
-        Raises ConflictError when somebody else changed the incident since ``before`` was read.
+        Raises:
+            ConflictError: another invocation has changed the incident since ``before`` was read.
         """
         if before.is_open and not after.is_open:
-            # first, and again after a crash: the copy is the same
+            # first: after a crash, the retry writes the same copy
             self._call("put_item", Item=_item(after, _past(after.opened)))
         changed = {k: v for k, v in _plain(after).items() if v != _plain(before)[k] and k not in _ADDED}
         self._call(
@@ -99,15 +104,15 @@ class IncidentsTable:
         )
 
     def attach(self, incident: Incident, violation: Violation) -> None:
-        """Add a violation to an incident, open or closed, unless it holds RELATED_KEPT of them."""
+        """Add a violation to an incident, open or closed, up to RELATED_KEPT."""
         self._add(incident, "related_violations", _violation_text(violation), RELATED_KEPT)
 
     def add_heatmap(self, incident: Incident, name: str) -> None:
-        """Add a picture's name to an incident: of a replay always, of others up to HEATMAPS_KEPT names in all."""
+        """Add the name of a heat map, up to HEATMAPS_KEPT names unless it is of a replay."""
         self._add(incident, "heatmaps", name, HEATMAPS_KEPT)
 
     def add_refusal(self, incident: Incident, name: str) -> None:
-        """Add the name of a replay whose trace cannot be drawn, bounded as the pictures are."""
+        """Add the name of a replay whose trace cannot be rendered, bounded as the heat maps are."""
         self._add(incident, "refused", name, HEATMAPS_KEPT)
 
     def claim_config_report(self, endpoint: str, config: str, at: datetime, stale: datetime) -> bool:
@@ -146,7 +151,7 @@ class IncidentsTable:
                     ),
                 )
             except ConflictError:
-                continue  # it is not there, or another incident is (the copy holds it), or the set is full
+                continue  # the item is absent or of another incident, or the set is full
 
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:
         try:
@@ -176,7 +181,7 @@ def _typed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(incident: Incident) -> dict[str, Any]:
-    """The attributes as DynamoDB knows them: no empty sets, times as text."""
+    """Return the attributes as DynamoDB stores them: without empty sets, times as text."""
     values = {f.name: getattr(incident, f.name) for f in dataclasses.fields(incident)}
     for name in _TIMES:
         values[name] = values[name] and values[name].isoformat()

@@ -1,4 +1,4 @@
-"""Messages to ops over SNS."""
+"""The SNS topic of the notifications to ops."""
 
 import json
 from typing import Any
@@ -7,25 +7,25 @@ from glassbox.aws.errors import AWS_ERRORS, translate
 from glassbox.errors import printable
 from glassbox.incidents.notifications import Notice
 
-# SNS takes 262,144 bytes: the text is sent three times, and JSON may write a character in six
+# SNS accepts 262,144 bytes: a message holds the text three times, and JSON may write a character in six bytes
 _TEXT_CHARACTERS = 12_000
 _SUBJECT_CHARACTERS = 100
 
 
 class Topic:
-    """Publishes through a boto3 ``sns`` client."""
+    """An SNS topic, through a boto3 ``sns`` client."""
 
     def __init__(self, client: Any, topic_arn: str) -> None:
         self._client, self._topic_arn = client, topic_arn
 
     def publish(self, notice: Notice) -> None:
-        """Publish; control characters are escaped, and a text beyond _TEXT_CHARACTERS is cut.
+        """Publish a notice, with control characters escaped and a long text cut.
 
         Raises:
-            RetryableError: SNS does not take it now.
-            BadInputError: it never will.
+            RetryableError: SNS refuses it for now.
+            BadInputError: SNS refuses it for good.
         """
-        notice = _as_sns_takes_it(notice)
+        notice = _within_limits(notice)
         try:
             self._client.publish(
                 TopicArn=self._topic_arn,
@@ -40,12 +40,10 @@ class Topic:
                 },
             )
         except AWS_ERRORS as error:
-            raise translate(
-                error, f"SNS did not take {notice.subject!r}", bad=("InvalidParameter",)
-            ) from error
+            raise translate(error, f"SNS refused {notice.subject!r}", bad=("InvalidParameter",)) from error
 
 
-def _as_sns_takes_it(notice: Notice) -> Notice:
+def _within_limits(notice: Notice) -> Notice:
     subject = printable(notice.subject).encode("ascii", "replace").decode()[:_SUBJECT_CHARACTERS]
     text = "\n".join(printable(line) for line in notice.text.split("\n"))
     if len(text) > _TEXT_CHARACTERS:

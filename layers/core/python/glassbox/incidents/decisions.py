@@ -69,7 +69,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Result of a call that failed; ``retryable``: the same call may succeed later."""
+    """Result of a failed call, which may succeed later if it is retryable."""
 
     reason: str
     retryable: bool = False
@@ -77,7 +77,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Notification:
-    """A notice that ops get once for each incident and ``key``."""
+    """A notice that ops get once for each incident and key."""
 
     key: str
     notice: Notice
@@ -85,7 +85,9 @@ class Notification:
 
 @dataclass(frozen=True)
 class Decision:
-    """The next step of an incident; ``Decision(incident)`` is to wait.
+    """The next step of an incident.
+
+    ``Decision(incident)`` is to wait for the next event.
 
     Attributes:
         incident: to be saved if it differs.
@@ -110,7 +112,7 @@ class Decision:
 
 
 def past_since(violation: Violation, now: datetime) -> datetime:
-    """Return the earliest opening time of the past incidents that :func:`decide_violation` needs."""
+    """Return the earliest opening time of the incidents that may cover a violation."""
     # a message that was redriven from a dead-letter queue may be older than a day
     return min(now - DAY, violation.window_start)
 
@@ -123,7 +125,7 @@ def decide_violation(
     limits: Limits,
     configs: EndpointConfigs,
 ) -> Decision:
-    """Decide what a violation does: open an incident, join one, or neither.
+    """Decide whether a violation opens an incident or joins one.
 
     Args:
         last: the open incident of the endpoint, or the last one.
@@ -240,7 +242,7 @@ def decide_swap(
     *,
     opened: bool = False,
 ) -> Decision:
-    """Decide whether to swap the endpoint of an incident in SWAPPING; SageMaker has not accepted it yet.
+    """Decide whether to swap the endpoint, which SageMaker has not accepted yet.
 
     Args:
         opened: this invocation opened the incident, so it notifies of a pending swap.
@@ -263,7 +265,7 @@ def decide_swap(
 def after_swap(
     incident: Incident, refusal: Refusal | None, now: datetime, limits: Limits, *, opened: bool = False
 ) -> Decision:
-    """Decide what follows UpdateEndpoint to the hooked config; ``refusal`` None: SageMaker accepted it."""
+    """Decide what follows UpdateEndpoint to the hooked config, refused or accepted (None)."""
     if refusal is None:
         after = _accepted(incident, incident.hooked_config, now)
         return Decision(after, notification=_opened(after, limits), outcome=Outcome.SWAPPING)
@@ -299,7 +301,7 @@ def _hooked(incident: Incident, live: EndpointState, now: datetime, configs: End
 
 
 def after_replay(incident: Incident, sent: Replays | Refusal, now: datetime) -> Decision:
-    """Decide what follows a replay: what the endpoint did not answer is sent again, SENDS times in all."""
+    """Record a replay, whose unanswered requests are sent up to SENDS times."""
     if isinstance(sent, Refusal):
         if sent.retryable:
             return Decision(incident, retry=sent.reason)
@@ -338,7 +340,7 @@ def _restoring(
 
 
 def after_restore(incident: Incident, refusal: Refusal | None, now: datetime, limits: Limits) -> Decision:
-    """Decide what follows UpdateEndpoint to the plain config; ``refusal`` None: SageMaker accepted it."""
+    """Decide what follows UpdateEndpoint to the plain config, refused or accepted (None)."""
     if refusal is None:
         return Decision(_accepted(incident, incident.plain_config, now))
     if refusal.retryable and not incident.retries and not _overdue(incident.since, limits, now):
@@ -383,12 +385,12 @@ def _describe_refused(incident: Incident, refusal: Refusal, now: datetime, limit
 
 
 def is_restorable(incident: Incident) -> bool:
-    """Whether :func:`decide_restore` applies: the incident is HOOKED, or FAILED and an operator aborts it."""
+    """Return whether the incident is HOOKED, or FAILED and aborted by an operator."""
     return incident.state is State.HOOKED or (incident.state is State.FAILED and incident.aborted)
 
 
 def restore_reason(incident: Incident, limits: Limits, now: datetime) -> str:
-    """Return why to restore the endpoint now; empty for not yet."""
+    """Return why to restore the endpoint now, or an empty string."""
     if incident.aborted:
         return "an operator aborted it"
     if incident.keep_hooked_until is not None and now < incident.keep_hooked_until:
@@ -414,7 +416,7 @@ def decide_restore(
     limits: Limits,
     configs: EndpointConfigs,
 ) -> Decision:
-    """Decide whether to restore the endpoint of a restorable incident, for :func:`restore_reason`."""
+    """Decide whether to restore the endpoint, given a :func:`restore_reason`."""
     if isinstance(live, Refusal):
         return _describe_refused(incident, live, now, limits)
     if _serves(live, incident.hooked_config):
@@ -430,7 +432,7 @@ def decide_restore(
 
 
 def decide_command(incident: Incident, command: Command, now: datetime) -> Decision:
-    """Decide what an operator's command changes; :func:`decide` and :func:`decide_restore` carry it out."""
+    """Record an operator's command, which the next decisions follow."""
     if command.action == "abort" and incident.is_open:
         after = noted(replace(incident, aborted=True), now, "an operator: abort")
         return Decision(after, outcome=Outcome.ABORT)
@@ -444,7 +446,7 @@ def decide_command(incident: Incident, command: Command, now: datetime) -> Decis
 
 
 def after_report(incident: Incident, made: Report | Refusal, now: datetime, limits: Limits) -> Decision:
-    """Decide what follows the incident report: end the incident, if need be without one."""
+    """End the incident with its report, or without one that cannot be written."""
     if isinstance(made, Report):
         return _closed(incident, now, report=made.uri, findings=made.findings[:FINDINGS_KEPT])
     if made.retryable and not incident.aborted and not _overdue(_report_due(incident), limits, now):
@@ -455,7 +457,7 @@ def after_report(incident: Incident, made: Report | Refusal, now: datetime, limi
 def decide_between_incidents(
     endpoint: str, live: EndpointState, configs: EndpointConfigs
 ) -> tuple[Outcome, Notice | None]:
-    """Decide whether an endpoint without an open incident serves a config that Glassbox can swap."""
+    """Decide whether an endpoint without an open incident serves a known config."""
     if live.status == DELETED:
         return Outcome.NO_ENDPOINT, None
     if live.status == IN_SERVICE and live.config not in (configs.plain, configs.hooked):
@@ -467,13 +469,13 @@ def decide_between_incidents(
 
 
 def is_unclaimed(incident: Incident, key: str, at: datetime) -> bool:
-    """Whether a notification was not sent, and no invocation is sending it."""
+    """Return whether a notification was not sent and no invocation is sending it."""
     claimed = incident.claims.get(key)
     return key not in incident.sent_notifications and (claimed is None or at >= claimed + CLAIM_EXPIRES)
 
 
 def late_notification(incident: Incident, now: datetime, limits: Limits) -> Notification | None:
-    """Return what the invocation that changed the state should have sent, CLAIM_EXPIRES after the change."""
+    """Return what is due CLAIM_EXPIRES after a change, if its invocation did not send it."""
     if now < incident.since + CLAIM_EXPIRES:
         return None
     if incident.state is State.FAILED:
@@ -486,7 +488,7 @@ def late_notification(incident: Incident, now: datetime, limits: Limits) -> Noti
 
 
 def end_notification(closed: Incident) -> Notification | None:
-    """Return the notification of a closed incident's end; one that ended as FAILED has only that of its failure."""
+    """Return the notification of an incident's end, unless it ended as FAILED."""
     if closed.report or closed.unreported:
         return Notification("closed", notifications.closed(closed))
     return None
@@ -551,7 +553,7 @@ def _accepted(incident: Incident, config: str, now: datetime) -> Incident:
 
 
 def noted(incident: Incident, now: datetime, text: str) -> Incident:
-    """Add a line to the time line; of many, keep the first and the last."""
+    """Add a line to the time line, which keeps its first and last lines."""
     lines = (*incident.timeline, _line(now, text))
     if len(lines) > _LINES_KEPT:
         lines = (*lines[:_FIRST_LINES], "(lines omitted)", *lines[_FIRST_LINES + 1 - _LINES_KEPT :])

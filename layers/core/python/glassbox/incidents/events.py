@@ -101,7 +101,9 @@ def read_violation(event: Mapping[str, Any], objects: Objects) -> Violation | No
 
 
 def read_command(event: Mapping[str, Any]) -> Command:
-    """Read an operator's command for the open incident; its ``minutes`` count from the time of the event.
+    """Read an operator's command for the open incident.
+
+    Its ``minutes`` count from the time of the event, so that a duplicate changes nothing.
 
     Raises:
         BadInputError: the event is not a command, or a field is missing or malformed.

@@ -1,7 +1,4 @@
-"""The page of an incident: what broke, what the model looked at, what was done.
-
-One HTML file that needs nothing from elsewhere.
-"""
+"""The incident report: one HTML file with the violation, the heat maps and the timeline."""
 
 import base64
 import importlib.resources
@@ -22,18 +19,18 @@ from glassbox.monitoring.response import PredictedClass
 from glassbox.ports import CountsStore, Objects
 from glassbox.violation import MONITOR_CHECK, Violation
 
-HEATMAPS = 60  # that a page shows
+HEATMAPS = 60  # in a report
 LIVE = 2  # index in GROUPS
-GROUPS = ("Flagged: what the model looked at", "For comparison", "Live traffic meanwhile")
+GROUPS = ("Flagged requests", "For comparison", "Live traffic during the incident")
 _HEATMAP_BYTES = 8 << 20
-_CLASSES = 20  # with a line in the message
-_NAMED = 5  # unreadable heat maps and the like, of which the message names so many
+_CLASSES = 20  # with a line in the notification
+_NAMED = 5  # missing heat maps that the notification names
 _REASON_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A heat map on the page: its index in GROUPS, its facts, and its PNG in base64."""
+    """A heat map in the report, with its index in GROUPS and its PNG in base64."""
 
     name: str
     group: int
@@ -50,13 +47,13 @@ def write_report(
     variants: Callable[[Violation], Iterable[str]],
     inputs: Callable[[Incident], Sequence[Input]] = lambda _: (),
 ) -> Report:
-    """Write ``incidents/<endpoint>/<incident>/index.html``; writing it again changes nothing.
+    """Write ``incidents/<endpoint>/<incident>/index.html``, the same at every call.
 
-    What is broken below the incident's prefix is left out and named.
+    The report names heat maps that are missing or unreadable.
 
     Args:
-        variants: the variants that the violation is about, whose counts are shown together.
-        inputs: the flagged inputs as they were captured, shown where nothing is explained (notify-only).
+        variants: returns the variants of the violation, whose counts are added up.
+        inputs: returns the captured flagged inputs, shown in notify-only mode.
 
     Raises:
         RetryableError: S3 or the counts table does not answer.
@@ -70,8 +67,8 @@ def write_report(
     )
     flagged = [_input(captured) for captured in inputs(incident)] if incident.notify_only else []
     key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
-    page = render(incident, heatmaps, counted, left_out, flagged)
-    objects.put(bucket, key, page.encode(), "text/html; charset=utf-8")
+    html = render(incident, heatmaps, counted, left_out, flagged)
+    objects.put(bucket, key, html.encode(), "text/html; charset=utf-8")
     found = list(findings([heatmap.facts for heatmap in heatmaps])[:_CLASSES])
     if incident.notify_only:
         found = [_counted(counted), f"{len(flagged)} flagged inputs are shown"]
@@ -82,13 +79,13 @@ def write_report(
 
 
 def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[Shown], list[tuple[str, str]]]:
-    """The heat maps to show, and (name, reason) of those that are missing."""
+    """Return the heat maps to show, and (name, reason) of the missing ones."""
     folder = f"saliency/{incident.endpoint}/{incident.id}/"
-    drawn = [key.removeprefix(folder) for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")]
+    rendered = [key.removeprefix(folder) for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")]
     replays = incident.replays or frozenset()
-    # every replay before the further samples of any: one large batch must not take all the places on the page
+    # first the first sample of every replay: one large batch must not displace the other requests
     names = sorted(
-        (key.removesuffix(".json") for key in drawn),
+        (key.removesuffix(".json") for key in rendered),
         key=lambda name: (name not in replays and _group(name, incident) < LIVE, _group(name, incident)),
     )
     heatmaps, left_out = [], []
@@ -101,7 +98,7 @@ def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[S
         else:
             heatmaps.append(Shown(name, _group(name, incident), facts, base64.b64encode(png).decode()))
     missing = sorted(replays - set(names))
-    left_out += [(name, "sent again, and no readable trace of it has arrived") for name in missing]
+    left_out += [(name, "replayed, but the endpoint wrote no readable trace") for name in missing]
     return heatmaps, left_out
 
 
@@ -109,9 +106,9 @@ def _read(content: bytes) -> Facts:
     try:
         facts = read_facts(content)
     except ValueError as error:
-        raise BadInputError(f"its facts cannot be read: {error}") from error
+        raise BadInputError(f"unreadable facts: {error}") from error
     if isinstance(facts, Refusal):
-        raise BadInputError(f"cannot be drawn: {facts.refused}")
+        raise BadInputError(f"cannot be rendered: {facts.refused}")
     return facts
 
 
@@ -135,23 +132,23 @@ def _counted(counts: Counts) -> str:
 
 
 def _group(name: str, incident: Incident) -> int:
-    """Index of the group in GROUPS that a heat map belongs to; of a batch, the further ones end in their number."""
+    """Return the index in GROUPS of a heat map; the names of a batch end in the sample's number."""
     replayed = {name, name.rpartition("-")[0]}
     return 0 if replayed & incident.flagged else 1 if replayed & (incident.replays or set()) else 2
 
 
 def findings(facts: Sequence[Facts]) -> tuple[str, ...]:
-    """The key facts of heat maps, a line a class, the most frequent class first."""
+    """Return one line for each class, the most frequent class first."""
     by_class: dict[tuple[int, str], list[Facts]] = defaultdict(list)
     for fact in facts:
         by_class[fact.predicted_class, fact.class_name or ""].append(fact)
     lines = []
     for (number, class_name), found in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
-        sure = [fact.probability for fact in found]
+        probabilities = [fact.probability for fact in found]
         incomplete = sum(not fact.completeness.complete for fact in found)
         lines.append(
             f"{len(found)} x class {number}{f' ({printable(class_name, 80)})' if class_name else ''}, "
-            f"probability {min(sure):.0%} to {max(sure):.0%}, "
+            f"probability {min(probabilities):.0%} to {max(probabilities):.0%}, "
             + (f"{incomplete} INCOMPLETE" if incomplete else "all complete")
         )
     return tuple(lines)
@@ -164,17 +161,24 @@ def render(
     left_out: Sequence[tuple[str, str]] = (),
     inputs: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The HTML; ``left_out`` are names and reasons, ``inputs`` name, class, confidence, uri and reason each."""
-    blamed: PredictedClass | None = incident.cause.predicted_class
-    if blamed is None and incident.cause.check == MONITOR_CHECK:  # it names no class, and its replays do
+    """Return the HTML of the report.
+
+    Args:
+        left_out: name and reason of each missing heat map.
+        inputs: name, predicted_class, confidence, uri and reason of each flagged input.
+    """
+    flagged_class: PredictedClass | None = incident.cause.predicted_class
+    if (
+        flagged_class is None and incident.cause.check == MONITOR_CHECK
+    ):  # a violation of the monitor has no class
         flagged = Counter(heatmap.facts.predicted_class for heatmap in heatmaps if heatmap.group == 0)
-        blamed = max(flagged, key=lambda c: flagged[c], default=None)
+        flagged_class = max(flagged, key=lambda c: flagged[c], default=None)
     bars = sorted(counts.classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
     source = importlib.resources.files("glassbox.incidents").joinpath("incident_report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(source).render(
         incident=incident,
-        blamed=blamed,
+        flagged_class=flagged_class,
         groups=[(title, [p for p in heatmaps if p.group == i]) for i, title in enumerate(GROUPS)],
         left_out=left_out,
         inputs=inputs,

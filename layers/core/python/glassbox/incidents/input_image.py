@@ -1,7 +1,7 @@
-"""A captured request body -> an image that a browser shows, with the standard library alone.
+"""A captured request body -> an image for a browser, by the standard library alone.
 
-PNG and JPEG go as they are, a uint8 array (``.npy``) becomes a PNG. The body is a client's: its size, and the size that
-it decodes to, are bounded before a browser sees it.
+PNG and JPEG stay unchanged, a uint8 array (``.npy``) becomes a PNG. A client wrote the body: its size, and its size
+after decoding, are bounded.
 """
 
 import math
@@ -30,10 +30,10 @@ def browser_image(body: bytes) -> tuple[str, bytes]:
 
     Args:
         body: a PNG, a JPEG, or a ``.npy`` array of uint8 (H, W), (H, W, 1 or 3), or (N, H, W, 1 or 3): its first
-            picture.
+            image.
 
     Raises:
-        BadInputError: it is none of these, or too large.
+        BadInputError: the body is another format, or too large.
     """
     if len(body) > BODY_BYTES:
         raise BadInputError(f"input: expected at most {BODY_BYTES} bytes, got {len(body)}")
@@ -78,7 +78,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _jpeg_size(body: bytes) -> tuple[int, int]:
-    """Width and height in the frame header of a JPEG."""
+    """Return width and height from the frame header of a JPEG."""
     at = 2
     while at + 9 <= len(body) and body[at] == 0xFF:
         marker, length = body[at + 1], int.from_bytes(body[at + 2 : at + 4])
@@ -86,4 +86,4 @@ def _jpeg_size(body: bytes) -> tuple[int, int]:
             height, width = struct.unpack(">HH", body[at + 5 : at + 9])
             return width, height
         at += 2 + length
-    raise BadInputError("input: a JPEG without a frame header")
+    raise BadInputError("input: expected a JPEG with a frame header, got none")

@@ -1,6 +1,6 @@
-"""An incident, what is known of its endpoint, and the limits that it keeps.
+"""The data of an incident: its state, its endpoint, and the limits that apply to it.
 
-Data alone: :mod:`glassbox.incidents.workflow` changes it, :mod:`glassbox.incidents.notifications` tells of it.
+:mod:`glassbox.incidents.decisions` decides how it changes.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from typing import Literal, NamedTuple
 from glassbox.settings import setting
 from glassbox.violation import Violation
 
-# An incident is one DynamoDB item (400 KB at most), and every write of it must succeed whatever clients send.
-HEATMAPS_KEPT = 1000  # names of pictures that no replay asked for
-RELATED_KEPT = 32  # violations that joined
-FINDINGS_KEPT = 30  # lines about the pictures
+# An incident is one DynamoDB item (400 KB at most): clients must not be able to make its writes fail.
+HEATMAPS_KEPT = 1000  # names of heat maps; those of replays may exceed it
+RELATED_KEPT = 32  # violations
+FINDINGS_KEPT = 30  # lines
 
-SENDS = 5  # how often a replay is sent that the endpoint does not answer
+SENDS = 5  # of a replay that the endpoint does not answer
 
 
 class State(StrEnum):
-    """States of an incident; NORMAL is the only one that is not open."""
+    """States of an incident, all open but NORMAL."""
 
     NORMAL = "NORMAL"
     SWAPPING = "SWAPPING"
@@ -35,7 +35,7 @@ CLOSED = State.NORMAL
 
 
 class Outcome(StrEnum):
-    """Result of an incident handler; the first six are the states of an incident."""
+    """Result of an incident handler, which is often the state of the incident."""
 
     NORMAL = State.NORMAL.value
     SWAPPING = State.SWAPPING.value
@@ -76,37 +76,34 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 }
 
 
-# EndpointStatus of DescribeEndpoint
-IN_SERVICE = "InService"
-
-
-DELETED = "Deleted"  # none of SageMaker's: there is no such endpoint
+IN_SERVICE = "InService"  # EndpointStatus of DescribeEndpoint
+DELETED = "Deleted"  # not a status of SageMaker: the endpoint does not exist
 
 
 @dataclass(frozen=True)
 class Incident:
-    """One incident, as the table holds it.
+    """One incident, as stored in the table.
 
     Attributes:
-        cause: the violation that opened it; ``related_violations`` are those that joined it later.
-        since: when the present state was entered, or UpdateEndpoint was accepted in it.
-        deadline: when explaining ends, at the latest (None: the hooked model was never in service).
-        keep_hooked_until: an operator wants the hooked model kept until then, whatever is drawn by then.
+        cause: the violation that opened it; ``related_violations`` joined it later.
+        since: when it entered its state, or when SageMaker accepted UpdateEndpoint in this state.
+        deadline: when the endpoint is restored at the latest; None: the hooked model was never in service.
+        keep_hooked_until: an operator keeps the hooked model until then, even if everything is explained.
         aborted: an operator wants the endpoint restored now.
-        requested: UpdateEndpoint was accepted for the present state.
-        replays: names of the requests that are sent again (None: not yet); ``flagged`` are those behind the violation.
-        unsent: those of them that the endpoint has not answered yet, ``sends`` times tried, last at ``sent``.
-        heatmaps: names of what was drawn: every replay, and at most HEATMAPS_KEPT names in all.
-        refused: replays whose trace cannot be drawn.
-        retries: how often it was tried again to restore the endpoint.
-        sent_notifications: names of the notifications that were published; ``claims`` are those that an invocation
+        requested: SageMaker accepted UpdateEndpoint in this state.
+        replays: names of the requests that are sent again (None: not yet); ``flagged`` caused the violation.
+        unsent: replays without an answer after ``sends`` tries, the last at ``sent``.
+        heatmaps: names of the heat maps: of every replay, and up to HEATMAPS_KEPT in all.
+        refused: replays whose trace cannot be rendered.
+        retries: of a failed restore.
+        sent_notifications: keys of the notifications that were published; ``claims`` are those that an invocation
             is publishing, with the time of the claim.
-        failure: what ops are told of a failure, whole; ``headline`` is its subject.
-        report: S3 URI of the page; ``findings`` are the key facts of its pictures, a line each; ``unreported`` is why
-            there is none.
-        notify_only: the endpoint is left alone.
-        timeline: what happened, a line each: time (UTC) and text.
-        revision: counts the writes, so that two writers cannot overlook one another.
+        failure: text of the notification of a failure; ``headline`` is its subject.
+        report: S3 URI of the incident report; ``unreported`` is why it is missing.
+        findings: one line for each class in the report.
+        notify_only: Glassbox does not change the endpoint.
+        timeline: one line for each event: time (UTC) and text.
+        revision: number of writes; a conditional write compares it to detect a concurrent update.
     """
 
     endpoint: str
@@ -143,7 +140,7 @@ class Incident:
 
     @property
     def is_open(self) -> bool:
-        """Whether the incident is open; at most one incident of an endpoint is."""
+        """Whether this is the open incident of its endpoint, of which there is at most one."""
         return self.state is not CLOSED
 
     @property
@@ -152,13 +149,13 @@ class Incident:
         return self.state in (State.SWAPPING, State.HOOKED, State.RESTORING)
 
     def covers(self, violation: Violation) -> bool:
-        """Whether the violation is one that this incident has handled."""
+        """Return whether this incident has handled the violation or a duplicate of it."""
         return any(violation.is_duplicate_of(known) for known in (self.cause, *self.related_violations))
 
 
 @dataclass(frozen=True)
 class Command:
-    """An operator's command for the open incident: ``abort``, or ``extend`` the hooked model ``until`` then."""
+    """An operator's command for the open incident, with the end of an extension."""
 
     endpoint: str
     action: Literal["abort", "extend"]
@@ -167,7 +164,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Report:
-    """The page of an incident: its S3 URI, and the key facts of its pictures, a line each."""
+    """An incident report by its S3 URI, with one line for each class in it."""
 
     uri: str
     findings: tuple[str, ...]
@@ -175,10 +172,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Replays:
-    """The names under which requests are sent again, and what an operator has to know about them.
+    """Result of a replay.
 
-    ``flagged`` are those behind the violation, the others are for comparison; ``unsent`` are those that the endpoint
-    did not answer: they are sent again later.
+    Attributes:
+        names: event ids of the requests.
+        flagged: those that caused the violation; the others are for comparison.
+        note: problems, for the time line.
+        unsent: those without an answer, to be sent again.
     """
 
     names: frozenset[str]
@@ -188,9 +188,11 @@ class Replays:
 
 
 class Request(NamedTuple):
-    """A captured request as the endpoint takes it; ``variant`` is the one that answered it.
+    """A captured request for InvokeEndpoint.
 
-    ``complete``: the caller's own attributes are all in ``custom_attributes``, beside the marker.
+    Attributes:
+        variant: the one that answered the original request.
+        complete: ``custom_attributes`` holds the caller's own attributes beside the marker.
     """
 
     event_id: str
@@ -203,7 +205,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class EndpointState:
-    """State of an endpoint (DescribeEndpoint): status, config, and why the last update failed."""
+    """State of an endpoint by DescribeEndpoint, and why its last update failed."""
 
     status: str
     config: str
@@ -212,7 +214,7 @@ class EndpointState:
 
 @dataclass(frozen=True)
 class EndpointConfigs:
-    """The two endpoint configs that Glassbox knows, and the stack whose parameters name them."""
+    """The plain and the hooked endpoint config, and the stack whose parameters name them."""
 
     plain: str
     hooked: str
@@ -221,10 +223,7 @@ class EndpointConfigs:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long, how often and how many: settings of every function that works on an incident. Times in minutes.
-
-    ``react`` False is notify-only: a violation opens an incident, and the endpoint is left alone.
-    """
+    """Settings of every incident handler, which only notify if ``react`` is False."""
 
     react: bool = True
     explain_minutes: float = setting(15.0, within=(0, 24 * 60))

@@ -1,7 +1,4 @@
-"""The notifications to ops: when an incident begins, when it ends, and when ops must act.
-
-Plain text that reads well in an e-mail and on a phone: the reason first, the facts, then what to do.
-"""
+"""The texts of the notifications to ops: the reason first, then the facts, then what to do."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,26 +15,26 @@ _LINE_CHARACTERS = 2500
 
 @dataclass(frozen=True)
 class Notice:
-    """A message. The subject is ASCII, at most 100 characters (SNS); ``attributes`` are for filter policies."""
+    """A message with an ASCII subject and attributes for SNS filter policies."""
 
     subject: str
     text: str
     attributes: Mapping[str, str]
 
     def machine_readable(self) -> str:
-        """What subscribers other than people get: one JSON object."""
+        """Return one JSON object for subscribers that are programs."""
         return json.dumps({"subject": self.subject, "text": self.text, **self.attributes})
 
 
 def opened(incident: Incident, limits: Limits) -> Notice:
-    """The incident begins; the endpoint is being swapped, or left alone in notify-only mode."""
+    """Return the notification that an incident has begun."""
     if incident.notify_only:
         return _watching(incident)
     return _notice(incident, "swapping", "violation, swapping to the hooked model", *_begun(incident, limits))
 
 
 def pending(incident: Incident, reason: str, limits: Limits) -> Notice:
-    """The incident begins, but the endpoint cannot be swapped yet."""
+    """Return the notification that an incident has begun and its swap must wait."""
     return _notice(
         incident,
         "swapping",
@@ -87,8 +84,8 @@ def _begun(incident: Incident, limits: Limits, *pending: str) -> Sequence[str]:
 
 
 def closed(incident: Incident) -> Notice:
-    """The incident is over: the key facts of its pictures, and where the report is or why there is none."""
-    headline = "incident over" if incident.notify_only else "restored"
+    """Return the notification that an incident has ended, with or without its report."""
+    headline = "incident closed" if incident.notify_only else "restored"
     return _notice(
         incident,
         "closed" if incident.notify_only else "restored",
@@ -104,7 +101,7 @@ def closed(incident: Incident) -> Notice:
         "",
         *_facts(incident),
         "",
-        "Time line (UTC)",
+        "Timeline (UTC)",
         *incident.timeline,
     )
 
@@ -119,7 +116,7 @@ def _where(incident: Incident) -> Sequence[str]:
 
 
 def cooling_down(incident: Incident, violation: Violation, until: datetime) -> Notice:
-    """A violation soon after an incident, which opens none of its own."""
+    """Return the notification that a violation in the cooldown opens no incident."""
     return _notice(
         incident,
         "cooling-down",
@@ -135,7 +132,7 @@ def cooling_down(incident: Incident, violation: Violation, until: datetime) -> N
 
 
 def cap_reached(incident: Incident, violation: Violation, limits: Limits) -> Notice:
-    """A violation that opens no incident: the cap of a day is reached."""
+    """Return the notification that a violation beyond the daily cap opens no incident."""
     return _notice(
         incident,
         "cap-reached",
@@ -152,12 +149,12 @@ def cap_reached(incident: Incident, violation: Violation, limits: Limits) -> Not
 
 
 def stale_twin(endpoint: str, live: EndpointState, configs: EndpointConfigs) -> Notice:
-    """Somebody deployed a config that Glassbox does not know, outside any incident."""
+    """Return the notification that an unknown config was deployed outside any incident."""
     return Notice(
         _subject(endpoint, "a new config is live, its hooked twin is missing"),
         _text(
             f"{endpoint} serves the config {live.config}, which was deployed by someone else.",
-            f"Glassbox knows {configs.plain} and its hooked twin {configs.hooked}.",
+            f"Glassbox can only swap between {configs.plain} and its hooked twin {configs.hooked}.",
             "It still counts predictions and notifies you of violations, but does not swap the endpoint.",
             "",
             "To make the hooked twin, in a checkout of Glassbox:",
@@ -168,12 +165,12 @@ def stale_twin(endpoint: str, live: EndpointState, configs: EndpointConfigs) -> 
 
 
 def failed(incident: Incident) -> Notice:
-    """The notification of a failure again, after the first try failed."""
+    """Return the notification of a failure as the incident holds it."""
     return Notice(incident.headline, incident.failure, _attributes(incident, "failed"))
 
 
 def aborted(incident: Incident) -> Notice:
-    """An operator aborted before the swap had begun."""
+    """Return the notification that an operator aborted before the swap began."""
     return _notice(
         incident,
         "failed",
@@ -185,13 +182,13 @@ def aborted(incident: Incident) -> Notice:
 
 
 def foreign_config(incident: Incident, live: EndpointState, configs: EndpointConfigs) -> Notice:
-    """The endpoint serves neither of the two configs; Glassbox does not change it."""
+    """Return the notification that the endpoint serves neither config, so it is not swapped."""
     return _notice(
         incident,
         "failed",
         "violation, NOT swapped: unknown endpoint config",
         f"The endpoint serves {live.config}, which was deployed by someone else. Glassbox did not change it.",
-        f"Glassbox knows {incident.plain_config} and its hooked twin {incident.hooked_config}.",
+        f"Glassbox can only swap between {incident.plain_config} and its hooked twin {incident.hooked_config}.",
         "",
         incident.cause.reason,
         *_facts(incident),
@@ -202,25 +199,25 @@ def foreign_config(incident: Incident, live: EndpointState, configs: EndpointCon
 
 
 def superseded(incident: Incident, live: EndpointState, configs: EndpointConfigs) -> Notice:
-    """Someone deployed another config during the incident; Glassbox does not change it."""
+    """Return the notification that someone deployed another config during the incident."""
     return _notice(
         incident,
         "failed",
-        "incident over: a new config was deployed",
+        "incident closed: a new config was deployed",
         f"Someone deployed {live.config} during the incident. Glassbox ended it and did not change the endpoint.",
         f"Heat maps until then: {len(incident.heatmaps)}.",
         "",
         incident.cause.reason,
         *_facts(incident),
         "",
-        f"Glassbox knows {incident.plain_config} and its hooked twin {incident.hooked_config}.",
+        f"Glassbox can only swap between {incident.plain_config} and its hooked twin {incident.hooked_config}.",
         "To make the hooked twin of the new config, in a checkout of Glassbox:",
         _twin(configs),
     )
 
 
 def broken_endpoint(incident: Incident, live: EndpointState) -> Notice:
-    """The endpoint is broken or deleted, or an update takes too long."""
+    """Return the notification that the endpoint is broken, deleted or updated for too long."""
     return _notice(
         incident,
         "failed",
@@ -236,7 +233,7 @@ def broken_endpoint(incident: Incident, live: EndpointState) -> Notice:
 
 
 def not_seen(incident: Incident, error: str) -> Notice:
-    """DescribeEndpoint fails, so Glassbox does nothing."""
+    """Return the notification that DescribeEndpoint fails, so nothing is done."""
     return _notice(
         incident,
         "failed",
@@ -260,7 +257,7 @@ def _repair(incident: Incident, live: EndpointState) -> Sequence[str]:
     create = f"aws sagemaker create-endpoint --endpoint-name {name} --endpoint-config-name {plain}"
     if live.status == "Deleted":
         return ("To create the endpoint again:", create)
-    if live.status == "Failed":  # SageMaker updates no endpoint that has failed
+    if live.status == "Failed":  # UpdateEndpoint refuses an endpoint that has failed
         delete = f"aws sagemaker delete-endpoint --endpoint-name {name}"
         return ("The endpoint does not serve. Delete it and create it again:", delete, create)
     describe = f"aws sagemaker describe-endpoint --endpoint-name {name}"
@@ -268,7 +265,7 @@ def _repair(incident: Incident, live: EndpointState) -> Sequence[str]:
 
 
 def rolled_back(incident: Incident, live: EndpointState) -> Notice:
-    """SageMaker rolled the update back to the plain config."""
+    """Return the notification that SageMaker rolled the swap back."""
     return _notice(
         incident,
         "failed",
@@ -285,7 +282,7 @@ def rolled_back(incident: Incident, live: EndpointState) -> Notice:
 
 
 def refused(incident: Incident, error: str) -> Notice:
-    """UpdateEndpoint failed for good, or for too long."""
+    """Return the notification that SageMaker refused the swap for good or for too long."""
     return _notice(
         incident,
         "failed",
@@ -303,17 +300,17 @@ def refused(incident: Incident, error: str) -> Notice:
 
 
 def not_restored(incident: Incident, error: str, retry: datetime) -> Notice:
-    """The endpoint still serves the hooked model.
+    """Return the notification that the endpoint still serves the hooked model.
 
     Args:
-        retry: the time of the next try.
+        retry: time of the next retry.
     """
     return _notice(
         incident,
         "failed",
         "NOT restored, still on the hooked model",
         f"Glassbox could not restore the endpoint to {incident.plain_config}: {error}",
-        "The endpoint keeps serving with the hooked model, a little slower.",
+        "The endpoint keeps serving with the hooked model, which is slower.",
         f"Tries so far: {incident.retries + 1}. Glassbox retries at {retry:%H:%M} UTC.",
         *_permission(error),
         "",
@@ -325,14 +322,14 @@ def not_restored(incident: Incident, error: str, retry: datetime) -> Notice:
 
 
 def _permission(error: str) -> Sequence[str]:
-    """What to do about an error that names a right or a key."""
-    said = error.lower()
-    if "kms" in said:
+    """Return what to do about an error that names a permission or a key."""
+    lower = error.lower()
+    if "kms" in lower:
         return (
             "A KMS key denies access. Set the stack's parameter EndpointKeyArn to the KmsKeyId of the endpoint config,",
             "and allow the stack's roles in the key's policy (make plan prints the statement).",
         )
-    if "denied" in said or "not authorized" in said:
+    if "denied" in lower or "not authorized" in lower:
         return (
             "An IAM policy, a permissions boundary or a service control policy denies the call: see the error.",
         )

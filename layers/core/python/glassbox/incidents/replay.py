@@ -1,4 +1,4 @@
-"""The flagged inputs, found in the window's capture files and sent to the hooked model again."""
+"""Find the flagged inputs in the capture files of the window, and send them to the hooked model again."""
 
 import itertools
 import time
@@ -29,18 +29,18 @@ from glassbox.settings import setting
 from glassbox.timestamps import parse_timestamp
 from glassbox.violation import Violation
 
-# of a window's capture files, spread over it, so that a busy hour is explained as quickly as a quiet one
+# of the window's capture files, spread evenly: a busy hour must be explained as fast as a quiet one
 BYTES_READ = 128 << 20
-# each may take as long as the client waits for an answer: an endpoint that is away is left alone until the next sweep
+# each may take as long as the read timeout: an endpoint that does not answer is left until the next sweep
 _UNANSWERED_IN_A_ROW = 2
-# the last request may take as long again, and all of it must fit into the function's timeout (120 s): an invocation
-# that is killed records nothing, and a client who slows the endpoint down would hide its attack
+# With the read timeout of the last request, it must fit into the function's timeout (120 s): an invocation that is
+# killed records nothing, so a client that slows the endpoint down could hide its attack.
 SEND_SECONDS = 45
 _REASON_CHARACTERS = 200
 
 
 class Captured(NamedTuple):
-    """A captured request: when it came, where it lies, and what was predicted (None: that cannot be read)."""
+    """A captured request by its line in a file, with its class (None: unreadable)."""
 
     time: datetime
     key: str
@@ -77,15 +77,15 @@ class ReplayDependencies:
 def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
     """Send the inputs behind the violation again, and others for comparison.
 
-    Sending one twice is harmless: the picture of a request is named by its event id. Each carries a signed marker; the
-    caller's own attributes go with it where they fit. Of an incident that has ``unsent`` replays, those are sent.
+    A duplicate changes nothing: the event id names the heat map of a request. Each request carries a signed marker,
+    and the caller's own attributes where they fit. An incident with ``unsent`` replays sends only those.
 
-    A violation without a variant (an operator's, the monitor's) is about all variants but the shadows.
+    A violation without a variant (of an operator or the monitor) includes all variants but the shadows.
 
     Returns:
-        The event ids that were sent, and those that the endpoint did not answer. The note says what is missing and
-        why: no capture files, no captured inputs, capture lines that cannot be read, requests that the hooked model
-        refused, or attributes that did not fit.
+        The event ids that were sent, and those that the endpoint did not answer. The note lists the problems: missing
+        capture files or inputs, unreadable capture lines, requests that the hooked model refused, attributes that did
+        not fit.
 
     Raises:
         RetryableError: S3 or KMS does not answer.
@@ -100,7 +100,7 @@ def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
         chosen, others = _choose(records, incident.cause, dependencies.settings)
         behind = frozenset(record.event_id for record in chosen)
         chosen += others
-    # another one first at every try: two that kill the container must not hide the others
+    # each try begins with another request: two that kill the container must not block the others
     first = incident.sends * len(chosen) // SENDS
     requests = itertools.chain.from_iterable(
         _requests(part, incident.id, dependencies, skipped) for part in (chosen[first:], chosen[:first])
@@ -112,16 +112,16 @@ def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
     names = frozenset(sent.answered | unsent)
     notes = list(_notes(sent))
     if not names and not sent.refused:
-        gone = "no capture file of the window is left" if not records else "the capture holds no inputs"
+        gone = "the window has no capture files" if not records else "the capture files contain no inputs"
         notes.append(f"{gone}, so live traffic is explained instead")
     if skipped:
-        notes.append(f"{len(skipped)} capture lines could not be read, the first: {skipped[0]}")
+        notes.append(f"{len(skipped)} capture lines are unreadable, the first: {skipped[0]}")
     return Replays(names, names & behind, "; ".join(notes), frozenset(unsent))
 
 
 @dataclass
 class _Sent:
-    """The event ids of requests by outcome; ``refused`` with reasons. ``away``: no answer, the rest was not tried."""
+    """Event ids by outcome; ``refused`` with reasons; ``away``: the rest was not sent."""
 
     answered: set[str] = field(default_factory=set)
     unsent: set[str] = field(default_factory=set)
@@ -170,7 +170,7 @@ def _notes(sent: _Sent) -> Iterator[str]:
 
 
 class Input(NamedTuple):
-    """A flagged input, as it was captured: its event id, what was predicted, and the request's body."""
+    """A flagged input from a capture file, with its prediction and request body."""
 
     event_id: str
     predicted_class: PredictedClass | None
@@ -317,7 +317,7 @@ def _records(
                 record = read_line(line, parser, dependencies.key.public)
                 if record.predictions:  # neither a replay nor an empty batch
                     time = record.time
-                    # not the first alone: a client could hide the attack behind it
+                    # not always the first: a client could put a harmless sample first
                     prediction = next(filter(blamed, record.predictions), record.predictions[0])
             except UnreadableError as error:
                 if violation.check == UNREADABLE_SHARE:
@@ -342,7 +342,7 @@ def _requests(
 def _read_again(
     chosen: Sequence[Captured], dependencies: ReplayDependencies, skipped: list[str]
 ) -> Iterator[tuple[Captured, _Whole]]:
-    """The chosen records with their inputs, file by file: of a batch, one input is held at a time."""
+    """Yield the chosen records with their inputs, file by file, with one input in memory at a time."""
     for key in dict.fromkeys(record.key for record in chosen):
         wanted = {record.line: record for record in chosen if record.key == key}
         for number, line in enumerate(_lines(key, dependencies)):
@@ -375,7 +375,7 @@ def _request(captured: _Whole, variant: str, incident: str, key: SigningKey) -> 
     event_id = marker_event_id(metadata.event_id)
     marker = write_marker(ReplayMarker(TRACE, incident, event_id), body, key.sign)
     attributes = ",".join([*own_attributes(metadata.custom_attributes), marker])
-    # without them rather than not at all: a client must not hide from an explanation by long attributes
+    # long attributes are dropped, not refused: else a client could use them to avoid an explanation
     complete = len(attributes) <= ATTRIBUTES_CHARACTERS and attributes.isascii() and attributes.isprintable()
     return Request(
         event_id,
@@ -388,7 +388,7 @@ def _request(captured: _Whole, variant: str, incident: str, key: SigningKey) -> 
 
 
 def _body(captured: _Whole) -> tuple[bytes, str] | None:
-    """The input's bytes and content type, where it was captured."""
+    """Return the bytes and content type of the input, or None if it was not captured."""
     side = captured.capture_data.endpoint_input
     if side is None or not side.data:
         return None

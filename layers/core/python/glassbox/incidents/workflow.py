@@ -255,7 +255,7 @@ def _attempt(call: Callable[[], T]) -> T | Refusal:
 def notify_once(
     incident: Incident, notification: Notification | None, dependencies: IncidentDependencies
 ) -> Incident:
-    """Publish a notification once: claim it, publish it, record it as sent.
+    """Claim a notification, publish it, and record it as sent.
 
     Concurrent invocations find the claim and publish nothing. After a crash, a later invocation takes over the stale
     claim and publishes: ops may get that message twice, and never miss it.

@@ -1,4 +1,4 @@
-"""What the core is handed in unit tests.
+"""Fakes of the adapters for unit tests.
 
 Each fake passes the same contract tests as its adapter (tests/integration).
 """
@@ -39,8 +39,8 @@ class FakeObjects:
 class FakeEndpoint:
     """An endpoint that accepts an update when InService, and finishes it on :meth:`settle`.
 
-    ``refuse`` holds the errors of the next updates (None lets one through). ``guarded`` says which updates an alarm
-    may roll back.
+    ``refuse`` holds the errors of the next updates (None lets one through). ``guarded`` holds which updates an
+    alarm may roll back.
     """
 
     def __init__(self, config, status="InService", refuse=()):
@@ -71,14 +71,14 @@ class FakeEndpoint:
         self.live = None
 
     def deploy(self, config):
-        """What somebody else does."""
+        """Deploy a config, as another user may."""
         self.live = EndpointState("InService", config)
 
 
 class FakeIncidents:
     def __init__(self):
         self.items, self.closed, self.seen, self.claimed = {}, {}, set(), {}
-        self.meanwhile = []  # what somebody else does between a look and the next write, one each
+        self.meanwhile = []  # concurrent updates: one before each of the next writes
 
     def current(self, endpoint):
         return self.items.get(endpoint)

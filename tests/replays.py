@@ -1,4 +1,4 @@
-"""A replay key of the tests' own, and what it signs."""
+"""A replay key for tests, and markers that it signs."""
 
 import base64
 import functools
@@ -29,7 +29,7 @@ def key():
 
 
 def marker(body=BODY, incident=INCIDENT, event_id=EVENT_ID, purpose=TRACE, option=""):
-    """The custom attribute of a replay."""
+    """Return the custom attribute of a replay."""
     return write_marker(ReplayMarker(purpose, incident, event_id, option), body, sign)
 
 

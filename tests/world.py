@@ -1,4 +1,4 @@
-"""The incident handlers with fake dependencies, and time: what the scenarios of the incident are played in."""
+"""The incident handlers with fake dependencies and a clock, for scenarios of an incident."""
 
 import contextlib
 from dataclasses import replace
@@ -14,7 +14,7 @@ IDS = frozenset({"event-1", "event-2"})
 
 
 class World:
-    """Fake dependencies, and time. ``refuse`` lets one call of AWS fail until ``allow``."""
+    """Fake dependencies and a clock; :meth:`refuse` makes one call fail until :meth:`allow`."""
 
     def __init__(self, **limits):
         self.now = NOW
@@ -81,7 +81,7 @@ class World:
         return [notice.attributes["event"] for notice in self.notices.published]
 
     def run(self, violation):
-        """A whole incident, without a hitch."""
+        """Run a whole incident without errors."""
         assert self.swap(violation) == Outcome.SWAPPING
         self.endpoint.settle()
         assert self.confirm() == Outcome.HOOKED
@@ -91,8 +91,10 @@ class World:
         assert self.confirm() == Outcome.NORMAL
 
     def tick(self, violation, minutes):
-        """Time goes by, as AWS lets it: the violation is redelivered until it is taken, and the sweep comes every two
-        minutes. Returns the outcomes and errors of each sweep.
+        """Let time pass: the queue redelivers the violation until it is handled, and a sweep runs every two minutes.
+
+        Returns:
+            The outcomes and errors of each sweep.
         """
         sweeps = []
         for _ in range(0, minutes, 2):
@@ -113,7 +115,7 @@ class World:
 
 
 class Refusing:
-    """A fake whose methods named in ``refused`` raise what is found there."""
+    """A fake whose methods in ``refused`` raise that error."""
 
     def __init__(self, fake, refused):
         self._fake, self._refused = fake, refused

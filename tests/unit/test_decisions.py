@@ -218,7 +218,7 @@ def test_decides_by_state_endpoint_and_time(row):
         assert decision.again == (has_moved and decision.incident.state in (State.HOOKED, State.RESTORING))
         assert decision.incident.since == (NOW + time if has_moved else NOW)
         if decision.action:
-            assert decision.incident == before  # nothing is recorded before it is done
+            assert decision.incident == before  # a call is recorded after it was made
 
 
 def test_the_table_covers_every_situation_once():
@@ -341,7 +341,7 @@ def test_records_an_update_that_sagemaker_accepted(row):
         assert_decided(decision, row)
         accepted = bool(row["accepted"])
         assert decision.incident.requested is accepted
-        if accepted:  # the update may take its time from now on
+        if accepted:  # the hour of the update begins now
             assert decision.incident.since == now
             assert (
                 f"UpdateEndpoint to {'hooked' if row['call'] == 'SWAP' else 'plain'}"
@@ -662,7 +662,7 @@ def test_a_claim_holds_for_a_minute_and_what_was_sent_is_not_sent_again(sent, cl
     assert decisions.is_unclaimed(before, "opened", NOW + (claimed or timedelta(0))) is unclaimed
 
 
-# ---------------------------------------------------------------- purity
+# ---------------------------------------------------------------- pure functions
 
 
 def test_decisions_import_data_and_texts_only():

@@ -1,4 +1,4 @@
-"""The state machine: every event twice, late, lost and out of order, and everything that AWS may refuse."""
+"""Scenarios of an incident: events twice, late, lost or out of order, and refusals of AWS."""
 
 import json
 import re
@@ -38,10 +38,10 @@ def violation(load_event):
     return read_violation(load_event("violation"), FakeObjects())
 
 
-def test_from_the_violation_to_the_endpoint_as_it_was(world, violation):
+def test_swaps_explains_and_restores_the_endpoint(world, violation):
     world.run(violation)
     assert world.endpoint.updates == ["hooked", "plain"]
-    assert world.endpoint.guarded == [True, False]  # an alarm may undo the swap, and never the way back
+    assert world.endpoint.guarded == [True, False]  # an alarm may undo the swap, but not the restore
     assert world.notified == ["swapping", "restored"]
     begun, ended = world.notices.published
     assert violation.reason in begun.text
@@ -60,7 +60,7 @@ def test_from_the_violation_to_the_endpoint_as_it_was(world, violation):
     ]
 
 
-def test_every_event_twice_changes_nothing(world, violation):
+def test_duplicate_events_change_nothing(world, violation):
     for _ in range(2):
         world.swap(violation)
     world.endpoint.settle()
@@ -77,7 +77,7 @@ def test_every_event_twice_changes_nothing(world, violation):
     assert world.replayed == 1
 
 
-def test_handlers_between_the_update_and_its_record_change_nothing(world, violation):
+def test_invocations_between_an_update_and_its_record_change_nothing(world, violation):
     accept = world.endpoint.update
 
     def update(*arguments, **options):
@@ -94,7 +94,7 @@ def test_handlers_between_the_update_and_its_record_change_nothing(world, violat
     )
 
 
-def test_events_that_come_too_early_change_nothing(world, violation):
+def test_early_events_change_nothing(world, violation):
     assert world.confirm() == Outcome.NORMAL
     assert world.restore() == Outcome.NOTHING_TO_RESTORE
     world.swap(violation)
@@ -103,7 +103,7 @@ def test_events_that_come_too_early_change_nothing(world, violation):
     assert world.endpoint.updates == ["hooked"]
 
 
-def test_the_sweep_alone_finishes_an_incident_whose_events_are_lost(world, violation):
+def test_the_sweep_alone_completes_an_incident_when_events_are_lost(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     for _ in range(20):
@@ -136,7 +136,7 @@ def test_a_late_monitor_violation_joins_the_closed_incident(world, violation, lo
     assert world.endpoint.updates == ["hooked", "plain"]
 
 
-def test_another_check_after_the_incident_waits_for_the_cooldown(world, violation):
+def test_opens_no_incident_during_the_cooldown(world, violation):
     world.run(violation)
     world.later(5)
     drift = following(violation, 0, "drift")
@@ -148,21 +148,21 @@ def test_another_check_after_the_incident_waits_for_the_cooldown(world, violatio
 
 
 @pytest.mark.parametrize("incidents", [1, 3])
-def test_an_operator_needs_not_wait_for_cooldown_or_cap(world, violation, load_event, incidents):
+def test_an_operator_opens_an_incident_despite_cooldown_and_cap(world, violation, load_event, incidents):
     for hours in range(incidents):
         world.run(following(violation, 2 * hours))
         world.later(120 if incidents > 1 else 1)
     assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == Outcome.SWAPPING
 
 
-def test_a_violation_that_was_handled_days_ago_opens_nothing(world, violation):
+def test_a_violation_that_was_handled_days_ago_joins_its_incident(world, violation):
     world.run(violation)
     world.later(3 * 24 * 60)
     assert world.swap(violation) == Outcome.JOINED
     assert world.endpoint.updates == ["hooked", "plain"]
 
 
-def test_the_cap_is_told_once(world, violation):
+def test_notifies_once_of_the_daily_cap(world, violation):
     for hours in range(3):
         world.run(following(violation, 2 * hours))
         world.later(120)
@@ -173,7 +173,7 @@ def test_the_cap_is_told_once(world, violation):
     assert world.swap(following(violation, 30)) == Outcome.SWAPPING
 
 
-def test_an_endpoint_in_the_middle_of_an_update_is_swapped_when_it_is_done(world, violation):
+def test_swaps_an_updating_endpoint_after_its_update(world, violation):
     world.endpoint.live = EndpointState("Updating", "plain")
     assert world.swap(violation) == Outcome.PENDING
     assert world.confirm() == Outcome.SWAPPING
@@ -183,12 +183,12 @@ def test_an_endpoint_in_the_middle_of_an_update_is_swapped_when_it_is_done(world
     world.endpoint.live = EndpointState("InService", "plain")
     world.confirm()
     assert world.endpoint.updates == ["hooked"]
-    world.later(50)  # the update has an hour from when it began, not from when it was wished for
+    world.later(50)  # the hour of the update begins when SageMaker accepts it
     assert world.confirm() == Outcome.SWAPPING
     assert world.notified == ["swapping"]
 
 
-def test_an_endpoint_that_is_updated_for_too_long_is_told_not_to_be_swapped(world, violation):
+def test_gives_up_the_swap_when_an_update_takes_too_long(world, violation):
     world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
     world.later(61)
@@ -198,7 +198,7 @@ def test_an_endpoint_that_is_updated_for_too_long_is_told_not_to_be_swapped(worl
     assert world.confirm() == Outcome.NORMAL
 
 
-def test_a_swap_that_comes_through_after_it_was_given_up_is_undone(world, violation):
+def test_restores_when_a_swap_completes_after_it_was_given_up(world, violation):
     world.swap(violation)
     world.later(61)
     assert world.confirm() == Outcome.FAILED
@@ -210,7 +210,7 @@ def test_a_swap_that_comes_through_after_it_was_given_up_is_undone(world, violat
     assert world.notified == ["swapping", "failed", "restored"]
 
 
-def test_an_endpoint_that_is_already_hooked_is_not_updated_but_explained(world, violation):
+def test_explains_without_an_update_when_the_endpoint_is_already_hooked(world, violation):
     world.endpoint.live = EndpointState("InService", "hooked")
     assert world.swap(violation) == Outcome.SWAPPING
     assert world.confirm() == Outcome.HOOKED
@@ -218,17 +218,17 @@ def test_an_endpoint_that_is_already_hooked_is_not_updated_but_explained(world, 
     assert world.replayed == 1
 
 
-def test_an_unknown_config_is_never_updated(world, violation):
-    world.endpoint.live = EndpointState("InService", "somebody-elses")
+def test_never_updates_an_unknown_config(world, violation):
+    world.endpoint.live = EndpointState("InService", "another-config")
     assert world.swap(violation) == Outcome.FAILED
     assert world.endpoint.updates == []
     (notice,) = world.notices.published
-    assert "somebody-elses" in notice.text
+    assert "another-config" in notice.text
     assert "make twin STACK=glassbox" in notice.text
     assert world.incident.state is State.FAILED
 
 
-def test_a_silent_roll_back_is_told_with_sagemakers_reason_and_ends(world, violation):
+def test_reports_a_silent_rollback_with_the_reason_of_sagemaker(world, violation):
     world.swap(violation)
     world.endpoint.roll_back("did not pass the ping health check")
     assert [world.confirm(), world.confirm()] == [Outcome.FAILED, Outcome.NORMAL]
@@ -237,8 +237,8 @@ def test_a_silent_roll_back_is_told_with_sagemakers_reason_and_ends(world, viola
     assert any("FAILED: SageMaker rolled the swap back" in line for line in world.incident.timeline)
 
 
-def test_a_failure_is_told_even_when_sns_is_away(world, violation):
-    world.endpoint.live = EndpointState("InService", "somebody-elses")
+def test_sends_a_failure_later_when_sns_refuses(world, violation):
+    world.endpoint.live = EndpointState("InService", "another-config")
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.swap(violation)
@@ -252,18 +252,18 @@ def test_a_failure_is_told_even_when_sns_is_away(world, violation):
     assert "make twin STACK=glassbox" in notice.text
 
 
-def test_an_endpoint_that_failed_is_told(world, violation):
+def test_reports_a_failed_endpoint_with_the_commands_to_create_it_again(world, violation):
     world.swap(violation)
     world.endpoint.live = EndpointState("Failed", "plain", "no capacity")
     assert world.confirm() == Outcome.FAILED
     assert "no capacity" in world.notices.published[-1].text
-    # no update is taken by a failed endpoint
+    # UpdateEndpoint refuses a failed endpoint
     assert "aws sagemaker delete-endpoint" in world.notices.published[-1].text
     assert "update-endpoint" not in world.notices.published[-1].text
 
 
 @pytest.mark.parametrize("status", ["Failed", "OutOfService"])
-def test_an_endpoint_that_breaks_on_the_hooked_model_is_told_at_once(world, violation, status):
+def test_reports_at_once_when_the_endpoint_breaks_on_the_hooked_model(world, violation, status):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -273,7 +273,7 @@ def test_an_endpoint_that_breaks_on_the_hooked_model_is_told_at_once(world, viol
 
 
 @pytest.mark.parametrize("hooked", [False, True])
-def test_an_endpoint_that_is_deleted_during_an_incident_is_told_once(world, violation, hooked):
+def test_reports_once_when_the_endpoint_is_deleted_during_an_incident(world, violation, hooked):
     world.swap(violation)
     world.endpoint.settle()
     if hooked:
@@ -288,13 +288,13 @@ def test_an_endpoint_that_is_deleted_during_an_incident_is_told_once(world, viol
     assert "aws sagemaker create-endpoint" in world.notices.published[-1].text
 
 
-def test_an_endpoint_that_does_not_exist_between_incidents_is_no_error(world):
+def test_accepts_a_missing_endpoint_between_incidents(world):
     world.endpoint.delete()
     assert world.confirm() == Outcome.NO_ENDPOINT
     assert world.notified == []
 
 
-def test_an_update_that_does_not_end_is_told_after_an_hour(world, violation):
+def test_reports_an_update_that_takes_over_an_hour(world, violation):
     world.swap(violation)
     world.later(59)
     assert world.confirm() == Outcome.SWAPPING
@@ -302,13 +302,13 @@ def test_an_update_that_does_not_end_is_told_after_an_hour(world, violation):
     assert world.confirm() == Outcome.FAILED
 
 
-def test_a_hooked_config_that_is_gone_is_told(world, violation):
+def test_reports_a_missing_hooked_config(world, violation):
     world.endpoint.refuse = [BadInputError('Could not find endpoint configuration "hooked".')]
     assert world.swap(violation) == Outcome.FAILED
     assert "Could not find endpoint configuration" in world.notices.published[-1].text
 
 
-def test_an_endpoint_that_is_unknown_is_told(world, violation):
+def test_reports_a_missing_endpoint_once(world, violation):
     world.endpoint.delete()
     assert world.swap(violation) == Outcome.FAILED
     assert 'Could not find endpoint "traffic-signs"' in world.notices.published[-1].text
@@ -316,7 +316,7 @@ def test_an_endpoint_that_is_unknown_is_told(world, violation):
     assert world.notified == ["failed"]
 
 
-def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violation):
+def test_replays_later_when_s3_refuses(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.replays = RetryableError("S3 is away")
@@ -329,7 +329,7 @@ def test_a_replay_that_s3_or_the_endpoint_interrupts_is_done_later(world, violat
     assert world.notified == ["swapping"]
 
 
-def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):
+def test_retries_a_throttled_swap_and_reports_it_only_when_it_lasts(world, violation):
     world.endpoint.refuse = [RetryableError("ResourceLimitExceeded")] * 3
     assert world.swap(violation) == Outcome.PENDING
     assert "The swap is pending: ResourceLimitExceeded" in world.notices.published[0].text
@@ -342,7 +342,7 @@ def test_a_limit_is_tried_again_and_told_only_when_it_lasts(world, violation):
     assert "ResourceLimitExceeded" in world.notices.published[-1].text
 
 
-def test_a_plain_config_that_is_gone_is_told_and_the_endpoint_keeps_serving(world, violation):
+def test_reports_a_missing_plain_config_while_the_endpoint_keeps_serving(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -355,7 +355,7 @@ def test_a_plain_config_that_is_gone_is_told_and_the_endpoint_keeps_serving(worl
     assert "--endpoint-config-name plain" in world.notices.published[-1].text
 
 
-def test_a_restore_that_rolls_back_is_told(world, violation):
+def test_reports_a_restore_that_rolls_back(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -366,7 +366,7 @@ def test_a_restore_that_rolls_back_is_told(world, violation):
     assert "no capacity" in world.notices.published[-1].text
 
 
-def test_a_deployment_during_an_incident_is_never_overwritten(world, violation):
+def test_never_overwrites_a_deployment_during_an_incident(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -374,7 +374,7 @@ def test_a_deployment_during_an_incident_is_never_overwritten(world, violation):
     assert world.confirm() == Outcome.FAILED
     assert world.endpoint.updates == ["hooked"]
     assert "Someone deployed a-new-model" in world.notices.published[-1].text
-    # and that is not the end of it: with the twin of the new model, the next violation is explained
+    # with the twin of the new model, the next violation is explained
     assert world.confirm() == Outcome.NORMAL
     world.later(60)
     world.endpoint.live = EndpointState("InService", "plain")
@@ -382,7 +382,7 @@ def test_a_deployment_during_an_incident_is_never_overwritten(world, violation):
 
 
 @pytest.mark.parametrize("first", ["restore", "confirm"])
-def test_a_deployment_is_not_undone_when_the_pictures_come_at_the_same_time(world, violation, first):
+def test_never_overwrites_a_deployment_when_the_heat_maps_are_complete(world, violation, first):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -397,7 +397,7 @@ def test_a_deployment_is_not_undone_when_the_pictures_come_at_the_same_time(worl
     assert world.notified == ["swapping", "failed", "stale-twin"]
 
 
-def test_a_deployment_under_way_is_waited_for_and_not_undone(world, violation):
+def test_waits_for_a_deployment_in_progress(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -410,7 +410,7 @@ def test_a_deployment_under_way_is_waited_for_and_not_undone(world, violation):
     assert "a-new-model" in world.notices.published[-1].text
 
 
-def test_a_deployment_while_it_is_restored_is_not_undone(world, violation):
+def test_never_overwrites_a_deployment_during_a_restore(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -423,7 +423,7 @@ def test_a_deployment_while_it_is_restored_is_not_undone(world, violation):
     assert "update-endpoint" not in world.notices.published[-1].text
 
 
-def test_an_update_of_the_platforms_own_only_delays_the_way_back(world, violation):
+def test_restores_after_a_system_update(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -432,7 +432,7 @@ def test_an_update_of_the_platforms_own_only_delays_the_way_back(world, violatio
     assert world.restore() == Outcome.WAITING
     world.endpoint.live = EndpointState("InService", "hooked")
     assert world.restore() == Outcome.RESTORING
-    # and one that does not end is told
+    # and an update that does not end is reported
     world.endpoint.settle()
     world.confirm()
     world.later(60)
@@ -445,7 +445,7 @@ def test_an_update_of_the_platforms_own_only_delays_the_way_back(world, violatio
     assert "the endpoint is SystemUpdating" in world.notices.published[-1].subject
 
 
-def test_the_plain_config_put_back_by_hand_ends_the_incident(world, violation):
+def test_ends_the_incident_when_an_operator_restores_the_plain_config(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -455,7 +455,7 @@ def test_the_plain_config_put_back_by_hand_ends_the_incident(world, violation):
     assert world.endpoint.updates == ["hooked"]
 
 
-def test_a_restore_has_its_time_from_when_it_was_accepted(world, violation):
+def test_measures_the_time_of_a_restore_from_its_acceptance(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -471,7 +471,7 @@ def test_a_restore_has_its_time_from_when_it_was_accepted(world, violation):
     assert world.confirm() == Outcome.NORMAL
 
 
-def test_a_stale_twin_is_told_even_when_sns_is_away_for_a_while(world):
+def test_reports_a_stale_twin_later_when_sns_refuses(world):
     world.endpoint.deploy("a-new-model")
     world.notices.away = 1
     with pytest.raises(RetryableError):
@@ -480,14 +480,14 @@ def test_a_stale_twin_is_told_even_when_sns_is_away_for_a_while(world):
     assert world.notified == ["stale-twin"]
 
 
-def test_an_unknown_config_is_reported_once(world):
+def test_reports_an_unknown_config_once(world):
     world.endpoint.live = EndpointState("InService", "a-new-model")
     assert [world.confirm(), world.confirm()] == [Outcome.STALE_TWIN, Outcome.STALE_TWIN]
     assert world.notified == ["stale-twin"]
     assert "make twin STACK=glassbox" in world.notices.published[0].text
 
 
-def test_without_replays_the_incident_ends_by_its_quota(world, violation):
+def test_ends_at_max_heatmaps_when_there_are_no_replays(world, violation):
     note = "the capture files contain no inputs, so live traffic is explained instead"
     world.replays = Replays(frozenset(), note=note)
     world.swap(violation)
@@ -500,7 +500,7 @@ def test_without_replays_the_incident_ends_by_its_quota(world, violation):
     assert world.restore() == Outcome.RESTORING
 
 
-def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
+def test_sends_each_notification_later_when_sns_refuses(world, violation):
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.swap(violation)
@@ -514,7 +514,7 @@ def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
     with pytest.raises(RetryableError):
         world.confirm()
     world.confirm()
-    assert world.notified == ["swapping"]  # whoever moved the incident may still be telling
+    assert world.notified == ["swapping"]  # the invocation that moved the incident may still be publishing
     world.later(2)
     for _ in range(2):
         world.confirm()
@@ -522,7 +522,7 @@ def test_ops_are_told_even_when_sns_is_away_for_a_while(world, violation):
     assert world.endpoint.updates == ["hooked", "plain"]
 
 
-def test_concurrent_writers_do_not_lose_updates(world, violation):
+def test_refuses_a_write_after_a_concurrent_update(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     stale = world.incident
@@ -561,7 +561,7 @@ def test_raises_retryable_after_repeated_conflicts(world, violation):
         world.confirm()
 
 
-def test_an_operator_aborts(world, violation, load_event):
+def test_an_abort_restores_the_endpoint(world, violation, load_event):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -569,18 +569,18 @@ def test_an_operator_aborts(world, violation, load_event):
     assert world.restore() == Outcome.RESTORING
 
 
-def test_an_operator_aborts_before_the_swap_has_begun(world, violation, load_event):
+def test_an_abort_before_the_swap_prevents_it(world, violation, load_event):
     world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
     world.apply(read_command(load_event("command-abort")))
     world.endpoint.live = EndpointState("InService", "plain")
-    assert world.swap(violation) == Outcome.FAILED  # the violation comes twice
+    assert world.swap(violation) == Outcome.FAILED  # a duplicate
     world.confirm()
     assert world.endpoint.updates == []
     assert "aborted" in world.notices.published[-1].subject
 
 
-def test_an_operator_aborts_while_the_swap_is_under_way(world, violation, load_event):
+def test_an_abort_during_the_swap_restores_without_a_replay(world, violation, load_event):
     world.swap(violation)
     world.apply(read_command(load_event("command-abort")))
     world.endpoint.settle()
@@ -591,7 +591,7 @@ def test_an_operator_aborts_while_the_swap_is_under_way(world, violation, load_e
     assert world.notified == ["swapping", "restored"]
 
 
-def test_an_abort_tries_to_restore_once_more_after_that_has_failed(world, violation, load_event):
+def test_an_abort_retries_a_failed_restore_at_once(world, violation, load_event):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -600,9 +600,9 @@ def test_an_abort_tries_to_restore_once_more_after_that_has_failed(world, violat
     world.endpoint.refuse = [gone, gone]
     world.restore()
     abort = read_command(load_event("command-abort"))
-    for told in (2, 2, 2):
+    for sweep in range(3):
         assert world.restore() == Outcome.NOTHING_TO_RESTORE
-        assert world.notified.count("failed") == 1, told
+        assert world.notified.count("failed") == 1, sweep
     world.apply(abort)
     world.restore()
     assert world.notified.count("failed") == 2
@@ -614,20 +614,20 @@ def test_an_abort_tries_to_restore_once_more_after_that_has_failed(world, violat
 
 
 @pytest.mark.parametrize("deliveries", [1, 2])
-def test_an_operator_extends(world, violation, load_event, deliveries):
+def test_an_extension_keeps_the_hooked_model(world, violation, load_event, deliveries):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
     for _ in range(deliveries):  # 30 minutes, at 10:30
         world.apply(read_command(load_event("command-extend")))
-    world.draw(*IDS)  # however much is drawn
+    world.draw(*IDS)  # everything is explained
     world.now = datetime(2026, 11, 23, 10, 59, 59, tzinfo=UTC)
     assert world.restore() == Outcome.WAITING
     world.later(1)
     assert world.restore() == Outcome.RESTORING
 
 
-def test_an_operator_who_extends_before_the_swap_is_done_shortens_nothing(world, violation, load_event):
+def test_an_extension_before_the_swap_shortens_nothing(world, violation, load_event):
     world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
     world.apply(read_command(load_event("command-extend")))
@@ -636,7 +636,7 @@ def test_an_operator_who_extends_before_the_swap_is_done_shortens_nothing(world,
     world.confirm()
     world.endpoint.settle()
     assert world.confirm() == Outcome.HOOKED
-    world.later(14)  # explaining lasts 15 minutes, the wish of the operator was over after 5
+    world.later(14)  # explaining lasts 15 minutes, the extension ended after 5
     assert world.restore() == Outcome.WAITING
     world.later(1)
     assert world.restore() == Outcome.RESTORING
@@ -650,13 +650,13 @@ def test_a_command_without_an_incident_changes_nothing(world, load_event):
     "detail",
     [{}, {"endpoint": "e", "action": "delete"}, {"endpoint": "e", "action": "extend", "minutes": -1}],
 )
-def test_a_command_that_cannot_be_obeyed_is_refused(detail):
+def test_refuses_an_invalid_command(detail):
     with pytest.raises(BadInputError, match="not a command"):
         read_command({"id": "1", "detail": detail})
 
 
 @pytest.mark.parametrize("start", State)
-def test_transitions_lead_from_every_state_to_every_other(start):
+def test_every_state_leads_to_every_other(start):
     reached, todo = set(), [start]
     while todo:
         state = todo.pop()
@@ -666,7 +666,7 @@ def test_transitions_lead_from_every_state_to_every_other(start):
     assert reached == set(State)
 
 
-def test_messages_fit_sns(world, violation):
+def test_notifications_of_an_incident_fit_sns(world, violation):
     world.run(violation)
     for notice in world.notices.published:
         assert len(notice.subject) <= 100
@@ -675,7 +675,7 @@ def test_messages_fit_sns(world, violation):
 
 
 class Bus:
-    """Delivers wake-ups as badly as AWS may: some twice, some never, in any order. The sweep always comes."""
+    """Deliver some events twice and some never, in any order; the sweep always runs."""
 
     def __init__(self, world, random):
         self.world, self.random, self.waiting = world, random, []
@@ -694,7 +694,7 @@ class Bus:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_twenty_incidents_with_lost_and_repeated_events_end_in_normal(violation, seed):
+def test_twenty_incidents_with_lost_and_duplicate_events_end_in_normal(violation, seed):
     world, random = World(), Random(seed)
     world.dependencies = replace(
         world.dependencies, limits=Limits(incidents_per_day=1000, cooldown_minutes=0, explain_minutes=15)
@@ -703,7 +703,7 @@ def test_twenty_incidents_with_lost_and_repeated_events_end_in_normal(violation,
     for number in range(20):
         cause = following(violation, 2 * number)
         bus.send(lambda cause=cause: world.swap(cause))
-        world.swap(cause)  # the queue redelivers a violation until it is taken
+        world.swap(cause)  # the queue redelivers a violation until it is handled
         for _ in range(30):
             world.later(2)
             if world.endpoint.live.status == "Updating":
@@ -724,14 +724,12 @@ def test_twenty_incidents_with_lost_and_repeated_events_end_in_normal(violation,
     assert len(world.incidents.closed) == 20
 
 
-# ---------------------------------------------------------------- what must not depend on a single value
+# ---------------------------------------------------------------- limits
 
 
-def test_the_cooldown_counts_from_the_end_of_the_incident(world, violation):
+def test_measures_the_cooldown_from_the_end_of_the_incident(world, violation):
     world.swap(violation)
-    world.later(
-        40
-    )  # SageMaker took its time, so the incident is over later than the cooldown after its opening
+    world.later(40)  # longer than the cooldown
     world.endpoint.settle()
     world.confirm()
     world.draw(*IDS)
@@ -744,7 +742,7 @@ def test_the_cooldown_counts_from_the_end_of_the_incident(world, violation):
     assert world.swap(following(violation, 0, "drift")) == Outcome.SWAPPING
 
 
-def test_a_second_extend_does_not_shorten_the_first(world, violation):
+def test_a_shorter_extension_does_not_replace_a_longer_one(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -758,7 +756,7 @@ def test_a_second_extend_does_not_shorten_the_first(world, violation):
     assert world.restore() == Outcome.RESTORING
 
 
-def test_a_failure_is_not_left_before_it_was_told(world, violation):
+def test_stays_failed_until_the_notification_is_sent(world, violation):
     world.swap(violation)
     world.endpoint.roll_back("no capacity")
     world.notices.away = 100
@@ -775,7 +773,7 @@ def test_a_failure_is_not_left_before_it_was_told(world, violation):
     assert world.confirm() == Outcome.NORMAL
 
 
-def test_pictures_of_live_traffic_do_not_end_an_incident_with_replays(world, violation):
+def test_heat_maps_of_live_traffic_do_not_end_an_incident_with_replays(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -785,8 +783,8 @@ def test_pictures_of_live_traffic_do_not_end_an_incident_with_replays(world, vio
     assert world.restore() == Outcome.RESTORING
 
 
-def test_pictures_of_live_traffic_do_not_end_an_incident_before_its_replays_are_sent(world, violation):
-    """A client's batch is drawn in seconds, sending the replays takes minutes: the attack would hide itself."""
+def test_heat_maps_of_live_traffic_do_not_end_an_incident_before_the_replay(world, violation):
+    """A batch of a client is rendered in seconds, the replay takes minutes: an attack could end the incident."""
     world.swap(violation)
     world.endpoint.settle()
     world.replays = RetryableError("S3 is away")
@@ -798,11 +796,11 @@ def test_pictures_of_live_traffic_do_not_end_an_incident_before_its_replays_are_
     assert world.confirm() == Outcome.HOOKED
     assert world.incident.flagged == IDS
     world.replays = RetryableError("S3 is away")
-    world.later(15)  # the deadline still ends it
+    world.later(15)  # the deadline ends it
     assert world.restore() == Outcome.RESTORING
 
 
-def test_a_replay_that_cannot_be_drawn_counts_towards_the_end(world, violation):
+def test_a_replay_that_cannot_be_rendered_counts_as_explained(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -815,7 +813,7 @@ def test_a_replay_that_cannot_be_drawn_counts_towards_the_end(world, violation):
     )
 
 
-def test_the_beginning_is_told_even_when_sns_refuses_it_twice(world, violation):
+def test_sends_the_opening_notification_after_sns_refused_it_twice(world, violation):
     world.notices.away = 2
     with pytest.raises(RetryableError):
         world.swap(violation)
@@ -828,7 +826,7 @@ def test_the_beginning_is_told_even_when_sns_refuses_it_twice(world, violation):
     assert world.replayed == 1
 
 
-def test_a_topic_that_is_away_for_the_whole_incident_holds_nothing_up(world, violation):
+def test_completes_an_incident_while_sns_refuses_everything(world, violation):
     world.notices.away = 10_000
     world.tick(violation, minutes=3 * 60)
     assert (world.incident.state, world.endpoint.updates) == (State.NORMAL, ["hooked", "plain"])
@@ -837,7 +835,7 @@ def test_a_topic_that_is_away_for_the_whole_incident_holds_nothing_up(world, vio
     assert world.notified == ["restored"]
 
 
-def test_a_refused_restore_is_tried_again_with_growing_pauses_and_told_each_time(world, violation):
+def test_retries_a_refused_restore_with_growing_delays_and_notifies_each_time(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -861,16 +859,16 @@ def test_a_refused_restore_is_tried_again_with_growing_pauses_and_told_each_time
     assert "policy" in failures[0].text
 
 
-def test_a_right_that_is_missing_is_told_at_once_with_what_to_do(world, violation):
-    said = "AccessDeniedException: not authorized to perform: kms:CreateGrant"
-    world.endpoint.refuse = [BadInputError(said)]
+def test_reports_a_missing_permission_at_once_with_what_to_do(world, violation):
+    error = "AccessDeniedException: not authorized to perform: kms:CreateGrant"
+    world.endpoint.refuse = [BadInputError(error)]
     assert world.swap(violation) == Outcome.FAILED
     text = world.notices.published[-1].text
     assert "kms:CreateGrant" in text
     assert "EndpointKeyArn" in text
 
 
-def test_an_endpoint_that_may_not_be_looked_at_is_told_at_once_and_not_called_deleted(world, violation):
+def test_reports_a_denied_describe_endpoint_and_not_a_deleted_endpoint(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -898,21 +896,21 @@ def test_the_first_handler_reports_a_refused_describe_endpoint(world, violation,
     assert [world.restore(), world.confirm()] == [
         Outcome.FAILED,
         Outcome.FAILED,
-    ]  # no message is sent back to its queue
+    ]  # no message returns to its queue
     assert world.notified == ["swapping", "failed"]
 
 
 # ---------------------------------------------------------------- replays that the endpoint does not answer
 
 
-def test_a_replay_that_was_not_answered_is_sent_again_and_given_up_after_five_tries(world, violation):
+def test_gives_up_an_unanswered_replay_after_five_tries(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.replays = Replays(IDS, IDS, "the endpoint does not answer: 500", frozenset({"event-2"}))
     world.confirm()
     world.draw("event-1")
     for _ in range(3):
-        assert world.confirm() == Outcome.HOOKED  # events that come twice are no tries
+        assert world.confirm() == Outcome.HOOKED  # duplicate events are not tries
     assert world.replayed == 1
     world.replays = Replays(frozenset({"event-2"}), frozenset({"event-2"}), "500", frozenset({"event-2"}))
     for tries in range(2, 6):
@@ -929,7 +927,7 @@ def test_a_replay_that_was_not_answered_is_sent_again_and_given_up_after_five_tr
     assert world.restore() == Outcome.RESTORING
 
 
-def test_replays_that_are_answered_later_are_waited_for(world, violation):
+def test_waits_for_replays_that_are_answered_later(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.replays = Replays(IDS, IDS, unsent=IDS)
@@ -942,7 +940,7 @@ def test_replays_that_are_answered_later_are_waited_for(world, violation):
     assert world.restore() == Outcome.RESTORING
 
 
-def test_captures_that_will_never_be_readable_end_in_live_traffic_and_not_in_a_retry(world, violation):
+def test_explains_live_traffic_when_the_capture_files_are_unreadable(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.replays = BadInputError("no such bucket")
@@ -963,7 +961,7 @@ def after_the_restore(world, violation):
     world.endpoint.settle()
 
 
-def test_a_report_that_cannot_be_written_ends_the_incident_without_one_after_an_hour(world, violation):
+def test_ends_without_a_report_when_s3_refuses_it_for_an_hour(world, violation):
     after_the_restore(world, violation)
     world.refuse("report", RetryableError("S3 is away"))
     for _ in range(30):
@@ -980,14 +978,14 @@ def test_a_report_that_cannot_be_written_ends_the_incident_without_one_after_an_
     assert "presign" not in ended.text
 
 
-def test_a_report_that_will_never_be_written_ends_the_incident_at_once(world, violation):
+def test_ends_without_a_report_at_once_when_s3_refuses_it_for_good(world, violation):
     after_the_restore(world, violation)
     world.refuse("report", BadInputError("s3://bucket: NoSuchBucket"))
     assert world.confirm() == Outcome.NORMAL
     assert "NoSuchBucket" in world.notices.published[-1].text
 
 
-def test_a_report_whose_writing_is_killed_each_time_is_given_up(world, violation):
+def test_ends_without_a_report_when_each_invocation_is_killed(world, violation):
     after_the_restore(world, violation)
     world.refuse("report", MemoryError())
     with pytest.raises(MemoryError):
@@ -997,7 +995,7 @@ def test_a_report_whose_writing_is_killed_each_time_is_given_up(world, violation
     assert "the log of confirm_endpoint" in world.notices.published[-1].text
 
 
-def test_an_abort_ends_an_incident_whose_report_cannot_be_written(world, violation, load_event):
+def test_an_abort_ends_an_incident_without_its_report(world, violation, load_event):
     after_the_restore(world, violation)
     world.refuse("report", RetryableError("S3 is away"))
     assert world.apply(read_command(load_event("command-abort"))) == Outcome.ABORT
@@ -1005,7 +1003,7 @@ def test_an_abort_ends_an_incident_whose_report_cannot_be_written(world, violati
     assert world.notified == ["swapping", "restored"]
 
 
-def test_an_end_without_a_report_is_told_even_when_sns_is_away(world, violation):
+def test_sends_an_end_without_a_report_later_when_sns_refuses(world, violation):
     after_the_restore(world, violation)
     world.refuse("report", BadInputError("gone"))
     world.notices.away = 1
@@ -1021,7 +1019,7 @@ def test_an_end_without_a_report_is_told_even_when_sns_is_away(world, violation)
 
 
 @pytest.mark.parametrize("state", State)
-def test_the_table_opens_an_incident_only_where_none_is_open(world, violation, state):
+def test_opens_an_incident_only_where_none_is_open(world, violation, state):
     world.run(violation)
     world.incidents.items["traffic-signs"] = replace(world.incident, state=state)
     if world.incident.is_open:
@@ -1034,7 +1032,7 @@ def test_the_table_opens_an_incident_only_where_none_is_open(world, violation, s
 # ---------------------------------------------------------------- sizes
 
 
-def test_ten_thousand_names_that_nobody_asked_for_change_nothing(world, violation, load_event):
+def test_bounds_the_names_of_heat_maps_without_losing_replays(world, violation, load_event):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -1047,7 +1045,7 @@ def test_ten_thousand_names_that_nobody_asked_for_change_nothing(world, violatio
     assert world.confirm() == Outcome.NORMAL
 
 
-def test_joining_violations_and_the_time_line_are_bounded(world, violation):
+def test_bounds_related_violations_and_the_timeline(world, violation):
     world.swap(violation)
     world.endpoint.settle()
     world.confirm()
@@ -1065,8 +1063,8 @@ def test_joining_violations_and_the_time_line_are_bounded(world, violation):
     assert lines.count("(lines omitted)") == 1
 
 
-def everything_told(violation):
-    """Every message there is, of an endpoint with the longest name and everything at its bound."""
+def every_notification(violation):
+    """Return every notification, of an endpoint with the longest name and every text at its bound."""
     name, live = "e" * 63, EndpointState("UpdateRollbackFailed", "c" * 63, "reason " * 140)
     incident = Incident(
         name,
@@ -1103,18 +1101,18 @@ def everything_told(violation):
     ]
 
 
-def test_every_message_fits_sns_and_says_what_it_is_about(violation):
-    told = everything_told(violation)
-    for notice in told:
+def test_every_notification_fits_sns_and_has_its_own_headline(violation):
+    notices = every_notification(violation)
+    for notice in notices:
         assert notice.subject.isascii()
         assert len(notice.subject) <= 100
         assert notice.subject.startswith(f"Glassbox {'e' * 63}: ")
         assert (
             len(json.dumps({"default": notice.machine_readable(), "email": notice.text}).encode()) < 262_144
         )
-    assert max(len(notice.subject) for notice in told) == 100  # longer ones are cut
-    # the subject of a phone's notification tells one from the other
-    heads = [notice.subject.removeprefix(f"Glassbox {'e' * 63}: ") for notice in told]
+    assert max(len(notice.subject) for notice in notices) == 100  # SNS accepts 100
+    # a phone shows the beginning of the subject only
+    heads = [notice.subject.removeprefix(f"Glassbox {'e' * 63}: ") for notice in notices]
     assert heads == [
         "violation, swapping to the",
         "violation (notify-only)",
@@ -1136,9 +1134,9 @@ def test_every_message_fits_sns_and_says_what_it_is_about(violation):
     ]
 
 
-def test_a_reason_adds_no_lines_of_its_own_to_a_message(world, violation):
-    said = "Class 14\nTo stop it now:\nrm -rf /\x1b[31m"
-    world.swap(replace(violation, reason=said))
+def test_a_reason_stays_on_one_line_of_the_notification(world, violation):
+    reason = "Class 14\nTo stop it now:\nrm -rf /\x1b[31m"
+    world.swap(replace(violation, reason=reason))
     lines = world.notices.published[0].text.split("\n")
     assert lines[0] == r"Class 14\nTo stop it now:\nrm -rf /\x1b[31m"
     assert "rm -rf /" not in lines

@@ -1,4 +1,4 @@
-"""Every message once: two functions that handle the same incident at the same moment, and one that crashes."""
+"""Every notification once: concurrent invocations, and invocations that crash."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from world import IDS, World, following
 
 
 class CrashError(BaseException):
-    """The function is killed: nothing after this runs, and nothing catches it."""
+    """Lambda kills the function: no handler catches this."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def not_restorable(world, violation):
     world.refuse("update", BadInputError("no"))
 
 
-# event of the message -> what leads to it, and which function sends it
+# event of the notification -> what leads to it, and which function sends it
 KINDS = {
     "swapping": (lambda w, v: None, "swap"),
     "swapping, pending": (
@@ -81,7 +81,7 @@ KINDS = {
 
 
 def acts(world, violation):
-    """What each of the functions does now; an error goes back to its queue."""
+    """Return the invocations by name."""
     return {
         "swap": lambda: world.swap(violation),
         "drift": lambda: world.swap(drift(violation)),
@@ -93,7 +93,7 @@ def acts(world, violation):
 
 @pytest.mark.parametrize("other", ["swap", "confirm", "restore", "the same"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_functions_at_the_same_moment_send_one_message(violation, kind, other):
+def test_concurrent_invocations_send_one_notification(violation, kind, other):
     world = World()
     lead, sender = KINDS[kind]
     lead(world, violation)
@@ -119,7 +119,7 @@ def test_two_functions_at_the_same_moment_send_one_message(violation, kind, othe
 
 @pytest.mark.parametrize("after", ["the claim", "the message"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_crash_loses_no_message(violation, kind, after):
+def test_a_crash_loses_no_notification(violation, kind, after):
     world = World()
     lead, sender = KINDS[kind]
     lead(world, violation)
@@ -135,7 +135,7 @@ def test_a_crash_loses_no_message(violation, kind, after):
     with pytest.raises(CrashError):
         act[sender]()
     event, sent = kind.partition(",")[0], int(after == "the message")
-    act[sender]()  # at once: the first may still be sending
+    act[sender]()  # at once: the first invocation may still be publishing
     assert world.notified[before:].count(event) == sent
     world.later(2)
     for _ in range(3):
@@ -145,7 +145,7 @@ def test_a_crash_loses_no_message(violation, kind, after):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_message_costs_two_writes(violation, kind):
+def test_a_notification_costs_at_most_two_writes(violation, kind):
     world = World()
     lead, sender = KINDS[kind]
     lead(world, violation)
@@ -162,7 +162,7 @@ def test_a_message_costs_two_writes(violation, kind):
     assert len(writes) - before == 1
 
 
-def test_a_message_that_sns_refuses_is_sent_by_the_next_try(violation):
+def test_the_next_invocation_sends_what_sns_refused(violation):
     world = World()
     world.notices.away = 1
     with pytest.raises(RetryableError):
@@ -173,8 +173,8 @@ def test_a_message_that_sns_refuses_is_sent_by_the_next_try(violation):
     assert world.notified == ["swapping"]
 
 
-def test_a_failure_after_a_failure_is_told_while_the_first_is_still_being_sent(violation):
-    """An operator's abort is refused again while SNS is slow to take the first message."""
+def test_sends_a_second_failure_while_the_first_is_being_sent(violation):
+    """SageMaker refuses an abort as well while SNS is slow to accept the first notification."""
     world = World()
     not_restorable(world, violation)
     publish = world.notices.publish
@@ -195,7 +195,7 @@ def test_a_failure_after_a_failure_is_told_while_the_first_is_still_being_sent(v
 # ---------------------------------------------------------------- schedules that a random simulation found
 
 
-def test_the_end_is_told_when_another_incident_opens_at_that_moment(violation):
+def test_sends_the_end_when_another_incident_opens_at_that_moment(violation):
     world = World(cooldown_minutes=0)
     restored(world, violation)
     world.incidents.meanwhile = [lambda: None, lambda: world.swap(following(violation, 2))]
@@ -205,7 +205,7 @@ def test_the_end_is_told_when_another_incident_opens_at_that_moment(violation):
     assert sorted(world.notified) == ["restored", "swapping", "swapping"]
 
 
-def test_an_end_that_sns_refused_is_told_before_another_incident_opens(violation):
+def test_sends_a_refused_end_before_another_incident_opens(violation):
     world = World(cooldown_minutes=0)
     restored(world, violation)
     world.notices.away = 1
@@ -215,21 +215,21 @@ def test_an_end_that_sns_refused_is_told_before_another_incident_opens(violation
     assert world.notified == ["swapping", "restored", "swapping"]
 
 
-def test_a_topic_that_refuses_keeps_no_incident_from_opening(violation):
+def test_opens_an_incident_while_sns_refuses(violation):
     world = World(cooldown_minutes=0)
     restored(world, violation)
     world.refuse("publish", RetryableError("SNS is away"))
     with pytest.raises(RetryableError):
         world.confirm()
     ended = world.incident.id
-    with pytest.raises(RetryableError):  # the update has begun; its notification is what SNS refuses
+    with pytest.raises(RetryableError):  # the update has begun, and SNS refuses its notification
         world.swap(following(violation, 2))
     assert world.endpoint.updates == ["hooked", "plain", "hooked"]
     assert any(f"incident {ended}" in line and "SNS is away" in line for line in world.incident.timeline)
 
 
-def test_what_was_live_before_the_swap_does_not_end_the_incident(violation):
-    """A sweep that begins the swap must not compare what it saw before with what others have done since."""
+def test_ignores_an_endpoint_state_from_before_the_swap(violation):
+    """A sweep that begins the swap must not compare an old endpoint state with a newer incident."""
     world = World()
     world.notices.away, world.endpoint.live = 1, EndpointState("Updating", "plain")
     with pytest.raises(RetryableError):

@@ -1,8 +1,8 @@
-"""24 hours in which AWS refuses one call: the endpoint is never hooked and silent, and an abort is always answered.
+"""AWS refuses one call for 24 hours: ops are notified of a hooked endpoint, and an abort is always answered.
 
-A call that is refused without end leaves the incident NORMAL, or FAILED with ops told and every further try told. Where
-the incidents table itself is refused, nothing can be recorded: then every sweep fails, and the alarm of the dead-letter
-queue tells ops.
+A call that is refused for good leaves the incident NORMAL, or FAILED with a notification of every retry. While the
+incidents table is refused, nothing can be recorded: every sweep fails, and the alarm of the dead-letter queue notifies
+ops.
 """
 
 from datetime import timedelta
@@ -16,9 +16,9 @@ from glassbox.incidents.model import Command, Outcome, State
 from world import IDS, World
 
 DAY = 24 * 60
-TABLE = ("current", "open", "save")  # without which nothing is known or noted
+TABLE = ("current", "open", "save")
 CALLS = (*TABLE, "past", "attach", "add_heatmap", "describe", "update", "publish", "replay", "report")
-# of BadInputError, what an adapter raises: the table is refused for good only where the request is at fault
+# the table refuses for good only an invalid request
 ERRORS = {
     "for now": RetryableError("ThrottlingException: slow down"),
     "for good": BadInputError("AccessDeniedException: no"),
@@ -32,7 +32,7 @@ def violation(load_event):
 
 
 def reach(world, violation, stage):
-    """Play the incident up to a stage without a hitch."""
+    """Run the incident up to a stage without errors."""
     steps = (
         lambda: world.swap(violation),
         lambda: (world.endpoint.settle(), world.confirm()),
@@ -46,7 +46,7 @@ def reach(world, violation, stage):
 @pytest.mark.parametrize("stage", BEFORE)
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_that_is_refused_for_a_day(violation, call, error, stage):
+def test_recovers_from_a_call_that_is_refused_for_a_day(violation, call, error, stage):
     world = World()
     reach(world, violation, stage)
     updates = len(world.endpoint.updates)
@@ -56,7 +56,7 @@ def test_a_call_that_is_refused_for_a_day(violation, call, error, stage):
     last = world.incident
     hooked = world.endpoint.live.config == "hooked"
     if call in TABLE:
-        # no sweep that had something to do went by in silence
+        # every sweep with something to do fails
         assert last is None or not hooked or all("refused" in sweep for sweep in sweeps)
     elif call == "publish":
         assert last is None or last.state is State.NORMAL or not hooked
@@ -66,20 +66,20 @@ def test_a_call_that_is_refused_for_a_day(violation, call, error, stage):
         if hooked and call == "update":
             assert (
                 8 <= world.notified.count("failed") <= 20
-            )  # tried again, told each time, and not every two minutes
+            )  # retried with a notification each time, and not every two minutes
         if hooked and call == "describe":
-            assert len(world.endpoint.updates) == updates  # nothing is done unseen
+            assert len(world.endpoint.updates) == updates  # no update without DescribeEndpoint
 
-    # an abort is answered, as far as the table can be asked
+    # an abort is answered unless the table is refused
     abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15))
     if call in TABLE:
-        with pytest.raises(GlassboxError) if call == "current" else _as_it_may_be():
+        with pytest.raises(GlassboxError) if call == "current" else _either():
             world.apply(abort)
     else:
         open_now = last is not None and last.state is not State.NORMAL
         assert world.apply(abort) == (Outcome.ABORT if open_now else Outcome.NO_INCIDENT)
 
-    # and when AWS answers again, everything is as it was
+    # after AWS accepts calls again, the endpoint serves its plain config
     world.allow()
     world.tick(violation, 6 * 60)
     assert world.incident.state is State.NORMAL
@@ -90,8 +90,8 @@ def test_a_call_that_is_refused_for_a_day(violation, call, error, stage):
         assert world.notified[-1] == "restored"
 
 
-class _as_it_may_be:  # noqa: N801 (reads as a condition)
-    """Either answer is right: that depends on whether there is something to note."""
+class _either:  # noqa: N801 (reads as a condition)
+    """Accept an answer or an error: it depends on whether there is something to record."""
 
     def __enter__(self):
         return self
@@ -102,7 +102,7 @@ class _as_it_may_be:  # noqa: N801 (reads as a condition)
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 @pytest.mark.parametrize("call", [call for call in CALLS if call not in ("current", "save")])
-def test_an_abort_while_a_call_is_refused_leaves_the_endpoint_as_it_was_or_says_so(violation, call, error):
+def test_an_abort_while_a_call_is_refused_restores_the_endpoint_or_notifies(violation, call, error):
     world = World()
     reach(world, violation, "it is hooked")
     world.refuse(call, error)

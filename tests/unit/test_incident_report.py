@@ -84,8 +84,8 @@ def changed(**members):
     return json.dumps(json.loads(facts(14)) | members).encode()
 
 
-def test_a_large_batch_takes_no_other_replays_place_on_the_page(incident):
-    """All samples of a batch that a client sent are drawn; the other flagged requests must still be seen."""
+def test_shows_every_replay_beside_a_large_batch(incident):
+    """All samples of a large batch are rendered, and the report still shows every other replay."""
     folder, names = "saliency/traffic-signs/id/", [f"event-{n}" for n in range(1, 17)]
     incident = replace(incident, replays=frozenset(names), flagged=frozenset(names[:12]))
     samples = [f"event-1-{n}" for n in range(1, 200)]
@@ -98,7 +98,7 @@ def test_a_large_batch_takes_no_other_replays_place_on_the_page(incident):
     assert len(shown) == 60
 
 
-def test_the_page_shows_everything_and_needs_nothing(incident):
+def test_the_report_is_complete_and_loads_nothing(incident):
     folder = "saliency/traffic-signs/id/"
     objects = FakeObjects(
         {
@@ -120,7 +120,14 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
         "1 x class 14, probability 75% to 75%, all complete",
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
-    order = ["Flagged requests", b"first", "For comparison", b"second", "Live traffic during the incident", b"third"]
+    order = [
+        "Flagged requests",
+        b"first",
+        "For comparison",
+        b"second",
+        "Live traffic during the incident",
+        b"third",
+    ]
     places = [page.index(x if isinstance(x, str) else base64.b64encode(x).decode()) for x in order]
     assert places == sorted(places)
     assert page.count("incomplete") == 1
@@ -137,7 +144,7 @@ def test_the_page_shows_everything_and_needs_nothing(incident):
     assert objects.objects == again
 
 
-def test_an_incident_without_pictures_says_so(incident):
+def test_reports_an_incident_without_heat_maps(incident):
     objects = FakeObjects()
     write_report(
         incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
@@ -146,7 +153,7 @@ def test_an_incident_without_pictures_says_so(incident):
     assert "No flagged request was explained" in page
 
 
-def test_of_the_monitors_incident_the_flagged_class_is_marked_though_it_names_none(incident, load_event):
+def test_marks_the_most_frequent_flagged_class_when_the_violation_has_none(incident, load_event):
     cause = replace(
         read_violation(load_event("monitor-job-violations"), FakeObjects()),
         window_start=START,
@@ -198,7 +205,7 @@ def write(incident, objects, **options):
         changed(predicted_class=14).replace(b'"predicted_class": 14', b'"predicted_class": 1e400'),
     ],
 )
-def test_a_picture_that_cannot_be_read_is_left_out_and_named(incident, body):
+def test_names_a_heat_map_that_is_unreadable(incident, body):
     objects = FakeObjects(
         {
             ("bucket", FOLDER + "a.json"): body,
@@ -213,11 +220,11 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(incident, body):
     assert base64.b64encode(b"first").decode() not in page
     assert "Without a heat map" in page
     assert report.findings[0] == "1 x class 14, probability 75% to 75%, all complete"
-    assert {line.partition(":")[0] for line in report.findings[1:]} == {"a", "event-2"}  # its PNG is gone
+    assert {line.partition(":")[0] for line in report.findings[1:]} == {"a", "event-2"}  # its PNG is missing
     assert all(len(line) < 300 for line in report.findings)
 
 
-def test_a_replay_ends_in_a_picture_or_in_a_reason(incident):
+def test_shows_a_heat_map_or_a_reason_for_every_replay(incident):
     objects = FakeObjects(
         {
             ("bucket", FOLDER + "event-1.json"): json.dumps({"refused": "tensor <x> is missing"}).encode(),
@@ -231,7 +238,7 @@ def test_a_replay_ends_in_a_picture_or_in_a_reason(incident):
     assert "event-1: cannot be rendered: tensor &lt;x&gt; is missing" in page
 
 
-def test_of_many_that_are_missing_the_message_names_a_few_and_the_page_all(incident):
+def test_names_a_few_missing_heat_maps_in_the_notification_and_all_in_the_report(incident):
     lost = frozenset(f"event-{n:03d}" for n in range(200))
     report, page = write(replace(incident, replays=lost), FakeObjects())
     assert report.findings[-1] == "and 195 more without a heat map"
@@ -239,7 +246,7 @@ def test_of_many_that_are_missing_the_message_names_a_few_and_the_page_all(incid
     assert all(name in page for name in lost)
 
 
-def test_the_samples_of_a_batch_stand_in_the_group_of_their_request(incident):
+def test_groups_the_samples_of_a_batch_with_their_request(incident):
     names = ("event-1", "event-1-1", "event-2", "event-2-1", "event-12-1")
     objects = FakeObjects(
         {
@@ -249,7 +256,10 @@ def test_the_samples_of_a_batch_stand_in_the_group_of_their_request(incident):
         }
     )
     _, page = write(incident, objects)
-    groups = [page.index(title) for title in ("Flagged requests", "For comparison", "Live traffic during the incident")]
+    groups = [
+        page.index(title)
+        for title in ("Flagged requests", "For comparison", "Live traffic during the incident")
+    ]
     places = [page.index(f'saliency of {name}"') for name in names]
     of = [sum(start < place for start in groups) for place in places]
     assert of == [1, 1, 2, 2, 3]
@@ -258,7 +268,7 @@ def test_the_samples_of_a_batch_stand_in_the_group_of_their_request(incident):
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (8).to_bytes(4) * 2
 
 
-def test_the_page_of_a_notify_only_incident_shows_the_inputs_and_says_why_one_is_not_shown(incident):
+def test_shows_inputs_or_the_reason_for_a_missing_one_in_notify_only_mode(incident):
     found = [
         Input("event-1", "<b>Stop</b>", 0.93, PNG, "image/png"),
         Input("event-2", 14, None, b"\0" * 10, "application/octet-stream"),

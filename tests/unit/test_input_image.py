@@ -35,7 +35,7 @@ PIXELS = np.random.default_rng(7).integers(0, 256, (5, 9, 3), np.uint8)
         (PIXELS[:, :, :1].copy(), PIXELS[:, :, 0]),
     ],
 )
-def test_an_array_becomes_a_png_with_the_same_pixels(array, expected):
+def test_converts_an_array_to_a_png_with_the_same_pixels(array, expected):
     kind, image = browser_image(npy(array))
     assert kind == "image/png"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(image))), expected)
@@ -49,7 +49,7 @@ def test_an_array_becomes_a_png_with_the_same_pixels(array, expected):
         (encoded(PIXELS, "JPEG", progressive=True), "image/jpeg"),
     ],
 )
-def test_png_and_jpeg_go_as_they_are(body, kind):
+def test_returns_png_and_jpeg_unchanged(body, kind):
     assert browser_image(body) == (kind, body)
 
 
@@ -74,7 +74,7 @@ def test_png_and_jpeg_go_as_they_are(body, kind):
         npy(np.array([None])),
     ],
 )
-def test_what_a_browser_cannot_show_safely_is_refused_in_words(body):
+def test_refuses_what_a_browser_cannot_show_safely(body):
     with pytest.raises(BadInputError, match=r"^input: "):
         browser_image(body)
 
@@ -82,7 +82,7 @@ def test_what_a_browser_cannot_show_safely_is_refused_in_words(body):
 @given(
     st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\x93NUMPY\1\0"])
 )
-def test_no_bytes_raise_anything_else(body, start):
+def test_raises_only_bad_input_errors(body, start):
     try:
         kind, _ = browser_image(start + body)
     except BadInputError:

@@ -1,4 +1,4 @@
-"""React=false: counted, checked and told, and the endpoint is left alone."""
+"""React=false: violations are reported, and the endpoint is never changed."""
 
 import re
 from dataclasses import replace
@@ -20,7 +20,7 @@ OVER = datetime(2026, 11, 23, 11, tzinfo=UTC)  # the end of the violation's wind
 @pytest.fixture
 def world():
     world = World(react=False)
-    # nothing may be asked of the endpoint: its role has no permission, and there may be no hooked config
+    # no call to the endpoint: its role has no permission, and the hooked config may not exist
     for call in ("describe", "update", "replay"):
         world.refuse(call, AssertionError(call))
     return world
@@ -31,7 +31,7 @@ def violation(load_event):
     return read_violation(load_event("violation"), FakeObjects())
 
 
-def test_from_the_violation_to_the_report_without_touching_the_endpoint(world, violation):
+def test_reports_a_violation_without_touching_the_endpoint(world, violation):
     assert world.swap(violation) == Outcome.WATCHING
     assert world.incident.state is State.WATCHING
     world.now = OVER - timedelta(seconds=1)
@@ -52,7 +52,7 @@ def test_from_the_violation_to_the_report_without_touching_the_endpoint(world, v
     assert world.endpoint.updates == []
 
 
-def test_every_event_twice_and_another_violation_open_one_incident(world, violation):
+def test_duplicates_and_another_violation_open_one_incident(world, violation):
     assert [world.swap(violation), world.swap(violation)] == [Outcome.WATCHING, Outcome.WATCHING]
     other = following(violation, 0, "drift")
     assert [world.swap(other), world.swap(other)] == [Outcome.JOINED, Outcome.JOINED]
@@ -60,7 +60,7 @@ def test_every_event_twice_and_another_violation_open_one_incident(world, violat
     assert world.notified == ["watching"]
 
 
-def test_cooldown_and_cap_are_as_usual(world, violation):
+def test_cooldown_and_cap_apply(world, violation):
     for hours in range(3):
         assert world.swap(following(violation, 2 * hours)) == Outcome.WATCHING
         world.now = OVER + timedelta(hours=2 * hours)
@@ -72,7 +72,7 @@ def test_cooldown_and_cap_are_as_usual(world, violation):
     assert world.notified == ["watching", "closed", "cooling-down"] * 3 + ["cap-reached"]
 
 
-def test_the_beginning_is_told_even_when_sns_is_away(world, violation):
+def test_a_redelivery_sends_what_sns_refused(world, violation):
     world.notices.away = 1
     with pytest.raises(RetryableError):
         world.swap(violation)
@@ -89,14 +89,14 @@ def test_the_sweep_sends_the_opening_notification_without_a_redelivery(world, vi
     assert world.notified == ["watching"]
 
 
-def test_a_window_that_is_over_already_is_reported_by_the_next_sweep(world, load_event):
+def test_the_next_sweep_reports_a_window_that_has_ended(world, load_event):
     assert world.swap(read_violation(load_event("command-open"), FakeObjects())) == Outcome.WATCHING
     world.now = datetime(2026, 11, 23, 10, 30, tzinfo=UTC)
     assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["watching", "closed"]
 
 
-def test_an_abort_ends_it_now(world, violation):
+def test_an_abort_ends_the_incident_now(world, violation):
     world.swap(violation)
     assert world.apply(Command("traffic-signs", "abort", OVER)) == Outcome.ABORT
     assert world.restore() == Outcome.NOTHING_TO_RESTORE
@@ -105,7 +105,7 @@ def test_an_abort_ends_it_now(world, violation):
     assert world.endpoint.updates == []
 
 
-def test_an_extend_watches_on(world, violation):
+def test_an_extension_watches_longer(world, violation):
     world.swap(violation)
     until = OVER + timedelta(minutes=30)
     assert world.apply(Command("traffic-signs", "extend", until)) == Outcome.EXTEND
@@ -117,7 +117,7 @@ def test_an_extend_watches_on(world, violation):
 
 
 @pytest.mark.parametrize("error", [RetryableError("S3 is away"), BadInputError("NoSuchBucket")])
-def test_a_report_that_cannot_be_written_does_not_keep_it_open(world, violation, error):
+def test_ends_without_a_report_that_cannot_be_written(world, violation, error):
     world.refuse("report", error)
     world.swap(violation)
     world.tick(violation, 3 * 60)
@@ -126,13 +126,13 @@ def test_a_report_that_cannot_be_written_does_not_keep_it_open(world, violation,
     assert str(error) in world.notices.published[-1].text
 
 
-def test_a_config_without_a_twin_is_no_news(world):
-    world.endpoint.live = EndpointState("InService", "whatever")
+def test_does_not_report_a_config_without_a_twin(world):
+    world.endpoint.live = EndpointState("InService", "another")
     assert world.confirm() == Outcome.NORMAL
     assert world.notified == []
 
 
-def test_an_incident_that_was_swapped_before_is_restored_all_the_same(violation):
+def test_restores_an_endpoint_that_was_swapped_before(violation):
     world = World()
     world.swap(violation)
     world.endpoint.settle()
@@ -146,7 +146,7 @@ def test_an_incident_that_was_swapped_before_is_restored_all_the_same(violation)
 ENVIRONMENT = {"INCIDENTS_TABLE": "t", "TOPIC_ARN": "a", "STACK_NAME": "s"}
 
 
-def test_the_configs_are_needed_where_the_endpoint_is_swapped():
+def test_requires_the_configs_unless_react_is_false():
     with pytest.raises(SettingsError, match=r"PLAIN_CONFIG is not set.*HOOKED_CONFIG is not set"):
         from_env(IncidentSettings, ENVIRONMENT)
     with pytest.raises(SettingsError, match="REACT='maybe'"):
@@ -156,7 +156,7 @@ def test_the_configs_are_needed_where_the_endpoint_is_swapped():
     assert from_env(IncidentSettings, both).react is True
 
 
-def test_no_message_speaks_of_a_swap_where_there_is_none(world, violation):
+def test_no_notification_mentions_a_swap(world, violation):
     for hours in range(3):
         world.swap(following(violation, 2 * hours))
         world.now = OVER + timedelta(hours=2 * hours)

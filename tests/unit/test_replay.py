@@ -19,13 +19,13 @@ FOLDER = "capture/traffic-signs/AllTraffic/2026/11/23/10/"
 
 
 class Key:
-    """Stands where KMS stands."""
+    """A replay key that refuses to sign."""
 
     sign, public = staticmethod(replays.sign), staticmethod(replays.key)
 
 
 class FakeRuntime:
-    """Takes requests; refuses the bodies in ``bad``."""
+    """An endpoint that refuses the bodies in ``bad``."""
 
     def __init__(self, bad=()):
         self.requests, self.bad = [], bad
@@ -63,7 +63,7 @@ def dependencies(objects, runtime, *, key=Key, clock=time.monotonic, **options):
     return ReplayDependencies(settings=settings, captures=objects, key=key, runtime=runtime, clock=clock)
 
 
-def test_the_dominating_class_and_some_others_are_sent_as_they_were_captured(incident):
+def test_sends_the_dominating_class_and_some_others_unchanged(incident):
     lines = [line(n, 14 if n % 2 else n % 7) for n in range(20)]
     done, runtime = run(
         incident, {FOLDER + "a.jsonl": b"".join(lines[:9]), FOLDER + "b.jsonl": b"".join(lines[9:])}
@@ -87,7 +87,7 @@ def own(request):
     return request.custom_attributes.split(",")[:-1]
 
 
-def test_the_callers_own_attributes_go_along_and_nothing_that_looks_like_ours(incident):
+def test_sends_the_callers_attributes_without_any_marker_in_them(incident):
     given = ["camera=7,glassbox-incident=x,glassbox=1,lane=2", "Glassbox=x,x=glassbox=1"]
     done, runtime = run(incident, {FOLDER + "a.jsonl": line(1, 14, customAttributes=given)})
     (request,) = runtime.requests
@@ -97,7 +97,7 @@ def test_the_callers_own_attributes_go_along_and_nothing_that_looks_like_ours(in
 
 
 @pytest.mark.parametrize("attributes", ["x" * 900, "a=\u00e4", "a=\r\nb", "a=\x1b[31m"])
-def test_attributes_that_do_not_fit_are_left_out_and_the_request_is_sent(incident, attributes):
+def test_sends_a_request_without_attributes_that_do_not_fit(incident, attributes):
     done, runtime = run(incident, {FOLDER + "a.jsonl": line(1, 14, customAttributes=[attributes])})
     (request,) = runtime.requests
     assert own(request) == []
@@ -106,16 +106,16 @@ def test_attributes_that_do_not_fit_are_left_out_and_the_request_is_sent(inciden
     assert done.names == {"event-1"}
 
 
-def test_attributes_go_along_up_to_the_last_character(incident):
-    room = 1024 - len(replays.marker(event_id="event-1")) - 1
-    for size, fits in ((room, True), (room + 1, False)):
+def test_sends_attributes_up_to_the_last_character(incident):
+    free = 1024 - len(replays.marker(event_id="event-1")) - 1
+    for size, fits in ((free, True), (free + 1, False)):
         body = line(1, 14, customAttributes=["x" * size])
         _, runtime = run(incident, {FOLDER + "a.jsonl": body})
         assert (own(runtime.requests[0]) == ["x" * size]) is fits
         assert len(runtime.requests[0].custom_attributes) <= 1024
 
 
-def test_an_event_id_of_another_form_is_hashed(incident):
+def test_hashes_an_event_id_of_another_form(incident):
     record = captures.record([[14]], "2026-11-23T10:00:01Z", eventId="../../x")
     done, runtime = run(incident, {FOLDER + "a.jsonl": json.dumps(record).encode()})
     (request,) = runtime.requests
@@ -123,13 +123,13 @@ def test_an_event_id_of_another_form_is_hashed(incident):
     assert done.names == done.flagged == {request.event_id}
 
 
-def test_a_client_cannot_keep_its_requests_out_by_a_marker(incident):
+def test_replays_a_request_with_a_forged_marker(incident):
     body = b"".join(line(n, 14, customAttributes=[replays.FORGED]) for n in range(9))
     done, _ = run(incident, {FOLDER + "a.jsonl": body}, max_flagged_replays=9)
     assert len(done.flagged) == 9
 
 
-def test_a_key_that_does_not_sign_is_tried_again_and_nothing_is_sent(incident):
+def test_sends_nothing_when_kms_does_not_sign(incident):
     class Away(Key):
         @staticmethod
         def sign(message):
@@ -142,7 +142,7 @@ def test_a_key_that_does_not_sign_is_tried_again_and_nothing_is_sent(incident):
 
 
 @pytest.mark.parametrize(("flagged", "lines"), [(4, {0, 19, 39, 59}), (1, {0}), (100, set(range(60)))])
-def test_the_chosen_are_spread_over_the_window(incident, flagged, lines):
+def test_spreads_the_chosen_requests_over_the_window(incident, flagged, lines):
     body = b"".join(line(n, 14, minute=n) for n in range(60))
     done, _ = run(incident, {FOLDER + "a.jsonl": body}, max_flagged_replays=flagged)
     assert done.names == done.flagged == {f"event-{n}" for n in lines}
@@ -153,14 +153,14 @@ def caused_by(incident, check, predicted_class=None):
 
 
 @pytest.mark.parametrize("check", ["operator", "monitor"])
-def test_without_a_class_to_blame_the_most_frequent_one_is_explained(incident, check):
+def test_explains_the_most_frequent_class_when_the_violation_has_none(incident, check):
     body = b"".join(line(n, 3 if n % 3 else 8) for n in range(9))
     done, _ = run(caused_by(incident, check), {FOLDER + "a.jsonl": body}, max_flagged_replays=9)
     assert done.flagged == {f"event-{n}" for n in range(9) if n % 3}
     assert done.names - done.flagged == {"event-0", "event-6"}
 
 
-def test_of_low_confidence_the_improbable_ones_are_explained(incident):
+def test_explains_improbable_predictions_for_low_confidence(incident):
     def response(probability):
         return {"predictions": [{"class": 14, "probability": probability}]}
 
@@ -171,7 +171,7 @@ def test_of_low_confidence_the_improbable_ones_are_explained(incident):
     assert len(done.names) == 3
 
 
-def test_of_unknown_classes_those_are_explained(incident):
+def test_explains_unknown_classes_for_their_violation(incident):
     body = b"".join(line(n, 50 if n in (1, 7) else 3) for n in range(9))
     cause = caused_by(incident, "class_share", "unknown")
     done, _ = run(
@@ -180,22 +180,22 @@ def test_of_unknown_classes_those_are_explained(incident):
     assert done.names == {"event-1", "event-7"}
 
 
-def test_a_batch_is_behind_the_violation_with_any_of_its_predictions(incident):
-    """A client must not hide an attack behind the harmless first picture of each batch."""
+def test_flags_a_batch_for_any_of_its_predictions(incident):
+    """A client must not hide an attack behind a harmless first image in each batch."""
     batch = {"predictions": [{"class": c, "label": None, "probability": 0.9} for c in (3, 3, 14)]}
     lines = [line(n, batch if n % 4 == 0 else 14 if n == 1 else 3) for n in range(20)]
     done, _ = run(incident, {FOLDER + "a.jsonl": b"".join(lines)}, max_flagged_replays=10)
     assert done.flagged == {f"event-{n}" for n in (0, 1, 4, 8, 12, 16)}
 
 
-def test_of_unreadable_responses_those_are_explained(incident):
+def test_explains_unreadable_responses_for_their_violation(incident):
     body = b"".join(line(n, {"code": 500, "message": "out of memory"} if n < 2 else 3) for n in range(9))
     done, _ = run(caused_by(incident, "unreadable_share"), {FOLDER + "a.jsonl": body})
     assert done.flagged == {"event-0", "event-1"}
     assert len(done.names) == 4
 
 
-def test_only_the_window_and_no_replays_and_nothing_unreadable(incident):
+def test_ignores_other_hours_replays_and_unreadable_responses(incident):
     body = b"".join(
         (
             line(1, 14),
@@ -209,18 +209,18 @@ def test_only_the_window_and_no_replays_and_nothing_unreadable(incident):
     assert done.names == {"event-1"}
 
 
-def test_a_file_of_the_hour_before_may_hold_the_windows_first_records(incident):
+def test_reads_the_files_of_the_hour_before_the_window(incident):
     done, _ = run(incident, {FOLDER.replace("/10/", "/09/") + "a.jsonl": line(1, 14)})
     assert done.names == {"event-1"}
 
 
-def test_no_capture_files_left_is_said(incident):
+def test_notes_missing_capture_files(incident):
     done, _ = run(incident, {})
     assert done.names == frozenset()
     assert "no capture file" in done.note
 
 
-def test_files_deleted_between_listing_and_reading_are_passed_over(incident):
+def test_ignores_files_deleted_after_listing(incident):
     class Vanishing(FakeObjects):
         def chunks(self, bucket, key):
             raise BadInputError(f"s3://{bucket}/{key}: NoSuchKey")
@@ -230,7 +230,7 @@ def test_files_deleted_between_listing_and_reading_are_passed_over(incident):
     assert "no capture file" in replay(incident, dependencies(objects, FakeRuntime())).note
 
 
-def test_a_capture_of_outputs_only_is_said(incident):
+def test_notes_a_capture_of_outputs_only(incident):
     record = captures.record([[14]], "2026-11-23T10:00:01Z", eventId="event-1")
     del record["captureData"]["endpointInput"]
     done, runtime = run(incident, {FOLDER + "a.jsonl": json.dumps(record).encode()})
@@ -238,7 +238,7 @@ def test_a_capture_of_outputs_only_is_said(incident):
     assert "contain no inputs" in done.note
 
 
-def test_a_request_that_the_model_refuses_is_counted_and_the_others_are_sent(incident):
+def test_counts_a_refused_request_and_sends_the_others(incident):
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(3))}
     done, _ = run(incident, files, FakeRuntime(bad={"event-1"}))
     assert done.names == {"event-0", "event-2"}
@@ -246,7 +246,7 @@ def test_a_request_that_the_model_refuses_is_counted_and_the_others_are_sent(inc
 
 
 class FailingRuntime(FakeRuntime):
-    """Does not answer the requests in ``down``, nor any when it is None."""
+    """An endpoint that does not answer the requests in ``down``, or any if it is None."""
 
     def __init__(self, down=None):
         super().__init__()
@@ -259,13 +259,13 @@ class FailingRuntime(FakeRuntime):
         super().invoke(endpoint, request)
 
 
-def test_refused_requests_are_counted_one_by_one_whatever_their_ids_are(incident):
+def test_counts_refused_requests_with_equal_ids_one_by_one(incident):
     body = b"".join(line(n, 14).replace(f"event-{n}".encode(), b"event-1") for n in range(3))
     done, _ = run(incident, {FOLDER + "a.jsonl": body}, FakeRuntime(bad={"event-1"}))
     assert done.note.startswith("3 were refused")
 
 
-def test_an_endpoint_that_does_not_answer_is_left_alone_and_tried_again_later(incident):
+def test_stops_sending_when_the_endpoint_does_not_answer(incident):
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(5))}
     away = FailingRuntime()
     done, _ = run(incident, files, away, max_flagged_replays=5)
@@ -277,8 +277,8 @@ def test_an_endpoint_that_does_not_answer_is_left_alone_and_tried_again_later(in
     assert (done.names, done.unsent, done.note) == ({f"event-{n}" for n in range(5)}, frozenset(), "")
 
 
-def test_an_endpoint_that_is_slow_gets_the_rest_in_later_tries(incident):
-    """Else the function is killed before it has recorded what it sent, at every try."""
+def test_sends_the_rest_later_when_the_endpoint_is_slow(incident):
+    """Lambda would kill the function at every try before it records what it sent."""
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14 if n % 2 else 3) for n in range(60))}
     seconds = [0.0]
 
@@ -300,7 +300,7 @@ def test_an_endpoint_that_is_slow_gets_the_rest_in_later_tries(incident):
     assert len(answered) == 15  # three at each of five tries
 
 
-def test_of_an_incident_with_unsent_replays_those_alone_are_sent(incident):
+def test_sends_only_the_unsent_replays_of_an_incident(incident):
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(9))}
     again = replace(
         incident,
@@ -315,7 +315,7 @@ def test_of_an_incident_with_unsent_replays_those_alone_are_sent(incident):
 
 
 @pytest.mark.parametrize("position", range(12))
-def test_two_inputs_that_kill_the_container_do_not_hide_the_others(incident, position):
+def test_two_inputs_that_kill_the_container_do_not_block_the_others(incident, position):
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(12))}
     down = {f"event-{position}", f"event-{(position + 1) % 12}"}
     answered = set()
@@ -354,7 +354,7 @@ DEEP = b'{"eventMetadata": {"eventId": "deep", "x": ' + b"[" * 100_000 + b"]" * 
         "text",
     ],
 )
-def test_a_capture_line_that_cannot_be_read_is_noted_and_costs_no_other(incident, bad, reason):
+def test_notes_an_unreadable_capture_line_and_sends_the_others(incident, bad, reason):
     lines = [line(n, 14) for n in range(3)]
     files = {FOLDER + "a.jsonl": lines[0] + bad + b"\n" + b"".join(lines[1:])}
     done, _ = run(incident, files, max_flagged_replays=9)
@@ -364,7 +364,7 @@ def test_a_capture_line_that_cannot_be_read_is_noted_and_costs_no_other(incident
     assert len(done.note) < 400
 
 
-def test_the_flagged_inputs_are_had_as_they_were_captured(incident):
+def test_returns_the_flagged_inputs_unchanged(incident):
     body = b"".join(line(n, 14 if n % 2 else 3) for n in range(8))
     objects = FakeObjects({("bucket", FOLDER + "a.jsonl"): body})
     found = flagged_inputs(incident, dependencies(objects, FakeRuntime(), max_flagged_replays=2))
@@ -375,14 +375,14 @@ def test_the_flagged_inputs_are_had_as_they_were_captured(incident):
     assert found[0].body.startswith(b"\x93NUMPY")
 
 
-def test_another_variant_is_read_where_it_lies(incident):
+def test_reads_the_captures_of_another_variant(incident):
     blue = replace(incident, cause=replace(incident.cause, variant="Blue"))
     done, _ = run(blue, {FOLDER.replace("AllTraffic", "Blue") + "a.jsonl": line(1, 14)})
     assert done.names == {"event-1"}
 
 
 @pytest.mark.parametrize("event", ["command-open", "monitor-job-violations"])
-def test_a_violation_that_names_no_variant_is_about_all_but_the_shadows(incident, load_event, event):
+def test_a_violation_without_a_variant_includes_all_but_the_shadows(incident, load_event, event):
     cause = replace(
         read_violation(load_event(event), FakeObjects()),
         window_start=START,

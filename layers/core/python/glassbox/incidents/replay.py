@@ -40,7 +40,7 @@ _REASON_CHARACTERS = 200
 
 
 class Captured(NamedTuple):
-    """A captured request by its line in a file, with its class (None: unreadable)."""
+    """A captured request, whose class is None if its response is unreadable."""
 
     time: datetime
     key: str

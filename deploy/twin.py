@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,6 @@ NOTIFY_ONLY = 'Set SET="React=false" to watch and notify without a twin.'
 
 # kind of resource in boto3's operations: its name in SageMaker's API
 _KINDS = {"model": "Model", "endpoint_config": "EndpointConfig"}
-_OVERRIDES = {"image": ("Image", "IMAGE"), "model_data": ("ModelDataUrl", "MODEL_DATA")}
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,21 @@ class Overrides:
     @property
     def members(self) -> dict[str, str]:
         """The overridden members of the twin's container."""
-        return {member: value for member, _, value in self._items()}
+        return _without_empty({"Image": self.image, "ModelDataUrl": self.model_data})
 
     @property
     def settings(self) -> dict[str, str]:
         """The overrides by their make variables."""
-        return {variable: value for _, variable, value in self._items()}
+        return _without_empty({"IMAGE": self.image, "MODEL_DATA": self.model_data})
 
     @property
     def replaces_package(self) -> bool:
         """Whether the overrides replace all that a model package provides."""
         return bool(self.image and self.model_data)
 
-    def _items(self) -> Iterator[tuple[str, str, str]]:
-        for field, (member, variable) in _OVERRIDES.items():
-            if value := getattr(self, field):
-                yield member, variable, value
+
+def _without_empty(values: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value}
 
 
 def twin_name(plain: str) -> str:
@@ -147,14 +145,14 @@ def create_twin(
             member = "PrimaryContainer" if "PrimaryContainer" in model else "Containers"
             wanted = {**model, member: container if member == "PrimaryContainer" else [container]}
             tags = {TAG: stack} | ({OVERRIDDEN: " ".join(overridden)} if overridden else {})
-            _replace("model", twin_name(name), wanted, tags, session, undo)
+            _create_or_replace("model", twin_name(name), wanted, tags, session, undo)
         variants = [
             {**variant, "ModelName": twin_name(variant["ModelName"])}
             for variant in endpoint.config["ProductionVariants"]
         ]
         wanted = {**endpoint.config, "ProductionVariants": variants}
         hooked = twin_name(endpoint.config_name)
-        _replace("endpoint_config", hooked, wanted, {TAG: stack}, session, undo)
+        _create_or_replace("endpoint_config", hooked, wanted, {TAG: stack}, session, undo)
         undo.pop_all()
     return hooked
 
@@ -171,9 +169,8 @@ def _hooked(
             twin.pop(member, None)
     if overrides.model_data:
         twin.pop("ModelDataSource", None)
-    elif (
-        "ModelDataSource" in twin
-    ):  # SageMaker describes it beside ModelDataUrl, and refuses both in a request
+    elif "ModelDataSource" in twin:
+        # SageMaker describes it beside ModelDataUrl, and refuses both in a request
         twin.pop("ModelDataUrl", None)
     return twin, sorted(changed)
 
@@ -231,7 +228,7 @@ def delete_twins(stack: str, session: boto3.Session, *, keep: str = "") -> list[
     return deleted
 
 
-def _replace(
+def _create_or_replace(
     kind: str,
     name: str,
     wanted: Mapping[str, Any],

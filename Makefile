@@ -47,8 +47,8 @@ check: $(READY) ## check format, lint, types and templates
 	$(VENV)/bin/mypy --config-file tests/mypy.ini
 	$(VENV)/bin/cfn-lint template.yaml model-monitor.yaml
 
-bench: $(READY) ## measure the performance claims, as ratios against a peer
-	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks
+bench: $(READY) ## measure the performance claims as ratios against a peer (MODULE=completeness, ARGS)
+	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks$(if $(MODULE),.$(MODULE)) $(ARGS)
 
 baseline: $(READY) ## compute the baseline of the drift check from the capture files of a reference period (CAPTURES=folder REPLAY_KEY=public.pem)
 	$(call need,CAPTURES)

@@ -36,7 +36,7 @@ NaN.
 
 Each number is the maximum over {seeds} networks with different weights and 2 images each, in float32. The
 column of the logit comes from traces of the recorder, the column of any class from torch's
-autograd. `python -m benchmarks.completeness` writes this page.
+autograd. `make bench MODULE=completeness` writes this page.
 """
 
 

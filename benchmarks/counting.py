@@ -1,6 +1,6 @@
 """From capture files to counts: our code and the article's loop (counts_storage measures DynamoDB).
 
-``python -m benchmarks.counting --megabytes 1024`` runs the container on a gigabyte.
+``make bench MODULE=counting ARGS="--megabytes 1024"`` runs the container on a gigabyte.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Units follow from the items' sizes by DynamoDB's published rounding: a write is 1 unit per KB, 2 in a transaction; a
 consistent read is 1 unit per 4 KB and query ("DynamoDB item sizes and formats", "Read/write capacity mode").
-``python -m benchmarks.counts_storage --check`` compares them with what the embedded AWS returns as ConsumedCapacity.
+``make bench MODULE=counts_storage ARGS=--check`` compares them with what the embedded AWS returns as ConsumedCapacity.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Capture files for tests, and what the counting core is handed in unit tests."""
+"""Capture files for tests, and the dependencies of count_file in unit tests."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What `make build` left for AWS."""
+"""The output of `make build`."""
 
 import pytest
 
@@ -9,6 +9,6 @@ pytestmark = pytest.mark.skipif(not BUILT.is_dir(), reason="needs make build")
 
 
 def test_the_imaging_layer_is_small():
-    """Under 90 MB unzipped: it is what a cold start of the drawing waits for."""
+    """Under 90 MB unzipped, because a cold start of render_saliency loads it."""
     sizes = [path.stat().st_size for path in (BUILT / "ImagingLayer").rglob("*") if path.is_file()]
     assert 10e6 < sum(sizes) < 90e6

@@ -89,7 +89,7 @@ def test_start_monitor_starts_the_job_over_the_hour(stack, run):
     wait_for(lambda: f"{folder}constraint_violations.json" in keys(stack, folder))
 
 
-def test_swap_endpoint_swaps_and_tells(stack, run, inbox):
+def test_swap_endpoint_swaps_and_notifies(stack, run, inbox):
     run("swap_endpoint")
     wait_for(lambda: live(stack) == ("InService", stack.outputs["HookedConfig"]))
     assert incident(stack).state == "SWAPPING"
@@ -97,7 +97,7 @@ def test_swap_endpoint_swaps_and_tells(stack, run, inbox):
     assert "Class 14 predicted 80.50% of the time" in begun["Message"]
 
 
-def test_confirm_endpoint_replays_what_was_flagged(stack, run):
+def test_confirm_endpoint_replays_flagged_inputs(stack, run):
     run("confirm_endpoint")
     current = incident(stack)
     assert current.state == "HOOKED"
@@ -105,7 +105,7 @@ def test_confirm_endpoint_replays_what_was_flagged(stack, run):
     wait_for(lambda: len([k for k in keys(stack, "tensors/traffic-signs/") if "/index/" in k]) == 3)
 
 
-def test_render_saliency_draws_a_replayed_request(stack, run):
+def test_render_saliency_renders_a_replay(stack, run):
     (index, *_) = (k for k in keys(stack, "tensors/traffic-signs/") if "/index/" in k)
     path = ROOT / "events" / f"{invoke.EVENTS['render_saliency']}.json"
     text = path.read_text().replace(invoke.object_of("tensor-index-created"), index)
@@ -116,8 +116,8 @@ def test_render_saliency_draws_a_replayed_request(stack, run):
     read = stack.client("s3").get_object
     facts = json.loads(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.json")["Body"].read())
     assert facts["completeness"]["complete"]
-    with Image.open(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.png")["Body"]) as picture:
-        assert picture.format == "PNG"
+    with Image.open(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.png")["Body"]) as heatmap:
+        assert heatmap.format == "PNG"
 
 
 def test_restore_endpoint_restores_and_confirm_endpoint_reports(stack, run, inbox):

@@ -364,7 +364,7 @@ class TestComplete:
 
 
 def test_the_table_in_the_docs_names_every_network():
-    """docs/completeness.md, which ``python -m benchmarks.completeness`` writes."""
+    """docs/completeness.md, which ``make bench MODULE=completeness`` writes."""
     page = (Path(__file__).parents[2] / "docs" / "completeness.md").read_text()
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]

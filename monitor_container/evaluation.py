@@ -68,7 +68,7 @@ class Settings(CountingSettings):
 
     @property
     def window(self) -> Window | None:
-        """[start_time, end_time); None when they are not set."""
+        """The window from start_time to end_time, or None when they are not set."""
         start, end = _time(self.start_time), _time(self.end_time)
         return Window(start, end) if start and end else None
 
@@ -118,7 +118,7 @@ def read_replay_key(settings: Settings, opt_ml: Path) -> PublicKey | None:
 
 
 def read_pem(path: Path) -> PublicKey:
-    """Read the PEM file of a public key; raise BadInputError if it cannot be read."""
+    """Read the PEM file of a public key, or raise BadInputError."""
     try:
         return PublicKey.from_pem(path.read_bytes())
     except OSError as error:
@@ -167,7 +167,7 @@ def measure(
     Memory does not grow with the number or the size of the files.
 
     Raises:
-        SettingsError: a record carries a replay marker, and there is no replay key.
+        SettingsError: a record carries a replay marker, and the replay key is not set.
     """
     files = [(path, place) for path, place in files if place.variant not in settings.shadows]
     processes = min(processes or os.cpu_count() or 1, len(files))
@@ -195,7 +195,7 @@ def merged(tallies: Mapping[str, Tally]) -> tuple[Counts, Confidences]:
 
 
 def evaluate(settings: Settings, opt_ml: Path) -> str:
-    """Count, check and write the monitor files; return the exit message."""
+    """Write the monitor files of the captures and return the exit message."""
     window, baseline = settings.window, None
     if settings.baseline_statistics:
         path = _moved(settings.baseline_statistics, opt_ml)

@@ -124,7 +124,7 @@ def test_a_poison_message_fails_alone_and_says_why(aws, load_app, caplog):
     errors = [entry for entry in caplog.records if entry.name == "glassbox" and entry.exc_info]
     assert len(errors) == 10
     assert all(isinstance(entry.exc_info[1], BadInputError) for entry in errors)
-    assert "not the key of a capture file" in str(errors[0].exc_info[1])
+    assert "expected a capture file" in str(errors[0].exc_info[1])
     assert f"s3://{BUCKET}/" in str(errors[1].exc_info[1])
     assert "one of another endpoint" in str(errors[8].exc_info[1])
     assert r"gone\n\x1b[31m" in str(errors[9].exc_info[1])
@@ -149,7 +149,7 @@ def test_wrong_settings_stop_the_function_all_named(aws, load_app, monkeypatch):
         "COUNTS_TABLE is not set",
         "THRESHOLD='nan'",
         "NUM_CLASSES='0'",
-        "CLASS_PATH='a.' is no JMESPath",
+        "CLASS_PATH='a.': invalid JMESPath",
         "DRIFT_THRESHOLD needs BASELINE_STATISTICS",
     ):
         assert problem in str(error.value)

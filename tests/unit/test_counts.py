@@ -191,7 +191,7 @@ def test_a_split_file_counts_as_the_whole_one_did(records, cut):
 def test_it_does_not_matter_how_many_are_counted_at_a_time(records):
     def count(together):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("glassbox.monitoring.counts._TOGETHER", together)
+            patch.setattr("glassbox.monitoring.counts._BATCH", together)
             return tally(records, HOUR, low_confidence=0.5, within=Window(at(3), at(80)))
 
     one, many = count(1), count(1000)

@@ -342,14 +342,14 @@ def test_where_nothing_can_be_read_it_says_so_and_completes(job):
         ({"start_time": "2026-11-23T11:00:00Z"}, ["expected a time before end_time"]),
         ({"DRIFT_THRESHOLD": "0.1"}, ["DRIFT_THRESHOLD needs BASELINE_STATISTICS"]),
         ({"LOW_CONFIDENCE_THRESHOLD": "0.1"}, ["LOW_CONFIDENCE_THRESHOLD needs LOW_CONFIDENCE"]),
-        ({"CLASS_PATH": "a."}, ["CLASS_PATH='a.' is no JMESPath"]),
+        ({"CLASS_PATH": "a."}, ["CLASS_PATH='a.': invalid JMESPath"]),
         (
             {"THRESHOLD": "nan", "CLASS_PATH": "a.", "CONFIDENCE_PATH": "]", "DRIFT_THRESHOLD": "0.1"}
             | {"start_time": "yesterday", "end_time": "today", "LOW_CONFIDENCE_THRESHOLD": "0.1"},
             [
                 "THRESHOLD='nan'",
-                "CLASS_PATH='a.' is no JMESPath",
-                "CONFIDENCE_PATH=']' is no JMESPath",
+                "CLASS_PATH='a.': invalid JMESPath",
+                "CONFIDENCE_PATH=']': invalid JMESPath",
                 "DRIFT_THRESHOLD needs",
                 "LOW_CONFIDENCE_THRESHOLD needs",
                 "start_time: invalid ISO 8601 timestamp: 'yesterday'",
@@ -471,7 +471,7 @@ def test_memory_does_not_grow_with_the_files(job):
         text=True,
         check=True,
     )
-    assert "longer than 32 MiB" in result.stdout
+    assert "expected at most 32 MiB" in result.stdout
     assert int(result.stdout.rpartition("grown ")[2]) < 150
 
 

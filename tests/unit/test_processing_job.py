@@ -173,7 +173,7 @@ def test_network_and_volume_key_are_the_ones_that_are_given():
 
 @pytest.mark.parametrize("given", [{"SUBNET_IDS": "subnet-1"}, {"SECURITY_GROUP_IDS": "sg-1"}])
 def test_subnets_and_security_groups_need_each_other(given):
-    with pytest.raises(SettingsError, match="SUBNET_IDS and SECURITY_GROUP_IDS need each other"):
+    with pytest.raises(SettingsError, match="SUBNET_IDS needs SECURITY_GROUP_IDS"):
         from_env(MonitorSettings, ENVIRONMENT | given)
 
 
@@ -253,7 +253,7 @@ def test_the_volume_holds_the_files_and_a_reserve(gigabytes, volume):
 def test_an_hour_that_no_volume_holds_is_refused_in_words():
     jobs, files = FakeJobs(), [capture(10).replace("uuid", str(n)) for n in range(100)]
     message = (
-        r"2026-11-23 10:00 to 11:00 UTC: 100 capture files of 540 GB need a volume of 604 GB, expected at most 600 GB. "
+        r"2026-11-23 10:00 to 11:00 UTC: 100 capture files of 540 GB: expected a volume of at most 600 GB, got 604 GB. "
         "Lower SamplingPercentage"
     )
     with pytest.raises(BadInputError, match=message):
@@ -286,5 +286,5 @@ def test_job_names_are_short_and_one_per_endpoint_and_hour():
 def test_missing_settings_are_named_together():
     with pytest.raises(SettingsError) as error:
         from_env(MonitorSettings, {"THRESHOLD": "2", "CONFIDENCE_PATH": "a."})
-    for name in (*ENVIRONMENT, "THRESHOLD='2'", "CONFIDENCE_PATH='a.' is no JMESPath"):
+    for name in (*ENVIRONMENT, "THRESHOLD='2'", "CONFIDENCE_PATH='a.': invalid JMESPath"):
         assert name in str(error.value)

@@ -1,5 +1,5 @@
-"""Glassbox: watches an image classifier, reacts when it goes wrong, and shows why.
+"""Glassbox: detects drift and attacks on an image classifier, and explains the flagged predictions.
 
-The core. Nothing outside :mod:`glassbox.aws` knows boto3, and nothing here reads the clock, the environment
-or the network at import.
+This package is the core. Only :mod:`glassbox.aws` imports boto3. No module reads the clock, the environment or the
+network at import.
 """

@@ -71,7 +71,7 @@ def read_object(event: Mapping[str, Any]) -> S3Object:
 
 
 def event_time(event: Mapping[str, Any]) -> datetime:
-    """Return the ``time`` of an EventBridge event or a schedule's message in UTC, the same in every delivery.
+    """Return the ``time`` of an event or a schedule's message, the same in every delivery.
 
     Raises:
         BadInputError: the event has no valid time.

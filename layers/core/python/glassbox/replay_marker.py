@@ -5,10 +5,10 @@ A replay carries one custom attribute::
     glassbox=1.<purpose>.<incident>.<event id>.<option>.<body hash>.<signature>
 
 ======================  ==============================================================================
-purpose                 ``trace`` (the twin always traces it) or ``repair`` (answered, never traced)
+purpose                 ``trace`` (the twin always traces it) or ``repair`` (the twin answers it, never traces it)
 incident                the id of the incident that sends it; it begins with its opening time
 event id                ``[A-Za-z0-9-]{1,64}``, the event id of the captured request, or its hash
-option                  ``[A-Za-z0-9_-]{0,64}``, empty now
+option                  ``[A-Za-z0-9_-]{0,64}``, unused: empty
 body hash               the first 16 bytes of sha256(body), base64url without padding
 signature               RSASSA-PKCS1-v1_5 with SHA-256 (RFC 8017, 8.2) of everything before its dot, base64url
 ======================  ==============================================================================
@@ -60,10 +60,10 @@ class PublicKey:
 
     @classmethod
     def from_der(cls, der: bytes) -> Self:
-        """Read a SubjectPublicKeyInfo, as kms:GetPublicKey gives it.
+        """Read the SubjectPublicKeyInfo that kms:GetPublicKey returns.
 
         Raises:
-            BadInputError: it is not one of a 2,048 bit RSA key with the exponent 65537, byte for byte.
+            BadInputError: ``der`` is not that of a 2,048 bit RSA key with exponent 65537, byte for byte.
         """
         modulus = der[len(_DER_HEADER) : -len(_DER_TRAILER)]
         if der != _DER_HEADER + modulus + _DER_TRAILER or len(modulus) != _BYTES:
@@ -79,7 +79,7 @@ class PublicKey:
         """Read a PEM file (RFC 7468) that holds one ``PUBLIC KEY``.
 
         Raises:
-            BadInputError: as :meth:`from_der`, or it is no such file.
+            BadInputError: as :meth:`from_der`, or ``pem`` is not such a file.
         """
         text = pem.decode("ascii", "replace") if isinstance(pem, bytes) else pem
         match = re.fullmatch(
@@ -98,10 +98,10 @@ class PublicKey:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Read the modulus as :attr:`text` gives it.
+        """Read :attr:`text`.
 
         Raises:
-            BadInputError: it is not 342 characters of base64url, or no modulus of 2,048 bits.
+            BadInputError: ``text`` is not 342 characters of base64url, or not a modulus of 2,048 bits.
         """
         modulus = _decoded(text)
         if modulus is None or len(modulus) != _BYTES:
@@ -119,7 +119,7 @@ class PublicKey:
 
     @property
     def text(self) -> str:
-        """The modulus, 342 characters of base64url: it fits into an environment variable of a model."""
+        """The modulus as 342 characters of base64url, for an environment variable of a model."""
         return _encoded(self.modulus.to_bytes(_BYTES, "big"))
 
     @property
@@ -133,11 +133,11 @@ class PublicKey:
     def verifies(self, message: bytes, signature: bytes) -> bool:
         """Return whether ``signature`` is the RSASSA-PKCS1-v1_5 signature (SHA-256) of ``message``.
 
-        The decrypted block is compared whole with the only valid one, and never parsed: parsers that accept other
-        paddings accept forgeries (Bleichenbacher 2006).
+        The decrypted block must equal the only valid one. It is never parsed: parsers that accept other paddings
+        accept forgeries (Bleichenbacher 2006).
         """
         number = int.from_bytes(signature, "big")
-        # a number of modulus or more would be reduced, and then a signature had a second form
+        # a number of at least the modulus would be reduced, which gives a signature a second form
         if len(signature) != _BYTES or number >= self.modulus:
             return False
         expected = _PADDING + hashlib.sha256(message).digest()
@@ -145,7 +145,7 @@ class PublicKey:
 
 
 class ReplayMarker(NamedTuple):
-    """What a verified marker states about its request."""
+    """The parts of a verified marker."""
 
     purpose: str
     incident: str
@@ -157,10 +157,10 @@ def write_marker(marker: ReplayMarker, body: bytes, sign: Callable[[bytes], byte
     """Return the custom attribute that marks ``body`` as a replay, at most 578 characters.
 
     Args:
-        sign: gives the RSASSA-PKCS1-v1_5 signature (SHA-256) of a message, 256 bytes.
+        sign: returns the RSASSA-PKCS1-v1_5 signature (SHA-256) of a message, 256 bytes.
 
     Raises:
-        ValueError: a part of the marker has another form than the module describes.
+        ValueError: a part of the marker has another form than in the table above.
     """
     purpose, incident, event_id, option = marker
     text = f"1.{purpose}.{incident}.{event_id}.{option}.{_body_hash(body)}"
@@ -171,7 +171,7 @@ def write_marker(marker: ReplayMarker, body: bytes, sign: Callable[[bytes], byte
 
 
 def marker_event_id(event_id: str) -> str:
-    """Return the event id as a marker holds it: as it is where it has the form, otherwise its hash (32 characters)."""
+    """Return an event id in the form of a marker, hashed (32 characters) if it differs."""
     if _EVENT_ID.fullmatch(event_id):
         return event_id
     return hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -189,16 +189,16 @@ def verified_marker(
     now: datetime,
     key: KeySource,
 ) -> ReplayMarker | None:
-    """Return the marker of a request if it proves that the stack sent it, otherwise None.
+    """Return the marker of a request if it proves that the stack sent the request, else None.
 
-    A request with more than one marker has none: which of them counts must not depend on their order.
+    Several markers verify as none, so the result cannot depend on their order.
 
     Args:
-        custom_attributes: of a request, comma-separated, or several such texts, as a capture may hold them.
-        body: of the request; None where it is not known, then the marker is not bound to it.
-        now: when the request came, UTC.
-        key: gives the public key; called only for a marker that is valid apart from its signature. Where it gives
-            None, no marker verifies.
+        custom_attributes: of a request, comma-separated, or several such texts, as in a capture record.
+        body: of the request; None if it was not captured: then the marker does not bind it.
+        now: the time of the request, UTC.
+        key: returns the public key; called only for a marker that is valid apart from its signature. With None, no
+            marker verifies.
     """
     markers = _markers(custom_attributes)
     match = _MARKER.fullmatch(markers[0]) if len(markers) == 1 else None
@@ -214,7 +214,7 @@ def verified_marker(
 
 
 def own_attributes(custom_attributes: str | list[str] | None) -> list[str]:
-    """Return the caller's own attributes: all but those whose name begins with ``glassbox``."""
+    """Return the caller's own attributes, whose names do not begin with ``glassbox``."""
     return [part for part in _parts(custom_attributes) if not part.lower().startswith(ATTRIBUTE)]
 
 
@@ -227,9 +227,9 @@ def _is_current(incident: str, now: datetime) -> bool:
 
 
 def _markers(custom_attributes: str | list[str] | None) -> list[str]:
-    """The values of all attributes that are called ``glassbox``."""
+    """Return the values of all attributes of the name ``glassbox``."""
     given = [custom_attributes] if isinstance(custom_attributes, str) else custom_attributes or []
-    if not any(ATTRIBUTE in one for one in given):  # as for nearly every captured record
+    if not any(ATTRIBUTE in one for one in given):  # the usual case
         return []
     pairs = (part.partition("=") for part in _parts(given))
     return [value.strip() for name, equals, value in pairs if equals and name.strip() == ATTRIBUTE]
@@ -249,7 +249,7 @@ def _encoded(data: bytes) -> str:
 
 
 def _decoded(text: str) -> bytes | None:
-    """Base64url without padding; None for anything that :func:`_encoded` would not give."""
+    """Decode base64url without padding; return None for text that :func:`_encoded` cannot return."""
     try:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except ValueError:

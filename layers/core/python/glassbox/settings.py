@@ -46,7 +46,7 @@ def names(listed: str) -> frozenset[str]:
 def setting(
     default: Any = dataclasses.MISSING, *, within: tuple[float | None, float | None] = (None, None)
 ) -> Any:
-    """Define a field with a default, or with bounds (both inclusive; None leaves that side open)."""
+    """Define a field with a default, or with inclusive bounds (None is unbounded)."""
     return dataclasses.field(default=default, metadata={"within": within})
 
 

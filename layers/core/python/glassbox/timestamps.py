@@ -11,9 +11,10 @@ _SHOWN_CHARACTERS = 80
 
 @functools.lru_cache(maxsize=4096)  # a capture file repeats its timestamps
 def parse_timestamp(text: str) -> datetime:
-    """Return an ISO 8601 timestamp in UTC; one without an offset is UTC.
+    """Return an ISO 8601 timestamp in UTC.
 
-    Spaces inside are ignored: a sample in AWS's container contract prints ``2026-11-23T10: 20: 00Z``.
+    A timestamp without an offset is UTC. Spaces inside are ignored: a sample in AWS's container contract prints
+    ``2026-11-23T10: 20: 00Z``.
 
     Raises:
         ValueError: ``text`` is not an ISO 8601 timestamp, or outside the years 2000 to 2199.
@@ -33,5 +34,9 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def parse_hour(path: str) -> datetime:
-    """Return the hour that ``yyyy/mm/dd/hh``, a part of an S3 key, names; raises as :func:`parse_timestamp`."""
+    """Return the hour of ``yyyy/mm/dd/hh``, the folders in an S3 key.
+
+    Raises:
+        ValueError: as :func:`parse_timestamp`.
+    """
     return parse_timestamp(path.replace("/", "-", 2).replace("/", "T"))

@@ -40,7 +40,10 @@ class Violation:
     predicted_class: PredictedClass | None = None
 
     def is_duplicate_of(self, other: "Violation") -> bool:
-        """Return whether both report the same check (``monitor`` matches any) for overlapping windows."""
+        """Return whether both report the same check for overlapping windows.
+
+        ``monitor`` matches any check; an operator's violation is a duplicate of itself only.
+        """
         if OPERATOR_CHECK in (self.check, other.check):
             return self == other
         same_check = self.check == other.check or MONITOR_CHECK in (self.check, other.check)

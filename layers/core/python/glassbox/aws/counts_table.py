@@ -47,7 +47,7 @@ class CountsTable:
         self._client, self._table = client, table
 
     def add(self, file: str, variant_key: str, slots: Mapping[datetime, Counts]) -> bool:
-        """Add the counts of one file to every item it touches; return False for a duplicate.
+        """Add the counts of one file to every item that it touches, each once.
 
         ::
 
@@ -61,6 +61,9 @@ class CountsTable:
         Args:
             file: the identity of the file: bucket, key and etag.
             variant_key: ``<endpoint>/<variant>``.
+
+        Returns:
+            False when all items had counted the file before.
 
         Raises:
             BadInputError: an item would exceed 400 KB, so DynamoDB refuses every retry.
@@ -93,7 +96,7 @@ class CountsTable:
         return [violation for violation in found if violation.window.overlaps(window)]
 
     def record(self, variant_key: str, verdict: Verdict) -> None:
-        """Record a published violation; recording it again changes nothing."""
+        """Record a published violation (idempotent)."""
         item = {
             "pk": {"S": variant_key},
             "sk": {"S": f"{_text(verdict.window.start)}#{verdict.check}"},
@@ -158,7 +161,7 @@ class CountsTable:
 
 
 def shard(file_id: bytes) -> int:
-    """Return the shard of a file: 0 to SHARDS - 1, by its id."""
+    """Return the shard of a file by its id, 0 to SHARDS - 1."""
     return file_id[0] % SHARDS
 
 

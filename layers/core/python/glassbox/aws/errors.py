@@ -16,7 +16,7 @@ _DENIED_TEXTS = ("is not authorized to perform", "kms key", "kms:")
 
 
 def code_of(error: Exception) -> str:
-    """Return the service's error code; empty when no service has answered."""
+    """Return the service's error code, or an empty text when no service has answered."""
     return str(error.response["Error"].get("Code", "")) if isinstance(error, ClientError) else ""
 
 
@@ -51,7 +51,7 @@ def translate(
 def translated(
     what: str = "", *, bad: Collection[str] = (), conflict: Collection[str] = ()
 ) -> Iterator[None]:
-    """Raise Glassbox's error for one of AWS_ERRORS in the block; see :func:`translate`."""
+    """Raise what :func:`translate` returns for one of AWS_ERRORS in the block."""
     try:
         yield
     except AWS_ERRORS as error:

@@ -31,7 +31,7 @@ class Objects:
             yield from body.iter_chunks(CHUNK_BYTES)
 
     def get(self, bucket: str, key: str, at_most: int = 64 << 20) -> bytes:
-        """Return the whole body; raise BadInputError if it exceeds ``at_most`` bytes."""
+        """Return the whole body, or raise BadInputError beyond ``at_most`` bytes."""
         answer = self._call("get_object", Bucket=bucket, Key=key)
         if answer["ContentLength"] > at_most:
             raise BadInputError(
@@ -41,7 +41,7 @@ class Objects:
             return cast("bytes", answer["Body"].read())
 
     def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None:
-        """Write one object; writing it again changes nothing."""
+        """Write one object (idempotent)."""
         self._call("put_object", Bucket=bucket, Key=key, Body=body, ContentType=content_type)
 
     def folders(self, bucket: str, prefix: str) -> list[str]:
@@ -56,7 +56,7 @@ class Objects:
             request["ContinuationToken"] = page["NextContinuationToken"]
 
     def listed(self, bucket: str, prefix: str) -> Iterator[tuple[str, int, datetime]]:
-        """Yield key, size in bytes and time of writing of every object below ``prefix``, sorted by key."""
+        """Yield key, size in bytes and time of the last write of each object, sorted by key."""
         request = {"Bucket": bucket, "Prefix": prefix}
         while True:
             page = self._call("list_objects_v2", **request)
@@ -68,7 +68,7 @@ class Objects:
             request["ContinuationToken"] = page["NextContinuationToken"]
 
     def sizes(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-        """Yield key and size in bytes of every object below ``prefix``, sorted by key."""
+        """Yield key and size in bytes of each object below ``prefix``, sorted by key."""
         return ((key, size) for key, size, _ in self.listed(bucket, prefix))
 
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:

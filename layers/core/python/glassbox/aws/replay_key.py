@@ -26,7 +26,7 @@ class ReplayKey:
         return signature
 
     def public(self) -> PublicKey:
-        """Return the public key, read once; a failure is not remembered.
+        """Return the public key and cache it.
 
         Raises:
             BadInputError: the key is not an RSA_2048 key.

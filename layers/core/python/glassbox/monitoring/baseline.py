@@ -40,7 +40,10 @@ class _Statistics(msgspec.Struct):
 
 
 def fetch_baseline(uri: str | None, objects: Objects) -> dict[PredictedClass, int] | None:
-    """Return the predictions per class in the statistics.json at ``s3://bucket/key``; None without a URI.
+    """Return the predictions per class in the statistics.json at a URI.
+
+    Args:
+        uri: ``s3://bucket/key``; None returns None.
 
     Raises:
         SettingsError: the URI has another form.

@@ -1,8 +1,8 @@
 """Data capture: the lines of a capture file -> records of predictions.
 
-The record is that of the SageMaker developer guide, "Capture data from real-time endpoint": a JSON object a line,
-each side encoded for itself. Only what counting needs is decoded: the output, the time of the inference and the
-custom attributes. The input is decoded only where the request carries a replay marker, which is bound to the body.
+SageMaker developer guide, "Capture data from real-time endpoint": one JSON object per line, input and output encoded
+separately. Counting decodes the output, the time of the inference and the custom attributes; it decodes the input only
+of a request with a replay marker, which signs the body.
 """
 
 import base64
@@ -22,15 +22,18 @@ from glassbox.monitoring.response import Prediction, ResponseParser, UnreadableE
 from glassbox.replay_marker import KeySource, is_marked, verified_marker
 from glassbox.timestamps import parse_hour, parse_timestamp
 
-CHUNK_BYTES = 1 << 16  # larger pieces come from fresh pages, which costs more than the calls it saves
-LINE_BYTES = 32 << 20  # two bodies of 6 MiB (InvokeEndpoint's limit), escaped or in base64, fit
+CHUNK_BYTES = 1 << 16  # larger chunks need fresh memory pages, which cost more than the saved calls
+LINE_BYTES = 32 << 20  # fits two bodies of 6 MiB (InvokeEndpoint's limit), escaped or in base64
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A captured inference: its time (ISO 8601, as captured) and one prediction per sample of the batch.
+    """A captured inference.
 
-    A replay, whose marker verifies, has no predictions: it is not traffic. ``forged``: it carries a marker that does
-    not verify, and is ordinary traffic.
+    Attributes:
+        time: as captured, ISO 8601.
+        predictions: one per sample of the batch; none of a replay, which is not traffic.
+        replayed: the record carries a replay marker that verifies.
+        forged: the record carries a replay marker that does not verify, and counts as traffic.
     """
 
     time: str
@@ -40,7 +43,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unreadable(NamedTuple):
-    """A line that cannot be counted: where it is and why; its time where at least that can be read."""
+    """A line that cannot be counted, with the reason, and its time if that is readable."""
 
     source: str
     line: int
@@ -58,16 +61,16 @@ def read(
     parser: ResponseParser | None = None,
     replay_key: KeySource | None = None,
 ) -> Iterator[Record | Unreadable]:
-    """Read a capture file from its bytes, in pieces of any size; memory does not grow with the file.
+    """Read a capture file from chunks of any size, in constant memory.
 
     Args:
-        chunks: the bytes, for instance of :func:`chunks`.
-        source: the file's name, for what is said about unreadable lines.
-        parser: reads the responses; None understands the usual forms.
-        replay_key: gives the public key that replay markers verify with; None takes every request as traffic.
+        chunks: the bytes, for example of :func:`chunks`.
+        source: the file's name for :class:`Unreadable`.
+        parser: parses the responses; None reads the usual forms.
+        replay_key: returns the public key of the replays; None counts every request as traffic.
 
     Raises:
-        RetryableError: the key cannot be read now. Nothing must be counted then.
+        RetryableError: the key cannot be read now; the caller must not count the file.
     """
     parser = parser or ResponseParser()
     for number, line in enumerate(lines(chunks), 1):
@@ -79,13 +82,13 @@ def read(
 
 
 def chunks(file: IO[bytes]) -> Iterator[bytes]:
-    """The bytes of a file, in pieces."""
+    """Yield the bytes of a file in chunks."""
     return iter(functools.partial(file.read, CHUNK_BYTES), b"")
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
-    """The lines without their ends; None stands for one that is longer than LINE_BYTES."""
-    pieces: list[memoryview] = []  # of a line that spans chunks, copied once: an image fills a chunk
+    """Yield the lines without their ends, or None for a line of more than LINE_BYTES."""
+    pieces: list[memoryview] = []  # of a line over several chunks, so that its bytes are copied once
     size = 0
     for chunk in chunks:
         first, last, view = chunk.find(b"\n"), chunk.rfind(b"\n"), memoryview(chunk)
@@ -103,7 +106,7 @@ def lines(chunks: Iterable[bytes]) -> Iterator[bytes | None]:
         yield b"".join(pieces) if size <= LINE_BYTES else None
 
 
-# What is decoded of a line; what is not named here is skipped.
+# The members of a line that are decoded; msgspec skips all others.
 
 
 class _Output(msgspec.Struct, gc=False, rename="camel"):
@@ -126,13 +129,13 @@ class _Captured(msgspec.Struct, gc=False, rename="camel"):
     event_metadata: _EventMetadata
 
 
-# Of a line that is no capture record, its time at least: a record without one is counted under its neighbour's slot.
-class _Moment(msgspec.Struct, gc=False, rename="camel"):
+# The time alone, for an invalid record: a record without a time counts in the slot of the previous one.
+class _InferenceTime(msgspec.Struct, gc=False, rename="camel"):
     inference_time: Annotated[str, msgspec.Meta(max_length=40)]
 
 
 class _Timed(msgspec.Struct, gc=False, rename="camel"):
-    event_metadata: _Moment
+    event_metadata: _InferenceTime
 
 
 class _Input(msgspec.Struct, gc=False):
@@ -153,14 +156,17 @@ _INPUT = msgspec.json.Decoder(_CapturedInput)
 
 
 def read_line(line: bytes | None, parser: ResponseParser, replay_key: KeySource | None = None) -> Record:
-    """Read one line of a capture file, None for one that was too long.
+    """Read one line of a capture file.
+
+    Args:
+        line: None for a line of more than LINE_BYTES.
 
     Raises:
-        UnreadableError: why it cannot be counted.
+        UnreadableError: the line cannot be counted.
         RetryableError: the replay key cannot be read now.
     """
     if line is None:
-        raise UnreadableError(f"longer than {LINE_BYTES >> 20} MiB")
+        raise UnreadableError(f"line: expected at most {LINE_BYTES >> 20} MiB, got more")
     try:
         captured = _LINE.decode(line)
     except (ValueError, RecursionError) as error:
@@ -176,7 +182,7 @@ def read_line(line: bytes | None, parser: ResponseParser, replay_key: KeySource 
         return Record(time, (), True)
     try:
         if output is None:
-            raise UnreadableError("the record has no output")
+            raise UnreadableError("captureData.endpointOutput: expected an object, got none")
         if output.data is None or output.encoding is None:
             missing = "data" if output.data is None else "encoding"
             raise UnreadableError(f"endpointOutput.{missing}: expected text, got none")
@@ -188,7 +194,7 @@ def read_line(line: bytes | None, parser: ResponseParser, replay_key: KeySource 
 
 
 def _time_of(line: bytes) -> str | None:
-    """The time of a line that is no capture record, where it can be read."""
+    """Return the time of a line that is not a valid capture record, if it is readable."""
     try:
         time = _TIMED.decode(line).event_metadata.inference_time
         parse_timestamp(time)
@@ -198,7 +204,7 @@ def _time_of(line: bytes) -> str | None:
 
 
 def _is_replay(line: bytes, metadata: _EventMetadata, replay_key: KeySource | None) -> bool:
-    """Whether the marker of a record verifies. An input that was not captured leaves signature and age."""
+    """Return whether the marker of a record verifies; without the input, by its signature and age alone."""
     try:
         captured = _INPUT.decode(line).capture_data.endpoint_input
         body = (
@@ -214,12 +220,12 @@ def _is_replay(line: bytes, metadata: _EventMetadata, replay_key: KeySource | No
 
 
 def input_body(data: str, encoding: str | None) -> bytes:
-    """Return a captured body: decoded from BASE64, otherwise its text as UTF-8.
+    """Return a captured body, decoded from BASE64 or encoded as UTF-8.
 
-    Whether AWS captures text byte for byte is not documented; ``make smoke`` checks it.
+    AWS does not document that it captures text byte for byte; ``make smoke`` checks it.
 
     Raises:
-        ValueError: it is not base64, or holds half of a surrogate pair.
+        ValueError: ``data`` is not base64, or holds half of a surrogate pair.
     """
     if encoding != "BASE64":
         return data.encode()
@@ -231,7 +237,7 @@ def input_body(data: str, encoding: str | None) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureFolder:
-    """Settings: the folder of the watched endpoint's capture files."""
+    """Settings of the folder of the watched endpoint's capture files."""
 
     endpoint_name: str
     capture_prefix: str
@@ -244,13 +250,13 @@ class CaptureFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureLocation(CaptureFolder):
-    """Settings: the bucket and the folder of the watched endpoint's capture files."""
+    """Settings of the bucket and the folder of the watched endpoint's capture files."""
 
     capture_bucket: str
 
 
 class CaptureFile(NamedTuple):
-    """A capture object: whose predictions it holds, and the hour its directory names."""
+    """The endpoint, the variant and the hour in the key of a capture file."""
 
     endpoint: str
     variant: str
@@ -258,7 +264,7 @@ class CaptureFile(NamedTuple):
 
     @property
     def variant_key(self) -> str:
-        """What its predictions are counted under."""
+        """The key of the variant's counts, ``<endpoint>/<variant>``."""
         return f"{self.endpoint}/{self.variant}"
 
 
@@ -269,19 +275,20 @@ _KEY = re.compile(
 
 
 def read_key(key: str, folder: str | None = None) -> CaptureFile:
-    """Read ``<prefix>/<endpoint>/<variant>/yyyy/mm/dd/hh/<file>.jsonl``; the prefix may be empty or hold slashes.
+    """Read the key ``<prefix>/<endpoint>/<variant>/yyyy/mm/dd/hh/<file>.jsonl``.
 
     Args:
-        folder: ``<prefix>/<endpoint>`` of the watched endpoint; None takes the files of every endpoint.
+        key: its prefix may be empty or contain slashes.
+        folder: ``<prefix>/<endpoint>`` of the watched endpoint; None accepts the files of every endpoint.
 
     Raises:
-        BadInputError: the key is of another form, or outside ``folder``.
+        BadInputError: the key has another form, or is outside ``folder``.
     """
     if match := _KEY.fullmatch(key) if isinstance(key, str) else None:
         if folder is not None and key[: match.end("endpoint")] != folder:
             raise BadInputError(
-                f"{key}: expected a capture file below {folder}/<variant>/, got one of another endpoint"
+                f"{key}: expected a capture file below {folder}/<variant>/, got one of another endpoint or prefix"
             )
         with contextlib.suppress(ValueError):
             return CaptureFile(match["endpoint"], match["variant"], parse_hour(match["hour"]))
-    raise BadInputError(f"{key}: not the key of a capture file (…/endpoint/variant/yyyy/mm/dd/hh/name.jsonl)")
+    raise BadInputError(f"{key}: expected a capture file (…/endpoint/variant/yyyy/mm/dd/hh/name.jsonl)")

@@ -25,7 +25,7 @@ _CERTAINLY_UNREADABLE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds(ResponseSettings):
-    """The bounds of the checks; the template, the function and the monitor container share the names.
+    """The bounds of the checks, named as in the template and the monitor container.
 
     Shares are 0..1. ``drift_threshold`` is a Jensen-Shannon distance (base 2, 0..1). None turns a check off.
     """
@@ -37,7 +37,7 @@ class Bounds(ResponseSettings):
     drift_threshold: float | None = setting(None, within=(0, 1))
 
     def problems(self) -> Iterator[str]:
-        """Yield what is wrong between the variables; see :mod:`glassbox.settings`."""
+        """Yield what is wrong between the variables."""
         if self.low_confidence_threshold is not None and self.low_confidence is None:
             yield "LOW_CONFIDENCE_THRESHOLD needs LOW_CONFIDENCE, the probability below which a prediction counts"
 
@@ -113,7 +113,7 @@ def check_window(
 
 
 def class_share(counts: Counts, window: Window, bounds: Bounds) -> Verdict:
-    """Check the share of the most predicted class: more than THRESHOLD is a violation."""
+    """Check that the share of the most predicted class is at most THRESHOLD."""
     if counts.sample_size < bounds.min_predictions:
         return _not_enough(CLASS_SHARE, bounds.threshold, counts.sample_size, "predictions", window, bounds)
     # of equally frequent classes the first by name, so that the function and the container name the same class
@@ -190,7 +190,7 @@ def drift(
 def unreadable_share(
     counts: Counts, window: Window, bounds: Bounds, *, window_closed: bool = False
 ) -> Verdict:
-    """Check the share of unreadable records: more than UNREADABLE_THRESHOLD is a violation.
+    """Check that the share of unreadable records is at most UNREADABLE_THRESHOLD.
 
     Three records are enough when the window is closed and all of them are unreadable.
     """

@@ -28,7 +28,7 @@ from glassbox.violation import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE
 
 @dataclass(frozen=True, kw_only=True)
 class CountingSettings(Bounds):
-    """How captured responses are read and checked, by the function and by the monitor container."""
+    """How the function and the monitor container read and check captured responses."""
 
     baseline_statistics: str | None = None
 
@@ -75,13 +75,13 @@ class Counted:
 
     @property
     def counts(self) -> Counts:
-        """The counts of the whole file for its metrics; expired records are unreadable."""
+        """The counts of the whole file for its metrics, expired records as unreadable."""
         return total((self.tally.counts, Counts(unreadable=self.expired)))
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The verdicts of the window that ends with the file's latest slot, and the violations published now."""
+    """The verdicts of the window up to the file's latest slot, and the published violations."""
 
     verdicts: list[Verdict]
     violations: list[Verdict]

@@ -1,8 +1,8 @@
 """Records -> counts per window.
 
-Counts are kept per **slot**, the ten minutes of the event time (UTC). They are judged per **window**: WINDOW_HOURS
-that start at any slot (a hopping window), so that a burst around the full hour lies whole in one of them. The clock
-hour is the window of one hour that starts at :00, a plain sum of six slots.
+Counts are stored per **slot**, ten minutes of event time (UTC), and checked per **window**: WINDOW_HOURS from the start
+of any slot (a hopping window), so one of them contains a burst around the full hour completely. The clock hour is the
+one-hour window that starts at :00, the sum of six slots.
 """
 
 import functools
@@ -21,16 +21,14 @@ from glassbox.settings import names, setting
 from glassbox.timestamps import parse_timestamp
 
 SLOT = timedelta(minutes=10)
-WINDOW = timedelta(hours=1)  # of the hourly monitor; count_predictions judges windows of WINDOW_HOURS
+WINDOW = timedelta(hours=1)  # of the monitor container; WINDOW_HOURS is that of count_predictions
 LONGEST_WINDOW = timedelta(hours=24)
-RETENTION = timedelta(
-    days=90
-)  # of the counts, from the start of their slot; a file that arrives later is refused
+RETENTION = timedelta(days=90)  # of the counts, from the start of their slot; later records do not count
 MAX_CLASSES = 10_000
 UNKNOWN = "unknown"
-EXAMPLES = 20  # unreadable lines that are told one by one
+EXAMPLES = 20  # unreadable lines in the log of a file
 BUCKETS = 10  # of the confidences
-_TOGETHER = 256  # records that are counted at a time
+_BATCH = 256  # records that are counted together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ class ResponseSettings:
 
     @property
     def shadows(self) -> frozenset[str]:
-        """The shadow variants, whose responses no client gets (SHADOW_VARIANTS, separated by commas)."""
+        """The variants in SHADOW_VARIANTS, whose responses no client gets."""
         return names(self.shadow_variants)
 
 
@@ -68,39 +66,39 @@ class Window:
     start: datetime
     end: datetime
 
-    def __contains__(self, moment: datetime) -> bool:
-        return self.start <= moment < self.end
+    def __contains__(self, time: datetime) -> bool:
+        return self.start <= time < self.end
 
     def __str__(self) -> str:
         day = "%Y-%m-%d " if self.end - self.start >= timedelta(days=1) else ""
         return f"{self.start:%Y-%m-%d %H:%M} to {self.end:{day}%H:%M} UTC"
 
     def overlaps(self, other: "Window") -> bool:
-        """Whether the two have a moment in common."""
+        """Return whether the two windows overlap."""
         return self.start < other.end and other.start < self.end
 
 
-def slot_start(moment: datetime) -> datetime:
-    """The start of the slot that ``moment`` lies in."""
-    return moment.replace(minute=moment.minute // 10 * 10, second=0, microsecond=0)
+def slot_start(time: datetime) -> datetime:
+    """Return the start of the slot that contains ``time``."""
+    return time.replace(minute=time.minute // 10 * 10, second=0, microsecond=0)
 
 
 def windows(slots: Iterable[datetime], length: timedelta) -> list[Window]:
-    """Return every window of ``length`` that holds one of the slots, the latest first."""
+    """Return every window of ``length`` that contains one of the slots, the latest first."""
     starts = {slot - n * SLOT for slot in slots for n in range(length // SLOT)}
     return [Window(start, start + length) for start in sorted(starts, reverse=True)]
 
 
 @dataclass
 class Counts:
-    """What was counted in a span of time. Adding two spans adds every number.
+    """The counts of a span of time, which add up.
 
     Attributes:
         classes: predictions per class.
-        with_confidence: predictions whose confidence is known; ``low_confidence`` of them were under LOW_CONFIDENCE.
-        records: readable records of live traffic (a batch is one record); ``unreadable`` ones come on top.
-        replayed: records of replayed requests, part of none of the other numbers.
-        forged: records with a replay marker that does not verify. They are ordinary traffic, counted above too.
+        with_confidence: predictions with a confidence; ``low_confidence`` of them are below LOW_CONFIDENCE.
+        records: readable records of traffic (a batch is one record), without the ``unreadable`` ones.
+        replayed: records of replayed requests, in none of the other numbers.
+        forged: records with a replay marker that does not verify; they count as traffic, too.
     """
 
     classes: Counter[PredictedClass] = field(default_factory=Counter)
@@ -113,14 +111,14 @@ class Counts:
 
     @property
     def sample_size(self) -> int:
-        """Return the number of predictions."""
+        """The number of predictions."""
         return self.classes.total()
 
     def add(self, records: Sequence[Record | Unreadable], low_confidence: float | None) -> list[float]:
-        """Count some records, many at a time, which is several times faster than one by one.
+        """Count records together, which is several times faster than one by one.
 
         Returns:
-            The confidences that are known.
+            The confidences of the predictions that have one.
         """
         readable = [record for record in records if isinstance(record, Record)]
         live = [record for record in readable if not record.replayed]
@@ -148,7 +146,7 @@ class Counts:
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """The sum; none of the summands is changed."""
+    """Return the sum of some counts."""
     result = Counts()
     for part in counts:
         result += part
@@ -157,7 +155,7 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 @dataclass
 class Confidences:
-    """The confidences (0..1) of many predictions in constant space: moments, and ten equal buckets."""
+    """Sums and ten equal buckets of many confidences (0..1), in constant memory."""
 
     sample_size: int = 0
     sum: float = 0.0
@@ -167,7 +165,7 @@ class Confidences:
     buckets: list[int] = field(default_factory=lambda: [0] * BUCKETS)
 
     def add(self, values: Sequence[float]) -> None:
-        """Take note of some confidences."""
+        """Add confidences."""
         self.sample_size += len(values)
         self.sum += sum(values)
         self.squares += sum([value * value for value in values])
@@ -187,7 +185,7 @@ class Confidences:
 
 @dataclass
 class Tally:
-    """The counts of some files per slot, their confidences, and the first few unreadable lines as examples."""
+    """Counts per slot, confidences, and the first EXAMPLES unreadable lines."""
 
     slots: dict[datetime, Counts] = field(default_factory=dict)
     confidences: Confidences = field(default_factory=Confidences)
@@ -195,7 +193,7 @@ class Tally:
 
     @property
     def counts(self) -> Counts:
-        """The counts of all slots together."""
+        """The sum of all slots."""
         return total(self.slots.values())
 
     def __iadd__(self, other: "Tally") -> Self:
@@ -217,17 +215,17 @@ def tally(
     """Count the records of one file.
 
     Args:
-        hour: the hour of the file's directory. An unreadable line has no time of its own at worst: it is counted
-            where the line before it was, or at the start of this hour.
-        low_confidence: a prediction less probable than this is low (None counts none).
-        num_classes: the number of classes. Any other number is counted as ``unknown``, and names are unknown too;
-            None knows every name and the numbers below MAX_CLASSES.
-        within: leaves out what lies outside.
+        hour: the hour of the file's folder. An unreadable line without a time counts in the slot of the previous
+            line, or at the start of this hour.
+        low_confidence: the probability below which a prediction counts as low; None counts none.
+        num_classes: the number of classes. All other numbers, and all names, count as ``unknown``. With None, names
+            and the numbers below MAX_CLASSES are classes.
+        within: records outside are left out.
     """
     result = Tally(defaultdict(Counts))
     slot = slot_start(hour) if within is None or hour in within else None
     records = iter(records)
-    while some := list(itertools.islice(records, _TOGETHER)):
+    while some := list(itertools.islice(records, _BATCH)):
         slots = {
             time: _slot(time) if within is None or parse_timestamp(time) in within else None
             for time in {record.time for record in some}
@@ -238,9 +236,7 @@ def tally(
             if slot:
                 counts = result.slots[slot]
                 result.confidences.add(counts.add(neighbours, low_confidence))
-                if (
-                    len(counts.classes) > 2 * MAX_CLASSES
-                ):  # names without end: folded before they fill the memory
+                if len(counts.classes) > 2 * MAX_CLASSES:  # merged before unlimited names fill the memory
                     counts.classes = _known(counts.classes, num_classes)
                 bad = [record for record in neighbours if isinstance(record, Unreadable)]
                 result.examples += bad[: EXAMPLES - len(result.examples)]
@@ -252,8 +248,8 @@ def tally(
 def _groups(
     records: Sequence[Record | Unreadable], slots: Mapping[str, datetime | None], slot: datetime | None
 ) -> Iterator[tuple[datetime | None, Sequence[Record | Unreadable]]]:
-    """Neighbours of one slot together; a record without a time is where the one before it was, at first ``slot``."""
-    if set(slots.values()) <= {slot}:  # as nearly always
+    """Group consecutive records by slot; a record without a time is in the slot of the previous one."""
+    if set(slots.values()) <= {slot}:  # the usual case
         yield slot, records
         return
 
@@ -275,13 +271,13 @@ def _known(counted: Mapping[PredictedClass, int], num_classes: int | None) -> Co
     """Return the counts of the first MAX_CLASSES known classes, and UNKNOWN for all others together."""
     known: Counter[PredictedClass] = Counter()
     for predicted_class, count in counted.items():
-        room = len(known) < MAX_CLASSES or predicted_class in known
-        known[predicted_class if room and is_known(predicted_class, num_classes) else UNKNOWN] += count
+        fits = len(known) < MAX_CLASSES or predicted_class in known
+        known[predicted_class if fits and is_known(predicted_class, num_classes) else UNKNOWN] += count
     return known
 
 
 def is_known(predicted_class: PredictedClass, num_classes: int | None) -> bool:
-    """Whether it is one of ``num_classes`` classes; None knows every name and the numbers below MAX_CLASSES."""
+    """Return whether a class is one of ``num_classes`` as in :func:`tally`."""
     if isinstance(predicted_class, int):
         return 0 <= predicted_class < (num_classes or MAX_CLASSES)
     return num_classes is None

@@ -1,4 +1,4 @@
-"""How far two samples of classes are apart, and how far apart chance alone puts them."""
+"""The distance between two samples of classes, and the distance that chance explains."""
 
 import math
 import statistics
@@ -6,17 +6,20 @@ from collections.abc import Mapping
 
 from glassbox.monitoring.response import PredictedClass
 
-_LARGE = 50  # counts from which the second-order expansion is as good as the sum
+_LARGE = 50  # expected count from which the second-order expansion is as accurate as the sum
 
 
 def jensen_shannon_distance(p: Mapping[PredictedClass, int], q: Mapping[PredictedClass, int]) -> float:
-    """The square root of the Jensen-Shannon divergence (base 2) of two samples' distributions, 0..1.
+    """Return the square root of the Jensen-Shannon divergence (base 2) of two samples, 0..1.
 
-    Lin, Divergence measures based on the Shannon entropy, 1991. ValueError for a sample without a count.
+    Lin, Divergence measures based on the Shannon entropy, 1991.
+
+    Raises:
+        ValueError: a sample has no counts.
     """
     n, m = sum(p.values()), sum(q.values())
     if not n or not m:
-        raise ValueError("a distribution needs at least one count")
+        raise ValueError("Jensen-Shannon distance: expected at least one count per sample, got none")
     divergence = math.fsum(_term(p.get(c, 0) / n, q.get(c, 0) / m) for c in p.keys() | q.keys())
     return math.sqrt(max(0.0, divergence))  # rounding may leave -1e-17
 
@@ -24,13 +27,13 @@ def jensen_shannon_distance(p: Mapping[PredictedClass, int], q: Mapping[Predicte
 def distance_by_chance(
     p: Mapping[PredictedClass, int], q: Mapping[PredictedClass, int], exceeded: float
 ) -> float:
-    """The distance that two samples of one and the same distribution exceed with probability ``exceeded``.
+    """Return the distance that two samples of one distribution exceed with this probability.
 
-    Under that hypothesis each of the t counts of a class falls to either sample as if drawn for it: binomially,
-    in proportion to the samples' sizes. That gives the mean and the variance of the class's share of the divergence,
-    for rare classes too, where the usual χ² approximation does not hold. Their sum is taken for a scaled χ² of
-    that mean and variance (Satterthwaite 1946), whose quantile is Wilson and Hilferty's (1931). The sizes are not
-    held fixed, as if there were one class more: with few classes the bound is a little wide, never narrow.
+    Under that hypothesis, each of the t counts of a class belongs to either sample at random: binomially, in
+    proportion to the samples' sizes. This gives the mean and the variance of the class's share of the divergence, for
+    rare classes too, where the usual χ² approximation does not hold. The sum over the classes is approximated by a
+    scaled χ² of that mean and variance (Satterthwaite 1946) with the quantile of Wilson and Hilferty (1931). The
+    sizes vary, as with one more class: with few classes the bound is slightly wide, never narrow.
     """
     n, m = sorted((sum(p.values()), sum(q.values())))
     totals = [p.get(c, 0) + q.get(c, 0) for c in p.keys() | q.keys()]
@@ -46,7 +49,7 @@ def distance_by_chance(
 
 
 def _moments(t: int, n: int, m: int) -> tuple[float, float]:
-    """Mean and variance of a class's share of the divergence, its t counts falling to n and m (n <= m) by chance."""
+    """Return mean and variance of the divergence of a class with t counts, split at random; n <= m."""
     w = n / (n + m)
     if t * w > _LARGE:
         mean = (1 / n + 1 / m) / (8 * math.log(2))
@@ -63,6 +66,6 @@ def _moments(t: int, n: int, m: int) -> tuple[float, float]:
 
 
 def _term(a: float, b: float) -> float:
-    """The share of the divergence of a class that makes up a of one sample and b of the other."""
+    """Return the divergence of a class with share a of one sample and share b of the other."""
     middle = (a + b) / 2
     return sum(x / 2 * math.log2(x / middle) for x in (a, b) if x)

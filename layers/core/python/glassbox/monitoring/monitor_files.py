@@ -33,7 +33,7 @@ _FEATURES = {
 
 
 def statistics(counts: Counts, confidences: Confidences) -> dict[str, Any]:
-    """Return statistics.json; an unreadable record counts as a missing class."""
+    """Return statistics.json, with unreadable records as missing classes."""
     features: list[dict[str, Any]] = [
         {
             "name": CLASS_FEATURE,
@@ -186,7 +186,7 @@ def by_class(classes: Mapping[PredictedClass, int]) -> list[tuple[PredictedClass
 
 
 def file_metrics(counts: Counts) -> dict[str, int]:
-    """Return the counts of a capture file as CloudWatch metrics; the number of names is bounded."""
+    """Return the counts of a capture file as CloudWatch metrics of bounded number."""
     metrics = Counter(
         {
             "Predictions": counts.sample_size,

@@ -1,7 +1,7 @@
 """The .npy format of numeric arrays, read with the standard library: the counting function has no NumPy.
 
-By numpy.lib.format: magic, version, header length, a Python dict as text, then the values. The header is searched
-for its three members and never evaluated.
+numpy.lib.format: magic, version, header length, a Python dict as text, then the values. The three members of the dict
+are found with regular expressions; the text is never evaluated.
 """
 
 import math
@@ -27,13 +27,13 @@ _FORMATS = {
 def read(body: bytes, *, rows: int) -> Any:
     """Return an array of at most two axes as numbers in (lists of) lists.
 
-    Axes of length 1 after the first are dropped where there are more than two: (N, K, 1, 1) is read as (N, K).
+    An array of more axes loses its axes of length 1 after the first: (N, K, 1, 1) is read as (N, K).
 
     Args:
         rows: the largest first axis of an array of two axes.
 
     Raises:
-        ValueError: it is no such array, holds objects, or its size is not that of its shape.
+        ValueError: the body is not such an array, holds objects, or differs in size from its shape.
     """
     shape, fortran, code, size, start = read_header(body)
     count = math.prod(shape)
@@ -54,7 +54,7 @@ def read(body: bytes, *, rows: int) -> Any:
 
 
 def read_header(body: bytes) -> tuple[tuple[int, ...], bool, str, int, int]:
-    """Shape, Fortran order, struct's byte order and letter, bytes of a value, and where the values start."""
+    """Return shape, Fortran order, format of :mod:`struct`, bytes per value, and offset."""
     if not body.startswith(MAGIC) or len(body) < 12 or body[6] not in (1, 2, 3):
         raise ValueError("expected the .npy format, version 1 to 3")
     start = 10 if body[6] == 1 else 12

@@ -1,4 +1,4 @@
-"""Every hour: the monitor container as a processing job over the hour before."""
+"""The hourly processing job: the monitor container over the previous hour."""
 
 import dataclasses
 import functools
@@ -23,11 +23,11 @@ from glassbox.violation import SCHEDULE
 _ROOT = "/opt/ml/processing"
 _JOB_NAME_CHARACTERS = 63
 _KEY_FILE = "public.pem"
-# The volume holds the captures, a reserve of a tenth, and this for whatever else the job writes.
+# The volume holds the capture files, 10 % more, and this for the files that the job writes.
 _SPARE_GIGABYTES = 10
-# CreateProcessingJob was seen to refuse 700 GB without a reason and to take 600 GB, within the default quota of
-# 1,024 GB: https://github.com/aws/sagemaker-python-sdk/issues/4939
-_MOST_GIGABYTES = 600
+# CreateProcessingJob refused 700 GB without a reason and accepted 600 GB, both within the default quota of 1,024 GB:
+# https://github.com/aws/sagemaker-python-sdk/issues/4939
+_MAX_GIGABYTES = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class MonitorSettings(CountingSettings, CaptureLocation):
     def problems(self) -> Iterator[str]:
         """Yield what is wrong between the network's variables."""
         if bool(names(self.subnet_ids)) != bool(names(self.security_group_ids)):
-            yield "SUBNET_IDS and SECURITY_GROUP_IDS need each other"
+            yield "SUBNET_IDS needs SECURITY_GROUP_IDS, and SECURITY_GROUP_IDS needs SUBNET_IDS"
 
 
 class Outcome(StrEnum):
@@ -75,21 +75,22 @@ def start_monitor(
     captures: Objects,
     jobs: ProcessingJobs,
 ) -> Started:
-    """Start the job that judges the last full hour before ``scheduled``.
+    """Start the job that checks the last full hour before ``scheduled``.
 
-    A manifest names its files: all of that hour's directories, and of the hour before, whose last files may hold the
-    window's first records, those that were written since the window began. The volume is as large as they are.
+    A manifest names its files: all files of that hour's folders, and of the previous hour's those that were written
+    since the window began, since they may hold the window's first records. The size of the volume follows from the
+    files.
 
-    The public key of the replays is one more input, since an isolated job cannot ask KMS for it.
+    The public key of the replays is another input, since a job with network isolation cannot call KMS.
 
-    The name of the job is made from the window, so that SageMaker itself refuses it a second time.
+    The job's name follows from the window, so SageMaker refuses a second job for it.
 
     Args:
-        replay_key: gives that key.
+        replay_key: returns that key.
 
     Raises:
-        BadInputError: the files are more than one job's volume holds, or SageMaker refuses the request.
-        RetryableError: AWS does not answer.
+        BadInputError: the files exceed one job's volume, or SageMaker refuses the request.
+        RetryableError: S3, KMS or SageMaker does not answer.
     """
     end = scheduled.replace(minute=0, second=0, microsecond=0)
     window = Window(end - WINDOW, end)
@@ -98,11 +99,11 @@ def start_monitor(
         return Started(Outcome.NO_DATA)
     gigabytes = sum(files.values()) / 1e9
     volume = _SPARE_GIGABYTES + math.ceil(1.1 * gigabytes)
-    if volume > _MOST_GIGABYTES:
+    if volume > _MAX_GIGABYTES:
         raise BadInputError(
-            f"{window}: {len(files)} capture files of {gigabytes:,.0f} GB need a volume of {volume:,} GB, expected at "
-            f"most {_MOST_GIGABYTES} GB. Lower SamplingPercentage, or leave MonitorImage empty: count_predictions "
-            "judges without a disk."
+            f"{window}: {len(files)} capture files of {gigabytes:,.0f} GB: expected a volume of at most "
+            f"{_MAX_GIGABYTES} GB, got {volume:,} GB. Lower SamplingPercentage, or leave MonitorImage empty: "
+            "count_predictions checks without a volume."
         )
     name = job_name(settings.endpoint_name, window.start)
     put = functools.partial(captures.put, settings.bucket)
@@ -117,16 +118,18 @@ def start_monitor(
 
 
 def job_name(endpoint: str, start: datetime) -> str:
-    """The job for the hour from ``start``; at most 63 characters, one name per endpoint and hour."""
+    """Return the job's name, unique per endpoint and hour, at most 63 characters."""
     stamp = f"{start:%Y%m%dt%H%M}"
-    room = _JOB_NAME_CHARACTERS - len("class-monitor--") - len(stamp)
-    if len(endpoint) > room:
-        endpoint = f"{endpoint[: room - 9].rstrip('-')}-{hashlib.sha256(endpoint.encode()).hexdigest()[:8]}"
+    available = _JOB_NAME_CHARACTERS - len("class-monitor--") - len(stamp)
+    if len(endpoint) > available:
+        endpoint = (
+            f"{endpoint[: available - 9].rstrip('-')}-{hashlib.sha256(endpoint.encode()).hexdigest()[:8]}"
+        )
     return f"class-monitor-{endpoint}-{stamp}"
 
 
 def _files(window: Window, settings: MonitorSettings, captures: Objects) -> Iterator[tuple[str, int]]:
-    """Key, below the capture's prefix, and size of every file that may hold records of the window; no shadows'."""
+    """Yield key, relative to the prefix, and size of every file that may hold records of the window."""
     root = f"{settings.capture_folder}/"
     for variant in captures.folders(settings.capture_bucket, root):
         if variant in settings.shadows:
@@ -135,23 +138,23 @@ def _files(window: Window, settings: MonitorSettings, captures: Objects) -> Iter
             for key, size, modified in captures.listed(
                 settings.capture_bucket, f"{root}{variant}/{hour:%Y/%m/%d/%H}/"
             ):
-                # a file lies under the hour of its first record, and is written after its last one
+                # a file's folder is the hour of its first record; data capture writes it after its last one
                 if key.endswith(".jsonl") and (hour == window.start or modified >= window.start):
                     yield key.removeprefix(f"{settings.capture_prefix}/"), size
 
 
 def _manifest(files: Iterable[str], settings: MonitorSettings) -> bytes:
-    """The manifest of S3DataType ManifestFile: a prefix, and keys below it.
+    """Return the manifest of S3DataType ManifestFile: a prefix, and keys below it.
 
-    The keys begin with the endpoint: whether SageMaker lays the files below LocalPath by these keys or by the whole
-    ones, their last seven parts tell endpoint, variant and hour.
+    The keys begin with the endpoint. SageMaker may store the files below LocalPath by these keys or by the full keys:
+    in both cases the last seven parts contain endpoint, variant and hour.
     """
     prefix = {"prefix": f"s3://{settings.capture_bucket}/{settings.capture_prefix}/"}
     return json.dumps([prefix, *sorted(files)]).encode()
 
 
 def _inputs(manifest: str, settings: MonitorSettings) -> list[dict[str, Any]]:
-    """The captures by their manifest, the replay key, and the baseline if there is one."""
+    """Return the inputs: the manifest of the capture files, the replay key, and the baseline if set."""
     ours = f"s3://{settings.bucket}"
     inputs = [
         _input("captures", f"{ours}/{manifest}", f"{_ROOT}/input/endpoint", "ManifestFile"),
@@ -215,7 +218,7 @@ def _request(
 
 
 def _network(settings: MonitorSettings) -> dict[str, Any]:
-    """The job's network: SageMaker's own unless subnets are given."""
+    """Return the job's network: SageMaker's own unless subnets are set."""
     network: dict[str, Any] = {"EnableNetworkIsolation": settings.monitor_network_isolation}
     if subnets := sorted(names(settings.subnet_ids)):
         network["VpcConfig"] = {
@@ -226,7 +229,7 @@ def _network(settings: MonitorSettings) -> dict[str, Any]:
 
 
 def _environment(window: Window, settings: MonitorSettings) -> dict[str, str]:
-    """The contract's environment and the bounds, under the names they have everywhere."""
+    """Return the contract's environment and the bounds, under their usual names."""
     bounds = {
         field.name.upper(): str(value)
         for field in dataclasses.fields(CountingSettings)

@@ -26,21 +26,20 @@ _PATH_CHARACTERS = 1000
 _SHORT = 40  # characters
 _REASON_CHARACTERS = 300
 _DEPTH = 4  # lists within lists around a prediction
-_NAME = re.compile(
-    r"[^\W\d_][\w.-]*"
-)  # a letter first and no blanks: what is no CSV at all seldom looks like it
+# A class name in a CSV cell: a letter first and no spaces, which text in another format seldom matches.
+_NAME = re.compile(r"[^\W\d_][\w.-]*")
 _ANY_TEXT = re.compile(r".*", re.DOTALL)
 _BOM = "\ufeff"
 
-# Softmax in float16 gives up to 1.001; the names of a long list, each rounded, sum to less exact a 1.
+# Softmax in float16 returns up to 1.001; many probabilities, each rounded for print, sum to 1 less exactly.
 _ROUNDING, _SUM_ROUNDING = 0.001, 0.05
 
 _CLASS_KEYS = ("class", "predicted_class", "class_id", "predicted_label", "label")
 _CONFIDENCE_KEYS = ("probability", "confidence", "score", "prob")
 _SCORES_KEYS = ("probabilities", "scores", "logits")
-_NAMES_KEYS = ("labels", "classes", "class_ids", "class_names")  # the classes that scores stand for
+_NAMES_KEYS = ("labels", "classes", "class_ids", "class_names")  # the class of each score
 _ERROR_KEYS = ("message", "error", "errormessage", "detail")
-# Members that responses have besides classes: an object that has one of them is no table of named scores.
+# Members of responses that are not class names: an object with one of them does not hold scores by class name.
 _KNOWN_KEYS = {
     *(*_CLASS_KEYS, *_CONFIDENCE_KEYS, *_SCORES_KEYS, *_ERROR_KEYS),
     *("prediction", "predictions", "output", "outputs", "result", "results", "probs", "softmax"),
@@ -53,16 +52,18 @@ PredictedClass = int | str
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
-    """One predicted class, and its probability (0..1) where the response tells it."""
+    """One predicted class, and its probability (0..1) if the response contains it."""
 
     predicted_class: PredictedClass
     confidence: float | None = None
 
 
 class UnreadableError(ValueError):
-    """Why a record, or the response in it, cannot be read; the record's time where that can be read.
+    """A record, or the response in it, cannot be read.
 
-    ``forged``: the record carries a replay marker that does not verify.
+    Attributes:
+        time: the record's timestamp, if at least that is readable.
+        forged: the record carries a replay marker that does not verify.
     """
 
     def __init__(self, reason: str, time: str | None = None) -> None:
@@ -72,39 +73,39 @@ class UnreadableError(ValueError):
 
 
 class ResponseParser:
-    """Parse responses. Without paths, every usual form is understood; see :func:`predictions`.
+    """Parses responses in the forms that :func:`predictions` lists, or by JMESPath.
 
     Args:
-        class_path: JMESPath from the response to the class, the classes of a batch, or the scores. Of JSON Lines,
-            each line is a response of its own; CSV is a list of rows.
+        class_path: JMESPath from the response to the class, the classes of a batch, or the scores. Each line of JSON
+            Lines is one response; CSV is a list of rows.
         confidence_path: JMESPath to the probability of each predicted class.
 
     Raises:
-        SettingsError: a path is no JMESPath.
+        SettingsError: a path is not valid JMESPath.
     """
 
     def __init__(self, class_path: str | None = None, confidence_path: str | None = None) -> None:
         self._class = _compiled("CLASS_PATH", class_path)
         self._confidence = _compiled("CONFIDENCE_PATH", confidence_path)
         self._usual = self._class is None and self._confidence is None
-        # of short responses there are few: [[14]] is one of 43
+        # short responses repeat: 43 classes give 43 responses like [[14]]
         self._read_short = functools.lru_cache(maxsize=4096)(self._read)
 
     def read(self, data: str, encoding: str, content_type: str | None) -> Sequence[Prediction]:
-        """The predictions in a captured response, one per sample.
+        """Return the predictions in a captured response, one per sample.
 
         Args:
-            data: as captured: the body itself, or its base64.
+            data: the captured body, or its base64.
             encoding: JSON, CSV or BASE64.
-            content_type: what the response called itself.
+            content_type: the captured content type of the response.
 
         Raises:
-            UnreadableError: there is no prediction in it.
+            UnreadableError: the response contains no prediction.
         """
         if len(data) <= _SHORT:
             return self._read_short(data, encoding, content_type)
         if len(data) > RESPONSE_BYTES:
-            raise UnreadableError(f"the response has {len(data)} bytes, at most {RESPONSE_BYTES} are decoded")
+            raise UnreadableError(f"response: expected at most {RESPONSE_BYTES} characters, got {len(data)}")
         return self._read(data, encoding, content_type)
 
     def _read(self, data: str, encoding: str, content_type: str | None) -> Sequence[Prediction]:
@@ -115,7 +116,7 @@ class ResponseParser:
             try:
                 return _OURS.decode(data).predictions
             except (msgspec.DecodeError, RecursionError):
-                pass  # another form that has this member, or none: the way below says why
+                pass  # another form with this member: read below, or refused with its reason
         documents = _documents(data, encoding, content_type, text=_NAME)
         if len(documents) == 1:
             return predictions(documents[0])
@@ -153,7 +154,7 @@ def _compiled(name: str, path: str | None) -> Any:
     try:
         return jmespath.compile(path)
     except (jmespath.exceptions.JMESPathError, ValueError, RecursionError) as error:
-        raise SettingsError(f"{name}={printable(path, 100)!r} is no JMESPath: {error}") from error
+        raise SettingsError(f"{name}={printable(path, 100)!r}: invalid JMESPath: {error}") from error
 
 
 def _search(path: Any, response: Any) -> Any:
@@ -167,40 +168,46 @@ def _search(path: Any, response: Any) -> Any:
         RecursionError,
         TypeError,
         ValueError,
-    ) as error:  # jmespath's functions pass on whatever Python raises for an argument they do not expect
-        raise UnreadableError(f"the path cannot be followed: {error}") from error
+    ) as error:  # Python's error, when a JMESPath function gets an argument of an unexpected type
+        raise UnreadableError(f"a JMESPath function got an invalid argument: {error}") from error
 
 
 def _is_batch(found: Any) -> bool:
-    """Whether a path found a list of classes: a list of whole numbers is nothing else where a path leads to it."""
+    """Return whether a path found a list of classes; a path to scores finds floats or objects."""
     return isinstance(found, list) and bool(found) and all(type(value) is int for value in found)
 
 
 def _at_most(found: Iterable[Prediction]) -> list[Prediction]:
-    """All of them, or an error before they fill the memory."""
-    held = list(itertools.islice(found, PREDICTIONS + 1))
-    if len(held) > PREDICTIONS:
+    """Return at most PREDICTIONS predictions; raise UnreadableError for more or none."""
+    taken = list(itertools.islice(found, PREDICTIONS + 1))
+    if len(taken) > PREDICTIONS:
         raise _too_many()
-    if not held:
+    if not taken:
         raise UnreadableError("the response holds no prediction")
-    return held
+    return taken
 
 
 def _too_many() -> UnreadableError:
-    return UnreadableError(f"more than {PREDICTIONS} predictions in one response; send smaller batches")
+    return UnreadableError(
+        f"response: expected at most {PREDICTIONS} predictions, got more. Send smaller batches."
+    )
 
 
 # ---------------------------------------------------------------- from the captured text to values
 
 
 def _documents(data: str, encoding: str, content_type: str | None, *, text: re.Pattern[str]) -> Sequence[Any]:
-    """The response as JSON-like values: one, or one a line of JSON Lines. ``text`` is what a CSV cell may be."""
+    """Return the response as JSON-like values: one, or one per line of JSON Lines.
+
+    Args:
+        text: the texts that a CSV cell may hold beside numbers.
+    """
     if encoding == "JSON":
         return _json(data)
     if encoding == "CSV":
         return [_csv(data, text)]
     if encoding != "BASE64":
-        raise UnreadableError(f"encoding {encoding[:40]!r} is none of JSON, CSV, BASE64")
+        raise UnreadableError(f"encoding: expected JSON, CSV or BASE64, got {encoding[:40]!r}")
     try:
         body = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -213,7 +220,7 @@ def _documents(data: str, encoding: str, content_type: str | None, *, text: re.P
     if body.startswith(npy.MAGIC):
         return [_npy(body)]
     if kind not in ("", "application/octet-stream", "text/plain"):
-        raise UnreadableError(f"a response of type {kind} tells no class")
+        raise UnreadableError(f"cannot extract a class from content type {kind}")
     try:
         return _json(body)
     except UnreadableError:
@@ -221,7 +228,7 @@ def _documents(data: str, encoding: str, content_type: str | None, *, text: re.P
 
 
 def _json(text: str | bytes) -> Sequence[Any]:
-    """One document, or the documents of JSON Lines."""
+    """Return one document, or the documents of JSON Lines."""
     text = text.removeprefix(_BOM) if isinstance(text, str) else text.removeprefix(_BOM.encode())
     try:
         document = msgspec.json.decode(text)
@@ -234,12 +241,14 @@ def _json(text: str | bytes) -> Sequence[Any]:
         try:
             return [msgspec.json.decode(document)]
         except (ValueError, RecursionError) as error:
-            raise UnreadableError(f"the response is JSON in a text, which is not JSON: {error}") from error
+            raise UnreadableError(
+                f"the response is a JSON string whose content is not JSON: {error}"
+            ) from error
     return [document]
 
 
 def _json_lines(text: str | bytes) -> Sequence[Any]:
-    """The documents of JSON Lines; none where it is something else."""
+    """Return the documents of JSON Lines; empty for another format."""
     newlines = text.count("\n") if isinstance(text, str) else text.count(b"\n")
     if not newlines:
         return ()
@@ -257,7 +266,7 @@ _JSON_BEGINS = ("{", "[")
 
 
 def _as_sample(document: Any) -> Any:
-    """What a line of JSON Lines holds, as an element of a batch."""
+    """Return the content of a line of JSON Lines as one element of a batch."""
     document = _unwrapped(document)
     return document if isinstance(document, list) else [document]
 
@@ -266,7 +275,7 @@ def _npy(body: bytes) -> Any:
     try:
         return npy.read(body, rows=PREDICTIONS)
     except ValueError as error:
-        raise UnreadableError(f"the response is no array that can be read: {error}") from error
+        raise UnreadableError(f"the response is not a readable array: {error}") from error
 
 
 def _text(body: bytes) -> str:
@@ -277,10 +286,10 @@ def _text(body: bytes) -> str:
 
 
 def _csv(content: str, text: re.Pattern[str] | None) -> list[list[PredictedClass | float]]:
-    """One row a sample: numbers, and texts where ``text`` matches them (_NAME: a row of a single cell only).
+    """Return one row per sample: numbers, and texts that ``text`` matches (_NAME: in rows of one cell only).
 
     Raises:
-        UnreadableError: a cell is neither, or (without a path, which may skip it) the first row is a header.
+        UnreadableError: a cell is neither, or the first row is a header that no path skips.
     """
     rows: list[list[PredictedClass | float]] = []
     try:
@@ -292,8 +301,8 @@ def _csv(content: str, text: re.Pattern[str] | None) -> list[list[PredictedClass
     except UnreadableError:
         raise
     except (ValueError, csv.Error) as error:
-        hint = "" if text is None else "; where rows hold a name and numbers, " + _PAIR_HINT
-        raise UnreadableError(f"the response is no CSV of numbers: {error}{hint}") from error
+        hint = "" if text is None else "; for rows of a name and numbers, " + _PAIR_HINT
+        raise UnreadableError(f"the response is not a CSV of numbers: {error}{hint}") from error
     names = [isinstance(row[0], str) for row in rows]
     if text is _NAME and len(rows) > 1 and names[0] and not any(names[1:]):
         raise UnreadableError(
@@ -310,14 +319,14 @@ def _cells(content: str) -> Iterator[list[str]]:
         return
     for line in lines:
         if line.count(",") >= _ROW_VALUES:
-            raise UnreadableError(f"a CSV row of more than {_ROW_VALUES} values")
+            raise UnreadableError(f"CSV row: expected at most {_ROW_VALUES} values, got more")
         yield line.split(",")
 
 
 def _cell(cell: str, text: re.Pattern[str] | None) -> PredictedClass | float:
     value: PredictedClass | float = _number(cell)
     if isinstance(value, str) and (text is None or not text.fullmatch(value)):
-        raise ValueError(f"{printable(cell, 60)!r} is no number")
+        raise ValueError(f"expected a number, got {printable(cell, 60)!r}")
     return value
 
 
@@ -330,7 +339,7 @@ class _OurPrediction(Prediction, frozen=True, gc=False):
 
 
 class _OurResponse(msgspec.Struct, gc=False):
-    """The response of the project's own model, by far the most frequent one: decoded as what it is."""
+    """The response of the project's own model, decoded directly because it is the most frequent form."""
 
     predictions: Annotated[list[_OurPrediction], msgspec.Meta(min_length=1, max_length=PREDICTIONS)]
 
@@ -339,27 +348,33 @@ _OURS = msgspec.json.Decoder(_OurResponse)
 
 
 def predictions(response: Any) -> list[Prediction]:
-    """The predictions of a decoded response, one per sample.
+    """Return the predictions of a decoded response, one per sample.
 
-    Understood are: our own form ``{"predictions": [{"class": 14, "probability": 0.93, …}, …]}``; a class (``14``,
-    ``[[14]]``, ``"14"``, ``"Stop"``); a list of classes (whole numbers); a class and its confidence (``[14, 0.93]``);
-    scores or probabilities of all classes (``[0.1, 0.7, 0.2]``, one list a sample; the largest is the prediction, and
-    its value the confidence when all lie in 0..1); ``{"probabilities": [...]}``, with or without the classes' names
-    (``{"labels": [...]}``); ``{"Stop": 0.93, "Yield": 0.07}``; a tensor of scores or classes (``{"outputs":
-    [{"datatype": "FP32", "shape": [1, 3], "data": [...]}]}``); and ``[{"label": "Stop", "score": 0.93}, …]``, the
-    ranking of one sample, or one answer per sample where labels repeat or scores sum to over 1. The rows of one
-    response are read alike.
+    Accepted forms:
+
+    - the project's own, ``{"predictions": [{"class": 14, "probability": 0.93, …}, …]}``
+    - a class: ``14``, ``[[14]]``, ``"14"``, ``"Stop"``; or a list of class numbers
+    - a class and its confidence, ``[14, 0.93]``
+    - scores of all classes, ``[0.1, 0.7, 0.2]``, one list per sample: the largest is the prediction, and its value is
+      the confidence if all are in 0..1
+    - ``{"probabilities": [...]}``, with or without the classes' names, ``{"labels": [...]}``
+    - ``{"Stop": 0.93, "Yield": 0.07}``
+    - a tensor of scores or classes, ``{"outputs": [{"datatype": "FP32", "shape": [1, 3], "data": [...]}]}``
+    - ``[{"label": "Stop", "score": 0.93}, …]``: the ranking of one sample, or one answer per sample if labels repeat
+      or scores sum to over 1
+
+    All rows of one response are read in the same form.
 
     Raises:
-        UnreadableError: there is no class in it, or there is more than one way to read it; the reason names the
-            paths that settle it.
+        UnreadableError: the response contains no class, or permits several readings; the reason names the paths that
+            select one.
     """
     key = _wrapper(response)
     return _at_most(_all(_unwrapped(response), _DEPTH, _Place(key or "")))
 
 
 def _wrapper(response: Any) -> str | None:
-    """The member that holds all of a response's predictions."""
+    """Return the member that holds all predictions of a response."""
     return next((k for k in ("predictions", "outputs") if isinstance(response, dict) and k in response), None)
 
 
@@ -387,10 +402,10 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _tensor_values(tensors: Sequence[Mapping[str, Any]]) -> Any:
-    """The scores or classes of the Open Inference Protocol (Triton, KServe); its datatype tells which.
+    """Return the scores (floats) or classes (integers) of the Open Inference Protocol (Triton, KServe).
 
     Raises:
-        UnreadableError: there are several tensors, or this one holds neither scores nor a class a sample.
+        UnreadableError: the response has several tensors, or this one holds neither scores nor a class per sample.
     """
     hint = (
         "set ClassPath to 'outputs[0].data' (classes) or '{scores: outputs[0].data}' (scores of one sample)"
@@ -412,13 +427,13 @@ def _tensor_values(tensors: Sequence[Mapping[str, Any]]) -> Any:
 
 
 class _Place(NamedTuple):
-    """Where a value lies: the JMESPath to it, and whether that leads to rows or, in JSON Lines, to a row a line."""
+    """The JMESPath to a value, and whether it leads to rows or, in JSON Lines, to one row per line."""
 
     path: str
     rows: bool = True
 
     def may_be(self, value: str, readings: str, column: int = 0) -> UnreadableError:
-        """The error for numbers that permit several readings; it names a path for each."""
+        """Return the error for numbers that permit several readings, with a path for each."""
         one_class = f"{self.path}{'[*]' if self.rows else ''}[{column}]"
         scores = f"{self.path}[*].{{scores: @}}" if self.rows else f"{{scores: {self.path or '@'}}}"
         return UnreadableError(
@@ -433,7 +448,7 @@ def _all(value: Any, depth: int, place: _Place) -> Iterator[Prediction]:
     elif not isinstance(value, list):
         yield Prediction(_predicted_class(value))
     elif not depth:
-        raise UnreadableError(f"lists within lists, deeper than {_DEPTH}")
+        raise UnreadableError(f"response: expected at most {_DEPTH} nested lists, got more")
     elif value and _are_numbers(value):
         yield from _row(value, _Place(place.path, rows=False))
     elif value and all(isinstance(item, list) and _are_numbers(item) for item in value):
@@ -442,7 +457,7 @@ def _all(value: Any, depth: int, place: _Place) -> Iterator[Prediction]:
         yield from _labelled(value, key, place)
     elif len({_kind(item) for item in value}) > 1:
         raise UnreadableError(
-            f"a list of {len(value)} values of several kinds: set ClassPath to '{place.path}[0]' where the first holds "
+            f"a list of {len(value)} values of several kinds: set ClassPath to '{place.path}[0]' if the first holds "
             "the prediction"
         )
     else:
@@ -451,7 +466,7 @@ def _all(value: Any, depth: int, place: _Place) -> Iterator[Prediction]:
 
 
 def _kind(value: Any) -> str:
-    """What an element of a list may be: the rows of one response are of one kind."""
+    """Return the kind of a list's element; all rows of one response have the same kind."""
     kinds = {dict: "object", list: "list", str: "text", int: "number", float: "number"}
     return kinds.get(type(value), "other")
 
@@ -468,7 +483,7 @@ def _is_whole(value: int | float) -> bool:
 
 
 def _row(row: Sequence[int | float], place: _Place) -> Iterator[Prediction]:
-    """A list of numbers: one sample's scores, its class and confidence, or a class per sample."""
+    """Read a list of numbers: the scores of one sample, its class and confidence, or a class per sample."""
     if len(row) == 2 and sorted(row) == [0, 1] and type(row[0]) is int:
         raise place.may_be(str(list(row)), "scores, two classes, or a class and its confidence")
     if all(type(value) is int for value in row):
@@ -478,7 +493,7 @@ def _row(row: Sequence[int | float], place: _Place) -> Iterator[Prediction]:
 
 
 def _rows(rows: Sequence[Sequence[int | float]], place: _Place) -> Iterator[Prediction]:
-    """Lists of numbers, a sample each, all read in the same way."""
+    """Read lists of numbers, one sample each, all in the same form."""
     if len(rows) > PREDICTIONS:
         raise _too_many()
     whole = all(_is_whole(value) for row in rows for value in row)
@@ -500,7 +515,7 @@ def _rows(rows: Sequence[Sequence[int | float]], place: _Place) -> Iterator[Pred
 
 
 def _are_pairs(rows: Sequence[Sequence[int | float]], place: _Place) -> bool:
-    """Whether rows of two are a class and its confidence, and not two scores: the first is written as an integer.
+    """Return whether rows of two numbers are a class, written as an integer, and its confidence.
 
     Raises:
         UnreadableError: the numbers permit several readings.
@@ -511,7 +526,7 @@ def _are_pairs(rows: Sequence[Sequence[int | float]], place: _Place) -> bool:
     example = str(list(rows[0]))
     if all(a <= 1 and abs(a + b - 1) <= _ROUNDING for a, b in rows):
         if not integers or (len(rows) > 1 and any(a == 1 for a, _ in rows)):
-            return False  # one-hot scores: nothing is predicted with confidence 0
+            return False  # one-hot scores, since a prediction never has confidence 0
         raise place.may_be(example, "scores, or a class and its confidence")
     if not integers and not all(_is_whole(b) for _, b in rows):
         raise place.may_be(example, "scores, or a class and its confidence in an array of floats")
@@ -525,12 +540,12 @@ def _is_one_hot(row: Sequence[int | float]) -> bool:
 
 
 def _scores(rows: Sequence[Sequence[int | float]]) -> Iterator[Prediction]:
-    """Scores of all classes, a row a sample; the values are confidences where all rows lie in 0..1."""
-    # an int may be beyond every float
+    """Read one row of scores per sample; the scores are confidences if all rows are in 0..1."""
+    # an integer may exceed every float
     if not all(abs(score) <= sys.float_info.max for row in rows for score in row):
-        raise UnreadableError("the scores are not all finite floats")
+        raise UnreadableError("scores: expected finite floats")
     if len(rows[0]) == 1:
-        raise UnreadableError("one score alone tells no class: expected a score per class, or set ClassPath")
+        raise UnreadableError("expected a score per class, got one score; set ClassPath if it is a class")
     probabilities = all(_are_probabilities(row) for row in rows)
     for row in rows:
         best = max(range(len(row)), key=row.__getitem__)
@@ -544,7 +559,7 @@ def _are_probabilities(row: Sequence[int | float]) -> bool:
 
 
 def _refuse_header(rows: Sequence[Sequence[int | float]], place: _Place) -> None:
-    """Raise where the first of several rows counts the columns, as pandas writes a header."""
+    """Raise UnreadableError if the first of several rows counts the columns, as a pandas header does."""
     if len(rows) > 1 and len(rows[0]) > 2 and all(a == b for a, b in enumerate(rows[0])):
         raise UnreadableError(
             f"a first row of 0 to {len(rows[0]) - 1} may be a header: set ClassPath to "
@@ -553,10 +568,10 @@ def _refuse_header(rows: Sequence[Sequence[int | float]], place: _Place) -> None
 
 
 def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]], place: _Place) -> None:
-    """Raise where one column holds whole numbers beside probabilities: class numbers, or numbers of the rows.
+    """Raise UnreadableError if one column holds integers beside probabilities: class or row numbers.
 
-    It lies outside 0..1, or it is the first or last one, and the others sum to 1 without it. There a 0 is told from a
-    probability by how it is written: as an integer, in front of floats.
+    The column has values outside 0..1, or it is the first or last one and the others sum to 1 without it. There an
+    integer in front of floats is a class number, and a float is a probability.
     """
     outside = {i for row in rows for i, value in enumerate(row) if not 0 <= value <= 1 + _ROUNDING}
     for column in (0, -1) if len(rows[0]) > 2 and not outside else ():
@@ -583,16 +598,16 @@ def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]], place: _Pla
 
 
 def _ranked_by(entries: list[Any]) -> str | None:
-    """The member by which a list of objects with labels may be a ranking."""
+    """Return the member by which a list of objects with labels may be a ranking."""
     if not entries or not all(isinstance(entry, dict) and "label" in entry for entry in entries):
         return None
     return next((key for key in _CONFIDENCE_KEYS if all(key in entry for entry in entries)), None)
 
 
 def _labelled(entries: Sequence[Mapping[str, Any]], key: str, place: _Place) -> Iterator[Prediction]:
-    """``[{"label", "score"}, …]``: the ranking of one sample, or one answer per sample.
+    """Read ``[{"label", "score"}, …]``: the ranking of one sample, or one answer per sample.
 
-    Labels that repeat, and scores that sum to over 1, are no ranking of one sample.
+    Repeated labels, or scores that sum to over 1, show one answer per sample.
     """
     found = [prediction for entry in entries for prediction in _entry(entry)]
     scores = [0.0 if prediction.confidence is None else prediction.confidence for prediction in found]
@@ -603,7 +618,7 @@ def _labelled(entries: Sequence[Mapping[str, Any]], key: str, place: _Place) -> 
         yield from found
     elif sum(scores) < 1 - _SUM_ROUNDING and scores != sorted(scores, reverse=True):
         raise UnreadableError(
-            f"labels with scores may be an answer per input or the ranking of one: set ClassPath to "
+            f"labels with scores may be an answer per input or the ranking of one input: set ClassPath to "
             f"'{place.path}[*].[@]' (an answer per input) or 'max_by({place.path or '@'}, &{key})' (a ranking)"
         )
     else:
@@ -632,21 +647,21 @@ def _entry(entry: Mapping[str, Any]) -> Iterator[Prediction]:
 def _no_class(entry: Mapping[str, Any]) -> UnreadableError:
     for key, value in entry.items():
         if key.lower() in _ERROR_KEYS and isinstance(value, str):
-            return UnreadableError(f"an error instead of a prediction: {value}")
+            return UnreadableError(f"expected a prediction, got an error: {value}")
     if _are_named(entry):
         return UnreadableError(
-            f"the numbers {_listed(entry)} sum to {sum(entry.values()):.3g}, expected 1: set ClassPath to "
-            "'{scores: @}' where they are scores of classes"
+            f"the numbers {_listed(entry)}: expected a sum of 1, got {sum(entry.values()):.3g}; set ClassPath to "
+            "'{scores: @}' if they are scores of classes"
         )
     return UnreadableError(
-        f"no class among its members {_listed(entry)}; set ClassPath where one of them is it"
+        f"expected a class, got an object of {_listed(entry)}; set ClassPath if one of its members is the class"
     )
 
 
 def _named_rows(
     key: str, rows: Sequence[Sequence[int | float]], entry: Mapping[str, Any]
 ) -> Iterator[Prediction]:
-    """Scores under a key, with the classes that the response names, or their numbers."""
+    """Read the scores under a key; their classes are those that the response names, or their indices."""
     if len({len(row) for row in rows}) > 1:
         raise UnreadableError(f"{key}: expected rows of one length, got several")
     found = _names_of(rows, entry)
@@ -656,21 +671,21 @@ def _named_rows(
     names_key, names = found
     if len(rows) == 1 and not _are_classes_of(rows[0], names[0]):
         raise UnreadableError(
-            f"{names_key} and {key} may be an answer per input: set ClassPath to '{names_key}' and ConfidencePath to "
-            f"'{key}' where they are"
+            f"{names_key} and {key} may be an answer per input: if they are, set ClassPath to '{names_key}' and "
+            f"ConfidencePath to '{key}'"
         )
     for row, prediction in zip(names, _scores(rows), strict=True):
         yield Prediction(_predicted_class(row[int(prediction.predicted_class)]), prediction.confidence)
 
 
 def _are_classes_of(scores: Sequence[int | float], names: Sequence[Any]) -> bool:
-    """Whether names can be the classes of one sample: each once, and of probabilities that sum to 1 at most."""
+    """Return whether names can be the classes of one sample: unique, with probabilities of at most 1 in sum."""
     once = len({_predicted_class(name) for name in names}) == len(names)
     return once and not (_are_probabilities(scores) and sum(scores) > 1 + _SUM_ROUNDING)
 
 
 def _value_of(predicted_class: PredictedClass, entry: Mapping[str, Any]) -> Any:
-    """The confidence that stands beside a class: alone, or among the probabilities of all classes."""
+    """Return the confidence of a class: the only one, or its entry in the probabilities of all classes."""
     found = next((entry[key] for key in (*_CONFIDENCE_KEYS, *_SCORES_KEYS) if key in entry), None)
     if isinstance(found, dict):
         return found.get(str(predicted_class))
@@ -686,10 +701,10 @@ def _value_of(predicted_class: PredictedClass, entry: Mapping[str, Any]) -> Any:
 def _names_of(
     rows: Sequence[Sequence[int | float]], entry: Mapping[str, Any]
 ) -> tuple[str, Sequence[Sequence[Any]]] | None:
-    """The classes that scores stand for, under which key, a list per row; None where they are not all named.
+    """Return the key of the scores' classes, and a list of them per row; None if not all are named.
 
     Raises:
-        UnreadableError: they may be one per row as well.
+        UnreadableError: the names may be those of the rows, too.
     """
     width = len(rows[0])
     for key in _NAMES_KEYS:
@@ -702,7 +717,7 @@ def _names_of(
             continue
         if len(rows) == width > 1:
             raise UnreadableError(
-                f"{key} may name the rows or the columns of the scores: set ClassPath to '{key}' where they are the "
+                f"{key} may name the rows or the columns of the scores: set ClassPath to '{key}' if they are the "
                 "classes of the rows"
             )
         return key, [names] * len(rows)
@@ -710,18 +725,18 @@ def _names_of(
 
 
 def _score_rows(scores: list[Any]) -> Sequence[Sequence[int | float]] | None:
-    """The rows of a list of scores or of several; None where it holds anything else."""
+    """Return the rows of one or several lists of scores; None for anything else."""
     rows = scores if scores and isinstance(scores[0], list) else [scores]
     return rows if all(isinstance(row, list) and row and _are_numbers(row) for row in rows) else None
 
 
 def _are_named_scores(entry: Mapping[str, Any]) -> bool:
-    """Whether an object is one sample's scores under the names of the classes: two or more that sum to about 1."""
+    """Return whether an object holds one sample's scores by class name: two or more that sum to about 1."""
     return _are_named(entry) and abs(sum(entry.values()) - 1) <= _SUM_ROUNDING
 
 
 def _are_named(entry: Mapping[str, Any]) -> bool:
-    """Whether an object holds two or more numbers in 0..1, under names that are no known members."""
+    """Return whether an object holds two or more numbers in 0..1, under names other than _KNOWN_KEYS."""
     return (
         len(entry) > 1
         and _KNOWN_KEYS.isdisjoint(map(str.lower, entry))
@@ -749,18 +764,18 @@ def _predicted_class(value: Any) -> PredictedClass:
         number = _number(name)
         plain = 0 < len(name) <= CLASS_CHARACTERS and not name.startswith(_JSON_BEGINS)
         if isinstance(number, str) and plain and is_printable(name):
-            return sys.intern(name)  # a file repeats a few names a million times
+            return sys.intern(name)  # a file may repeat a few names a million times
         if not isinstance(number, str) and len(name) <= CLASS_CHARACTERS and float(number).is_integer():
             return int(number)
-    raise UnreadableError(f"{_shown(value)} is no class; set ClassPath where the class is elsewhere")
+    raise UnreadableError(f"expected a class, got {_shown(value)}; set ClassPath if the class is elsewhere")
 
 
 def _number(text: Any) -> Any:
-    """The number that a text is, else what it was: CSV and some servers write numbers as texts."""
+    """Return the number in a text, or the value unchanged: CSV and some servers write numbers as text."""
     if not isinstance(text, str) or not text.isascii():
         return text
     try:
-        return int(text) if text.isdecimal() else float(text.replace("_", "?"))  # 1_0 is a name
+        return int(text) if text.isdecimal() else float(text.replace("_", "?"))  # float() accepts 1_0, a name
     except ValueError:
         return text
 

@@ -238,6 +238,15 @@ def test_updates_an_endpoint_only_from_the_other_of_its_two_configs():
             assert (status, serves) == ("InService", other)
 
 
+@pytest.mark.parametrize(
+    ("failure", "reason"), [("no capacity", "no capacity"), ("", "SageMaker rolled the update back")]
+)
+def test_a_failed_restore_names_the_reason_of_sagemaker(failure, reason):
+    live = EndpointState("InService", "hooked", failure)
+    failed = decisions.decide(INCIDENTS["RESTORING, accepted"], live, NOW, LIMITS, CONFIGS).incident
+    assert f"could not restore the endpoint to plain: {reason}" in failed.failure
+
+
 def test_explains_for_the_time_limit_from_when_the_hooked_model_is_in_service():
     after = decisions.decide(
         INCIDENTS["SWAPPING, accepted"], EndpointState("InService", "hooked"), NOW + MINUTE, LIMITS, CONFIGS
@@ -477,8 +486,10 @@ def test_opens_an_incident_unless_handled_cooling_down_or_capped(violation, last
 
 
 def test_notify_only_opens_an_incident_that_watches():
-    new = decisions.decide_violation(CAUSE, None, [], NOW, replace(LIMITS, react=False), CONFIGS).incident
-    assert (new.state, new.notify_only) == (State.WATCHING, True)
+    decision = decisions.decide_violation(CAUSE, None, [], NOW, replace(LIMITS, react=False), CONFIGS)
+    assert (decision.incident.state, decision.incident.notify_only) == (State.WATCHING, True)
+    assert (decision.action, decision.outcome) == (Action.OPEN, Outcome.WATCHING)
+    assert headline(decision) == "violation (notify-only)"
 
 
 @pytest.mark.parametrize(

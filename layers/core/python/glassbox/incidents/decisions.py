@@ -132,7 +132,7 @@ def decide_violation(
         past: its closed incidents since :func:`past_since`; only needed while none is open.
 
     Returns:
-        OPEN a new incident; or an outcome; or neither: :func:`decide_swap` follows.
+        OPEN if the incident is new; :func:`decide_swap` follows unless there is an outcome.
     """
     if last is not None and last.is_open:
         return _violation_while_open(violation, last, limits)
@@ -148,7 +148,10 @@ def decide_violation(
         if sum(incident.opened >= now - DAY for incident in past) >= limits.incidents_per_day:
             notification = Notification("cap", notifications.cap_reached(last, violation, limits))
             return Decision(last, notification=notification, outcome=Outcome.CAP_REACHED)
-    return Decision(_new_incident(violation, now, limits, configs), Action.OPEN)
+    new = _new_incident(violation, now, limits, configs)
+    if new.notify_only:
+        return Decision(new, Action.OPEN, _opened(new, limits), outcome=Outcome.WATCHING)
+    return Decision(new, Action.OPEN)
 
 
 def _violation_while_open(violation: Violation, incident: Incident, limits: Limits) -> Decision:
@@ -228,9 +231,7 @@ def _swapping(
         return decide_swap(incident, live, now, limits, configs)
     if _serves(live, incident.plain_config):
         return _fail(incident, now, notifications.rolled_back(incident, live))
-    if live.status in IN_PROGRESS and not _overdue(incident.since, limits, now):
-        return Decision(incident)
-    return _lose(incident, live, now, configs)
+    return _await_update(incident, live, now, limits, configs)
 
 
 def decide_swap(
@@ -277,11 +278,10 @@ def after_swap(
 def _wait(incident: Incident, reason: str, now: datetime, limits: Limits, opened: bool) -> Decision:
     if _overdue(incident.since, limits, now):
         return _fail(incident, now, notifications.refused(incident, reason))
-    notification = None
+    pending = Notification("opened", notifications.pending(incident, reason, limits))
     # another invocation may be between UpdateEndpoint and its record: it sends the notification
-    if opened or now >= incident.since + CLAIM_EXPIRES:
-        notification = Notification("opened", notifications.pending(incident, reason, limits))
-    return Decision(incident, notification=notification, outcome=Outcome.PENDING)
+    is_due = opened or now >= incident.since + CLAIM_EXPIRES
+    return Decision(incident, notification=pending if is_due else None, outcome=Outcome.PENDING)
 
 
 def _hooked(incident: Incident, live: EndpointState, now: datetime, configs: EndpointConfigs) -> Decision:
@@ -334,9 +334,7 @@ def _restoring(
         if not incident.requested:
             return Decision(incident, Action.RESTORE)
         return _fail_to_restore(incident, now, live.failure or "SageMaker rolled the update back")
-    if live.status in IN_PROGRESS and not _overdue(incident.since, limits, now):
-        return Decision(incident)
-    return _lose(incident, live, now, configs)
+    return _await_update(incident, live, now, limits, configs)
 
 
 def after_restore(incident: Incident, refusal: Refusal | None, now: datetime, limits: Limits) -> Decision:
@@ -438,8 +436,8 @@ def decide_command(incident: Incident, command: Command, now: datetime) -> Decis
         return Decision(after, outcome=Outcome.ABORT)
     if command.action == "extend" and incident.state in (State.SWAPPING, State.HOOKED, State.WATCHING):
         until = max(command.until, incident.keep_hooked_until or command.until)
-        kept = "watch" if incident.notify_only else "keep the hooked model"
-        note = f"an operator: {kept} until {until:%Y-%m-%d %H:%M:%S} UTC"
+        what = "watch" if incident.notify_only else "keep the hooked model"
+        note = f"an operator: {what} until {until:%Y-%m-%d %H:%M:%S} UTC"
         after = noted(replace(incident, keep_hooked_until=until), now, note)
         return Decision(after, outcome=Outcome.EXTEND)
     return Decision(incident, outcome=Outcome.NO_INCIDENT)
@@ -521,6 +519,14 @@ def _closed(incident: Incident, now: datetime, **changes: Any) -> Decision:
         note = "an operator aborted it" if incident.aborted else "the window has ended"
     after = _move(incident, State.NORMAL, now, note, **changes)
     return Decision(after, notification=Notification("closed", notifications.closed(after)))
+
+
+def _await_update(
+    incident: Incident, live: EndpointState, now: datetime, limits: Limits, configs: EndpointConfigs
+) -> Decision:
+    if live.status in IN_PROGRESS and not _overdue(incident.since, limits, now):
+        return Decision(incident)
+    return _lose(incident, live, now, configs)
 
 
 def _lose(incident: Incident, live: EndpointState, now: datetime, configs: EndpointConfigs) -> Decision:

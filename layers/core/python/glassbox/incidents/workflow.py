@@ -82,11 +82,10 @@ def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime
     decision = decisions.decide_violation(violation, last, past, now, limits, configs)
     opened = decision.action is Action.OPEN
     if opened:
-        incident = _open(last, decision.incident, dependencies, now)
-        decision = decisions.decide_violation(violation, incident, past, now, limits, configs)
+        decision = _open(last, decision, dependencies, now)
     incident = decision.incident
     if decision.outcome is None:
-        live = _look(incident.endpoint, dependencies)
+        live = _attempt(lambda: dependencies.endpoint.describe(incident.endpoint))
         decision = decisions.decide_swap(incident, live, now, limits, configs, opened=opened)
         if decision.action:
             decision = _update_endpoint(decision, dependencies, now, opened=opened)
@@ -128,7 +127,7 @@ def confirm(
             return decisions.after_report(incident, _attempt(lambda: report(incident)), now, limits)
         return _update_endpoint(decision, dependencies, now)
 
-    live = None if incident.notify_only else _look(endpoint, dependencies)
+    live = None if incident.notify_only else _attempt(lambda: dependencies.endpoint.describe(endpoint))
     decision = decisions.decide(incident, live, now, limits, dependencies.configs)
     incident = _carry_out(incident, decision, live, dependencies, now, act)
     # after the work: a topic that refuses must not delay it
@@ -152,7 +151,7 @@ def restore(endpoint: str, dependencies: IncidentDependencies, now: datetime) ->
     reason = decisions.restore_reason(incident, dependencies.limits, now)
     if not reason:
         return Outcome.WAITING
-    live = _look(endpoint, dependencies)
+    live = _attempt(lambda: dependencies.endpoint.describe(endpoint))
     decision = decisions.decide_restore(
         incident, live, reason, now, dependencies.limits, dependencies.configs
     )
@@ -180,17 +179,17 @@ def apply_command(command: Command, dependencies: IncidentDependencies, now: dat
 
 
 def _open(
-    last: Incident | None, incident: Incident, dependencies: IncidentDependencies, now: datetime
-) -> Incident:
+    last: Incident | None, decision: Decision, dependencies: IncidentDependencies, now: datetime
+) -> Decision:
     """Write a new incident over the last one, after the notification of the end of that."""
     if last is not None:
         end = decisions.end_notification(last)
         sent = _attempt(lambda: notify_once(last, end, dependencies))
         if isinstance(sent, Refusal):  # a topic that refuses must not delay a swap
             note = f"the end of incident {last.id} was not sent: {sent.reason}"
-            incident = decisions.noted(incident, now, note)
-    dependencies.incidents.open(incident)
-    return incident
+            decision = replace(decision, incident=decisions.noted(decision.incident, now, note))
+    dependencies.incidents.open(decision.incident)
+    return decision
 
 
 def _between_incidents(
@@ -203,7 +202,7 @@ def _between_incidents(
     live = dependencies.endpoint.describe(endpoint)
     outcome, notice = decisions.decide_between_incidents(endpoint, live, dependencies.configs)
     if notice:
-        _report_config_once(endpoint, live.config, notice, dependencies)
+        _report_once(endpoint, live.config, notice, dependencies)
     return outcome
 
 
@@ -226,10 +225,6 @@ def _carry_out(
         if not decision.again or incident.state is not decision.incident.state:
             return incident
         decision = decisions.decide(incident, live, now, dependencies.limits, dependencies.configs)
-
-
-def _look(endpoint: str, dependencies: IncidentDependencies) -> EndpointState | Refusal:
-    return _attempt(lambda: dependencies.endpoint.describe(endpoint))
 
 
 def _update_endpoint(
@@ -301,9 +296,7 @@ def _release(
             if current is None or current.id != incident.id:
                 return incident
             incident = current
-    raise RetryableError(
-        f"incident {incident.id}: gave up after {_ATTEMPTS} concurrent updates. Lambda retries."
-    )
+    raise RetryableError(f"incident {incident.id}: gave up after {_ATTEMPTS} concurrent updates")
 
 
 def _save(before: Incident, after: Incident, dependencies: IncidentDependencies) -> Incident:
@@ -312,9 +305,7 @@ def _save(before: Incident, after: Incident, dependencies: IncidentDependencies)
     return after
 
 
-def _report_config_once(
-    endpoint: str, config: str, notice: Notice, dependencies: IncidentDependencies
-) -> None:
+def _report_once(endpoint: str, config: str, notice: Notice, dependencies: IncidentDependencies) -> None:
     """Publish the notification of an unknown config once, see :func:`notify_once`."""
     incidents, at = dependencies.incidents, dependencies.clock()
     if not incidents.claim_config_report(endpoint, config, at, at - CLAIM_EXPIRES):

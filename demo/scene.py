@@ -17,7 +17,7 @@ from demo import signs
 from demo.attack import BUDGETS, Budget, Images, predict, targeted_pgd
 from demo.photos import Photos, find_photos, read_photos
 from glassbox.errors import BadInputError
-from inference import RESNET18, load_network
+from inference import RESNET18, load_network, to_config
 
 Classes = NDArray[np.int64]
 Indices = NDArray[np.int64]
@@ -169,7 +169,7 @@ def load_model(weights: Path) -> tuple[torch.nn.Module, dict[str, Any]]:
             f"{weights}: the demo needs a ResNet18 for RGB images, got {config['architecture']} for "
             f"{len(config['mean'])} channels."
         )
-    return load_network(weights, config).requires_grad_(False), config
+    return load_network(weights, to_config(config)).requires_grad_(False), config
 
 
 # ---------------------------------------------------------------------------- the target class

@@ -1,8 +1,8 @@
-"""Where FullGrad is exact, and where not: autograd's graph of a forward pass, read node by node.
+"""Find the parts of a network for which FullGrad is not exact, in autograd's graph of a forward pass.
 
-FullGrad takes the network for a chain of linear maps with biases and of activations that are linear on each piece and
-0 at 0. Then f(x) = Σ x·∂f/∂x + Σ b·∂f/∂b (Srinivas and Fleuret 2019, arXiv:1905.00780, proposition 1). What the graph
-holds besides breaks the sum; the completeness error of each picture says by how much, and this module says what it was.
+FullGrad assumes a chain of linear maps with biases and of activations that are linear on each piece and 0 at 0. Then
+f(x) = Σ x·∂f/∂x + Σ b·∂f/∂b (Srinivas and Fleuret 2019, arXiv:1905.00780, proposition 1). Any other node of the graph
+breaks the sum: the completeness error of each heat map measures by how much, and this module names the cause.
 """
 
 import re
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glassbox.explanation.trace_format import RANDOM
 
-# Kinds of nodes, by the name that autograd gives the function.
+# Kinds of nodes, by autograd's name of the function.
 # fmt: off
 _EXACT = frozenset({
     "Relu", "LeakyRelu", "PreluKernel", "RreluWithNoise", "Abs", "Maximum", "Minimum", "Max", "Min", "Amax", "Amin",
@@ -33,14 +33,14 @@ _EXACT = frozenset({
 })
 # fmt: on
 _SUMS = frozenset({"Add", "Sub", "Rsub"})
-_FACTORS = {  # kind -> which of its operands are multiplied with one another
+_FACTORS = {  # kind -> the operands that are multiplied
     **dict.fromkeys(("Mul", "Div", "Mm", "Bmm", "Mv", "Dot", "Convolution"), slice(0, 2)),
     **dict.fromkeys(("Addmm", "Baddbmm", "Addbmm", "Addmv"), slice(1, 3)),
 }
 _NORMS = frozenset({"NativeBatchNorm", "NativeLayerNorm", "NativeGroupNorm"})
 _CLIPS = frozenset({"Hardtanh", "Clamp", "ClampMin", "ClampMax"})
-# Calls that put values beside what depends on the picture -> which of their arguments the values are. Their nodes are
-# exact where these are 0, and do not say so.
+# Calls that combine other values with features -> the arguments that hold the values. Their nodes are exact if the
+# values are 0, which the graph does not show.
 _PLACES = {
     **dict.fromkeys(("cat", "stack"), slice(0, 1)),
     **dict.fromkeys(("maximum", "minimum"), slice(0, 2)),
@@ -52,17 +52,17 @@ _KNOWN = _EXACT | _SUMS | _FACTORS.keys() | _NORMS | _CLIPS
 
 
 def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) -> list[str]:
-    """The parts of ``model`` for which FullGrad is not exact, each with the reason; [] where it is exact.
+    """Return the parts of ``model`` for which FullGrad is not exact, each with the reason.
 
-    Randomness in eval mode comes first, such as ``F.dropout`` without ``training=self.training``: the explanation is
-    then of one draw. Two passes over the same image are compared, since a random number may have no effect.
+    Randomness in eval mode is named first, such as ``F.dropout`` without ``training=self.training``: the explanation is
+    then one of a single draw. Two passes over the same image are compared, since a random number may have no effect.
 
-    Functions count as modules do, and what the forward pass does not call does not count. Whether a constant that is
-    concatenated, padded or filled in is 0, the values of this one pass say; what a buffer held before features were
-    written over a part of it is not looked at.
+    Functions count like modules; modules that the forward pass does not call do not count. The values of this one pass
+    decide if a concatenated, padded or filled constant is 0. The former content of a buffer that features partly
+    overwrite is not checked.
 
     Args:
-        model: in eval mode, its parameters frozen. No hook is left on it.
+        model: in eval mode, with frozen parameters. All hooks are removed afterwards.
         biased: name -> the modules whose biases enter the sum.
         image: (N, C, H, W).
     """
@@ -75,7 +75,7 @@ def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) ->
         logits, owner, blind = _forward(model, modules, image)
     random = _random(model, image, logits, constants.random) if constants.random else []
     flaws = dict.fromkeys(
-        blind & biased.keys(), "gives no tensor that depends on the picture, so its bias is left out"
+        blind & biased.keys(), "returns no tensor that depends on the input, so its bias is left out"
     )
     functions: dict[str, str] = {}
     for node in _nodes(logits.grad_fn, set()):
@@ -93,7 +93,7 @@ def inexact(model: nn.Module, biased: Mapping[str, nn.Module], image: Tensor) ->
 
 
 def _random(model: nn.Module, image: Tensor, logits: Tensor, operators: Set[str]) -> list[str]:
-    """The reason, if a second pass over the same image gives other logits than rounding explains."""
+    """Return the reason if a second pass over the same image gives other logits, beyond rounding."""
     with torch.enable_grad():  # as in the first pass: without gradients, other kernels may run
         again = model(image.detach().clone().requires_grad_()).detach()
     logits = logits.detach()
@@ -102,14 +102,14 @@ def _random(model: nn.Module, image: Tensor, logits: Tensor, operators: Set[str]
     return [f"{type(model).__name__}: {RANDOM} ({', '.join(sorted(operators))} in eval mode)"]
 
 
-class _Constants(TorchDispatchMode):
-    """Finds the nodes of a forward pass that take in a constant other than 0, and its operators of random numbers.
+class _Constants(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of __init_subclass__
+    """Finds the nodes of a forward pass with a constant other than 0, and its random operators.
 
-    Sees this thread's calls alone.
+    Sees the calls of this thread only.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: set[Any] = set()
         self.random: set[str] = set()
         self._last: Tensor | None = None
@@ -126,12 +126,13 @@ class _Constants(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         self._settle()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _settle(self) -> None:
-        # Only when the next call comes has the last one got its node; where it wrote into a view, the whole has.
+        # autograd creates the node of a call after it returns; for a write into a view, it is the base's node.
         if self._last is not None:
-            self.nodes.add((self._last._base if self._last._is_view() else self._last).grad_fn)
+            base = self._last._base if self._last._is_view() else None
+            self.nodes.add((self._last if base is None else base).grad_fn)
             self._last = None
 
 
@@ -144,14 +145,17 @@ def _is_constant(value: Any) -> bool:
 def _forward(
     model: nn.Module, modules: Mapping[str, nn.Module], image: Tensor
 ) -> tuple[Tensor, dict[Any, str], set[str]]:
-    """The logits; of each node of their graph that arose in one of ``modules``, which; and those that gave no tensor
-    that depends on the picture.
+    """Run the model once.
+
+    Returns:
+        The logits, node of their graph -> the module that created it, and the modules without an output that depends on
+        the input.
     """
     inputs: dict[nn.Module, set[Any]] = {}
     owner: dict[Any, str] = {}
     blind: set[str] = set()
 
-    # Plain requests of other threads pass through these hooks too; they take no gradients.
+    # Plain requests in other threads run these hooks too, without gradients.
     def enter(module: nn.Module, arguments: Any) -> None:
         if torch.is_grad_enabled():
             inputs[module] = {a.grad_fn for a in arguments if isinstance(a, Tensor)}
@@ -169,7 +173,7 @@ def _forward(
             for name, module in modules.items():
                 handles.append(module.register_forward_pre_hook(enter))
                 handles.append(module.register_forward_hook(partial(leave, name)))
-            # a copy: a network may normalise its input in place
+            # A copy, because a network may normalise its input in place.
             return model(image.detach().clone().requires_grad_()), owner, blind
         finally:
             for handle in handles:
@@ -177,7 +181,7 @@ def _forward(
 
 
 def _nodes(node: Any, stop: Set[Any]) -> Iterator[Any]:
-    """The nodes from ``node`` back to the inputs of the graph, or up to those in ``stop``."""
+    """Yield the nodes from ``node`` back to the inputs of the graph, or to those in ``stop``."""
     stack, seen = [node], {None, *stop}
     while stack:
         node = stack.pop()
@@ -192,11 +196,15 @@ def _kind(node: Any) -> str:
 
 
 def _flaw(node: Any, biased: bool) -> str | None:
-    """How a node breaks the sum; ``biased`` if it arose in a module whose bias is part of the sum."""
+    """Return how a node breaks the sum.
+
+    Args:
+        biased: whether a module whose bias is part of the sum created the node.
+    """
     kind = _kind(node)
-    depends = [parent is not None for parent, _ in node.next_functions]  # on the picture
+    depends = [parent is not None for parent, _ in node.next_functions]  # on the input
     if kind in _FACTORS and (sum(depends[_FACTORS[kind]]) > 1 or (kind == "Div" and any(depends[1:]))):
-        return "multiplies or divides by what depends on the picture"
+        return "multiplies or divides by features"
     if kind in _NORMS and not biased:
         return "normalises by the statistics of its own input"
     if kind in _CLIPS and not _is_relu(node):

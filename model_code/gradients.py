@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 import torch
@@ -44,7 +44,10 @@ class Terms:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def first(self, n: int) -> "Terms":
-        """Return the first ``n`` samples; copied where others are cut off, so that their memory is freed."""
+        """Return the first ``n`` samples.
+
+        Copies them if others are cut off, so that the memory of those is freed.
+        """
         if n >= len(self.logits):
             return self
         return Terms(self.logits[:n], self.modules, {name: t[:n].copy() for name, t in self.tensors.items()})
@@ -91,7 +94,7 @@ class Gradients:
         return Terms(recording.logits, modules, tensors)
 
     def inexact_parts(self, images: Tensor) -> list[str]:
-        """Return the parts of the network for which FullGrad is not exact; the first call finds them."""
+        """Return the parts of the network for which FullGrad is not exact, found by the first call."""
         if self._inexact is None:
             self._inexact = inexact(self._model, self._modules, images[:1])
         return self._inexact
@@ -126,7 +129,7 @@ class Recording:
 def record(
     model: nn.Module, modules: Mapping[str, nn.Module], image: Tensor, target: Tensor | None = None
 ) -> Recording:
-    """Run ``model`` forward and backward once; all hooks are removed afterwards.
+    """Run ``model`` forward and backward once, and remove all hooks.
 
     Args:
         model: its parameters should be frozen.
@@ -146,7 +149,7 @@ def record(
         if isinstance(output, Tensor) and output.requires_grad:
             output_of_last = output
             # Registered on the tensor before a later in-place activation changes it: the gradient stays this output's.
-            output.register_hook(partial(received.__setitem__, len(calls)))
+            output.register_hook(partial(received.__setitem__, len(calls)))  # type: ignore[no-untyped-call]
             calls.append((name, output.shape))
 
     # A copy: a network may normalise its input in place, and the caller's tensor must not change.
@@ -190,16 +193,18 @@ def biased_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def effective_bias(module: nn.Module) -> Tensor:
-    """Return the (C,) float32 bias of one of :func:`biased_modules`; of a BatchNorm β − μ·γ/√(σ² + eps)."""
+    """Return the (C,) float32 bias of a biased module, β − μ·γ/√(σ² + eps) of a BatchNorm."""
     if not isinstance(module, BATCH_NORM):
-        return module.bias.detach().float()
-    mean, var = module.running_mean.double(), module.running_var.double()
+        return cast("Tensor", module.bias).detach().float()
+    mean, var = (
+        cast("Tensor", statistic).double() for statistic in (module.running_mean, module.running_var)
+    )
     weight, bias = (1.0, 0.0) if module.weight is None else (module.weight.double(), module.bias.double())
     return (bias - mean * weight / torch.sqrt(var + module.eps)).float()
 
 
 def reduced(recording: Recording, biases: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Return the reduced form: the statistics of every term, and Σ_c|term| where the term has pixels."""
+    """Return the statistics of every term, and Σ_c|term| of terms with pixels (the reduced form)."""
     terms = {names.INPUT: recording.image * recording.image_gradient}
     for call, gradient in recording.gradients.items():
         bias = biases[call.partition("#")[0]]
@@ -219,7 +224,7 @@ def reduced(recording: Recording, biases: Mapping[str, Tensor]) -> dict[str, Arr
 
 
 def full(recording: Recording, model: str) -> dict[str, Array]:
-    """Return the full form, without the :func:`parameters`."""
+    """Return the tensors of the full form, without the :func:`parameters`."""
     tensors = {names.model_input(model): recording.image, names.IMAGE_GRADIENT: recording.image_gradient}
     tensors |= {names.output_gradient(key): gradient for key, gradient in recording.gradients.items()}
     if recording.head is not None:
@@ -229,10 +234,11 @@ def full(recording: Recording, model: str) -> dict[str, Array]:
 
 def parameters(model: str, name: str, module: nn.Module) -> dict[str, Array]:
     """Return the tensors that define a module's bias, under smdebug's names."""
-    tensors = {names.parameter(model, name, "bias"): module.bias}
+    attributes = {"bias": names.parameter(model, name, "bias")}
     if isinstance(module, BATCH_NORM):
-        tensors[names.parameter(model, name, "weight")] = module.weight
-        tensors |= {names.running(name, s): getattr(module, s) for s in ("running_mean", "running_var")}
+        attributes["weight"] = names.parameter(model, name, "weight")
+        attributes |= {s: names.running(name, s) for s in ("running_mean", "running_var")}
+    tensors = {attributes[attribute]: getattr(module, attribute) for attribute in attributes}
     return {name: _numpy(tensor) for name, tensor in tensors.items() if tensor is not None}
 
 

@@ -1,6 +1,6 @@
-"""The model behind the endpoint: ``model_fn`` and ``transform_fn``, as SageMaker's PyTorch containers call them.
+"""Serve the model: ``model_fn`` and ``transform_fn``, as SageMaker's PyTorch containers call them.
 
-``tensors_output`` (an S3 URI) in the environment turns tracing on; without it, this is the plain model.
+``tensors_output`` (an S3 URI) in the environment makes this the hooked model, which traces requests.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import re
 import time
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from decode import RequestError, read_images
 from glassbox.errors import BadInputError
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env, setting
+from recorder import TensorRecorder
 from resnet import from_state_dict, state_dict_in, without_prefix
 
 logger = logging.getLogger(__name__)
@@ -47,12 +48,32 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class ModelConfig:
+    """``config.json``, checked.
+
+    Attributes:
+        architecture: ``resnet18`` or ``module:Class`` in ``code/``.
+        image_size: (H, W).
+        mean: 1 or 3 numbers, for channels in 0 to 1; and so is ``std``.
+        labels: the K classes' names, or None.
+        arguments: of ``Class``.
+    """
+
+    architecture: str
+    image_size: tuple[int, int]
+    mean: list[float]
+    std: list[float]
+    labels: list[str] | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Classifier:
-    """The network, how its input is made of a picture, and the recorder of the hooked twin.
+    """The network, the preparation of its input, and the recorder of the hooked model.
 
     Attributes:
         image_size: (H, W).
-        mean: (C, 1, 1) float32, for channels in 0..1; and so is ``std``.
+        mean: (C, 1, 1) float32, for channels in 0 to 1; and so is ``std``.
         labels: the K classes' names, or None.
     """
 
@@ -61,87 +82,100 @@ class Classifier:
     mean: Tensor
     std: Tensor
     labels: list[str] | None
-    recorder: Any = None
+    recorder: TensorRecorder | None = None
 
     def close(self) -> None:
-        """Upload the traces that are still waiting."""
+        """Upload the waiting traces."""
         if self.recorder is not None:
             self.recorder.close()
 
 
-def model_fn(model_dir: str, context: Any = None) -> Classifier:
+def model_fn(model_dir: str, context: object = None) -> Classifier:
     """Load ``model/model.pt`` (a state dict) and ``model/config.json`` of an unpacked model.tar.gz.
 
     Raises:
-        BadInputError: weights or config cannot be used; names what is wrong.
-        SettingsError: the environment is wrong.
+        BadInputError: invalid weights or config; names the problem.
+        SettingsError: invalid environment.
     """
     folder = Path(model_dir) / "model"
     config = read_config(folder / "config.json")
     network = load_network(folder / "model.pt", config)
     settings = from_env(Settings, {name.upper(): value for name, value in os.environ.items()})
-    mean, std = (torch.tensor(config[name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (config.mean, config.std))
     recorder = _recorder(network, settings.tensors_output, settings) if settings.tensors_output else None
-    return Classifier(network, tuple(config["image_size"]), mean, std, config["labels"], recorder)
+    return Classifier(network, config.image_size, mean, std, config.labels, recorder)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """``config.json``.
+def read_config(path: Path) -> ModelConfig:
+    """Read ``config.json``.
 
     Raises:
-        BadInputError: names everything that is wrong.
+        BadInputError: names every problem.
+    """
+    try:
+        content = {**json.loads(path.read_text(encoding="utf-8"))}
+    except OSError as error:
+        raise BadInputError(f"{path}: {error.strerror}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadInputError(f"{path}: expected a JSON object, got something else: {error}") from error
+    try:
+        return to_config(content)
+    except ValueError as error:
+        raise BadInputError(f"{path}: {error}") from error
+
+
+def to_config(content: Mapping[str, Any]) -> ModelConfig:
+    """Check the members of ``config.json``; further ones are ignored.
+
+    Raises:
+        ValueError: names every problem.
     """
 
-    def numbers(value: Any) -> bool:
-        # as float32 holds them: JSON's may be NaN, infinite, or larger than any float
+    def numbers(value: object) -> bool:
+        # As float32 holds them: a number in JSON may be NaN, infinite, or larger than any float.
         return isinstance(value, list) and all(
             type(v) in (int, float) and abs(v) <= FLOAT32.max for v in value
         )
 
-    try:
-        config = {"arguments": {}, "labels": None, **json.loads(path.read_text(encoding="utf-8"))}
-    except OSError as error:
-        raise BadInputError(f"{path}: {error.strerror}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BadInputError(f"{path}: not a JSON object: {error}") from error
     names = ("architecture", "image_size", "mean", "std", "labels")
-    architecture, size, mean, std, labels = (config.get(name) for name in names)
+    architecture, size, mean, std, labels = (content.get(name) for name in names)
+    arguments = content.get("arguments", {})
     problems = {
         "architecture must be 'resnet18' or 'module:Class'": isinstance(architecture, str)
         and bool(architecture == RESNET18 or _CLASS.fullmatch(architecture)),
-        "arguments must be an object": isinstance(config["arguments"], dict),
-        f"image_size must be two whole numbers (H, W) from 1 to {SIDE}": numbers(size)
+        "arguments must be an object": isinstance(arguments, dict),
+        f"image_size must be two whole numbers (H, W) from 1 to {SIDE}": isinstance(size, list)
         and len(size) == 2
         and all(type(side) is int and 1 <= side <= SIDE for side in size),
-        "mean must be 1 or 3 numbers": numbers(mean) and len(mean) in (1, 3),
-        "std must be as many numbers, above 0": numbers(std)
+        "mean must be 1 or 3 numbers": isinstance(mean, list) and numbers(mean) and len(mean) in (1, 3),
+        "std must be as many numbers, above 0": isinstance(std, list)
+        and numbers(std)
         and len(std) == len(mean if isinstance(mean, list) else ())
         and all(deviation >= FLOAT32.tiny for deviation in std),
         "labels must be null or texts": labels is None
         or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
     }
     if not all(problems.values()):
-        raise BadInputError(
-            f"{path}: " + "; ".join(problem for problem, fine in problems.items() if not fine)
-        )
-    return config
+        raise ValueError("; ".join(problem for problem, fine in problems.items() if not fine))
+    height, width = size  # type: ignore[misc]  # checked above, where mypy cannot follow
+    return ModelConfig(architecture, (height, width), mean, std, labels, arguments)  # type: ignore[arg-type]
 
 
-def load_network(weights: Path, config: Mapping[str, Any]) -> nn.Module:
-    """Return the network of ``config["architecture"]`` with these weights, in eval mode, after trying it on noise.
+def load_network(weights: Path, config: ModelConfig) -> nn.Module:
+    """Return the config's network with these weights, in eval mode, after a trial on noise.
 
-    ``resnet18`` reads its sizes off the weights. ``module:Class`` is a class in ``code/`` of model.tar.gz, called with
-    ``config["arguments"]``; its ``forward`` takes (N, C, H, W) float32 and gives (N, K ≥ 2) logits. Weights of any
-    float type become the network's, which is float32 by default.
+    ``resnet18`` takes its sizes from the weights. ``module:Class`` is a class in ``code/`` of model.tar.gz; its
+    ``forward`` takes (N, C, H, W) float32 and returns (N, K ≥ 2) logits. Weights of any float type are converted to the
+    network's, which is float32 by default.
 
     Raises:
         BadInputError: the weights or the class cannot be loaded, the weights are not of this network, it does not take
-            the config's images, or it does not give logits.
+            the config's images, or it does not return logits.
     """
-    architecture = config["architecture"]
+    architecture = config.architecture
     checkpoint = _read_checkpoint(weights)
     network = from_state_dict(checkpoint) if architecture == RESNET18 else _own(config, checkpoint)
-    shape = (2, len(config["mean"]), *config["image_size"])
+    shape = (2, len(config.mean), *config.image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
@@ -152,10 +186,10 @@ def load_network(weights: Path, config: Mapping[str, Any]) -> nn.Module:
             f"{architecture}: expected a network that takes images of {shape[1:]} (channels, height, width), "
             f"got {type(error).__name__}: {_line(error)}"
         ) from error
-    _check_logits(architecture, logits, len(noise))
-    if config["labels"] is not None and len(config["labels"]) != logits.shape[1]:
+    classes = _check_logits(architecture, logits, len(noise))
+    if config.labels is not None and len(config.labels) != classes:
         raise BadInputError(
-            f"config.json: labels must be null or {logits.shape[1]} texts, found {len(config['labels'])}"
+            f"config.json: labels must be null or {classes} texts, found {len(config.labels)}"
         )
     return network
 
@@ -166,7 +200,7 @@ def _read_checkpoint(weights: Path) -> object:
     except OSError as error:
         raise BadInputError(f"{weights}: {error.strerror}") from error
     except Exception as error:
-        # At a foreign file torch.load raises what its parser happens to meet: it is of no fixed kind.
+        # For other files torch.load raises any error of its parsers.
         found = _file_kind(weights) or f"{type(error).__name__}: {_line(error)[:200]}"
         raise BadInputError(
             f"{weights}: expected a state dict of tensors alone, as torch.save(network.state_dict(), …) writes it, "
@@ -175,7 +209,7 @@ def _read_checkpoint(weights: Path) -> object:
 
 
 def _file_kind(path: Path) -> str | None:
-    """What a file that is no state dict was saved as, where its first bytes tell."""
+    """Return how a file that is not a state dict was saved, if its first bytes show it."""
     with path.open("rb") as file:
         head = file.read(16)
     if zipfile.is_zipfile(path):
@@ -189,8 +223,8 @@ def _file_kind(path: Path) -> str | None:
     return None
 
 
-def _check_logits(architecture: str, logits: object, samples: int) -> None:
-    """Raise BadInputError unless the network gave (N, K ≥ 2) finite logits."""
+def _check_logits(architecture: str, logits: object, samples: int) -> int:
+    """Return K; raise BadInputError unless the network returned (N, K ≥ 2) finite logits."""
     wanted = f"{architecture}: expected logits of the shape (N, K) with K >= 2 classes, got"
     if not isinstance(logits, Tensor):
         kind = type(logits).__name__
@@ -210,18 +244,19 @@ def _check_logits(architecture: str, logits: object, samples: int) -> None:
         logits.double().sum(1), torch.ones(()).double(), atol=1e-3
     ):
         raise BadInputError(f"{wanted} probabilities. Leave out the softmax at the end of forward().")
+    return logits.shape[1]
 
 
-def _own(config: Mapping[str, Any], checkpoint: object) -> nn.Module:
-    architecture, arguments = config["architecture"], config["arguments"]
+def _own(config: ModelConfig, checkpoint: object) -> nn.Module:
+    architecture, arguments = config.architecture, config.arguments
     module, _, name = architecture.partition(":")
     try:
         network = getattr(importlib.import_module(module), name)(**arguments)
     except Exception as error:
         # The model's own code runs here, and may raise anything.
         raise BadInputError(
-            f"{architecture}: code/{module.replace('.', '/')}.py gives no network with the arguments {arguments}: "
-            f"{type(error).__name__}: {_line(error)}"
+            f"{architecture}: expected a network from code/{module.replace('.', '/')}.py with the arguments "
+            f"{arguments}, got {type(error).__name__}: {_line(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise BadInputError(f"{architecture}: expected a torch.nn.Module, got a {type(network).__name__}")
@@ -230,30 +265,30 @@ def _own(config: Mapping[str, Any], checkpoint: object) -> nn.Module:
     try:
         network.load_state_dict(state_dict)
     except Exception as error:
-        # As above: a network may load its weights by code of its own.
-        raise BadInputError(f"{architecture}: these are not its weights: {_line(error)}") from error
+        # A network may override load_state_dict, so anything may be raised here too.
+        raise BadInputError(
+            f"{architecture}: expected its own weights, got others: {_line(error)}"
+        ) from error
     return network.eval()
 
 
 def _line(error: Exception) -> str:
-    """The error's text on one line, without control characters, shortened."""
+    """Return the error's text on one line, without control characters, shortened."""
     text = " ".join(str(error).split())
     return "".join(c if c.isprintable() else "?" for c in text)[:500]
 
 
-def _recorder(network: nn.Module, destination: str, settings: Settings) -> Any:
-    # Not at the top: the plain model needs no AWS SDK.
+def _recorder(network: nn.Module, destination: str, settings: Settings) -> TensorRecorder:
+    # Imported here, because the plain model needs no AWS SDK.
     import boto3
     from botocore.config import Config
 
-    from recorder import TensorRecorder
-
-    # A trace is not worth a long wait: while it lasts, others are dropped.
-    patience = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
+    # Short timeouts: while one upload waits, further traces are dropped.
+    config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
     return TensorRecorder(
         network,
         destination,
-        client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=patience),
+        client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=config),
         traces_per_minute=settings.traces_per_minute,
         trace_form=settings.trace_form,
         clock=time.monotonic,
@@ -263,9 +298,9 @@ def _recorder(network: nn.Module, destination: str, settings: Settings) -> Any:
 
 
 def _replay_key(settings: Settings) -> PublicKey | None:
-    """The public key of the replays: REPLAY_KEY, or read once of the KMS key REPLAY_KEY_ARN.
+    """Return the public key of the replays: REPLAY_KEY, or that of the KMS key REPLAY_KEY_ARN.
 
-    A twin that cannot read it does not start: it would answer every replay untraced.
+    An endpoint that cannot read the key does not start, because it would answer every replay without a trace.
     """
     if settings.replay_key:
         return PublicKey.from_text(settings.replay_key)
@@ -274,48 +309,48 @@ def _replay_key(settings: Settings) -> PublicKey | None:
 
         kms = boto3.client("kms", region_name=settings.replay_key_arn.split(":")[3])
         return PublicKey.from_der(kms.get_public_key(KeyId=settings.replay_key_arn)["PublicKey"])
-    logger.warning("REPLAY_KEY and REPLAY_KEY_ARN are not set: replays are answered like live traffic.")
+    logger.warning(
+        "REPLAY_KEY, REPLAY_KEY_ARN: expected one of them, got none. Replays count as live traffic."
+    )
     return None
 
 
 def transform_fn(
     model: Classifier, data: bytes, content_type: str, accept: str, context: Any = None
 ) -> tuple[str, str]:
-    """Pictures in, predictions out.
+    """Predict the classes of a request's images.
 
     Args:
-        data: ``image/png`` or ``image/jpeg``: one picture. ``application/x-npy``: (H, W, C), or N ≤ 64 pictures
-            (N, H, W, C), as uint8 or as floats from 0 to 1, which are rounded to 8 bits. Pictures of another size are
+        data: ``image/png`` or ``image/jpeg``: one image. ``application/x-npy``: (H, W, C), or N ≤ 64 images
+            (N, H, W, C), as uint8 or as floats from 0 to 1, which are rounded to 8 bits. Images of another size are
             resized to the model's. Files are turned upright by their EXIF orientation; 16 bits become 8.
         context: the request's headers, as ``.headers`` or as the PyTorch toolkit's ``get_all_request_header``.
 
     Returns:
         ``{"predictions": [{"class", "label", "probability", "top3": [{"class", "label", "probability"}, …]}, …]}``, one
-        entry per picture, and its content type.
+        entry per image, and its content type.
 
     Raises:
-        RequestError: 400 (no picture, or too large), 406 or 415.
+        RequestError: 400 (not an image, or too large), 406 or 415.
     """
     if not _accepts_json(accept):
-        raise RequestError(406, f"Accept is {accept[:100]!r}; only application/json is given.")
+        raise RequestError(406, f"Accept: expected application/json, got {accept[:100]!r}.")
     data = bytes(data)
-    picture = read_images(data, content_type, len(model.mean), model.image_size)
-    x = (torch.from_numpy(picture).permute(0, 3, 1, 2).contiguous() / 255 - model.mean) / model.std
+    input_images = read_images(data, content_type, len(model.mean), model.image_size)
+    x = (torch.from_numpy(input_images).permute(0, 3, 1, 2).contiguous() / 255 - model.mean) / model.std
     headers = _headers(context)
-    traced = None
-    if model.recorder is not None:
-        traced = model.recorder.wants(
-            data,
-            headers.get("x-amzn-sagemaker-custom-attributes"),
-            headers.get("x-amzn-sagemaker-inference-id"),
-        )
-    if traced:
-        logits = model.recorder.predict(x, picture, traced, model.labels)
+    request = model.recorder and model.recorder.wants(
+        data,
+        headers.get("x-amzn-sagemaker-custom-attributes"),
+        headers.get("x-amzn-sagemaker-inference-id"),
+    )
+    if model.recorder and request:
+        logits = model.recorder.predict(x, input_images, request, model.labels)
     else:
         with torch.inference_mode():
             logits = model.network(x)
     if not logits.isfinite().all():
-        raise ArithmeticError("the logits are not finite")
+        raise ArithmeticError("expected finite logits, got NaN or infinity")
     return json.dumps({"predictions": _predictions(logits, model.labels)}), "application/json"
 
 
@@ -337,7 +372,7 @@ def _accepts_json(accept: str | None) -> bool:
 
 
 def _headers(context: Any) -> Mapping[str, str]:
-    """The request's headers by lower-case name, from our server's context or the PyTorch toolkit's."""
+    """Return the request's headers by lower-case name, from serve.py's context or the PyTorch toolkit's."""
     if context is None:
         return {}
     toolkit = getattr(context, "get_all_request_header", None)

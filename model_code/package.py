@@ -1,13 +1,14 @@
-"""Weights and code -> the model.tar.gz that SageMaker unpacks to /opt/ml/model.
+"""Pack weights and code into the model.tar.gz that SageMaker unpacks to /opt/ml/model.
 
     python model_code/package.py --weights model.pt --out model.tar.gz [--config config.json] [--labels labels.csv]
                                  [--network net.py:Net [--arguments '{"classes": 10}'] [--code more.py folder …]]
 
-A network of your own is a class in a file or a package folder of yours (docs/your-model.md). The same content gives the
-same bytes, so what did not change need not be uploaded.
+A network of your own is a class in your file or package folder (docs/your-model.md). The same content gives the same
+bytes, so an unchanged archive need not be uploaded again.
 """
 
 import argparse
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +76,29 @@ def _json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_labels(path: Path) -> list[str]:
-    """The classes' names from a CSV file with the columns ``class_id`` (0, 1, …) and ``name``.
+def read_class_names(path: Path) -> dict[str, str]:
+    """Return class -> name from a CSV file with the columns ``class_id`` and ``name``.
 
     Raises:
-        ValueError: there are no such columns, or the classes are not numbered from 0 without a gap.
+        ValueError: a column is missing.
     """
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         if not {"class_id", "name"} <= set(rows.fieldnames or ()):
-            raise ValueError(
-                f"{path}: line 1 must name the columns class_id and name, found {rows.fieldnames}"
-            )
-        names = {row["class_id"]: row["name"] for row in rows}
+            raise ValueError(f"{path}: line 1: expected the columns class_id and name, got {rows.fieldnames}")
+        return {row["class_id"]: row["name"] for row in rows}
+
+
+def read_labels(path: Path) -> list[str]:
+    """Return the classes' names in the order of their numbers, see :func:`read_class_names`.
+
+    Raises:
+        ValueError: a column is missing, or the classes are not numbered from 0 without a gap.
+    """
+    names = read_class_names(path)
     missing = [str(i) for i in range(len(names)) if str(i) not in names]
     if missing:
-        raise ValueError(f"{path}: no name for class {', '.join(missing[:5])}")
+        raise ValueError(f"{path}: expected a name for every class, got none for {', '.join(missing[:5])}")
     return [names[str(i)] for i in range(len(names))]
 
 
@@ -101,15 +109,15 @@ def package(
 
     Args:
         config: parts of the config that differ from the default one; by default those beside the weights.
-        code: files and package folders of your own, which go beside ours.
+        code: files and package folders of your own, packed beside ours.
 
     Raises:
-        ValueError: two of them, or one of them and one of ours, have one name; or the config holds unknown keys.
+        ValueError: two files have the same name, or the config holds unknown keys.
     """
     config = model_config(weights) if config is None else DEFAULT_CONFIG | config
     if unknown := config.keys() - DEFAULT_CONFIG.keys() - {"arguments"}:
         raise ValueError(
-            f"the config has {', '.join(sorted(unknown))}, and knows {', '.join(DEFAULT_CONFIG)}"
+            f"config: expected the keys {', '.join(DEFAULT_CONFIG)}, got {', '.join(sorted(unknown))}"
         )
     files = {
         "model/model.pt": weights.read_bytes(),
@@ -119,12 +127,14 @@ def package(
     files |= {f"code/glassbox/{name}": (CORE / name).read_bytes() for name in CORE_MODULES}
     for path in dict.fromkeys(path.resolve() for path in code):
         if path.name in {*CODE, CORE.name}:
-            raise ValueError(f"{path}: {path.name} is the name of a file of ours in code/")
+            raise ValueError(
+                f"{path}: expected another name, because code/{path.name} is a file of ours. Rename it."
+            )
         found = _code(path)
         if twice := files.keys() & found:
-            raise ValueError(f"{path}: another file is called {min(twice)} too")
+            raise ValueError(f"{path}: expected different names, got {min(twice)} twice")
         files |= found
-    # No time and no name: they would differ from one run to the next.
+    # Times and owners are left out: they would differ between runs.
     with (
         out.open("wb") as raw,
         gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as compressed,
@@ -137,9 +147,9 @@ def package(
 
 
 def _code(path: Path) -> dict[str, bytes]:
-    """Return a file's, or a package folder's content, by name in the archive.
+    """Return name in the archive -> content, of a file or a package folder.
 
-    Compiled and hidden files are left out: they differ from one machine to the next.
+    Compiled and hidden files are left out: they differ between machines.
 
     Raises:
         ValueError: the folder holds no file, or its name cannot be imported.
@@ -163,12 +173,12 @@ def _code(path: Path) -> dict[str, bytes]:
 
 
 def network_class(given: str) -> tuple[str, Path]:
-    """Return the architecture (``module:Class``) of FILE.py:CLASS or FOLDER:CLASS, and the file or folder to pack.
+    """Return the architecture (``module:Class``) of FILE.py:CLASS or FOLDER:CLASS, and what to pack.
 
-    Of a file in a package, the whole package is packed, since its modules import one another.
+    For a file in a package this is the whole package, since its modules import one another.
 
     Raises:
-        ValueError: neither of the two, or a name that Python cannot import.
+        ValueError: another form, or a name that Python cannot import.
     """
     file, _, name = given.rpartition(":")
     path = Path(file).resolve()
@@ -184,23 +194,36 @@ def network_class(given: str) -> tuple[str, Path]:
 
 
 def digest(archive: Path) -> str:
-    """A short name of the content."""
+    """Return a short name of the content."""
     return hashlib.sha256(archive.read_bytes()).hexdigest()[:16]
 
 
-def load(archive: Path) -> None:
-    """Unpack the archive, and load its model with its code in a process of its own, as the endpoint does.
+@contextlib.contextmanager
+def unpacked(archive: Path, *before: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Unpack the archive; yield its folder, and the environment of a process that imports its code.
 
-    Raises:
-        subprocess.CalledProcessError: it does not load; ``stderr`` says why.
+    Args:
+        before: folders that the process searches for modules before ``code/``.
     """
     with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
+        # Without tracing; inference.py reads the name in lower and upper case.
+        environment = {name: value for name, value in os.environ.items() if name.lower() != "tensors_output"}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (*before, Path(folder) / "code")))
+        yield Path(folder), environment
+
+
+def load(archive: Path) -> None:
+    """Load the model with its code in a process of its own, as the endpoint does.
+
+    Raises:
+        subprocess.CalledProcessError: it does not load; ``stderr`` holds the reason.
+    """
+    with unpacked(archive) as (folder, environment):
+        script = "import sys, inference; inference.model_fn(sys.argv[1])"
         subprocess.run(  # noqa: S603 (our own code)
-            [sys.executable, "-c", "import sys, inference; inference.model_fn(sys.argv[1])", folder],
-            cwd=Path(folder) / "code",
-            # inference.py reads it in lower and upper case
-            env={name: value for name, value in os.environ.items() if name.lower() != "tensors_output"},
+            [sys.executable, "-P", "-c", script, folder],
+            env=environment,
             check=True,
             capture_output=True,
             text=True,
@@ -214,9 +237,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="default: the .json beside the weights, or 48×48 pixels")
     parser.add_argument("--labels", type=Path, help="a CSV file with the columns class_id and name")
     parser.add_argument(
-        "--network", metavar="FILE.py:CLASS", help="a network of your own, also FOLDER:CLASS for a package"
+        "--network", metavar="FILE.py:CLASS", help="a network of your own; FOLDER:CLASS for a package"
     )
-    parser.add_argument("--arguments", type=json.loads, default={}, help="what CLASS is called with, as JSON")
+    parser.add_argument(
+        "--arguments", type=json.loads, default={}, help="the arguments of CLASS, as a JSON object"
+    )
     parser.add_argument(
         "--code",
         type=Path,
@@ -236,7 +261,7 @@ def main() -> None:
             architecture, path = network_class(arguments.network)
             config |= {"architecture": architecture, "arguments": arguments.arguments}
             code.append(path)
-        # beside it: an archive that does not load takes no other's place
+        # In a file of its own first: an archive that does not load must not replace a working one.
         unproved = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}")
         try:
             package(arguments.weights, unproved, config, code)
@@ -247,9 +272,9 @@ def main() -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"package: {error}")
     except subprocess.CalledProcessError as error:
-        # killed by the kernel, it says nothing
-        said = error.stderr.strip().splitlines() or [f"its process ended with {error.returncode}"]
-        sys.exit(f"package: {arguments.out} does not load: {said[-1]}")
+        # A killed process writes nothing.
+        reason = error.stderr.strip().splitlines() or [f"its process ended with {error.returncode}"]
+        sys.exit(f"package: {arguments.out} does not load: {reason[-1]}")
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
 
 

@@ -1,9 +1,10 @@
-"""ResNet18 (He et al. 2016, arXiv:1512.03385), any width, with torchvision's names of parameters.
+"""ResNet18 (He et al. 2016, arXiv:1512.03385) of any width, with torchvision's parameter names.
 
-Weights trained with ``torchvision.models.resnet18`` load as they are; torchvision itself is not needed.
+It loads weights of ``torchvision.models.resnet18`` without torchvision.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", 
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut, which is projected by 1×1 where the shape changes."""
+    """Two 3×3 convolutions and a shortcut, projected by 1×1 where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -34,11 +35,11 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + shortcut)
+        return cast("Tensor", self.relu(out + shortcut))
 
 
 class ResNet18(nn.Module):
-    """Classifies (N, in_channels, H, W) float32 pictures into (N, num_classes) float32 logits.
+    """Classifies (N, in_channels, H, W) float32 images into (N, num_classes) float32 logits.
 
     Args:
         width: channels of the first layer; the four stages have 1, 2, 4 and 8 times as many. The paper's is 64.
@@ -63,14 +64,14 @@ class ResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
+        return cast("Tensor", self.fc(self.avgpool(x).flatten(1)))
 
 
 def from_state_dict(checkpoint: object) -> ResNet18:
-    """Return the network of these weights in eval mode; its sizes are read from their shapes.
+    """Return the network of these weights in eval mode, with sizes from their shapes.
 
     Args:
-        checkpoint: a state dict, or what :func:`state_dict_in` finds one in.
+        checkpoint: a state dict, or a checkpoint for :func:`state_dict_in`.
 
     Raises:
         BadInputError: not the weights of a ResNet18; names the keys that differ.
@@ -99,7 +100,7 @@ def from_state_dict(checkpoint: object) -> ResNet18:
 
 
 def state_dict_in(checkpoint: object) -> dict[str, Tensor]:
-    """Return the state dict of a checkpoint: tensors by parameter name.
+    """Return the state dict of a checkpoint, name -> tensor.
 
     Training loops store it under a key such as ``state_dict`` or ``model``; torch.compile adds ``_orig_mod`` to names.
 
@@ -131,7 +132,7 @@ def state_dict_in(checkpoint: object) -> dict[str, Tensor]:
 def without_prefix(
     state_dict: Mapping[str, Tensor], fits: Callable[[Set[str]], bool]
 ) -> Mapping[str, Tensor]:
-    """Drop the prefix that a wrapper adds to every key (``module.``, ``model.``), where ``fits`` holds for the rest."""
+    """Drop a wrapper's prefix of every key (``module.``, ``model.``) if the rest ``fits``."""
     stripped = state_dict
     while not fits(stripped.keys()):
         heads = {key.partition(".")[0] for key in stripped}
@@ -154,7 +155,7 @@ def _loads(value: object) -> bool:
 
 
 def _finite(value: Tensor) -> bool:
-    # float8 has no isfinite
+    # float8 does not implement isfinite.
     return bool(value.float().isfinite().all())
 
 
@@ -163,7 +164,7 @@ def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _some(items: Iterable[object], separator: str = ", ") -> str:
-    """The first five; keys come from a file, so they are shown without control characters and shortened."""
+    """List the first five. Keys come from a file, so control characters are escaped and long ones cut."""
     listed = [item if isinstance(item, str) and item.isprintable() else ascii(item) for item in items]
     more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
     return separator.join(item[:200] for item in listed[:5]) + more

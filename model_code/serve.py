@@ -1,7 +1,7 @@
-"""The serving container: ``GET /ping`` and ``POST /invocations``, one process, one model.
+"""Run the serving container: ``GET /ping`` and ``POST /invocations``, one process, one model.
 
-SageMaker developer guide, "Custom Inference Code with Hosting Services". ``OPT_ML`` (default /opt/ml) moves SageMaker's
-root, ``SAGEMAKER_BIND_TO_PORT`` (default 8080) the port, ``BIND_HOST`` (default: from everywhere) who may come in.
+SageMaker developer guide, "Custom Inference Code with Hosting Services". ``OPT_ML`` (default /opt/ml) is SageMaker's
+root folder, ``SAGEMAKER_BIND_TO_PORT`` (default 8080) the port, ``BIND_HOST`` (default: all) the address to listen on.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 BODY_BYTES = 6 << 20  # InvokeEndpoint's limit
-BODIES = 32  # in memory at once; further requests wait unread
+BODIES = 32  # in memory at once; further requests wait before their body is read
 CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
-REQUEST_SECONDS = 8  # SageMaker kills 30 s after SIGTERM; the rest is for the upload of traces
+REQUEST_SECONDS = 8  # SageMaker sends SIGKILL 30 s after SIGTERM; the rest is for the upload of traces
 
 logger = logging.getLogger("serve")
 
@@ -36,12 +36,11 @@ logger = logging.getLogger("serve")
 def application(inference: ModuleType, model: Any) -> Starlette:
     """Return the HTTP interface of a loaded model.
 
-    At most as many requests are decoded and predicted at once as there are cores: more would take memory and save no
-    time.
+    It decodes and predicts one request per core at once: more would take memory and save nothing.
 
     Args:
         inference: the model's module, with ``transform_fn`` and ``RequestError``.
-        model: what its ``model_fn`` gave; its ``close()`` is called at the end.
+        model: from its ``model_fn``; its ``close()`` is called at the end.
     """
     bodies = asyncio.Semaphore(BODIES)
     predictions = CapacityLimiter(len(os.sched_getaffinity(0)))
@@ -56,7 +55,7 @@ def application(inference: ModuleType, model: Any) -> Starlette:
     async def answer(request: Request) -> Response:
         body = await _body(request)
         if body is None:
-            return _error(413, f"The body is larger than {BODY_BYTES} bytes.")
+            return _error(413, f"Body: expected at most {BODY_BYTES} bytes, got more.")
         headers = request.headers
         kind, accept = headers.get("content-type", ""), headers.get("accept", "")
         predict = partial(inference.transform_fn, model, body, kind, accept, request)
@@ -66,7 +65,7 @@ def application(inference: ModuleType, model: Any) -> Starlette:
             return _error(error.status, error.message)
         except Exception:
             logger.exception("a request failed")
-            return _error(500, "The model failed at this request; the endpoint's log says why.")
+            return _error(500, "The model failed on this request. The endpoint's log holds the reason.")
         attributes = headers.get(CUSTOM_ATTRIBUTES)
         return Response(
             content, media_type=kind, headers={CUSTOM_ATTRIBUTES: attributes} if attributes else None
@@ -82,7 +81,7 @@ def application(inference: ModuleType, model: Any) -> Starlette:
 
 
 async def _body(request: Request) -> bytes | None:
-    """None when it is too large: no more of it than the limit is kept."""
+    """Return the body; None if it is too large, of which no more than the limit is kept."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -96,11 +95,12 @@ def _error(status: int, message: str) -> Response:
 
 
 def main() -> None:
-    """Load the model's own code as it came in model.tar.gz, and serve. Answers /ping once the model is loaded."""
+    """Load the model and its code from model.tar.gz, then serve; /ping answers once it is loaded."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    # Requests run side by side, each on one core, unless the instance's owner wants it otherwise.
+    # Requests run in parallel, one core each, unless the environment sets another number.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     root = Path(os.environ.get("OPT_ML", "/opt/ml")) / "model"
+    # SageMaker's contract: the archive's code/ is importable, and comes before the files beside this one.
     sys.path.insert(0, str(root / "code"))
     inference = importlib.import_module("inference")
     model = inference.model_fn(str(root))

@@ -1,15 +1,13 @@
-"""Trains a ResNet18 on an image folder or on drawn traffic signs, and writes what the endpoint serves.
+"""Train a ResNet18 on an image folder or on drawn traffic signs, and write its weights and config.
 
-    python -m train --out model.pt
-    python -m train --out model.pt --data train --test test --labels names.csv
+    make train ARGS="--out model.pt"
+    make train ARGS="--out model.pt --data train --test test --labels names.csv"
 
-``model.pt`` is the state dict; ``model.json`` beside it, which goes into model.tar.gz as ``model/config.json``, says
-how a picture becomes the model's input and what the classes are called. An image folder holds one folder of
-pictures per class.
+``model.pt`` is the state dict. ``model.json`` beside it holds the size and normalisation of the input image and the
+classes' names; package.py packs it as ``model/config.json``. An image folder holds one folder of images per class.
 """
 
 import argparse
-import csv
 import json
 import math
 import sys
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -27,124 +26,128 @@ from torch import Tensor, nn
 from decode import exif_orientation, upright
 from demo import signs
 from glassbox.errors import BadInputError
+from package import read_class_names
 from resnet import ResNet18
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 BATCH = 128
 
 
-class Pictures(NamedTuple):
-    """What to learn from, or what to be tested on."""
+class Samples(NamedTuple):
+    """Images with their classes, for training or for the test."""
 
     images: Tensor  # (N, 3, size, size) uint8, RGB
     classes: Tensor  # (N,) int64
 
 
-def drawn(count: int, seed: int, size: int) -> Pictures:
-    """Drawn traffic signs, every class as often."""
+def drawn(count: int, seed: int, size: int) -> Samples:
+    """Draw traffic signs, the same number of every class."""
     images, classes = signs.dataset(count, seed, size)
-    return Pictures(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(classes))
+    return Samples(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(classes))
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the class folders; class i is the i-th. Numbers are sorted as numbers.
+    """Return the names of the class folders in the order of their classes. Numbers are sorted as numbers.
 
     Raises:
-        BadInputError: there is none.
+        BadInputError: no class folder.
     """
     names = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     if not names:
-        raise BadInputError(f"{root}: no folder with one folder of pictures per class")
+        raise BadInputError(f"{root}: expected one folder of images per class, got none")
     return sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None)
 
 
-def read_folder(root: Path, size: int, folders: Sequence[str]) -> Pictures:
-    """The pictures in ``root``/<class folder>/, resized to a square.
+def read_folder(root: Path, size: int, folders: Sequence[str]) -> Samples:
+    """Read the images in ``root``/<class folder>/, resized to a square.
 
     Raises:
-        BadInputError: a picture is unreadable, a class folder is none of ``folders``, or there are no pictures.
+        BadInputError: an unreadable image, a class folder that is not in ``folders``, or no images.
     """
     images, classes = [], []
     known = {_plain(folder): class_id for class_id, folder in enumerate(folders)}
     for name in class_folders(root):
         if _plain(name) not in known:
             raise BadInputError(
-                f"{root / name}: not one of the {len(folders)} classes {folders[0]} … {folders[-1]}"
+                f"{root / name}: expected one of the {len(folders)} classes {folders[0]} … {folders[-1]}, got another"
             )
         for path in sorted(p for p in (root / name).iterdir() if p.suffix.lower() in SUFFIXES):
             images.append(_read(path, size))
             classes.append(known[_plain(name)])
     if not images:
-        raise BadInputError(f"{root}: no pictures ({', '.join(sorted(SUFFIXES))}) in its class folders")
-    return Pictures(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(classes))
+        raise BadInputError(
+            f"{root}: expected images ({', '.join(sorted(SUFFIXES))}) in the class folders, got none"
+        )
+    return Samples(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(classes))
 
 
-def _read(path: Path, size: int) -> np.ndarray:
-    """(size, size, 3) uint8, turned upright and resized as the endpoint does."""
+def _read(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """Return (size, size, 3) uint8, turned upright and resized as on the endpoint."""
     try:
         with Image.open(path) as image:
             image = upright(image.convert("RGB"), exif_orientation(image.info.get("exif", b"")))
             return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInputError(f"{path}: not a readable picture: {error}") from error
+        raise BadInputError(
+            f"{path}: expected an image that Pillow reads, got {type(error).__name__}: {error}"
+        ) from error
 
 
 def class_labels(folders: Sequence[str], names: Path | None = None) -> list[str]:
-    """What the classes are called: by a CSV file with the columns ``class_id`` (a class folder) and ``name``.
+    """Return the classes' names from a CSV file with the columns ``class_id`` (a class folder) and ``name``.
 
-    Without a file, the folders' names; folders numbered 0 to 42 are taken for GTSRB's.
+    Without a file these are the folders' names, or GTSRB's for folders numbered 0 to 42.
 
     Raises:
-        BadInputError: the file has no such columns, or does not name a class.
+        BadInputError: a column or a class is missing in the file.
     """
     if names is None:
         numbered = [_plain(folder) for folder in folders] == [str(i) for i in range(len(signs.CLASS_NAMES))]
         return list(signs.CLASS_NAMES if numbered else folders)
-    with names.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if not {"class_id", "name"} <= set(rows.fieldnames or ()):
-            raise BadInputError(
-                f"{names}: line 1 must name the columns class_id and name, found {rows.fieldnames}"
-            )
-        named = {_plain(row["class_id"]): row["name"] for row in rows}
+    try:
+        named = {_plain(class_id): name for class_id, name in read_class_names(names).items()}
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
     missing = [folder for folder in folders if not named.get(_plain(folder))]
     if missing:
-        raise BadInputError(f"{names}: no name for class {', '.join(missing[:5])}")
+        raise BadInputError(
+            f"{names}: expected a name for every class, got none for {', '.join(missing[:5])}"
+        )
     return [named[_plain(folder)] for folder in folders]
 
 
 def _plain(folder: str) -> str:
-    """00014 and 14 are the same class."""
+    """Drop leading zeros: 00014 and 14 are the same class."""
     return str(int(folder)) if folder.isdecimal() else folder
 
 
-def fit(network: nn.Module, pictures: Pictures, epochs: int, seed: int) -> Iterator[float]:
-    """Train the network, an epoch each time the next value is taken: the mean cross-entropy of that epoch."""
+def fit(network: nn.Module, samples: Samples, epochs: int, seed: int) -> Iterator[float]:
+    """Train the network; yield the mean cross-entropy of each epoch after it."""
     random = torch.Generator().manual_seed(seed)
-    batches = math.ceil(len(pictures.images) / BATCH)
+    batches = math.ceil(len(samples.images) / BATCH)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=epochs * batches)
     for epoch in range(1, epochs + 1):
         network.train()
         total = 0.0
-        # of one size, give or take one: batch normalisation cannot train on a last batch of one picture
-        order = torch.randperm(len(pictures.images), generator=random).tensor_split(batches)
+        # Batches of nearly equal size: BatchNorm cannot train on a last batch of one image.
+        order = torch.randperm(len(samples.images), generator=random).tensor_split(batches)
         for chosen in track(order, f"epoch {epoch}", transient=True, disable=not sys.stdout.isatty()):
-            images, classes = augmented(pictures.images[chosen], random), pictures.classes[chosen]
+            images, classes = augmented(samples.images[chosen], random), samples.classes[chosen]
             loss = F.cross_entropy(network(normalised(images)), classes)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += loss.item() * len(chosen)
-        yield total / len(pictures.images)
+        yield total / len(samples.images)
 
 
 def augmented(images: Tensor, random: torch.Generator) -> Tensor:
-    """(N, 3, H, W) uint8 pictures as float32 in 0..1, each moved, lit, made noisy and partly hidden at random.
+    """Return (N, 3, H, W) uint8 images as float32 in 0 to 1, each moved, lit, noisy and partly hidden at random.
 
-    None is mirrored: for traffic signs, left is not right.
+    Images are not mirrored: left and right traffic signs differ.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -171,22 +174,24 @@ def augmented(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """The model's input for (N, 3, H, W) pictures in 0..1."""
+    """Normalise (N, 3, H, W) images in 0 to 1 for the model."""
     return (images - torch.tensor(MEAN).view(-1, 1, 1)) / torch.tensor(STD).view(-1, 1, 1)
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, pictures: Pictures) -> float:
-    """The share of the pictures that are classified right."""
+def accuracy(network: nn.Module, samples: Samples) -> float:
+    """Return the share of correctly classified samples."""
     network.eval()
     right = 0
-    for images, classes in zip(pictures.images.split(BATCH), pictures.classes.split(BATCH), strict=True):
+    for images, classes in zip(
+        torch.split(samples.images, BATCH), torch.split(samples.classes, BATCH), strict=True
+    ):
         right += int((network(normalised(images / 255)).argmax(1) == classes).sum())
-    return right / len(pictures.images)
+    return right / len(samples.images)
 
 
 def save(network: nn.Module, weights: Path, size: int, labels: Sequence[str]) -> None:
-    """Write the state dict, and beside it the config."""
+    """Write the state dict, and the config beside it."""
     config = {
         "architecture": "resnet18",
         "image_size": [size, size],
@@ -200,14 +205,14 @@ def save(network: nn.Module, weights: Path, size: int, labels: Sequence[str]) ->
 
 
 def train(options: argparse.Namespace) -> None:
-    """Read, train, test, write."""
+    """Read the images, train, test, and write weights and config."""
     if options.data:
         folders = class_folders(options.data)
-        pictures = read_folder(options.data, options.size, folders)
+        samples = read_folder(options.data, options.size, folders)
     else:
         folders = [f"{class_id:02d}" for class_id in range(len(signs.CLASS_NAMES))]
         print(f"drawing {options.drawn} signs")
-        pictures = drawn(options.drawn, options.seed, options.size)
+        samples = drawn(options.drawn, options.seed, options.size)
     labels = class_labels(folders, options.labels)
     if options.test:
         held_out = read_folder(options.test, options.size, folders)
@@ -216,47 +221,47 @@ def train(options: argparse.Namespace) -> None:
 
     torch.manual_seed(options.seed)
     network = ResNet18(len(folders), options.width)
-    for epoch, loss in enumerate(fit(network, pictures, options.epochs, options.seed), start=1):
+    for epoch, loss in enumerate(fit(network, samples, options.epochs, options.seed), start=1):
         print(f"epoch {epoch:3} of {options.epochs}: loss {loss:.4f}")
-    print(f"accuracy {accuracy(network, held_out):.2%} of {len(held_out.images)} held-out pictures")
+    print(f"accuracy {accuracy(network, held_out):.2%} of {len(held_out.images)} held-out images")
     save(network, options.out, options.size, labels)
     print(f"wrote {options.out} and {options.out.with_suffix('.json').name}")
 
 
 def positive(text: str) -> int:
-    """A number of things, for the command line."""
+    """Parse a whole number above 0 of the command line."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", type=Path, help="folder with one folder of pictures per class")
+    source.add_argument("--data", type=Path, help="folder with one folder of images per class")
     source.add_argument(
         "--drawn", type=positive, default=20_000, metavar="N", help="signs to draw (default: 20000)"
     )
     parser.add_argument(
-        "--test", type=Path, help="held-out folder like --data (default: drawn signs of another seed)"
+        "--test", type=Path, help="held-out folder like --data (default: signs drawn with another seed)"
     )
     parser.add_argument("--labels", type=Path, help="CSV file with the columns class_id and name")
     parser.add_argument(
-        "--out", type=Path, required=True, help="the weights; the config goes beside it as .json"
+        "--out", type=Path, required=True, help="the weights; the config is written beside them as .json"
     )
     parser.add_argument(
         "--width", type=positive, default=16, help="channels of the first layer (default: 16)"
     )
     parser.add_argument(
-        "--size", type=positive, default=48, help="side of the model's pictures (default: 48)"
+        "--size", type=positive, default=48, help="side of the input image in pixels (default: 48)"
     )
     parser.add_argument("--epochs", type=positive, default=12, help="(default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--threads", type=positive, help="(default: torch's)")
     options = parser.parse_args(arguments)
     if options.data and not options.test:
-        parser.error("--data needs --test, a folder of pictures that are not trained on")
+        parser.error("--data needs --test, a folder of images that are not in --data")
     if options.threads:
         torch.set_num_threads(options.threads)
     try:

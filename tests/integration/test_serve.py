@@ -196,14 +196,14 @@ class TestPlain:
     @pytest.mark.parametrize(
         ("body", "headers", "status", "message"),
         [
-            (b"text", NPY, 400, "The body is not an array in the .npy format."),
+            (b"text", NPY, 400, "Body: expected an array in the .npy format, got something else."),
             (b"a,b", {"Content-Type": "text/csv"}, 415,
-             "The content type is 'text/csv'; application/x-npy, image/png and image/jpeg are read."),
-            (b"a,b", {}, 415, "The content type is ''; application/x-npy, image/png and image/jpeg are read."),
+             "Content-Type: expected application/x-npy, image/png or image/jpeg, got 'text/csv'."),
+            (b"a,b", {}, 415, "Content-Type: expected application/x-npy, image/png or image/jpeg, got ''."),
             (npy(picture()), NPY | {"Accept": "text/csv"}, 406,
-             "Accept is 'text/csv'; only application/json is given."),
-            (bytes((6 << 20) + 1), NPY, 413, "The body is larger than 6291456 bytes."),
-            (iter([bytes(1 << 20)] * 7), NPY, 413, "The body is larger than 6291456 bytes."),
+             "Accept: expected application/json, got 'text/csv'."),
+            (bytes((6 << 20) + 1), NPY, 413, "Body: expected at most 6291456 bytes, got more."),
+            (iter([bytes(1 << 20)] * 7), NPY, 413, "Body: expected at most 6291456 bytes, got more."),
         ],
     )  # fmt: skip
     def test_refuses_with_a_sentence(self, plain, body, headers, status, message):
@@ -244,11 +244,11 @@ class TestPlain:
         )
         server = start("broken", torch.nn.Linear(3, 5), code)
         server.ready()
-        message = "The model failed at this request; the endpoint's log says why."
+        message = "The model failed on this request. The endpoint's log holds the reason."
         assert server.invoke(npy(picture()))[0] == 200
         assert server.invoke(npy(np.zeros((32, 32, 3), np.uint8))) == (500, {"message": message})
         log = server.log.read_text()
-        assert "ArithmeticError: the logits are not finite" in log
+        assert "ArithmeticError: expected finite logits" in log
         assert "Traceback" in log
         assert server.request("GET", "/ping")[0] == 200
 

@@ -100,10 +100,10 @@ def test_the_demo_imports_the_embedded_aws():
 # make and pytest set the path. These files import code whose folder is known at run time only.
 SYS_PATH = {
     "local/gaps/functions.py": "Lambda's path, in the process of a function",
-    "model_code/check.py": "the code of the checked archive",
     "model_code/serve.py": "the code of model.tar.gz, after SageMaker has extracted it",
     "tests/deploy/test_deploy_tool.py": "a program that stands in for docker",
     "tests/unit/test_architecture.py": "this list",
+    "tests/unit/test_trace_writer.py": "reads it for the environment of a process",
 }
 
 

@@ -132,7 +132,10 @@ class TestFiles:
 
     @pytest.mark.parametrize("width", [0, 32])
     def test_without_a_pixel(self, width):
-        assert refusal(png(width, 0, b""), PNG) == "The body is not a PNG picture that can be read."
+        assert (
+            refusal(png(width, 0, b""), PNG)
+            == "Body: expected a readable PNG image, got another or a damaged file."
+        )
 
     def test_a_jpeg_whose_exif_holds_a_thumbnail_is_one_scan(self):
         thumbnails = b"Exif\0\0" + encoded(pixels(8, 8, 3), "JPEG", progressive=True) * 5
@@ -162,7 +165,7 @@ class TestArrays:
         array = np.zeros((*SIZE, 3))
         array[0, 0, 0] = value
         message = refusal(npy(array), NPY)
-        assert message.startswith("The array is float64; uint8, or floats from 0 to 1, are read.")
+        assert message.startswith("Array: expected uint8, or floats from 0 to 1, got float64.")
         assert message.endswith(" Divide floats from 0 to 255 by 255.") is hint
 
     @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ class TestArrays:
         most = decode.BATCH_PIXELS // (1024 * 1024)
         message = refusal(npy(np.zeros((most + 1, 1, 1, 3), np.uint8)), NPY, size=(1024, 1024))
         assert (
-            message == f"The array has shape ({most + 1}, 1, 1, 3); at most {most} images a request are read."
+            message == f"Array: expected at most {most} images per request, got shape ({most + 1}, 1, 1, 3)."
         )
         assert len(read(npy(np.zeros((64, 1, 1, 3), np.uint8)), NPY, size=(512, 512))) == 64
 
@@ -290,17 +293,17 @@ class TestBounds:
     def test_scans_are_counted_as_the_decoder_finds_them(self, between):
         assert len(read(with_scans(decode.SCANS, 64, between), JPEG)) == 1
         assert refusal(with_scans(decode.SCANS + 1, 64, between), JPEG) == (
-            "The JPEG has more than 32 scans, which are not read."
+            "JPEG: expected at most 32 scans, got more."
         )
 
     def test_parts_of_a_file_are_counted(self):
         jpeg, still = encoded(COLOUR, "JPEG"), encoded(COLOUR, "PNG")
         comments = jpeg[:2] + b"\xff\xfe\x00\x02" * decode.PARTS + jpeg[2:]
-        assert refusal(comments, JPEG) == "The JPEG has more than 32768 segments, which are not read."
+        assert refusal(comments, JPEG) == "JPEG: expected at most 32768 segments, got more."
         chunks = still[:8] + chunk(b"teXt", b"") * decode.PARTS + still[8:]
-        assert refusal(chunks, PNG) == "The PNG has more than 32768 chunks, which are not read."
+        assert refusal(chunks, PNG) == "PNG: expected at most 32768 chunks, got more."
 
     def test_a_bomb_is_refused_by_its_size(self):
         assert refusal(HOSTILE["a line of 16,777,216 pixels"][0], PNG) == (
-            "The picture has 16777216×1 pixels; at most 4194304 pixels, and 16384 a side, are read: scale it down."
+            "Image: expected at most 4194304 pixels and 16384 per side, got 16777216×1 pixels. Scale it down."
         )

@@ -61,7 +61,7 @@ class Dropping(nn.Module):
 NOT_LINEAR, NORMALISES = "is not piecewise linear", "normalises by the statistics of its own input"
 CLIPS, CONSTANT = "adds a constant where it clips", "adds a constant that is the bias of no module"
 TAKEN = "takes in a constant"
-PRODUCT = "multiplies or divides by what depends on the picture"
+PRODUCT = "multiplies or divides by features"
 
 
 class TestZoo:
@@ -76,7 +76,7 @@ class TestZoo:
     def test_names_parts_and_functions(self):
         assert found(*zoo.build("sigmoid gate")) == [
             "gate.2: Sigmoid is not piecewise linear",
-            "Gated: the function Mul multiplies or divides by what depends on the picture",
+            "Gated: the function Mul multiplies or divides by features",
         ]
         assert found(*zoo.build("functional SiLU")) == [
             "Functional: the function Silu is not piecewise linear"
@@ -153,7 +153,7 @@ class TestModules:
                 return super().forward(x) + self.position(torch.ones(3))
 
         assert found(Constant()) == [
-            "position: Linear gives no tensor that depends on the picture, so its bias is left out",
+            "position: Linear returns no tensor that depends on the input, so its bias is left out",
             f"Constant: the function Add {CONSTANT}",
         ]
 

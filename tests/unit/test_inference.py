@@ -176,7 +176,7 @@ class TestAnswer:
         status, message = refusal(classifier, npy(picture(24, 32, 3)))
         assert (status, message) == (
             400,
-            "The array has shape (24, 32, 3); (H, W, 1) or (N, H, W, 1) is read.",
+            "Array: expected shape (H, W, 1) or (N, H, W, 1), got (24, 32, 3).",
         )
 
     @pytest.mark.parametrize("data", [bytearray, memoryview, bytes])
@@ -199,7 +199,7 @@ class TestAnswer:
     def test_a_model_without_sense_fails_loudly(self, tmp_path):
         classifier = inference.model_fn(str(unpacked(tmp_path)))
         torch.nn.init.constant_(classifier.network.fc.bias, torch.nan)
-        with pytest.raises(ArithmeticError, match="not finite"):
+        with pytest.raises(ArithmeticError, match="expected finite logits"):
             inference.transform_fn(classifier, npy(picture(24, 32, 3)), NPY, JSON)
 
 
@@ -226,13 +226,14 @@ class Exploding:
 
 
 ARRAY = picture(24, 32, 3)
-NO_NPY = "The body is not an array in the .npy format."
-PICKLED = "The array holds pickled objects, which are not read."
-PROMISE = "The array's header promises (24, 32, 3) uint8, which the body does not hold."
-NUMBERS = "uint8, or floats from 0 to 1, are read."
-NO_PNG = "The body is not a PNG picture that can be read."
-SHAPES = "(H, W, 3) or (N, H, W, 3) is read."
-LARGE = "at most 4194304 pixels, and 16384 a side, are read: scale it down."
+NO_NPY = "Body: expected an array in the .npy format, got something else."
+PICKLED = "Array: expected numbers, got pickled objects."
+BYTES = "Array: expected the bytes of shape (24, 32, 3) uint8, got"
+NUMBERS = "Array: expected uint8, or floats from 0 to 1, got"
+NO_PNG = "Body: expected a readable PNG image, got another or a damaged file."
+NO_JPEG = "Body: expected a readable JPEG image, got another or a damaged file."
+SHAPES = "Array: expected shape (H, W, 3) or (N, H, W, 3), got"
+LARGE = "Image: expected at most 4194304 pixels and 16384 per side, got"
 BAD = {
     "nothing": (b"", NPY, NO_NPY),
     "text": (b"[[1, 2, 3]]", NPY, NO_NPY),
@@ -249,46 +250,46 @@ BAD = {
         npy_header("{'descr': 'what', 'fortran_order': False, 'shape': (1, 1, 3)}"), NPY, NO_NPY),
     "a header with negative sizes": (
         npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -1, 3)}") + bytes(3), NPY,
-        f"The array has shape (-1, -1, 3); {SHAPES}"),
+        f"{SHAPES} (-1, -1, 3)."),
     "a header that promises a terabyte": (
         npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000000, 3)}"), NPY,
-        f"The array has shape (1000000, 1000000, 3); {LARGE}"),
+        f"{LARGE} shape (1000000, 1000000, 3). Scale it down."),
     "a header of truths": (
         npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (True, True, 3)}") + bytes(3), NPY,
-        f"The array has shape (True, True, 3); {SHAPES}"),
+        f"{SHAPES} (True, True, 3)."),
     "an array in each field": (
         npy_header("{'descr': ('<f4', (2,)), 'fortran_order': False, 'shape': (2, 2, 3)}") + bytes(96), NPY,
-        f"The array is ('<f4', (2,)); {NUMBERS}"),
-    "half an array": (npy(ARRAY)[:-1], NPY, PROMISE),
-    "more than an array": (npy(ARRAY) + b"\0", NPY, PROMISE),
-    "channels first": (npy(ARRAY.transpose(2, 0, 1)), NPY, f"The array has shape (3, 24, 32); {SHAPES}"),
-    "one channel": (npy(ARRAY[..., 0]), NPY, f"The array has shape (24, 32); {SHAPES}"),
-    "five axes": (npy(ARRAY[None, None]), NPY, f"The array has shape (1, 1, 24, 32, 3); {SHAPES}"),
-    "no picture": (npy(ARRAY[None][:0]), NPY, f"The array has shape (0, 24, 32, 3); {SHAPES}"),
-    "no pixel": (npy(ARRAY[:0]), NPY, f"The array has shape (0, 32, 3); {SHAPES}"),
+        f"{NUMBERS} ('<f4', (2,))."),
+    "half an array": (npy(ARRAY)[:-1], NPY, f"{BYTES} 2303 bytes."),
+    "more than an array": (npy(ARRAY) + b"\0", NPY, f"{BYTES} 2305 bytes."),
+    "channels first": (npy(ARRAY.transpose(2, 0, 1)), NPY, f"{SHAPES} (3, 24, 32)."),
+    "one channel": (npy(ARRAY[..., 0]), NPY, f"{SHAPES} (24, 32)."),
+    "five axes": (npy(ARRAY[None, None]), NPY, f"{SHAPES} (1, 1, 24, 32, 3)."),
+    "no picture": (npy(ARRAY[None][:0]), NPY, f"{SHAPES} (0, 24, 32, 3)."),
+    "no pixel": (npy(ARRAY[:0]), NPY, f"{SHAPES} (0, 32, 3)."),
     "too many pictures": (
         npy(np.zeros((65, 1, 1, 3), np.uint8)), NPY,
-        "The array has shape (65, 1, 1, 3); at most 64 images a request are read."),
-    "integers": (npy(ARRAY.astype(np.int64)), NPY, f"The array is int64; {NUMBERS}"),
-    "truths": (npy(ARRAY > 7), NPY, f"The array is bool; {NUMBERS}"),
-    "texts": (npy(np.full((2, 2, 3), "a")), NPY, f"The array is <U1; {NUMBERS}"),
-    "complex numbers": (npy(ARRAY * 1j), NPY, f"The array is complex128; {NUMBERS}"),
+        "Array: expected at most 64 images per request, got shape (65, 1, 1, 3)."),
+    "integers": (npy(ARRAY.astype(np.int64)), NPY, f"{NUMBERS} int64."),
+    "truths": (npy(ARRAY > 7), NPY, f"{NUMBERS} bool."),
+    "texts": (npy(np.full((2, 2, 3), "a")), NPY, f"{NUMBERS} <U1."),
+    "complex numbers": (npy(ARRAY * 1j), NPY, f"{NUMBERS} complex128."),
     "floats up to 255": (
-        npy(ARRAY / 1.0), NPY, f"The array is float64; {NUMBERS} Divide floats from 0 to 255 by 255."),
-    "negative floats": (npy(ARRAY / -255.0), NPY, f"The array is float64; {NUMBERS}"),
-    "not a number": (npy(np.full((2, 2, 3), np.nan)), NPY, f"The array is float64; {NUMBERS}"),
+        npy(ARRAY / 1.0), NPY, f"{NUMBERS} float64. Divide floats from 0 to 255 by 255."),
+    "negative floats": (npy(ARRAY / -255.0), NPY, f"{NUMBERS} float64."),
+    "not a number": (npy(np.full((2, 2, 3), np.nan)), NPY, f"{NUMBERS} float64."),
     "no png": (b"GIF89a" + bytes(64), PNG, NO_PNG),
     "an empty png": (b"", PNG, NO_PNG),
     "a jpeg called png": (encoded(ARRAY, "JPEG"), PNG, NO_PNG),
-    "a png called jpeg": (encoded(ARRAY, "PNG"), JPEG, "The body is not a JPEG picture that can be read."),
+    "a png called jpeg": (encoded(ARRAY, "PNG"), JPEG, NO_JPEG),
     "half a png": (encoded(ARRAY, "PNG")[:200], PNG, NO_PNG),
-    "half a jpeg": (encoded(ARRAY, "JPEG")[:700], JPEG, "The body is not a JPEG picture that can be read."),
+    "half a jpeg": (encoded(ARRAY, "JPEG")[:700], JPEG, NO_JPEG),
     "a png of nothing": (png_header(24, 32), PNG, NO_PNG),
-    "a bomb": (png_header(5000, 5000), PNG, f"The picture has 5000×5000 pixels; {LARGE}"),
+    "a bomb": (png_header(5000, 5000), PNG, f"{LARGE} 5000×5000 pixels. Scale it down."),
     "a bomb that Pillow warns of": (
-        png_header(11000, 11000), PNG, f"The picture has 11000×11000 pixels; {LARGE}"),
+        png_header(11000, 11000), PNG, f"{LARGE} 11000×11000 pixels. Scale it down."),
     "a bomb that Pillow refuses": (
-        png_header(20000, 20000), PNG, f"The picture has 20000×20000 pixels; {LARGE}"),
+        png_header(20000, 20000), PNG, f"{LARGE} 20000×20000 pixels. Scale it down."),
 }  # fmt: skip
 
 
@@ -302,7 +303,7 @@ class TestRefusal:
     def test_of_a_content_type(self, classifier, kind):
         status, message = refusal(classifier, npy(ARRAY), kind)
         assert status == 415
-        assert message.endswith("'; application/x-npy, image/png and image/jpeg are read.")
+        assert message.startswith("Content-Type: expected application/x-npy, image/png or image/jpeg, got '")
         assert len(message) < 200
 
     @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ class TestRefusal:
     )
     def test_of_an_accept(self, classifier, accept):
         status, message = refusal(classifier, npy(ARRAY), accept=accept)
-        assert (status, message) == (406, f"Accept is {accept!r}; only application/json is given.")
+        assert (status, message) == (406, f"Accept: expected application/json, got {accept!r}.")
 
     @pytest.mark.parametrize("kind", [NPY, PNG, JPEG])
     @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -451,7 +452,7 @@ class TestModel:
     def test_a_config_that_is_no_json_object_is_refused(self, tmp_path, text):
         unpacked(tmp_path)
         (tmp_path / "model" / "config.json").write_text(text)
-        with pytest.raises(BadInputError, match=r"config\.json: not a JSON object"):
+        with pytest.raises(BadInputError, match=r"config\.json: expected a JSON object"):
             inference.model_fn(str(tmp_path))
 
     @pytest.mark.parametrize(
@@ -499,7 +500,7 @@ class TestModel:
         weights = tmp_path_factory.mktemp("damaged") / "model.pt"
         weights.write_bytes(damaged)
         with pytest.raises(BadInputError):
-            inference.load_network(weights, CONFIG)
+            inference.load_network(weights, inference.to_config(CONFIG))
 
     @pytest.mark.parametrize("name", ["model.pt", "config.json"])
     def test_a_file_that_is_not_there(self, tmp_path, name):
@@ -569,7 +570,7 @@ class TestModel:
             hooked = inference.model_fn(str(tmp_path))
             hooked.close()
             assert bool(hooked.recorder.wants(replays.BODY, marker)) is verified
-        assert "REPLAY_KEY and REPLAY_KEY_ARN are not set" in caplog.text
+        assert "REPLAY_KEY, REPLAY_KEY_ARN: expected one of them" in caplog.text
         monkeypatch.setenv("REPLAY_KEY", "x")
         with pytest.raises(BadInputError, match="replay key"):
             inference.model_fn(str(tmp_path))
@@ -654,15 +655,19 @@ class TestOwnNetwork:
             (
                 "nowhere_net:Tiny",
                 {},
-                "code/nowhere_net.py gives no network .* ModuleNotFoundError: No module",
+                "expected a network from code/nowhere_net.py .* ModuleNotFoundError: No module",
             ),
-            ("tiny_net:Huge", {}, r"code/tiny_net.py gives no network .* AttributeError: module .* 'Huge'"),
-            ("tiny_net:Tiny", {}, "code/tiny_net.py gives no network .* TypeError: .*'classes'"),
-            ("tiny_net:Tiny", {"classes": -1}, "code/tiny_net.py gives no network .* RuntimeError: "),
+            (
+                "tiny_net:Huge",
+                {},
+                r"expected a network from code/tiny_net.py .* AttributeError: module .* 'Huge'",
+            ),
+            ("tiny_net:Tiny", {}, "expected a network from code/tiny_net.py .* TypeError: .*'classes'"),
+            ("tiny_net:Tiny", {"classes": -1}, "expected a network from code/tiny_net.py .* RuntimeError: "),
             (
                 "tiny_net:Tiny",
                 {"depth": 3},
-                r"code/tiny_net.py .* with the arguments {'depth': 3}: TypeError: .*'depth'",
+                r"expected a network from code/tiny_net.py .* arguments {'depth': 3}, got TypeError: .*'depth'",
             ),
             ("collections:OrderedDict", {}, "expected a torch.nn.Module, got a OrderedDict"),
         ],
@@ -681,7 +686,9 @@ class TestOwnNetwork:
             self.archive(tmp_path, tiny(5), architecture="narrow_net:Tiny")
 
     def test_says_whose_weights_they_are_not(self, tmp_path, tiny):
-        with pytest.raises(BadInputError, match=r"tiny_net:Tiny: these are not its weights: .*fc\.weight"):
+        with pytest.raises(
+            BadInputError, match=r"tiny_net:Tiny: expected its own weights, got others: .*fc\.weight"
+        ):
             self.archive(tmp_path, tiny(4))
 
     @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])

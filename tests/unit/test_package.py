@@ -97,10 +97,10 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("", "line 1 must name the columns class_id and name, found None"),
-            ("id,name\n0,Stop\n", r"line 1 must name the columns class_id and name, found \['id', 'name'\]"),
-            ("class_id,name\n0,Stop\n2,Yield\n", "no name for class 1"),
-            ("class_id,name\n1,Stop\n", "no name for class 0"),
+            ("", "line 1: expected the columns class_id and name, got None"),
+            ("id,name\n0,Stop\n", r"line 1: expected the columns class_id and name, got \['id', 'name'\]"),
+            ("class_id,name\n0,Stop\n2,Yield\n", "got none for 1"),
+            ("class_id,name\n1,Stop\n", "got none for 0"),
         ],
     )
     def test_that_cannot_be_used(self, tmp_path, text, reason):
@@ -156,7 +156,7 @@ class TestCommand:
         [
             (
                 {"--config": '{"means": [1]}'},
-                "the config has means, and knows architecture, image_size, mean, std, labels",
+                "config: expected the keys architecture, image_size, mean, std, labels, got means",
             ),
             ({"--config": "[1]"}, "expected a JSON object, got a list"),
             (
@@ -250,9 +250,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("names", "reason"),
         [
-            (["one/parts.py", "two/parts.py"], "another file is called code/parts.py too"),
-            (["one/parts/a.py", "two/parts/a.py"], "another file is called code/parts/a.py too"),
-            (["glassbox/a.py"], "glassbox is the name of a file of ours in code/"),
+            (["one/parts.py", "two/parts.py"], "expected different names, got code/parts.py twice"),
+            (["one/parts/a.py", "two/parts/a.py"], "expected different names, got code/parts/a.py twice"),
+            (["glassbox/a.py"], "code/glassbox is a file of ours"),
             (["my-parts/a.py"], "expected the name of a Python package, got 'my-parts'"),
             (["parts/.hidden"], "expected a package folder, got one without a file"),
         ],
@@ -294,7 +294,7 @@ class TestCommand:
         out = tmp_path / "model.tar.gz"
         done = run("--weights", weights, "--out", out, "--code", tmp_path / "recorder.py")
         assert done.returncode == 1
-        assert "recorder.py is the name of a file of ours" in done.stderr
+        assert "code/recorder.py is a file of ours" in done.stderr
         assert not out.exists()
 
     def test_says_what_is_missing(self, tmp_path):

@@ -1,6 +1,7 @@
 """Imports: no cycle in the core, AWS in one package of it, folders in one direction, no edits of sys.path."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -107,12 +108,30 @@ SYS_PATH = {
 }
 
 
+EDIT = re.compile(r"sys\.path(\.(append|clear|extend|insert|pop|remove)\b|\[[^\]]*\] *=|  *\+?= )")
+
+
 def test_no_other_file_edits_sys_path():
-    listed = subprocess.run(
-        ["git", "grep", "-l", r"sys\.path\b", "--", "*.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert set(listed.stdout.split()) == SYS_PATH.keys()
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    editing = {
+        file for file in listed.stdout.split() if EDIT.search((ROOT / file).read_text(encoding="utf-8"))
+    }
+    assert editing == SYS_PATH.keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "edits"),
+    [
+        ("sys.path.insert(0, here)", True),
+        ("sys.path[:] = []", True),
+        ("sys.path[0:1] = [core]", True),
+        ("sys.path += [here]", True),
+        ("sys.path = []", True),
+        ("environment = {'PYTHONPATH': ':'.join(sys.path)}", False),
+        ("if sys.path == before:", False),
+        ("first = sys.path[0]", False),
+        ("sys.path_hooks.append(hook)", False),
+    ],
+)
+def test_edits_of_sys_path_are_found(line, edits):
+    assert bool(EDIT.search(line)) == edits

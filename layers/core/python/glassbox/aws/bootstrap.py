@@ -14,7 +14,10 @@ from glassbox.incidents.workflow import IncidentDependencies
 
 @dataclass(frozen=True, kw_only=True)
 class IncidentSettings(Limits):
-    """Settings of every incident handler. The two configs are required unless REACT is false."""
+    """Settings of every incident handler.
+
+    PLAIN_CONFIG and HOOKED_CONFIG are required unless REACT is false.
+    """
 
     incidents_table: str
     topic_arn: str

@@ -12,6 +12,7 @@
 Each function returns a :class:`Decision`. :mod:`glassbox.incidents.workflow` makes the call that a decision names,
 passes the result to the matching ``after_…`` function, saves the incident and sends the notification. An endpoint that
 serves neither the plain nor the hooked config was deployed by someone else: no decision updates it.
+``tests/unit/test_decisions.py`` lists every transition as a table.
 """
 
 from collections.abc import Sequence
@@ -255,7 +256,7 @@ def decide_swap(
     if live.status != DELETED and live.config not in (incident.plain_config, incident.hooked_config):
         return _fail(incident, now, notifications.foreign_config(incident, live, configs))
     if live.status in IN_PROGRESS:
-        return _wait(incident, f"the endpoint is {live.status}", now, limits, opened)
+        return _wait_to_swap(incident, f"the endpoint is {live.status}", now, limits, opened)
     if live.status != IN_SERVICE:
         return _fail(incident, now, notifications.broken_endpoint(incident, live))
     if live.config == incident.hooked_config:
@@ -271,11 +272,11 @@ def after_swap(
         after = _accepted(incident, incident.hooked_config, now)
         return Decision(after, notification=_opened(after, limits), outcome=Outcome.SWAPPING)
     if refusal.retryable:
-        return _wait(incident, refusal.reason, now, limits, opened)
+        return _wait_to_swap(incident, refusal.reason, now, limits, opened)
     return _fail(incident, now, notifications.refused(incident, refusal.reason))
 
 
-def _wait(incident: Incident, reason: str, now: datetime, limits: Limits, opened: bool) -> Decision:
+def _wait_to_swap(incident: Incident, reason: str, now: datetime, limits: Limits, opened: bool) -> Decision:
     if _overdue(incident.since, limits, now):
         return _fail(incident, now, notifications.refused(incident, reason))
     pending = Notification("opened", notifications.pending(incident, reason, limits))
@@ -285,15 +286,15 @@ def _wait(incident: Incident, reason: str, now: datetime, limits: Limits, opened
 
 
 def _hooked(incident: Incident, live: EndpointState, now: datetime, configs: EndpointConfigs) -> Decision:
-    if live.status in IN_PROGRESS:  # an update is in progress; wait for its result
+    if live.status in IN_PROGRESS:
         return Decision(incident)
     if _serves(live, incident.plain_config):
         after = _move(incident, State.RESTORING, now, "the endpoint serves the plain config already")
         return Decision(after, again=True)
     if not _serves(live, incident.hooked_config):
-        return _lose(incident, live, now, configs)
+        return _fail_lost(incident, live, now, configs)
     if incident.aborted:
-        return _restore(incident, now, "an operator aborted it")
+        return _begin_restore(incident, now, "an operator aborted it")
     is_resend_due = incident.unsent and incident.sent and now >= incident.sent + REPLAY_INTERVAL
     if incident.replays is None or is_resend_due:
         return Decision(incident, Action.REPLAY)
@@ -351,10 +352,10 @@ def _failed(incident: Incident, live: EndpointState, now: datetime, limits: Limi
         return Decision(incident)
     if live.config == incident.hooked_config:
         if incident.deadline is None:
-            return _restore(incident, now, "the swap completed after it was given up", deadline=now)
+            return _begin_restore(incident, now, "the swap completed after it was given up", deadline=now)
         if now >= next_retry(incident):
             retries = incident.retries + 1
-            return _restore(incident, now, f"retry {retries}", retries=retries)
+            return _begin_restore(incident, now, f"retry {retries}", retries=retries)
         return Decision(incident)
     if "failed" not in incident.sent_notifications:  # ops must get the failure before the incident ends
         return Decision(incident)
@@ -418,15 +419,15 @@ def decide_restore(
     if isinstance(live, Refusal):
         return _describe_refused(incident, live, now, limits)
     if _serves(live, incident.hooked_config):
-        return _restore(incident, now, reason)
+        return _begin_restore(incident, now, reason)
     if live.status == DELETED:  # confirm reports it
         return Decision(incident, outcome=Outcome.NOTHING_TO_RESTORE)
     is_late = incident.deadline is not None and _overdue(incident.deadline, limits, now)
-    if live.status in IN_PROGRESS and not is_late:  # an update is in progress; wait for its result
+    if live.status in IN_PROGRESS and not is_late:
         return Decision(incident, outcome=Outcome.WAITING)
     if incident.state is State.FAILED or _serves(live, incident.plain_config):
         return Decision(incident, outcome=Outcome.NOTHING_TO_RESTORE)
-    return _lose(incident, live, now, configs)
+    return _fail_lost(incident, live, now, configs)
 
 
 def decide_command(incident: Incident, command: Command, now: datetime) -> Decision:
@@ -499,7 +500,7 @@ def _opened(incident: Incident, limits: Limits) -> Notification:
 # ---------------------------------------------------------------- changes of the incident
 
 
-def _restore(incident: Incident, now: datetime, reason: str, **changes: Any) -> Decision:
+def _begin_restore(incident: Incident, now: datetime, reason: str, **changes: Any) -> Decision:
     after = _move(incident, State.RESTORING, now, reason, requested=False, aborted=False, **changes)
     # a second failure is notified again
     sent = after.sent_notifications - {"failed"}
@@ -526,11 +527,11 @@ def _await_update(
 ) -> Decision:
     if live.status in IN_PROGRESS and not _overdue(incident.since, limits, now):
         return Decision(incident)
-    return _lose(incident, live, now, configs)
+    return _fail_lost(incident, live, now, configs)
 
 
-def _lose(incident: Incident, live: EndpointState, now: datetime, configs: EndpointConfigs) -> Decision:
-    """Someone else deployed another config, or the endpoint is broken."""
+def _fail_lost(incident: Incident, live: EndpointState, now: datetime, configs: EndpointConfigs) -> Decision:
+    """Fail because someone else deployed another config, or the endpoint is broken."""
     if live.status == IN_SERVICE:
         return _fail(incident, now, notifications.superseded(incident, live, configs))
     return _fail(incident, now, notifications.broken_endpoint(incident, live))

@@ -104,7 +104,6 @@ SYS_PATH = {
     "model_code/serve.py": "the code of model.tar.gz, after SageMaker has extracted it",
     "tests/deploy/test_deploy_tool.py": "a program that stands in for docker",
     "tests/unit/test_architecture.py": "this list",
-    "tests/unit/test_trace_writer.py": "reads it for the environment of a process",
 }
 
 

@@ -50,7 +50,7 @@ def explain(
         raise DeployError(f"IMAGE: expected a file that ends in {', '.join(CONTENT_TYPES)}, got {image}")
     name = outputs.endpoint_name
     before = current_incident(outputs, session)
-    opened = before is None or before.state is State.NORMAL
+    opened = before is None or not before.is_open
     if opened:
         report(f"swapping {name} to its hooked twin")
         send_command(name, "open", session, reason=f"an operator wants {image.name} explained")

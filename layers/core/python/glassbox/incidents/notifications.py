@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from glassbox.errors import printable
-from glassbox.incidents.model import EndpointConfigs, EndpointState, Incident, Limits
+from glassbox.incidents.model import DELETED, EndpointConfigs, EndpointState, Incident, Limits
 from glassbox.violation import Violation
 
 _SUBJECT_CHARACTERS = 100  # of SNS, in ASCII
@@ -255,7 +255,7 @@ def not_seen(incident: Incident, error: str) -> Notice:
 def _repair(incident: Incident, live: EndpointState) -> Sequence[str]:
     name, plain = incident.endpoint, incident.plain_config
     create = f"aws sagemaker create-endpoint --endpoint-name {name} --endpoint-config-name {plain}"
-    if live.status == "Deleted":
+    if live.status == DELETED:
         return ("To create the endpoint again:", create)
     if live.status == "Failed":  # UpdateEndpoint refuses an endpoint that has failed
         delete = f"aws sagemaker delete-endpoint --endpoint-name {name}"

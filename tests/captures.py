@@ -24,7 +24,7 @@ def side(data, encoding="JSON", content_type="application/json", mode="OUTPUT"):
 def record(
     response, time="2026-11-23T10:00:01Z", *, encoding="JSON", content_type="application/json", **metadata
 ):
-    """A captured inference; ``response`` is the text, or what becomes text."""
+    """Return a captured inference; a ``response`` that is not text is written as JSON."""
     text = response if isinstance(response, str) else json.dumps(response)
     if encoding == "BASE64":
         text = base64.b64encode(text.encode()).decode()
@@ -44,7 +44,7 @@ def line(*args, **kwargs):
 
 
 def file(classes, time="2026-11-23T10:00:01Z"):
-    """A capture file of one prediction per class, in our own response form."""
+    """Return a capture file of one prediction per class, in the project's own form."""
     return b"".join(
         line({"predictions": [{"class": c, "label": None, "probability": 0.9}]}, time) + b"\n"
         for c in classes
@@ -66,7 +66,7 @@ class FakeCaptures:
 
 
 class FakeCounts:
-    """The counts table; ``refuse`` gives the exceptions that the next calls raise (None lets one through)."""
+    """The counts table; the next calls raise the exceptions in ``refuse`` (None lets a call pass)."""
 
     def __init__(self, refuse=()):
         self.files, self.slots, self.violations = set(), defaultdict(dict), defaultdict(dict)
@@ -101,7 +101,7 @@ class FakeCounts:
 
 
 class FakeEvents:
-    """Keeps what was put; ``away`` makes EventBridge refuse that many times."""
+    """Stores the events; EventBridge refuses the next ``away`` events."""
 
     def __init__(self, away=0):
         self.events, self.away = [], away

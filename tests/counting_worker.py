@@ -1,4 +1,4 @@
-"""A process that counts the capture files of a queue, as the Lambda function does, until somebody kills it.
+"""A process that counts the capture files of a queue, as the Lambda function does, until it is killed.
 
     python tests/counting_worker.py QUEUE_URL TABLE
 
@@ -25,7 +25,7 @@ def key(number):
 
 
 def parts(number):
-    """(time, classes) of the parts of a file, which lies across the end of a slot and over two blocks of classes."""
+    """Return (time, classes) of the parts of a file over two slots and two blocks of classes."""
     chance = random.Random(number)
     before = HOUR + timedelta(minutes=10 * (number % 5) + 9)
     cut = chance.randrange(1, PREDICTIONS)

@@ -1,4 +1,4 @@
-"""The adapters against moto; what a fake stands in for runs through the same contract."""
+"""The adapters against moto, and the fakes by the same contract."""
 
 import json
 from dataclasses import replace
@@ -64,7 +64,7 @@ def incidents(request, aws):
     return IncidentsTable(client, "incidents")
 
 
-def test_the_first_incident_stays_the_open_one(incidents):
+def test_open_refuses_a_second_incident(incidents):
     assert incidents.current("traffic-signs") is None
     incidents.open(FIRST)
     with pytest.raises(ConflictError):
@@ -73,7 +73,7 @@ def test_the_first_incident_stays_the_open_one(incidents):
     assert incidents.current("another") is None
 
 
-def test_what_is_saved_is_read_again(incidents):
+def test_saved_incident_is_read_unchanged(incidents):
     incidents.open(FIRST)
     after = replace(
         FIRST,
@@ -107,7 +107,7 @@ def test_what_is_saved_is_read_again(incidents):
     assert incidents.current("traffic-signs").replays == frozenset()
 
 
-def test_ten_thousand_names_do_not_fill_the_item_and_a_replays_name_always_fits(incidents):
+def test_names_are_bounded_and_replays_always_fit(incidents):
     incidents.open(FIRST)
     hooked = replace(
         FIRST,
@@ -136,8 +136,8 @@ def test_ten_thousand_names_do_not_fill_the_item_and_a_replays_name_always_fits(
     assert len(past.heatmaps) == HEATMAPS_KEPT + 1
 
 
-def test_an_incident_with_everything_at_its_bound_fits_into_an_item():
-    """Of characters that take four bytes, and the longest names: 400 KB, counted as DynamoDB counts."""
+def test_largest_incident_fits_into_an_item():
+    """Characters of four bytes and the longest names, with the size as DynamoDB computes it (400 KB)."""
     wide = "\U0001f6d1"
     replays = frozenset(f"{n:064d}" for n in range(200))
     violation = replace(CAUSE, endpoint="e" * 63, variant="v" * 63, predicted_class=wide * 64)
@@ -171,7 +171,7 @@ def _bytes(value):
     return sum(len(one.encode()) for one in (held if kind == "SS" else [str(held)]))
 
 
-def test_a_stale_writer_gets_a_conflict(incidents):
+def test_stale_writer_gets_a_conflict(incidents):
     incidents.open(FIRST)
     incidents.save(FIRST, replace(FIRST, requested=True, revision=1))
     with pytest.raises(ConflictError):
@@ -179,7 +179,7 @@ def test_a_stale_writer_gets_a_conflict(incidents):
     assert incidents.current("traffic-signs").state is State.SWAPPING
 
 
-def test_pictures_and_violations_are_added_whoever_saves_meanwhile(incidents):
+def test_heatmaps_and_violations_survive_concurrent_saves(incidents):
     incidents.open(FIRST)
     for name in ("a", "b", "a"):
         incidents.add_heatmap(FIRST, name)
@@ -191,7 +191,7 @@ def test_pictures_and_violations_are_added_whoever_saves_meanwhile(incidents):
     assert incidents.current("traffic-signs").heatmaps == {"a", "b"}
 
 
-def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
+def test_closed_incident_is_kept_and_the_next_may_open(incidents):
     incidents.open(FIRST)
     incidents.add_heatmap(FIRST, "a")
     current = incidents.current("traffic-signs")
@@ -209,8 +209,8 @@ def test_a_closed_incident_is_remembered_and_the_next_may_open(incidents):
     assert incidents.current("traffic-signs").related_violations == frozenset()
 
 
-def test_all_past_incidents_are_read_however_large_they_are(incidents):
-    """DynamoDB answers a query with 1 MB at a time: an unread incident would be opened again, and not capped."""
+def test_past_reads_all_incidents_over_several_pages(incidents):
+    """A query returns pages of 1 MB; an incident on an unread page would not count for the daily cap."""
     for hours in range(6):
         large = replace(
             FIRST, id=f"incident-{hours}", opened=AT + timedelta(hours=hours), failure="x" * 300_000
@@ -221,7 +221,7 @@ def test_all_past_incidents_are_read_however_large_they_are(incidents):
     assert len(incidents.past("traffic-signs", AT + timedelta(hours=2))) == 4
 
 
-def test_a_closed_incident_is_still_written_to_and_its_copy_is_not(incidents):
+def test_closed_incident_accepts_writes_and_its_copy_does_not(incidents):
     incidents.open(FIRST)
     closed = replace(FIRST, state=State.NORMAL, revision=1)
     incidents.save(FIRST, closed)
@@ -259,17 +259,17 @@ def objects(request, aws):
     return Objects(client)
 
 
-def test_an_object_is_read_as_written(objects):
+def test_get_returns_the_written_object(objects):
     objects.put("bucket", "k.json", b"{}", "application/json")
     assert objects.get("bucket", "k.json") == b"{}"
 
 
-def test_an_object_that_is_not_there_is_bad_input(objects):
+def test_get_raises_bad_input_for_a_missing_object(objects):
     with pytest.raises(BadInputError, match="s3://bucket/gone"):
         objects.get("bucket", "gone")
 
 
-def test_a_body_beyond_the_bound_is_not_read(aws):
+def test_get_refuses_a_body_beyond_the_bound(aws):
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="bucket")
     client.put_object(Bucket="bucket", Key="big", Body=b"x" * 1001)
@@ -278,7 +278,7 @@ def test_a_body_beyond_the_bound_is_not_read(aws):
 
 
 @pytest.mark.parametrize("code", ["SlowDown", "InternalError", "AccessDenied"])
-def test_other_answers_of_s3_are_tried_again(code):
+def test_other_errors_of_s3_raise_retryable(code):
     client = boto3.client("s3")
     with Stubber(client) as stub:
         stub.add_client_error("get_object", code)
@@ -286,7 +286,7 @@ def test_other_answers_of_s3_are_tried_again(code):
             Objects(client).get("b", "k")
 
 
-def test_a_refused_read_says_that_the_object_may_be_gone():
+def test_denied_read_names_a_missing_object_as_a_cause():
     client = boto3.client("s3")
     with Stubber(client) as stub:
         stub.add_client_error("get_object", "AccessDenied", "Access Denied")
@@ -294,7 +294,7 @@ def test_a_refused_read_says_that_the_object_may_be_gone():
             Objects(client).get("b", "k")
 
 
-def test_a_notice_arrives_with_its_attributes(aws):
+def test_notice_arrives_with_its_attributes(aws):
     sns, sqs = boto3.client("sns"), boto3.client("sqs")
     topic = sns.create_topic(Name="ops")["TopicArn"]
     queue = sqs.create_queue(QueueName="inbox")["QueueUrl"]
@@ -304,12 +304,12 @@ def test_a_notice_arrives_with_its_attributes(aws):
     (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
     body = json.loads(message["Body"])
     assert body["Subject"] == "subject"
-    said = json.loads(body["Message"])  # a queue is a machine
-    assert said == {"subject": "subject", "text": "first line\nsecond", "event": "swapping"}
+    message = json.loads(body["Message"])  # the default protocol is for machines
+    assert message == {"subject": "subject", "text": "first line\nsecond", "event": "swapping"}
     assert body["MessageAttributes"]["event"]["Value"] == "swapping"
 
 
-def test_a_notice_is_sent_without_control_characters_and_within_what_sns_takes(aws):
+def test_notice_is_escaped_and_shortened_to_the_limits_of_sns(aws):
     requests = []
     client = SimpleNamespace(publish=lambda **request: requests.append(request))
     text = "Class a\x1b[31m\r\nfacts\x00\n" + "\u00e9" * 400_000
@@ -322,7 +322,7 @@ def test_a_notice_is_sent_without_control_characters_and_within_what_sns_takes(a
     assert json.loads(request["Message"])["email"].startswith("Class a\\x1b[31m\\r\nfacts\\x00\né")
 
 
-def test_a_topic_that_is_away_is_tried_again(aws):
+def test_unavailable_topic_raises_retryable(aws):
     with pytest.raises(RetryableError, match="subject"):
         Topic(boto3.client("sns"), "arn:aws:sns:eu-west-1:123456789012:gone").publish(
             Notice("subject", "t", {})
@@ -336,7 +336,7 @@ def sagemaker():
         yield SageMakerEndpoint(client), stub
 
 
-def test_describe_gives_status_and_config(sagemaker):
+def test_describe_returns_status_and_config(sagemaker):
     endpoint, stub = sagemaker
     arn = "arn:aws:sagemaker:eu-west-1:111122223333:endpoint/traffic-signs"
     answer = {
@@ -380,26 +380,26 @@ UPDATE = {
         ("InternalFailure", "", RetryableError),
     ],
 )
-def test_what_sagemaker_refuses_says_retry_or_drop(sagemaker, code, message, kind):
+def test_errors_of_update_endpoint_are_translated(sagemaker, code, message, kind):
     endpoint, stub = sagemaker
     stub.add_client_error("update_endpoint", code, message, expected_params=UPDATE)
     with pytest.raises(kind, match=message[:20]):
         endpoint.update("traffic-signs", "hooked", guarded=True)
 
 
-def test_an_endpoint_that_does_not_exist_is_described_as_deleted(sagemaker):
+def test_missing_endpoint_is_described_as_deleted(sagemaker):
     endpoint, stub = sagemaker
-    said = f'Could not find endpoint "{ARN}".'
-    stub.add_client_error("describe_endpoint", "ValidationException", said)
+    message = f'Could not find endpoint "{ARN}".'
+    stub.add_client_error("describe_endpoint", "ValidationException", message)
     live = endpoint.describe("traffic-signs")
     assert (live.status, live.config) == ("Deleted", "")
-    assert said in live.failure
+    assert message in live.failure
     fake = FakeEndpoint("plain")
     fake.delete()
     assert fake.describe("traffic-signs").status == live.status
 
 
-def test_an_endpoint_that_may_not_be_described_is_not_taken_for_deleted(sagemaker):
+def test_denied_describe_is_not_described_as_deleted(sagemaker):
     endpoint, stub = sagemaker
     stub.add_client_error("describe_endpoint", "AccessDeniedException", "not authorized to perform: …")
     with pytest.raises(BadInputError, match="not authorized"):
@@ -419,12 +419,12 @@ def test_an_endpoint_that_may_not_be_described_is_not_taken_for_deleted(sagemake
         ("ModelNotReadyException", None, RetryableError),
     ],
 )
-def test_what_the_container_answers_says_retry_or_drop(code, status, kind):
+def test_errors_of_invoke_endpoint_are_translated(code, status, kind):
     client = boto3.client("sagemaker-runtime")
     with Stubber(client) as stub:
         fields = {"OriginalStatusCode": status} if status else {}
-        stub.add_client_error("invoke_endpoint", code, "said", modeled_fields=fields)
-        with pytest.raises(kind, match="said"):
+        stub.add_client_error("invoke_endpoint", code, "message", modeled_fields=fields)
+        with pytest.raises(kind, match="message"):
             Runtime(client).invoke("traffic-signs", Request("event-1", "Blue", b"image", "image/png", "a=b"))
 
 
@@ -447,20 +447,20 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize("call", BAD_REQUESTS.values(), ids=BAD_REQUESTS)
-def test_a_request_that_cannot_be_sent_is_bad_input(aws, call):
+def test_request_that_botocore_refuses_raises_bad_input(aws, call):
     with pytest.raises(BadInputError) as error:
         call()
     assert isinstance(error.value.__cause__, ParamValidationError)
 
 
-def test_an_update_keeps_what_scaling_made_of_the_endpoint(sagemaker):
+def test_update_keeps_the_scaled_instance_counts(sagemaker):
     endpoint, stub = sagemaker
     stub.add_response("update_endpoint", {"EndpointArn": ARN}, UPDATE)
     endpoint.update("traffic-signs", "hooked", guarded=True)
     stub.assert_no_pending_responses()
 
 
-def test_an_update_with_a_rollback_alarm_bakes_under_it():
+def test_guarded_update_bakes_under_the_rollback_alarm():
     client = boto3.client("sagemaker")
     with Stubber(client) as stub:  # botocore validates the request against SageMaker's own model
         stub.add_response(
@@ -480,14 +480,14 @@ def test_an_update_with_a_rollback_alarm_bakes_under_it():
         SageMakerEndpoint(client, "traffic-signs-5xx").update("traffic-signs", "hooked", guarded=True)
 
 
-def test_the_way_back_is_not_rolled_back_by_an_alarm_that_the_hooked_model_set_off():
+def test_unguarded_update_has_no_rollback_alarm():
     client = boto3.client("sagemaker")
     with Stubber(client) as stub:
         stub.add_response("update_endpoint", {"EndpointArn": ARN}, UPDATE)
         SageMakerEndpoint(client, "traffic-signs-5xx").update("traffic-signs", "hooked", guarded=False)
 
 
-def test_a_request_is_sent_again_to_the_variant_that_answered_it():
+def test_invoke_targets_the_variant_of_the_captured_request():
     client = boto3.client("sagemaker-runtime")
     with Stubber(client) as stub:
         wanted = {
@@ -504,7 +504,7 @@ def test_a_request_is_sent_again_to_the_variant_that_answered_it():
         stub.assert_no_pending_responses()
 
 
-def test_a_network_that_is_away_is_tried_again(monkeypatch):
+def test_network_error_raises_retryable(monkeypatch):
     client = boto3.client("sagemaker")
 
     def away(**request):
@@ -515,14 +515,14 @@ def test_a_network_that_is_away_is_tried_again(monkeypatch):
         SageMakerEndpoint(client).describe("traffic-signs")
 
 
-def test_the_fake_endpoint_refuses_what_sagemaker_refuses():
+def test_fake_endpoint_refuses_what_sagemaker_refuses():
     fake = FakeEndpoint("plain")
     fake.update("traffic-signs", "hooked", guarded=True)
     with pytest.raises(RetryableError, match="in-progress"):
         fake.update("traffic-signs", "hooked", guarded=True)
 
 
-def test_a_table_that_is_gone_is_tried_again(aws):
+def test_missing_table_raises_retryable(aws):
     table = IncidentsTable(boto3.client("dynamodb"), "gone")
     for call in (
         lambda: table.open(FIRST),
@@ -540,14 +540,14 @@ def kms(aws):
     return boto3.client("kms")
 
 
-def test_a_replay_is_signed_by_kms_and_verified_with_the_public_key_alone(kms):
+def test_kms_signature_verifies_with_the_public_key(kms):
     arn = kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
     key = ReplayKey(kms, arn)
     assert key.public().verifies(b"1.trace.x", key.sign(b"1.trace.x"))
     assert not key.public().verifies(b"1.trace.y", key.sign(b"1.trace.x"))
 
 
-def test_the_public_key_is_read_once_and_a_failure_is_not_kept(kms):
+def test_public_key_is_cached_and_a_failure_is_not(kms):
     der = kms.get_public_key(
         KeyId=kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["KeyId"]
     )["PublicKey"]
@@ -562,7 +562,7 @@ def test_the_public_key_is_read_once_and_a_failure_is_not_kept(kms):
 
 
 @pytest.mark.parametrize("code", ["AccessDeniedException", "ThrottlingException", "DisabledException"])
-def test_a_refused_signature_is_tried_again(kms, code):
+def test_refused_signature_raises_retryable(kms, code):
     client = boto3.client("kms")
     with Stubber(client) as stub:
         stub.add_client_error("sign", code)
@@ -570,7 +570,7 @@ def test_a_refused_signature_is_tried_again(kms, code):
             ReplayKey(client, "arn").sign(b"message")
 
 
-def test_a_key_of_another_kind_is_bad_input(kms):
+def test_another_kind_of_key_raises_bad_input(kms):
     arn = kms.create_key(KeySpec="RSA_4096", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
     with pytest.raises(BadInputError, match="expected the SubjectPublicKeyInfo of an RSA_2048 key"):
         ReplayKey(kms, arn).public()

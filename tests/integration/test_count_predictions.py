@@ -1,4 +1,4 @@
-"""The function as Lambda runs it, against moto."""
+"""count_predictions as Lambda runs it, against moto."""
 
 import json
 from collections import Counter
@@ -77,14 +77,12 @@ def message(key, number=0, bucket=BUCKET, **changes):
 
 
 def counted(aws):
-    """The items of the hour, the counts first."""
+    """Return the items of the hour, the counts first."""
     items = aws.table.scan(TableName="counts")["Items"]
     return sorted(items, key=lambda item: item["pk"] == {"S": VARIANT_KEY})
 
 
-def test_a_capture_file_becomes_counts_and_a_violation_and_a_second_delivery_changes_nothing(
-    aws, load_app, load_event
-):
+def test_capture_file_becomes_counts_and_a_violation_once(aws, load_app, load_event):
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file(ARTICLE))
     app, event = load_app("count_predictions"), load_event("sqs-capture")
     for _ in range(2):
@@ -99,7 +97,7 @@ def test_a_capture_file_becomes_counts_and_a_violation_and_a_second_delivery_cha
     assert (detail["check"], detail["value"], detail["sample_size"]) == ("class_share", 0.805, 400)
 
 
-def test_a_poison_message_fails_alone_and_says_why(aws, load_app, caplog):
+def test_poison_message_fails_alone_with_its_reason(aws, load_app, caplog):
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3]))
     poison = [
         message("capture/x.jsonl", 1),
@@ -130,7 +128,7 @@ def test_a_poison_message_fails_alone_and_says_why(aws, load_app, caplog):
     assert r"gone\n\x1b[31m" in str(errors[9].exc_info[1])
 
 
-def test_a_throttled_table_fails_the_message_and_counts_nothing(aws, load_app, monkeypatch):
+def test_throttled_table_fails_the_message_and_counts_nothing(aws, load_app, monkeypatch):
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3]))
     monkeypatch.setenv("COUNTS_TABLE", "gone")
     answer = load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
@@ -138,7 +136,7 @@ def test_a_throttled_table_fails_the_message_and_counts_nothing(aws, load_app, m
     assert counted(aws) == []
 
 
-def test_wrong_settings_stop_the_function_all_named(aws, load_app, monkeypatch):
+def test_wrong_settings_stop_the_function_with_all_names(aws, load_app, monkeypatch):
     monkeypatch.delenv("COUNTS_TABLE")
     monkeypatch.setenv("THRESHOLD", "nan")
     for name, value in {"NUM_CLASSES": "0", "CLASS_PATH": "a.", "DRIFT_THRESHOLD": "0.1"}.items():
@@ -155,7 +153,7 @@ def test_wrong_settings_stop_the_function_all_named(aws, load_app, monkeypatch):
         assert problem in str(error.value)
 
 
-def test_paths_and_a_baseline_come_from_the_settings(aws, load_app, monkeypatch):
+def test_paths_and_baseline_come_from_the_settings(aws, load_app, monkeypatch):
     baseline = statistics(Counts(Counter({3: 500, 5: 500})), Confidences())
     aws.s3.put_object(Bucket=BUCKET, Key="baseline/statistics.json", Body=json.dumps(baseline).encode())
     records = b"".join(line({"best": n % 2 * 40}) + b"\n" for n in range(100))
@@ -172,7 +170,7 @@ def test_paths_and_a_baseline_come_from_the_settings(aws, load_app, monkeypatch)
 
 
 def metrics(capsys):
-    """The values of each line of EMF."""
+    """Return the values of each EMF line."""
     for emf in [json.loads(text) for text in capsys.readouterr().out.splitlines() if "_aws" in text]:
         (described,) = emf["_aws"]["CloudWatchMetrics"]
         assert described["Namespace"] == "Glassbox"
@@ -202,7 +200,7 @@ FILE_METRICS = {
 HOUR_METRICS = {"LargestClassShare": [59 / 99], "UnreadableShare": [0.01]}
 
 
-def test_metrics_are_of_the_file_the_first_time_and_of_the_hour_every_time(aws, load_app, capsys):
+def test_file_metrics_are_emitted_once_and_window_metrics_on_every_delivery(aws, load_app, capsys):
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=FILE + replay(aws))
     app = load_app("count_predictions")
     for _ in range(2):
@@ -215,7 +213,7 @@ def test_metrics_are_of_the_file_the_first_time_and_of_the_hour_every_time(aws, 
 
 
 @pytest.mark.parametrize("call", ["dynamodb.Query", "events.PutEvents"])
-def test_metrics_of_the_file_are_told_once_also_when_judging_fails(aws, load_app, capsys, call):
+def test_file_metrics_are_emitted_once_when_checks_fail(aws, load_app, capsys, call):
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=FILE + replay(aws))
     app, away = load_app("count_predictions"), [EndpointConnectionError(endpoint_url="https://away")]
 
@@ -230,7 +228,7 @@ def test_metrics_of_the_file_are_told_once_also_when_judging_fails(aws, load_app
     assert list(metrics(capsys)) == [FILE_METRICS, HOUR_METRICS | {"Violations": [1]}]
 
 
-def test_records_that_are_too_old_are_told_and_not_counted(aws, load_app, caplog, capsys):
+def test_expired_records_are_reported_and_not_counted(aws, load_app, caplog, capsys):
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3] * 60) + file([5], "2027-02-23T09:00:00Z"))
     record = message(KEY, time="2027-02-23T10:00:00Z")
     app = load_app("count_predictions")
@@ -243,7 +241,7 @@ def test_records_that_are_too_old_are_told_and_not_counted(aws, load_app, caplog
     assert item["sk"] == {"S": "2027-02-23T09:00#000"}
 
 
-def test_windows_are_as_long_as_the_settings_say(aws, load_app, monkeypatch):
+def test_windows_have_the_length_of_the_settings(aws, load_app, monkeypatch):
     monkeypatch.setenv("WINDOW_HOURS", "24")
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3] * 60))
     load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
@@ -252,7 +250,7 @@ def test_windows_are_as_long_as_the_settings_say(aws, load_app, monkeypatch):
     assert window == {"start": "2026-11-23T10:00:00Z", "end": "2026-11-24T10:00:00Z"}
 
 
-def test_the_log_names_bad_lines_and_the_verdicts(aws, load_app, caplog):
+def test_log_names_unreadable_lines_and_verdicts(aws, load_app, caplog):
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3] * 60) + b"oops\n")
     load_app("count_predictions").handler({"Records": [message(KEY)]}, CONTEXT)
     (entry,) = (entry for entry in caplog.records if entry.message == "counted")
@@ -263,7 +261,7 @@ def test_the_log_names_bad_lines_and_the_verdicts(aws, load_app, caplog):
     assert entry.new is True
 
 
-def test_a_replay_key_that_cannot_be_read_fails_the_message_and_counts_nothing(aws, load_app, monkeypatch):
+def test_unreadable_replay_key_fails_the_message_and_counts_nothing(aws, load_app, monkeypatch):
     aws.s3.put_object(Bucket=BUCKET, Key=KEY, Body=file([3]) + replay(aws))
     away = [EndpointConnectionError(endpoint_url="https://away")]
 

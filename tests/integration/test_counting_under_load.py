@@ -1,4 +1,4 @@
-"""Counts stay exact where processes are killed, and where a whole fleet writes at once while DynamoDB throttles."""
+"""Exact counts when processes are killed, and when 60 instances write while DynamoDB throttles."""
 
 import json
 import os
@@ -44,8 +44,8 @@ def table(embedded_aws):
     client.delete_table(TableName=name)
 
 
-def test_50_000_predictions_are_counted_exactly_though_the_processes_are_killed(embedded_aws, table):
-    """Files over two slots and two blocks, duplicates, and SIGKILL in the middle of the work."""
+def test_counts_stay_exact_when_processes_are_killed(embedded_aws, table):
+    """50,000 predictions in files over two slots and two blocks, with duplicates and SIGKILL."""
     sqs, chance = embedded_aws.client("sqs"), random.Random(50_000)
     queue = sqs.create_queue(QueueName=f"count-{uuid.uuid4()}", Attributes={"VisibilityTimeout": "2"})[
         "QueueUrl"
@@ -100,7 +100,7 @@ def test_50_000_predictions_are_counted_exactly_though_the_processes_are_killed(
 
 
 def throttle(client, rate, seed, throttled):
-    """Let DynamoDB refuse some of a client's requests, below botocore's own retries."""
+    """Throttle some of a client's requests, below botocore's own retries."""
     chance = random.Random(seed)
     code = "com.amazonaws.dynamodb.v20120810#ProvisionedThroughputExceededException"
     body = json.dumps({"__type": code, "message": "The level of configured throughput was exceeded"}).encode()
@@ -116,10 +116,8 @@ def throttle(client, rate, seed, throttled):
     client.meta.events.register("before-send.dynamodb", answer)
 
 
-def test_60_instances_flush_at_once_while_dynamodb_throttles_and_no_message_dies(
-    embedded_aws, table, load_app
-):
-    """Each message may be received RECEIVES times before it would go to the dead-letter queue."""
+def test_throttling_sends_no_message_of_60_instances_to_the_dead_letter_queue(embedded_aws, table, load_app):
+    """SQS delivers a message RECEIVES times before it moves the message to the dead-letter queue."""
     retries, throttled, events = load_app("count_predictions").RETRIES, [], FakeEvents()
     settings, barrier = CountingSettings(threshold=0.5), threading.Barrier(WRITERS)
     key = "capture/traffic-signs/AllTraffic/2026/11/23/10/{:02d}.jsonl".format

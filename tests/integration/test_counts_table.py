@@ -1,4 +1,4 @@
-"""The counts table on the embedded AWS; its fake in the unit tests passes the same contract."""
+"""The counts table on the embedded AWS, and its fake of the unit tests, by one contract."""
 
 import hashlib
 import random
@@ -30,7 +30,7 @@ FILES = 500
 
 @pytest.fixture
 def table(embedded_aws):
-    """The name of a new table, on the embedded AWS: moto's is not atomic and takes no expression of 200 classes."""
+    """Return a new table on the embedded AWS; moto is not atomic and refuses expressions of 200 classes."""
     name = f"counts-{uuid.uuid4()}"
     client = embedded_aws.client("dynamodb")
     client.create_table(
@@ -76,7 +76,7 @@ def some(**classes):
 # ---------------------------------------------------------------- the contract
 
 
-def test_counts_add_up_and_a_file_counts_once(counts):
+def test_add_sums_counts_and_counts_a_file_once(counts):
     assert counts.add("b/one#e", VARIANT_KEY, {HOUR: some(c14=3, c1=1)})
     assert counts.add("b/two#e", VARIANT_KEY, {HOUR: some(c14=2), HOUR + TEN: some(c2=1)})
     assert not counts.add("b/one#e", VARIANT_KEY, {HOUR: some(c14=3, c1=1)})
@@ -84,7 +84,7 @@ def test_counts_add_up_and_a_file_counts_once(counts):
     assert counts.published(VARIANT_KEY, WINDOW) == []
 
 
-def test_every_number_comes_back(counts):
+def test_read_returns_every_number(counts):
     everything = Counts(
         Counter(
             {
@@ -110,12 +110,12 @@ def test_every_number_comes_back(counts):
     assert counts.read(VARIANT_KEY, WINDOW) == {HOUR: everything}
 
 
-def test_only_unreadable_records_are_counts_too(counts):
+def test_add_accepts_unreadable_records_only(counts):
     counts.add("b/k#e", VARIANT_KEY, {HOUR: Counts(unreadable=3)})
     assert counts.read(VARIANT_KEY, WINDOW) == {HOUR: Counts(unreadable=3)}
 
 
-def test_a_window_reads_its_own_slots_and_no_others(counts):
+def test_read_returns_the_slots_of_the_window_only(counts):
     for n in range(-2, 9):
         counts.add(f"b/{n}#e", VARIANT_KEY, {HOUR + n * TEN: some(c1=1)})
     counts.add("b/other#e", "traffic-signs/Canary", {HOUR: some(c1=1)})
@@ -125,7 +125,7 @@ def test_a_window_reads_its_own_slots_and_no_others(counts):
     assert total(slots.values()).sample_size == 6
 
 
-def test_a_violation_is_remembered_with_its_window(counts):
+def test_published_returns_recorded_violations_with_their_window(counts):
     verdict = class_share(some(c14=60), Window(HOUR + TEN, HOUR + 7 * TEN), Bounds(threshold=0.5))
     for _ in range(2):
         counts.record(VARIANT_KEY, verdict)
@@ -139,7 +139,7 @@ def test_a_violation_is_remembered_with_its_window(counts):
     assert counts.read(VARIANT_KEY, WINDOW) == {}
 
 
-def test_a_violation_of_the_longest_window_is_found_until_it_ends(counts):
+def test_published_finds_a_violation_of_the_longest_window_until_its_end(counts):
     day = Window(HOUR, HOUR + timedelta(hours=24))
     counts.record(VARIANT_KEY, class_share(some(c14=60), day, Bounds(threshold=0.5)))
     last = Window(day.end - TEN, day.end + 5 * TEN)
@@ -147,7 +147,7 @@ def test_a_violation_of_the_longest_window_is_found_until_it_ends(counts):
     assert counts.published(VARIANT_KEY, Window(day.end, day.end + 6 * TEN)) == []
 
 
-def test_one_file_delivered_many_times_at_once_counts_once(counts):
+def test_add_counts_a_file_once_in_concurrent_deliveries(counts):
     barrier = threading.Barrier(8)
 
     def deliver(_):
@@ -167,14 +167,14 @@ def items(client, table):
     return client.scan(TableName=table)["Items"]
 
 
-def test_a_file_finds_its_shard_again_after_any_deploy():
-    """The shards are part of the stored form: were these to change, a redelivered file would be counted twice."""
+def test_shard_of_a_file_never_changes():
+    """The shards are part of the stored form: a changed shard would count a redelivered file twice."""
     assert (SHARDS, BLOCK, FILE_ID_BYTES) == (4, 145, 16)
     ids = [hashlib.sha256(f"bucket/{n}#etag".encode()).digest()[:16] for n in range(8)]
     assert [shard(file_id) for file_id in ids] == [3, 2, 3, 3, 2, 2, 3, 2]
 
 
-def test_the_stored_form(client, table, counts_table):
+def test_items_have_the_documented_form(client, table, counts_table):
     file = "b/k#e"
     file_id = hashlib.sha256(file.encode()).digest()[:16]
     counts_table.add(file, VARIANT_KEY, {HOUR: some(c14=3, c145=2)})
@@ -207,7 +207,7 @@ def test_files_spread_over_the_shards(client, table, counts_table):
     assert sum(len(item["files"]["BS"]) for item in stored) == 64
 
 
-def test_a_thousand_classes_fit_and_a_read_goes_over_the_pages(client, table, counts_table, monkeypatch):
+def test_a_thousand_classes_fit_and_read_follows_the_pages(client, table, counts_table, monkeypatch):
     thousand = Counts(Counter({label: 10**6 + label for label in range(1000)}), records=10**9)
     named = Counts(Counter({f"a class with a long name {label}": 1 for label in range(1000)}), records=1)
     assert counts_table.add("b/k#e", VARIANT_KEY, {HOUR: thousand, HOUR + TEN: named})
@@ -231,18 +231,18 @@ def test_update_expressions_stay_below_the_limits_of_dynamodb(client, counts_tab
         assert len(update["ExpressionAttributeValues"]) <= 300
 
 
-def test_an_item_is_far_from_full_at_60_instances():
-    """A file a minute and instance; one that lies across the end of a slot is in both."""
+def test_item_of_60_instances_stays_below_400_kb():
+    """One file per minute and instance; a file across the end of a slot is in both slots."""
     files = 60 * 11
     block = (
         2 * BLOCK * (len("c9999") + 12) + 200
-    )  # names and numbers (of 21 digits), what is no class, and the keys
+    )  # names and numbers (of 21 digits), the counts that are not classes, and the keys
     assert files * FILE_ID_BYTES + block < 16_000  # even if they all met in one shard
     # what fills an item, in files a slot
     assert SHARDS * (400 * 1024 - block) // FILE_ID_BYTES > 100_000
 
 
-def test_dynamodb_refuses_an_item_of_400_kb_and_the_error_says_what_to_do(client, table, counts_table):
+def test_add_names_the_remedy_when_an_item_exceeds_400_kb(client, table, counts_table):
     file_id = hashlib.sha256(b"b/k#e").digest()[:16]
     full = [hashlib.sha256(str(n).encode()).digest()[:16] for n in range(400 * 1024 // 16 - 10)]
     key = {"pk": {"S": f"{VARIANT_KEY}#{shard(file_id)}"}, "sk": {"S": "2026-11-23T10:00#000"}}
@@ -257,10 +257,8 @@ def test_dynamodb_refuses_an_item_of_400_kb_and_the_error_says_what_to_do(client
 
 
 @pytest.mark.parametrize("refused", range(4))
-def test_a_file_over_several_items_is_completed_by_a_redelivery_and_counts_once(
-    client, table, monkeypatch, refused
-):
-    """Two slots, two blocks: whichever write is the first to fail, the redelivery does what is left."""
+def test_redelivery_completes_a_file_over_several_items(client, table, monkeypatch, refused):
+    """Two slots, two blocks: after any failed write, the redelivery completes the others."""
     slots = {HOUR: some(c14=3, c200=2), HOUR + TEN: some(c1=1, c999=1)}
     counts, update, calls = CountsTable(client, table), client.update_item, []
 
@@ -289,7 +287,7 @@ def test_a_file_over_several_items_is_completed_by_a_redelivery_and_counts_once(
         "ResourceNotFoundException",
     ],
 )
-def test_only_the_condition_tells_a_duplicate(code):
+def test_only_the_failed_condition_means_a_duplicate(code):
     client = boto3.client("dynamodb", config=Config(retries={"total_max_attempts": 1}))
     with Stubber(client) as stub:
         stub.add_client_error("update_item", code)
@@ -299,8 +297,8 @@ def test_only_the_condition_tells_a_duplicate(code):
         assert not CountsTable(client, "counts").add("b/k#e", VARIANT_KEY, {HOUR: some(c1=1)})
 
 
-def test_a_lost_response_reads_as_a_duplicate(client, table):
-    """DynamoDB wrote the item, its answer got lost, and botocore sends the request again."""
+def test_lost_response_is_a_duplicate(client, table):
+    """DynamoDB writes the item, its response is lost, and botocore retries."""
     lost = iter([True])
     client.meta.events.register(  # the seconds to wait before the request is repeated, None for an answer that counts
         "needs-retry.dynamodb.UpdateItem", lambda **_: 0 if next(lost, False) else None
@@ -310,7 +308,7 @@ def test_a_lost_response_reads_as_a_duplicate(client, table):
     assert counts.read(VARIANT_KEY, WINDOW) == {HOUR: some(c1=1)}
 
 
-def test_a_table_that_is_away_is_tried_again(client, monkeypatch):
+def test_unavailable_table_raises_retryable(client, monkeypatch):
     gone, verdict = CountsTable(client, "gone"), class_share(some(c1=60), WINDOW, Bounds(threshold=0.5))
     calls = (
         lambda: gone.add("b/k#e", VARIANT_KEY, {HOUR: some(c1=1)}),
@@ -334,7 +332,7 @@ def test_a_table_that_is_away_is_tried_again(client, monkeypatch):
 
 
 class Unreliable:
-    """A dynamodb client that throttles, and dies before or after the work was done."""
+    """A dynamodb client that throttles, and fails before or after a write."""
 
     def __init__(self, client, rate):
         self._client, self._rate = client, rate
@@ -351,14 +349,14 @@ class Unreliable:
             if failure == "refused":
                 raise ClientError({"Error": {"Code": "ThrottlingException"}}, name)
             answer = call(**request)
-            if failure == "cut off":  # it was done, but nobody heard
+            if failure == "cut off":  # DynamoDB wrote, and the response was lost
                 raise EndpointConnectionError(endpoint_url="https://dynamodb")
             return answer
 
         return unreliable
 
 
-def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_exactly(client, table):
+def test_counts_stay_exact_with_shuffled_duplicated_and_failing_deliveries(client, table):
     chance = random.Random(FILES)
     labels = {
         f"capture/traffic-signs/AllTraffic/2026/11/23/{hour}/{n}.jsonl": chance.choices(
@@ -391,7 +389,7 @@ def test_files_shuffled_duplicated_eight_at_a_time_and_unreliable_are_counted_ex
     assert events.events == []
 
 
-def test_the_reference_case_reads_back(counts_table):
+def test_reference_case_is_stored_and_read(counts_table):
     events = FakeEvents()
     count_and_check(created(), {created().key: file(ARTICLE)}, counts_table, events)
     slots, published = counts_table.read(VARIANT_KEY, WINDOW), counts_table.published(VARIANT_KEY, WINDOW)

@@ -51,7 +51,7 @@ def environment(s3, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_the_schedules_message_starts_one_job_for_the_hour_before(
+def test_schedules_message_starts_one_job_for_the_previous_hour(
     s3, environment, load_app, load_event, caplog
 ):
     s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}/10/x.jsonl", Body=b"{}")
@@ -65,14 +65,14 @@ def test_the_schedules_message_starts_one_job_for_the_hour_before(
     assert PublicKey.from_pem(pem).text
 
 
-def test_an_empty_hour_starts_nothing(s3, environment, load_app, load_event, caplog):
+def test_empty_hour_starts_no_job(s3, environment, load_app, load_event, caplog):
     s3.put_object(Bucket=BUCKET, Key=f"{FOLDER}/11/x.jsonl", Body=b"{}")
     assert load_app("start_monitor").handler(load_event("sqs-monitor"), CONTEXT) == {"batchItemFailures": []}
     assert boto3.client("sagemaker").list_processing_jobs()["ProcessingJobSummaries"] == []
     assert "no data" in caplog.messages
 
 
-def test_a_message_of_another_kind_fails_and_says_why(s3, environment, load_app, load_event, caplog):
+def test_message_without_a_time_fails_with_its_reason(s3, environment, load_app, load_event, caplog):
     event = load_event("sqs-monitor")
     record = event["Records"][0] | {"body": json.dumps({"hour": 10})}
     answer = load_app("start_monitor").handler({"Records": [record]}, CONTEXT)
@@ -101,7 +101,7 @@ REQUEST = {
         ("AccessDeniedException", RetryableError),
     ],
 )
-def test_what_sagemaker_answers_says_retry_drop_or_done(code, kind):
+def test_errors_of_create_processing_job_are_translated(code, kind):
     client = boto3.client("sagemaker")
     with Stubber(client) as stub:
         stub.add_client_error("create_processing_job", code, expected_params=REQUEST)
@@ -109,12 +109,12 @@ def test_what_sagemaker_answers_says_retry_drop_or_done(code, kind):
             ProcessingJobs(client).create(REQUEST)
 
 
-def test_a_request_that_botocore_refuses_is_bad_input():
+def test_request_that_botocore_refuses_raises_bad_input():
     with pytest.raises(BadInputError, match="RoleArn"):
         ProcessingJobs(boto3.client("sagemaker")).create({**REQUEST, "RoleArn": 1})
 
 
-def test_a_network_that_is_away_is_tried_again(monkeypatch):
+def test_network_error_raises_retryable(monkeypatch):
     sagemaker, events = boto3.client("sagemaker"), boto3.client("events")
 
     def away(**request):
@@ -128,8 +128,8 @@ def test_a_network_that_is_away_is_tried_again(monkeypatch):
         Events(events).put("glassbox", "Glassbox Violation", {})
 
 
-def test_an_event_that_eventbridge_refuses_is_tried_again():
-    """PutEvents answers 200 and says in the entry that it did not take it."""
+def test_refused_event_raises_retryable():
+    """PutEvents returns status 200 with the error of the refused entry."""
     client = boto3.client("events")
     entry = {"Source": "glassbox", "DetailType": "Glassbox Violation", "Detail": '{"n": 1}'}
     with Stubber(client) as stub:
@@ -146,7 +146,7 @@ def test_an_event_that_eventbridge_refuses_is_tried_again():
             Events(client).put("glassbox", "Glassbox Violation", {"n": 1})
 
 
-def test_a_body_comes_in_pieces_and_a_broken_connection_is_tried_again(s3, monkeypatch):
+def test_chunks_raise_retryable_when_the_connection_breaks(s3, monkeypatch):
     body = bytes(range(256)) * 1000
     s3.put_object(Bucket=BUCKET, Key="k", Body=body)
     pieces = list(Objects(s3).chunks(BUCKET, "k"))
@@ -165,7 +165,7 @@ def test_a_body_comes_in_pieces_and_a_broken_connection_is_tried_again(s3, monke
         list(Objects(s3).chunks(BUCKET, "k"))
 
 
-def test_folders_are_listed_over_all_pages(s3, monkeypatch):
+def test_folders_follow_all_pages(s3, monkeypatch):
     for name in ("Blue", "Green", "Red"):
         s3.put_object(Bucket=BUCKET, Key=f"capture/x/{name}/2026/11/23/10/a.jsonl", Body=b"")
     s3.put_object(Bucket=BUCKET, Key="capture/x-2/Other/2026/11/23/10/a.jsonl", Body=b"")
@@ -183,8 +183,8 @@ def test_folders_are_listed_over_all_pages(s3, monkeypatch):
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "403"])
-def test_an_object_that_may_be_gone_or_not_allowed_is_retried_and_the_error_says_both(code):
-    """Without s3:ListBucket, S3 answers 403 for a missing object too."""
+def test_denied_read_raises_retryable_and_names_both_causes(code):
+    """Without s3:ListBucket, S3 returns 403 for a missing object too."""
     client = boto3.client("s3")
     with Stubber(client) as stub:
         for read in (

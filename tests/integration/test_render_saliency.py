@@ -1,4 +1,4 @@
-"""The function as Lambda runs it, against moto; the steps are ones that smdebug's writer wrote."""
+"""render_saliency as Lambda runs it, against moto, with traces of smdebug's writer."""
 
 import io
 import json
@@ -61,20 +61,18 @@ def s3(monkeypatch):
         yield client
 
 
-def lay(s3, run, files):
-    """Lay a step into the bucket; returns the key of its index."""
+def upload(s3, run, files):
+    """Upload a trace and return the key of its index."""
     for path, body in files.items():
         s3.put_object(Bucket=BUCKET, Key=f"{RUNS}/{run}/{path}", Body=body)
     return f"{RUNS}/{run}/{INDEX}"
 
 
-def test_what_is_no_step_fails_alone_and_says_why_and_the_step_beside_it_is_rendered(
-    s3, step, load_app, load_event, caplog
-):
-    truncated = lay(s3, "cut", step | {EVENTS: step[EVENTS][:-100]})
+def test_invalid_trace_fails_alone_and_the_next_one_is_rendered(s3, step, load_app, load_event, caplog):
+    truncated = upload(s3, "cut", step | {EVENTS: step[EVENTS][:-100]})
     foreign = f"{RUNS}/notes.json"
     s3.put_object(Bucket=BUCKET, Key=foreign, Body=step[INDEX])
-    good = lay(s3, "good", step)
+    good = upload(s3, "good", step)
     (message,) = load_event("sqs-tensor-index")["Records"]
 
     def announced(key):
@@ -98,6 +96,6 @@ def test_what_is_no_step_fails_alone_and_says_why_and_the_step_beside_it_is_rend
         png, facts = (
             s3.get_object(Bucket=BUCKET, Key=name + kind)["Body"].read() for kind in (".png", ".json")
         )
-        with Image.open(io.BytesIO(png)) as picture:
-            assert picture.format == "PNG"
+        with Image.open(io.BytesIO(png)) as image:
+            assert image.format == "PNG"
         assert json.loads(facts)["completeness"]["complete"] is True

@@ -17,7 +17,7 @@ def captures(tmp_path):
     return tmp_path / "captures"
 
 
-def test_a_baseline_is_written_as_the_judges_read_it(captures, tmp_path, capsys):
+def test_baseline_is_readable_by_the_drift_check(captures, tmp_path, capsys):
     out = tmp_path / "baseline"
     assert baseline.main([str(captures), "--out", str(out), "--endpoint", "traffic-signs"]) == 0
     assert read_baseline((out / "statistics.json").read_bytes(), "x") == {3: 2, 14: 1}
@@ -26,13 +26,13 @@ def test_a_baseline_is_written_as_the_judges_read_it(captures, tmp_path, capsys)
     assert constraints["features"][0]["completeness"] == pytest.approx(3 / 5)
 
 
-def test_responses_are_read_by_the_same_settings(captures, tmp_path, monkeypatch):
+def test_baseline_reads_responses_by_the_settings_of_the_function(captures, tmp_path, monkeypatch):
     monkeypatch.setenv("CLASS_PATH", "best")
     assert baseline.main([str(captures), "--out", str(tmp_path)]) == 0
     assert read_baseline((tmp_path / "statistics.json").read_bytes(), "x") == {5: 2}
 
 
-def test_replays_are_left_out_with_the_key_and_refused_without(captures, tmp_path, caplog):
+def test_baseline_skips_replays_with_the_key_and_fails_without(captures, tmp_path, caplog):
     marked = b"".join(line([[14]], customAttributes=[replays.marker()]) + b"\n" for _ in range(9))
     (captures / "traffic-signs" / "AllTraffic" / "b.jsonl").write_bytes(marked)
     arguments = [str(captures), "--out", str(tmp_path), "--endpoint", "traffic-signs"]
@@ -43,7 +43,7 @@ def test_replays_are_left_out_with_the_key_and_refused_without(captures, tmp_pat
     assert read_baseline((tmp_path / "statistics.json").read_bytes(), "x") == {3: 2, 14: 1}
 
 
-def test_nothing_to_read_or_a_wrong_setting_is_a_failure(captures, tmp_path, monkeypatch):
+def test_baseline_fails_without_captures_or_with_wrong_settings(captures, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert baseline.main([str(tmp_path / "elsewhere"), "--out", str(out)]) == 1
     monkeypatch.setenv("NUM_CLASSES", "many")

@@ -24,7 +24,7 @@ def labels(records):
 
 @pytest.mark.parametrize("output", ["JSON", "CSV", "BASE64"])
 @pytest.mark.parametrize("input_", ["JSON", "CSV", "BASE64", None])
-def test_each_side_has_its_own_encoding(input_, output):
+def test_read_decodes_input_and_output_separately(input_, output):
     types = {"JSON": "application/json", "CSV": "text/csv; charset=utf-8", "BASE64": "application/x-npy"}
     record = captures.record("14", encoding=output, content_type=types[output].replace("x-npy", "json"))
     if input_ is None:
@@ -39,8 +39,8 @@ def test_each_side_has_its_own_encoding(input_, output):
     assert labels(read_all(json.dumps(record).encode())) == [14]
 
 
-def test_the_documented_record_reads():
-    """The CSV record of the developer guide's notebook; its output is a regression's, not a class."""
+def test_read_accepts_the_documented_record():
+    """The CSV record in the developer guide's notebook, whose output is a regression value."""
     line = (
         b'{"captureData":{"endpointInput":{"observedContentType":"text/csv","mode":"INPUT","data":"92,0,176.3",'
         b'"encoding":"CSV"},"endpointOutput":{"observedContentType":"text/csv; charset=utf-8","mode":"OUTPUT",'
@@ -54,7 +54,7 @@ def test_the_documented_record_reads():
     assert labels([record]) == [1]
 
 
-def test_unknown_members_and_null_types_do_not_matter():
+def test_read_ignores_unknown_members_and_null_types():
     record = captures.record("[[14]]", invocationSource="ShadowExperiment", inferenceId="x")
     record["captureData"]["endpointOutput"]["observedContentType"] = None
     record["new"] = {"deep": [1, {"x": None}]}
@@ -84,13 +84,13 @@ MARKER = replays.marker()
         ([], False, False),
     ],
 )
-def test_a_replay_is_no_traffic_and_a_forged_one_is(attributes, replayed, forged):
+def test_read_excludes_replays_and_counts_forged_markers_as_traffic(attributes, replayed, forged):
     (record,) = read_all(captures.line("[[14]]", customAttributes=attributes))
     assert (record.replayed, record.forged) == (replayed, forged)
     assert labels([record]) == ([] if replayed else [14])
 
 
-def test_a_replay_for_a_repair_is_no_traffic_either():
+def test_read_excludes_replays_for_a_repair():
     (record,) = read_all(captures.line("[[14]]", customAttributes=[replays.marker(purpose="repair")]))
     assert record.replayed
 
@@ -104,7 +104,7 @@ def test_a_replay_for_a_repair_is_no_traffic_either():
         (captures.side("AAH/", "BASE64"), b"\0\1\xff"),
     ],
 )
-def test_a_marker_is_bound_to_the_captured_input(side, body):
+def test_read_binds_a_marker_to_the_captured_input(side, body):
     for marked, replayed in ((body, True), (body + b"\n", False)):
         record = captures.record("[[14]]", customAttributes=[replays.marker(marked)])
         record["captureData"]["endpointInput"] = side
@@ -113,7 +113,7 @@ def test_a_marker_is_bound_to_the_captured_input(side, body):
 
 
 @pytest.mark.parametrize("data", ["AAH", "AA H/", "A\u00e4H/", 7])
-def test_an_input_that_cannot_be_read_bears_no_marker(data):
+def test_read_verifies_no_marker_of_an_unreadable_input(data):
     record = captures.record("[[14]]", customAttributes=[MARKER])
     record["captureData"]["endpointInput"]["data"] = data
     (read,) = read_all(json.dumps(record).encode())
@@ -121,7 +121,7 @@ def test_an_input_that_cannot_be_read_bears_no_marker(data):
 
 
 @pytest.mark.parametrize("missing", [{}, {"endpointInput": None}, {"endpointInput": {"encoding": "JSON"}}])
-def test_without_a_captured_input_signature_and_age_decide(missing):
+def test_read_checks_signature_and_age_without_a_captured_input(missing):
     for marker, replayed in ((replays.marker(b"any body"), True), (replays.FORGED, False)):
         record = captures.record("[[14]]", customAttributes=[marker])
         output = record["captureData"]["endpointOutput"]
@@ -130,14 +130,14 @@ def test_without_a_captured_input_signature_and_age_decide(missing):
         assert read.replayed is replayed
 
 
-def test_a_replay_that_failed_is_no_unreadable_traffic_and_a_forged_one_is():
+def test_read_excludes_failed_replays_and_reports_forged_ones_as_unreadable():
     (record,) = read_all(captures.line("oops", customAttributes=[MARKER]))
     assert record == Record("2026-11-23T10:00:01Z", (), True)
     (unreadable,) = read_all(captures.line("oops", customAttributes=[replays.FORGED]))
     assert (unreadable.forged, unreadable.time) == (True, "2026-11-23T10:00:01Z")
 
 
-def test_no_marker_verifies_without_a_key():
+def test_read_verifies_no_marker_without_a_key():
     (record,) = read([captures.line("[[14]]", customAttributes=[MARKER])], "file.jsonl")
     assert (record.replayed, record.forged, labels([record])) == (False, True, [14])
 
@@ -194,7 +194,7 @@ def spoilt(**changes):
         (captures.line(f"[1.5, {10**309}]"), "expected finite floats", TIME),
     ],
 )
-def test_a_line_that_cannot_be_read_says_where_and_why_and_the_others_count(line, reason, time):
+def test_read_reports_unreadable_lines_and_counts_the_others(line, reason, time):
     first, bad, last = read_all(captures.line("[[1]]"), line, captures.line("[[2]]"))
     assert labels([first, last]) == [1, 2]
     assert isinstance(bad, Unreadable)
@@ -203,19 +203,19 @@ def test_a_line_that_cannot_be_read_says_where_and_why_and_the_others_count(line
         raise AssertionError(str(bad))
 
 
-def test_blank_lines_are_numbered_but_are_no_records():
+def test_read_numbers_blank_lines_and_skips_them():
     records = list(read([b"\n\r\n" + captures.line("[[1]]") + b"\r\n \n" + b"oops\n\n"], "file.jsonl"))
     assert labels(records[:1]) == [1]
     assert [r.line for r in records[1:]] == [5]
 
 
-def test_a_form_is_used():
+def test_read_parses_with_the_given_parser():
     (record,) = read_all(captures.line({"best": 14}), parser=ResponseParser("best"))
     assert labels([record]) == [14]
 
 
 @given(st.binary(max_size=200).map(lambda b: b.replace(b"\r", b"\n")), st.integers(1, 20))
-def test_lines_are_the_same_however_the_bytes_arrive(data, size):
+def test_lines_are_independent_of_the_chunk_size(data, size):
     pieces = [data[i : i + size] for i in range(0, len(data), size)]
     assert list(lines(pieces)) == (data.removesuffix(b"\n").split(b"\n") if data else [])
 
@@ -225,13 +225,13 @@ def test_lines_are_the_same_however_the_bytes_arrive(data, size):
         st.sampled_from([b"oops", captures.line("[[1]]"), b"", b'{"captureData":{}}', b"\xff"]), max_size=6
     )
 )
-def test_no_line_is_lost_and_none_counts_twice(texts):
+def test_lines_yields_every_line_once(texts):
     records = list(read([b"\n".join(texts)], "x"))
     assert len([r for r in records if isinstance(r, Record)]) == texts.count(captures.line("[[1]]"))
     assert len(records) == len([t for t in texts if t])
 
 
-def test_a_line_of_100_mb_is_unreadable_and_held_up_to_the_bound_and_once():
+def test_lines_bounds_the_memory_of_a_100_mb_line():
     def file():
         yield captures.line("[[1]]") + b'\n{"captureData":"'
         for _ in range(1600):
@@ -247,12 +247,12 @@ def test_a_line_of_100_mb_is_unreadable_and_held_up_to_the_bound_and_once():
     assert peak < 1.25 * LINE_BYTES
 
 
-def test_the_last_line_may_be_too_long_as_well():
+def test_read_reports_a_last_line_that_is_too_long():
     *_, bad = read((b"x" * (1 << 20) for _ in range(40)), "file.jsonl")
     assert bad.reason == "line: expected at most 32 MiB, got more"
 
 
-def test_a_large_input_is_passed_over_without_being_held():
+def test_read_skips_a_large_input_in_bounded_memory():
     record = captures.record("[[14]]")
     record["captureData"]["endpointInput"]["data"] = "A" * 8_000_000
     line = json.dumps(record).encode()
@@ -264,7 +264,7 @@ def test_a_large_input_is_passed_over_without_being_held():
 
 
 @pytest.mark.parametrize("prefix", ["", "capture/", "a/b-c/d=e/2026/11/23/10/"])
-def test_a_key_is_read_from_the_right(prefix):
+def test_read_key_accepts_any_prefix(prefix):
     assert read_key(f"{prefix}traffic-signs/AllTraffic/2026/11/23/10/20-02-871-uuid.jsonl") == (
         "traffic-signs",
         "AllTraffic",
@@ -287,12 +287,12 @@ def test_a_key_is_read_from_the_right(prefix):
         "capture/traffic/signs!/2026/11/23/10/x.jsonl",
     ],
 )
-def test_another_key_is_bad_input(key):
+def test_read_key_refuses_other_keys(key):
     with pytest.raises(BadInputError, match="expected a capture file"):
         read_key(key)
 
 
-def test_a_replay_without_an_output_is_no_unreadable_traffic():
+def test_read_excludes_a_replay_without_an_output():
     line = spoilt(captureData__endpointOutput__data=None, eventMetadata__customAttributes=[MARKER])
     (record,) = read_all(line)
     assert record.replayed
@@ -301,7 +301,7 @@ def test_a_replay_without_an_output_is_no_unreadable_traffic():
 @pytest.mark.parametrize(
     "name", ["a\nb", "a\x1b[31mb", "a\u2028b", "a\u202eb"], ids=["newline", "escape", "separator", "bidi"]
 )
-def test_what_is_told_about_a_line_is_one_line_of_printable_text(name):
+def test_unreadable_is_one_printable_line(name):
     (bad,) = read([b"oops"], f"s3://bucket/{name}.jsonl")
     assert str(bad).isprintable()
     with pytest.raises(BadInputError) as error:
@@ -323,12 +323,12 @@ FOLDER = "capture/signs"
         "capture/signs/signs/AllTraffic/2026/11/23/10/a.jsonl",
     ],
 )
-def test_a_key_of_another_endpoint_is_refused(key):
+def test_read_key_refuses_another_endpoint(key):
     with pytest.raises(BadInputError, match="below capture/signs/"):
         read_key(key, FOLDER)
 
 
-def test_a_key_of_the_watched_endpoint_is_read():
+def test_read_key_accepts_the_watched_endpoint():
     assert read_key("capture/signs/AllTraffic/2026/11/23/10/a.jsonl", FOLDER).endpoint == "signs"
 
 
@@ -359,7 +359,7 @@ json_values = st.recursive(
     ),
     json_values,
 )
-def test_any_member_of_any_type_is_a_record_or_a_reason(path, value):
+def test_read_returns_a_record_or_a_reason_for_any_member(path, value):
     (record,) = read_all(spoilt(**{path: value}))
     assert isinstance(record, Record | Unreadable)
     if not path.startswith("eventMetadata"):

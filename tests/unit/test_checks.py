@@ -25,7 +25,7 @@ def counts(classes=(), **numbers):
     return Counts(classes, **{"records": classes.total()} | numbers)
 
 
-def test_the_reference_case_is_a_violation_in_the_articles_words():
+def test_class_share_of_the_reference_case_uses_the_words_of_the_article():
     verdict = class_share(counts(ARTICLE), WINDOW, HALF)
     assert (verdict.check, verdict.value, verdict.lower, verdict.upper) == ("class_share", 0.805, None, 0.5)
     assert (verdict.sample_size, verdict.predicted_class, verdict.violated, verdict.window) == (
@@ -44,7 +44,7 @@ def test_the_reference_case_is_a_violation_in_the_articles_words():
     ("classes", "violated"),
     [({1: 25, 2: 25}, False), ({1: 26, 2: 24}, True), ({1: 50}, True), ({1: 26, 2: 23}, None)],
 )
-def test_more_than_the_threshold_of_enough_predictions_is_a_violation(classes, violated):
+def test_class_share_is_violated_above_the_threshold_with_enough_predictions(classes, violated):
     verdict = class_share(counts(classes), WINDOW, HALF)
     assert verdict.violated is bool(violated)
     assert (verdict.value is None) is (violated is None)
@@ -52,12 +52,12 @@ def test_more_than_the_threshold_of_enough_predictions_is_a_violation(classes, v
         assert verdict.reason.startswith("Not enough data: 49 predictions, expected at least 50")
 
 
-def test_the_same_class_is_named_whatever_the_order():
+def test_class_share_names_the_same_class_in_any_order():
     one, other = (class_share(counts(c), WINDOW, HALF) for c in ({3: 30, 14: 30}, {14: 30, 3: 30}))
     assert one == other
 
 
-def test_unknown_and_named_classes_have_a_share_too():
+def test_class_share_includes_unknown_and_named_classes():
     unknown = class_share(counts({UNKNOWN: 60, 1: 1}), WINDOW, HALF)
     assert (unknown.violated, unknown.predicted_class) == (True, "unknown")
     assert unknown.reason.startswith("Unknown class predicted 98.36%")
@@ -68,13 +68,13 @@ LOW = Bounds(threshold=0.5, low_confidence=0.6, low_confidence_threshold=0.2)
 
 
 @pytest.mark.parametrize(("low", "violated"), [(20, False), (21, True)])
-def test_low_confidence_is_a_share_of_the_predictions_whose_confidence_is_known(low, violated):
+def test_low_confidence_share_counts_predictions_with_a_confidence(low, violated):
     verdict = low_share(counts({1: 500}, with_confidence=100, low_confidence=low), WINDOW, LOW, 0.2)
     assert (verdict.value, verdict.sample_size, verdict.violated) == (low / 100, 100, violated)
     assert f"{low}.00% of the predictions are less than 60% probable" in verdict.reason
 
 
-def test_predictions_without_a_confidence_are_not_judged_by_it():
+def test_low_confidence_share_excludes_predictions_without_a_confidence():
     verdict = low_share(counts({1: 500}, with_confidence=49, low_confidence=49), WINDOW, LOW, 0.2)
     assert (verdict.value, verdict.violated) == (None, False)
     assert "49 predictions with a probability" in verdict.reason
@@ -93,7 +93,7 @@ def test_predictions_without_a_confidence_are_not_judged_by_it():
         (1, 9, None),
     ],
 )
-def test_unreadable_records_are_a_share_of_all_records(readable, unreadable, violated):
+def test_unreadable_share_is_relative_to_all_records(readable, unreadable, violated):
     verdict = bad_share(counts({1: readable}, unreadable=unreadable), WINDOW, HALF)
     assert verdict.violated is bool(violated)
     assert (verdict.value is None) is (violated is None)
@@ -103,13 +103,13 @@ def test_unreadable_records_are_a_share_of_all_records(readable, unreadable, vio
 @pytest.mark.parametrize(
     ("readable", "unreadable", "violated"), [(0, 3, True), (0, 2, None), (0, 0, None), (1, 3, None)]
 )
-def test_three_records_of_an_hour_that_is_over_tell_that_nothing_can_be_read(readable, unreadable, violated):
+def test_unreadable_share_needs_three_records_of_a_closed_window(readable, unreadable, violated):
     verdict = bad_share(counts({1: readable}, unreadable=unreadable), WINDOW, HALF, window_closed=True)
     assert verdict.violated is bool(violated)
     assert (verdict.value is None) is (violated is None)
 
 
-def test_where_nothing_can_be_read_the_verdict_says_so():
+def test_unreadable_share_reports_that_all_records_are_unreadable():
     assert check_window(counts(unreadable=7), WINDOW, HALF, window_closed=True)[-1].reason == (
         "None of the captured responses can be read: Exceeded 1.00% threshold "
         "(7 of 7 records unreadable, 2026-11-23 10:00 to 11:00 UTC)"
@@ -119,7 +119,7 @@ def test_where_nothing_can_be_read_the_verdict_says_so():
 DRIFT = Bounds(threshold=0.9, drift_threshold=0.1)
 
 
-def test_a_real_drift_is_seen_in_a_small_window():
+def test_drift_detects_a_real_change_in_a_small_window():
     baseline = dict.fromkeys(range(43), 100)
     attacked = counts([14] * 60 + list(range(40)))
     verdict = drift(attacked, WINDOW, DRIFT, 0.1, baseline)
@@ -132,7 +132,7 @@ def test_a_real_drift_is_seen_in_a_small_window():
     assert drift(attacked, WINDOW, DRIFT, 0.9, baseline).violated is False
 
 
-def test_the_bound_is_the_threshold_for_large_samples_and_wider_for_small_ones():
+def test_drift_bound_is_the_threshold_for_large_samples_and_wider_for_small_ones():
     baseline = dict.fromkeys(range(43), 10**8)
 
     def upper(n):
@@ -146,7 +146,7 @@ def test_the_bound_is_the_threshold_for_large_samples_and_wider_for_small_ones()
     )
 
 
-def test_a_small_window_of_the_baseline_itself_does_not_cry_wolf():
+def test_drift_raises_no_false_alarm_for_a_small_window_of_the_baseline():
     random = np.random.default_rng(0)
     share = 1 / np.arange(1, 44)
     share /= share.sum()
@@ -157,12 +157,12 @@ def test_a_small_window_of_the_baseline_itself_does_not_cry_wolf():
     assert not any(v.violated for v in verdicts)
 
 
-def test_too_few_predictions_do_not_drift():
+def test_drift_needs_enough_predictions():
     verdict = drift(counts({1: 49}), WINDOW, DRIFT, 0.1, {2: 100})
     assert (verdict.value, verdict.violated) == (None, False)
 
 
-def test_only_what_is_turned_on_is_judged():
+def test_check_window_runs_the_enabled_checks_only():
     def names(bounds, baseline=None):
         return [v.check for v in check_window(counts(ARTICLE), WINDOW, bounds, baseline)]
 
@@ -171,7 +171,7 @@ def test_only_what_is_turned_on_is_judged():
     assert names(DRIFT, {1: 5}) == ["class_share", "drift", "unreadable_share"]
 
 
-def test_every_verdict_reports_what_an_operator_needs():
+def test_every_reason_names_window_and_sample_size():
     everything = Bounds(threshold=0.5, low_confidence=0.6, low_confidence_threshold=0.2, drift_threshold=0.1)
     for seen in (
         counts(ARTICLE, with_confidence=400, low_confidence=300, unreadable=100),
@@ -186,7 +186,7 @@ def test_every_verdict_reports_what_an_operator_needs():
                 assert "Exceeded" in verdict.reason if verdict.violated else "Within" in verdict.reason
 
 
-def test_the_event_is_the_documented_one(load_event):
+def test_violation_detail_is_the_documented_event(load_event):
     event = load_event("violation")
     detail = violation_detail("traffic-signs", "AllTraffic", class_share(counts(ARTICLE), WINDOW, HALF))
     sent = msgspec.to_builtins(detail)
@@ -194,7 +194,7 @@ def test_the_event_is_the_documented_one(load_event):
     assert sent == event["detail"]
 
 
-def test_bounds_come_from_the_environment_with_no_default_for_the_threshold():
+def test_bounds_require_a_threshold_in_the_environment():
     bounds = from_env(Bounds, {"THRESHOLD": "0.5", "DRIFT_THRESHOLD": ""})
     assert bounds == Bounds(threshold=0.5)
     assert (bounds.min_predictions, bounds.unreadable_threshold, bounds.drift_threshold) == (50, 0.01, None)

@@ -20,7 +20,7 @@ HALF = CountingSettings(threshold=0.5)
 
 
 class World:
-    """The core with fakes around it, and the files that have arrived."""
+    """The dependencies of counting, as fakes."""
 
     def __init__(self, files=None, settings=HALF, hours=1, **fakes):
         self.captures = FakeCaptures(files or {})
@@ -30,7 +30,7 @@ class World:
         self.replay_key = replays.key
 
     def deliver(self, key=KEY, arrived=NOW, **changes):
-        """What was counted, and what was judged."""
+        """Count and check a file."""
         dependencies = CountingDependencies(
             settings=self.settings,
             replay_key=self.replay_key,
@@ -44,7 +44,7 @@ class World:
         return counted, check_file(counted, dependencies)
 
     def retry(self, key=KEY):
-        """Deliver until it succeeds, as the queue does."""
+        """Deliver until it succeeds, as SQS does."""
         while True:
             try:
                 return self.deliver(key)
@@ -64,7 +64,7 @@ def at(minutes):
     return f"{HOUR + timedelta(minutes=minutes):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def test_the_reference_case_is_counted_judged_and_told_once():
+def test_reference_case_is_counted_and_published_once():
     world = World({KEY: file(ARTICLE)})
     counted, checked = world.deliver()
     assert counted.new
@@ -81,7 +81,7 @@ def test_the_reference_case_is_counted_judged_and_told_once():
     assert [v.check for v in checked.violations] == ["class_share"]
 
 
-def test_a_second_delivery_changes_no_count_and_tells_nothing_twice():
+def test_duplicate_delivery_changes_no_count_and_publishes_nothing():
     world = World({KEY: file(ARTICLE)})
     world.deliver()
     before = dict(world.counts.slots[VARIANT_KEY])
@@ -91,7 +91,7 @@ def test_a_second_delivery_changes_no_count_and_tells_nothing_twice():
     assert world.counts.slots[VARIANT_KEY] == before
 
 
-def test_another_version_of_an_object_is_another_file():
+def test_another_version_of_an_object_counts_separately():
     world = World({KEY: file([1])})
     world.deliver()
     assert world.deliver(etag="other")[0].new
@@ -99,8 +99,8 @@ def test_another_version_of_an_object_is_another_file():
 
 
 @pytest.mark.parametrize("crash", range(4))
-def test_a_crash_at_any_point_loses_nothing_and_counts_nothing_twice(crash):
-    """Before the counts, between counts and judgement, before the event, between event and record."""
+def test_crash_at_any_point_loses_no_count_and_counts_once(crash):
+    """Before the counts, between counts and checks, before the event, between event and record."""
     calls = {0: 0, 1: 1, 3: 3}.get(crash)
     refuse = [] if calls is None else [None] * calls + [RetryableError()]
     world = World({KEY: file(ARTICLE)}, refuse=refuse)
@@ -112,8 +112,8 @@ def test_a_crash_at_any_point_loses_nothing_and_counts_nothing_twice(crash):
     assert len(world.violations) == (2 if crash == 3 else 1)
 
 
-def test_a_burst_around_the_full_hour_is_seen_whole():
-    """26 and 26 predictions: either clock hour alone has not enough of them."""
+def test_burst_around_the_full_hour_is_one_violation():
+    """26 and 26 predictions: too few in either clock hour alone."""
     world = World({key("a", hour="09"): file([14] * 26, at(-3)), key("b"): file([14] * 26, at(2))})
     world.deliver(key("a", hour="09"))
     assert world.violations == []
@@ -123,7 +123,7 @@ def test_a_burst_around_the_full_hour_is_seen_whole():
     assert detail["window"] == {"start": "2026-11-23T09:50:00Z", "end": "2026-11-23T10:50:00Z"}
 
 
-def test_a_burst_after_quiet_traffic_is_seen_within_its_ten_minutes():
+def test_burst_after_normal_traffic_is_published_within_ten_minutes():
     everyday = file(list(range(40)) * 25, at(5))
     world = World({key("a"): everyday, key("b"): file([14] * 60, at(52))})
     world.deliver(key("a"))
@@ -132,7 +132,7 @@ def test_a_burst_after_quiet_traffic_is_seen_within_its_ten_minutes():
     assert (detail["window"]["start"], detail["sample_size"]) == ("2026-11-23T10:50:00Z", 60)
 
 
-def test_a_lasting_violation_is_told_once_an_hour():
+def test_lasting_violation_is_published_once_an_hour():
     files = {key(f"m{minute:03d}"): file([14] * 60, at(minute)) for minute in range(0, 180, 10)}
     world = World(files)
     for name in files:
@@ -141,8 +141,8 @@ def test_a_lasting_violation_is_told_once_an_hour():
     assert starts == ["10:00", "11:00", "12:00"]
 
 
-def test_late_records_count_in_their_own_window_and_it_is_judged_again():
-    """The hour is not a violation until 20 late records arrive in another hour's file."""
+def test_late_records_count_in_their_own_window_which_is_checked_again():
+    """20 late records in the next hour's file make the hour a violation."""
     late = b"".join(line([[14]], at(3)) + b"\n" for _ in range(20)) + file([3], at(70))
     world = World({key("a"): file([14] * 40 + [3] * 30 + [5] * 15, at(4)), key("late", hour="11"): late})
     world.deliver(key("a"))
@@ -155,7 +155,7 @@ def test_late_records_count_in_their_own_window_and_it_is_judged_again():
     assert world.counts.slots[VARIANT_KEY][HOUR + timedelta(minutes=70)].sample_size == 1
 
 
-def test_one_file_over_several_hours_can_break_each_of_them():
+def test_file_over_several_hours_can_violate_each_hour():
     world = World({KEY: file([14] * 60, at(0)) + file([3] * 60, at(90)) + file([1] * 60, at(200))})
     world.deliver()
     assert sorted((d["window"]["start"][11:16], d["class"]) for d in world.violations) == [
@@ -165,7 +165,7 @@ def test_one_file_over_several_hours_can_break_each_of_them():
     ]
 
 
-def test_each_check_is_told_for_itself():
+def test_each_check_publishes_its_own_violation():
     everything = replace(
         HALF, low_confidence=0.95, low_confidence_threshold=0.5, baseline_statistics="s3://b/k"
     )
@@ -180,7 +180,7 @@ def test_each_check_is_told_for_itself():
     }
 
 
-def test_a_shadow_is_counted_apart_judged_and_no_reason_to_act():
+def test_shadow_variant_is_counted_and_checked_but_not_published():
     world = World(
         {key("a", "Canary"): file([14] * 60), KEY: file(range(40))},
         replace(HALF, shadow_variants="Canary, B"),
@@ -193,7 +193,7 @@ def test_a_shadow_is_counted_apart_judged_and_no_reason_to_act():
     assert world.counts.slots[VARIANT_KEY][HOUR].sample_size == 40
 
 
-def test_another_endpoint_is_kept_apart():
+def test_endpoints_are_counted_separately():
     other = KEY.replace("traffic-signs", "traffic-signs-2")
     world = World({KEY: file([1]), other: file([2, 3])})
     world.deliver()
@@ -202,7 +202,7 @@ def test_another_endpoint_is_kept_apart():
     assert world.counts.slots["traffic-signs-2/AllTraffic"][HOUR].classes == {2: 1, 3: 1}
 
 
-def test_replayed_requests_are_no_traffic():
+def test_replayed_requests_are_not_counted_as_traffic():
     marked = b"".join(line([[14]], customAttributes=[replays.marker()]) + b"\n" for _ in range(100))
     world = World({KEY: marked + file([3])})
     world.deliver()
@@ -212,7 +212,7 @@ def test_replayed_requests_are_no_traffic():
     )
 
 
-def test_a_client_cannot_hide_an_attack_behind_forged_markers():
+def test_forged_markers_cannot_hide_an_attack():
     marked = b"".join(line([[14]], customAttributes=[replays.FORGED]) + b"\n" for _ in range(100))
     world = World({KEY: marked})
     world.deliver()
@@ -220,7 +220,7 @@ def test_a_client_cannot_hide_an_attack_behind_forged_markers():
     assert world.counts.slots[VARIANT_KEY][HOUR] == Counts(Counter({14: 100}), records=100, forged=100)
 
 
-def test_a_key_that_cannot_be_read_is_a_retry_and_never_a_count():
+def test_unreadable_replay_key_raises_retryable_and_counts_nothing():
     def unreadable():
         raise RetryableError("KMS is away")
 
@@ -236,7 +236,7 @@ def test_a_key_that_cannot_be_read_is_a_retry_and_never_a_count():
     )
 
 
-def test_bad_lines_are_told_and_the_others_count():
+def test_unreadable_lines_are_reported_and_the_others_count():
     world = World({KEY: b"oops\n" + file([3]) + line("[[14]]")[:-9]})
     counted, _ = world.deliver()
     assert world.counts.slots[VARIANT_KEY][HOUR] == Counts(
@@ -248,8 +248,8 @@ def test_bad_lines_are_told_and_the_others_count():
     ]
 
 
-def test_a_few_bad_records_are_no_violation_of_an_hour_that_has_just_begun():
-    """Every window from 10:50 on holds them alone, and lasts a while yet."""
+def test_few_unreadable_records_do_not_violate_an_open_window():
+    """Every window from 10:50 on holds these records only, and is still open."""
     bad = b"".join(line({"code": 400}, at(50)) + b"\n" for _ in range(3))
     world = World({key("a"): file(list(range(40)) * 25, at(45)), key("b"): bad})
     for name in (key("a"), key("b")):
@@ -257,7 +257,7 @@ def test_a_few_bad_records_are_no_violation_of_an_hour_that_has_just_begun():
     assert world.violations == []
 
 
-def test_nothing_readable_is_a_violation_as_soon_as_there_is_enough_of_it():
+def test_only_unreadable_records_are_a_violation_from_min_predictions_on():
     world = World({KEY: b"".join(line({"code": 400}, at(50)) + b"\n" for _ in range(50))})
     world.deliver()
     assert [(d["check"], d["value"], d["sample_size"]) for d in world.violations] == [
@@ -265,7 +265,7 @@ def test_nothing_readable_is_a_violation_as_soon_as_there_is_enough_of_it():
     ]
 
 
-def test_a_file_of_a_hundred_thousand_records_counts_to_the_last():
+def test_file_of_100_000_records_is_counted_exactly():
     classes = [n % 43 for n in range(100_000)]
     world = World({KEY: file(classes[:50_000]) + file(classes[50_000:], at(13))})
     world.deliver()
@@ -274,14 +274,14 @@ def test_a_file_of_a_hundred_thousand_records_counts_to_the_last():
     assert total(counted.values()).classes == Counter(classes)
 
 
-def test_an_empty_file_is_nothing():
+def test_empty_file_counts_nothing():
     world = World({KEY: b"\n"})
     counted, checked = world.deliver()
     assert (counted.tally.slots, checked.verdicts) == ({}, [])
     assert world.counts.files == set()
 
 
-def test_slots_older_than_the_retention_are_refused_with_their_number_and_the_rest_counts():
+def test_slots_older_than_the_retention_are_reported_and_the_others_count():
     ninety_days = timedelta(days=90)
     body = file([1] * 3, at(0)) + file([2] * 2, at(10)) + line([[14]], at(0)) + b"\noops\n"
     world = World({KEY: body})
@@ -297,7 +297,7 @@ def test_slots_older_than_the_retention_are_refused_with_their_number_and_the_re
     assert (counted.expired, counted.counts.sample_size) == (0, 6)
 
 
-def test_a_file_that_is_too_old_as_a_whole_is_neither_counted_nor_judged():
+def test_file_older_than_the_retention_is_neither_counted_nor_checked():
     world = World({KEY: file([14] * 60)})
     counted, checked = world.deliver(arrived=HOUR + timedelta(days=400))
     assert (counted.counts.sample_size, counted.counts.unreadable) == (0, 60)
@@ -305,8 +305,8 @@ def test_a_file_that_is_too_old_as_a_whole_is_neither_counted_nor_judged():
 
 
 @pytest.mark.parametrize(("hours", "violated"), [(1, False), (2, False), (3, True), (24, True)])
-def test_a_longer_window_gathers_what_an_hour_lacks(hours, violated):
-    """20 predictions an hour: three hours make the 50 that are judged."""
+def test_longer_window_collects_enough_predictions(hours, violated):
+    """20 predictions an hour: three hours reach MIN_PREDICTIONS, 50."""
     files = {key(f"f{hour}", hour=f"{hour}"): file([14] * 20, at(60 * (hour - 10))) for hour in (10, 11, 12)}
     world = World(files, hours=hours)
     for name in files:
@@ -317,7 +317,7 @@ def test_a_longer_window_gathers_what_an_hour_lacks(hours, violated):
         assert end - start == timedelta(hours=hours)
 
 
-def test_a_lasting_violation_of_a_day_is_told_once_a_day():
+def test_lasting_violation_of_a_daily_window_is_published_once_a_day():
     files = {key(f"h{hour:02d}"): file([14] * 10, at(60 * hour)) for hour in range(60)}
     world = World(files, hours=24)
     for name in files:
@@ -328,12 +328,12 @@ def test_a_lasting_violation_of_a_day_is_told_once_a_day():
 
 
 @pytest.mark.parametrize("name", ["capture/x.jsonl", key("gone"), key("a").replace("jsonl", "json")])
-def test_unexpected_capture_keys_are_bad_input(name):
+def test_count_file_refuses_unexpected_keys(name):
     with pytest.raises(BadInputError):
         World({KEY: file([1])}).deliver(name)
 
 
-def test_drift_needs_a_baseline():
+def test_drift_threshold_requires_a_baseline():
     env = {"THRESHOLD": "0.5", "DRIFT_THRESHOLD": "0.1"}
     with pytest.raises(SettingsError, match="DRIFT_THRESHOLD needs BASELINE_STATISTICS"):
         from_env(CountingSettings, env)
@@ -358,7 +358,7 @@ for name in FILES:
 )
 @settings(max_examples=60, deadline=None)
 def test_any_interleaving_of_deliveries_gives_the_same_counts(extra, order, refuse):
-    """Duplicates, any order, and AWS away at any moment: every count is exact, and what is told overlaps nothing."""
+    """Counts are exact, and published windows do not overlap, with duplicates and failing calls in any order."""
     world = World(FILES, refuse=refuse)
     for name in [*extra, *order]:
         world.retry(name)

@@ -37,7 +37,7 @@ def unreadable(line=1, time=None):
     return Unreadable("file.jsonl", line, "oops", time and f"{time:%Y-%m-%dT%H:%M:%SZ}")
 
 
-def test_predictions_are_counted_in_the_ten_minutes_of_their_own_time():
+def test_tally_counts_predictions_in_the_slot_of_their_event_time():
     counted = tally(
         [
             record(at(0), (14, 0.9), (3, 0.2)),
@@ -56,14 +56,14 @@ def test_predictions_are_counted_in_the_ten_minutes_of_their_own_time():
     }
 
 
-def test_a_confidence_at_the_bound_is_not_low_and_without_a_bound_none_is():
+def test_tally_counts_confidences_below_the_bound_as_low():
     records = [record(at(0), (1, 0.4), (1, 0.5), (1, None), (1, 1.0))]
     assert tally(records, HOUR, low_confidence=0.5).slots[HOUR].low_confidence == 1
     assert tally(records, HOUR).slots[HOUR].low_confidence == 0
     assert tally(records, HOUR).slots[HOUR].with_confidence == 3
 
 
-def test_replays_and_unreadable_records_are_no_predictions():
+def test_tally_separates_replays_and_unreadable_records():
     counted = tally([record(at(0), replayed=True), unreadable(2, at(20)), record(at(0), (1, None))], HOUR)
     assert counted.slots == {
         at(0): Counts(Counter({1: 1}), records=1, replayed=1),
@@ -72,12 +72,12 @@ def test_replays_and_unreadable_records_are_no_predictions():
     assert [e.line for e in counted.examples] == [2]
 
 
-def test_an_unreadable_line_without_a_time_counts_where_the_line_before_it_did():
+def test_tally_counts_an_unreadable_line_without_a_time_in_the_previous_slot():
     counted = tally([unreadable(1), record(at(25), (1, None)), unreadable(3)], HOUR)
     assert {start: c.unreadable for start, c in counted.slots.items()} == {at(0): 1, at(20): 1}
 
 
-def test_examples_are_the_first_few():
+def test_tally_keeps_the_first_examples():
     counted = tally((unreadable(n) for n in range(1000)), HOUR)
     assert counted.slots[HOUR].unreadable == 1000
     assert [e.line for e in counted.examples] == list(range(EXAMPLES))
@@ -88,14 +88,14 @@ def test_examples_are_the_first_few():
     assert both.slots[HOUR].unreadable == 30
 
 
-def test_classes_outside_the_known_range_are_counted_as_unknown():
+def test_tally_counts_classes_outside_the_range_as_unknown():
     records = [record(at(0), (42, None), (43, None), (-1, None), ("Stop", None), (0, None))]
     assert tally(records, HOUR, num_classes=43).slots[HOUR].classes == {42: 1, 0: 1, UNKNOWN: 3}
     assert tally(records, HOUR).slots[HOUR].classes == {42: 1, 43: 1, UNKNOWN: 1, "Stop": 1, 0: 1}
     assert tally([record(at(0), (10**30, None))], HOUR).slots[HOUR].classes == {UNKNOWN: 1}
 
 
-def test_only_what_lies_within_is_counted_to_the_second():
+def test_tally_counts_records_within_the_window_only():
     window = Window(at(5), at(15))
     records = [
         unreadable(1),
@@ -116,16 +116,16 @@ def test_only_what_lies_within_is_counted_to_the_second():
     assert tally([unreadable(1)], HOUR, within=Window(at(0), at(60))).slots == {HOUR: Counts(unreadable=1)}
 
 
-def test_an_empty_file_has_no_slots():
+def test_tally_of_an_empty_file_has_no_slots():
     assert tally([], HOUR) == Tally()
 
 
-def test_a_slot_begins_at_full_ten_minutes():
+def test_slot_start_is_a_multiple_of_ten_minutes():
     assert slot_start(datetime(2026, 11, 23, 10, 59, 59, 999999, tzinfo=UTC)) == at(50)
     assert slot_start(at(10)) == at(10)
 
 
-def test_the_windows_of_a_slot_are_the_six_hours_that_hold_it():
+def test_windows_of_a_slot_are_the_six_hours_that_contain_it():
     starts = [w.start for w in windows([at(0)], WINDOW)]
     assert starts == [at(0), at(-10), at(-20), at(-30), at(-40), at(-50)]
     assert all(w.end - w.start == timedelta(hours=1) and at(0) in w for w in windows([at(0)], WINDOW))
@@ -133,7 +133,7 @@ def test_the_windows_of_a_slot_are_the_six_hours_that_hold_it():
 
 
 @pytest.mark.parametrize("hours", [1, 2, 24])
-def test_every_window_of_any_length_that_holds_the_slot_is_found_once(hours):
+def test_windows_of_any_length_contain_the_slot_once_each(hours):
     length = timedelta(hours=hours)
     found = windows([at(0)], length)
     assert len(set(found)) == len(found) == 6 * hours
@@ -141,12 +141,12 @@ def test_every_window_of_any_length_that_holds_the_slot_is_found_once(hours):
     assert all(w.end - w.start == length and at(0) in w for w in found)
 
 
-def test_a_window_of_a_day_tells_both_its_days():
+def test_window_of_a_day_prints_both_dates():
     assert str(Window(at(0), at(60))) == "2026-11-23 10:00 to 11:00 UTC"
     assert str(Window(at(0), at(24 * 60))) == "2026-11-23 10:00 to 2026-11-24 10:00 UTC"
 
 
-def test_a_window_holds_its_start_and_not_its_end():
+def test_window_contains_its_start_and_not_its_end():
     window = Window(at(0), at(60))
     assert at(0) in window
     assert at(60) not in window
@@ -173,7 +173,7 @@ records = st.lists(
 
 
 @given(records, st.integers(0, 40))
-def test_a_split_file_counts_as_the_whole_one_did(records, cut):
+def test_tally_of_a_split_file_equals_that_of_the_whole_file(records, cut):
     def count(part):
         return tally(part, HOUR, low_confidence=0.5, num_classes=43)
 
@@ -188,7 +188,7 @@ def test_a_split_file_counts_as_the_whole_one_did(records, cut):
     records
     | records.map(lambda found: [r._replace(time=None) if isinstance(r, Unreadable) else r for r in found])
 )
-def test_it_does_not_matter_how_many_are_counted_at_a_time(records):
+def test_tally_is_independent_of_the_batch_size(records):
     def count(together):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("glassbox.monitoring.counts._BATCH", together)
@@ -202,11 +202,11 @@ def test_it_does_not_matter_how_many_are_counted_at_a_time(records):
 
 
 @given(records)
-def test_the_order_of_records_does_not_matter(records):
+def test_tally_is_independent_of_the_order(records):
     assert tally(records, HOUR, num_classes=43).slots == tally(records[::-1], HOUR, num_classes=43).slots
 
 
-def test_confidences_are_known_by_moments_and_buckets():
+def test_confidences_hold_sums_and_buckets():
     found = Confidences()
     for part in ([], [0.0, 0.05, 1.0], [0.1], [0.999]):
         found.add(part)
@@ -219,7 +219,7 @@ def test_confidences_are_known_by_moments_and_buckets():
     assert found.buckets == [2, 1, 0, 0, 0, 2, 0, 0, 0, 2]
 
 
-def test_a_total_changes_no_summand():
+def test_total_leaves_the_summands_unchanged():
     one, other = Counts(Counter({1: 1}), records=1), Counts(Counter({1: 2, 3: 1}), low_confidence=1)
     assert total([one, other]) == Counts(Counter({1: 3, 3: 1}), records=1, low_confidence=1)
     assert one == Counts(Counter({1: 1}), records=1)
@@ -227,7 +227,7 @@ def test_a_total_changes_no_summand():
     assert total([one, other]).sample_size == 4
 
 
-def test_names_without_end_are_counted_as_unknown_beyond_the_bound():
+def test_tally_counts_names_beyond_the_bound_as_unknown():
     names = [f"name-{i}" for i in range(5 * MAX_CLASSES)]
     records = [record(HOUR, (name,)) for name in ["Stop", *names, "Stop"]]
     counted = tally(records, HOUR).counts

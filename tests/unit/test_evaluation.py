@@ -1,4 +1,4 @@
-"""The monitor container by its contract; as a process where the contract is about processes."""
+"""The contract of the monitor container, as a process where the contract concerns processes."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from glassbox.monitoring.monitor_files import (
 
 SCRIPT = Path(evaluation.__file__)
 
-# As SageMaker sets it, blanks in the times included.
+# As SageMaker sets it, with spaces in the times.
 ENVIRONMENT = {
     "dataset_format": '{"sagemakerCaptureJson": {"captureIndexNames": ["endpointInput","endpointOutput"]}}',
     "dataset_source": "/opt/ml/processing/endpointdata",
@@ -107,7 +107,7 @@ REASON = (
 )
 
 
-def test_the_reference_case_to_the_letter_of_the_contract(job):
+def test_container_fulfils_the_contract_for_the_reference_case(job):
     job.capture(file(ARTICLE[:200]), name="a")
     job.capture(file(ARTICLE[200:], "2026-11-23T10:59:59Z"), name="b")
     assert job.run() == 0
@@ -127,7 +127,7 @@ def test_the_reference_case_to_the_letter_of_the_contract(job):
     assert job.metrics is None
 
 
-def test_both_judges_give_the_same_verdict(job):
+def test_container_and_function_give_the_same_verdict(job):
     job.capture(file(ARTICLE))
     job.run()
     key = "capture/traffic-signs/AllTraffic/2026/11/23/10/x.jsonl"
@@ -145,7 +145,7 @@ def test_both_judges_give_the_same_verdict(job):
     ]
 
 
-def test_the_reports_have_the_documented_shapes(job):
+def test_monitor_files_have_the_documented_schema(job):
     job.capture(
         b"".join(
             line({"predictions": [{"class": c, "probability": p}]}) + b"\n"
@@ -219,7 +219,7 @@ def test_the_reports_have_the_documented_shapes(job):
     assert job.message == "Completed: 5 predictions, no violation"
 
 
-def test_an_empty_hour_is_no_data_and_no_violation(job):
+def test_empty_hour_completes_without_data(job):
     job.capture(b"", name="empty")
     job.capture(file([14] * 60, "2026-11-23T11:00:00Z"), name="later")
     assert job.run(publish_cloudwatch_metrics="Enabled") == 0
@@ -229,13 +229,13 @@ def test_an_empty_hour_is_no_data_and_no_violation(job):
     assert "Predicted classes {}" in job.log
 
 
-def test_a_missing_directory_is_no_data_either_and_is_logged(job):
+def test_missing_folder_completes_without_data_and_is_logged(job):
     assert job.run(dataset_source="/opt/ml/processing/elsewhere") == 0
     assert job.message.startswith("Completed: no data")
     assert "elsewhere does not exist" in job.log
 
 
-def test_only_the_window_of_this_endpoint_is_judged_and_shadows_are_not(job):
+def test_container_checks_the_endpoints_window_without_shadows(job):
     inside = file([3] * 30 + [5] * 30, "2026-11-23T10:30:00Z")
     job.capture(inside)
     job.capture(
@@ -249,7 +249,7 @@ def test_only_the_window_of_this_endpoint_is_judged_and_shadows_are_not(job):
     assert job.report("constraint_violations") == {"violations": []}
 
 
-def test_each_variant_is_judged_for_itself_and_named(job):
+def test_container_checks_each_variant_and_names_it(job):
     job.capture(file([14] * 60), "Blue")
     job.capture(file(range(43)) + file(range(43)), "Green")
     assert job.run() == 0
@@ -262,7 +262,7 @@ REPLAYS = b"".join(line([[14]], customAttributes=[replays.marker()]) + b"\n" for
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_replayed_requests_are_no_traffic(job, processes):
+def test_container_excludes_replayed_requests(job, processes):
     job.capture(REPLAYS)
     job.capture(REPLAYS, "Green")
     key = job.root / "processing" / "replay-key" / "public.pem"
@@ -272,7 +272,7 @@ def test_replayed_requests_are_no_traffic(job, processes):
     assert job.message.startswith("Completed: no data")
 
 
-def test_forged_markers_are_traffic(job):
+def test_container_counts_forged_markers_as_traffic(job):
     key = job.root / "public.pem"
     key.write_text(replays.KEY.pem)
     job.capture(b"".join(line([[14]], customAttributes=[replays.FORGED]) + b"\n" for _ in range(100)))
@@ -280,7 +280,7 @@ def test_forged_markers_are_traffic(job):
     assert job.message.startswith("CompletedWithViolations: Class 14 predicted 100.00%")
 
 
-def test_a_model_monitor_schedule_reads_the_key_of_kms(tmp_path):
+def test_container_reads_the_replay_key_from_kms_in_a_model_monitor_schedule(tmp_path):
     with mock_aws():
         kms = boto3.client("kms")
         arn = kms.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")["KeyMetadata"]["Arn"]
@@ -292,7 +292,7 @@ def test_a_model_monitor_schedule_reads_the_key_of_kms(tmp_path):
             evaluation.read_replay_key(gone, tmp_path)
 
 
-def test_a_marker_without_a_key_to_verify_it_fails_the_job(job):
+def test_container_fails_when_a_marker_needs_a_missing_key(job):
     job.capture(REPLAYS)
     job.capture(REPLAYS, "Green")
     assert job.run() == 1
@@ -301,7 +301,7 @@ def test_a_marker_without_a_key_to_verify_it_fails_the_job(job):
     assert "gone.pem: cannot read the replay key: No such file" in job.message
 
 
-def test_a_file_that_lies_elsewhere_counts_too(job):
+def test_container_counts_files_outside_the_usual_folders(job):
     (job.folder / "loose.jsonl").write_bytes(file(ARTICLE[:200]))
     without_endpoint = job.folder / "AllTraffic" / "2026" / "11" / "23" / "10" / "a.jsonl"
     without_endpoint.parent.mkdir(parents=True)
@@ -310,7 +310,7 @@ def test_a_file_that_lies_elsewhere_counts_too(job):
     assert job.message == f"CompletedWithViolations: {REASON}"
 
 
-def test_where_nothing_can_be_read_it_says_so_and_completes(job):
+def test_container_reports_an_unreadable_hour_and_completes(job):
     path = job.capture(b"oops\n" * 9 + line("[[14]]")[:-30])
     assert job.run() == 0
     assert job.message.startswith(
@@ -359,7 +359,7 @@ def test_where_nothing_can_be_read_it_says_so_and_completes(job):
     ],
 )
 @pytest.mark.parametrize("hour", ["full", "empty"])
-def test_a_wrong_setting_stops_it_with_a_message_and_no_report(job, wrong, named, hour):
+def test_container_stops_with_a_message_when_settings_are_wrong(job, wrong, named, hour):
     if hour == "full":
         job.capture(file(ARTICLE))
     assert job.run(**wrong) == 1
@@ -368,7 +368,7 @@ def test_a_wrong_setting_stops_it_with_a_message_and_no_report(job, wrong, named
     assert not (job.root / "processing" / "resultdata").exists()
 
 
-def test_an_unforeseen_failure_leaves_a_message_too(job):
+def test_container_writes_a_message_after_an_unexpected_error(job):
     job.capture(file(ARTICLE))
     (job.root / "processing" / "resultdata").write_text("a file where the folder belongs")
     assert job.run() == 1
@@ -376,7 +376,7 @@ def test_an_unforeseen_failure_leaves_a_message_too(job):
     assert "Traceback" in job.log
 
 
-def test_the_message_is_at_most_1024_bytes_of_utf8(job):
+def test_exit_message_is_at_most_1024_bytes_of_utf8(job):
     for number in range(40):
         job.capture(file(["é" * 60] * 60), f"variant-{number}")
     assert job.run() == 0
@@ -386,7 +386,7 @@ def test_the_message_is_at_most_1024_bytes_of_utf8(job):
     assert len(job.report("constraint_violations")["violations"]) == 40
 
 
-def test_cloudwatch_lines_are_written_when_enabled(job):
+def test_container_writes_cloudwatch_lines_when_enabled(job):
     job.capture(file([3, 5, 5] * 20))
     assert job.run(publish_cloudwatch_metrics="Enabled") == 0
     common = {
@@ -416,7 +416,7 @@ def baseline_file(job, classes):
     return "/opt/ml/processing/baseline/statistics.json"
 
 
-def test_drift_from_a_baseline_is_a_violation_and_a_metric(job):
+def test_container_reports_drift_as_violation_and_metric(job):
     job.capture(file(list(range(40)) * 2 + [14] * 60))
     baseline = baseline_file(job, range(40))
     variables = {
@@ -432,7 +432,7 @@ def test_drift_from_a_baseline_is_a_violation_and_a_metric(job):
     ] == [pytest.approx(0.41, abs=0.05)]
 
 
-def test_a_baseline_that_cannot_be_read_stops_it(job):
+def test_container_stops_when_the_baseline_is_unreadable(job):
     job.capture(file(ARTICLE))
     path = job.root / "processing" / "baseline.json"
     path.write_text('{"features": []}')
@@ -452,7 +452,7 @@ def test_several_processes_count_the_same_as_one(job):
 
 
 def test_memory_does_not_grow_with_the_files(job):
-    """60 MB in one file and 30 MB in a line that is too long, in a process that may take 150 MB more than Python."""
+    """60 MB in one file and a line of 36 MB, in a process that may use 150 MB more than Python."""
     record = line([[14]])
     with job.capture(b"").open("wb") as stream:
         for _ in range(60):
@@ -478,20 +478,20 @@ def test_memory_does_not_grow_with_the_files(job):
 # ---------------------------------------------------------------- the parts of a report
 
 
-def test_a_baseline_reads_back_as_it_was_written():
+def test_read_baseline_returns_the_counts_of_statistics():
     counts = Counts(Counter({0: 5, 14: 7, "Stop": 3, "unknown": 1}))
     text = json.dumps(statistics(counts, Confidences())).encode()
     assert read_baseline(text, "x") == counts.classes
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"features": [{"name": "PredictedClass"}]}', b"\xff"])
-def test_what_is_no_baseline_says_so(text):
+def test_read_baseline_refuses_other_documents(text):
     with pytest.raises(BadInputError, match=r"s3://b/k: no counts of PredictedClass"):
         read_baseline(text, "s3://b/k")
 
 
 @pytest.mark.parametrize("buckets", [{}, {"1": 0}, {"1": 5, "2": -1}])
-def test_a_baseline_without_counts_says_so(buckets):
+def test_read_baseline_refuses_empty_and_negative_counts(buckets):
     with pytest.raises(BadInputError, match="empty"):
         read_baseline(json.dumps(statistics(Counts(Counter(buckets)), Confidences())).encode(), "x")
 
@@ -516,7 +516,7 @@ def test_a_baseline_without_counts_says_so(buckets):
         pytest.param(None, id="null"),
     ],
 )
-def test_a_bucket_of_another_form_is_no_baseline(bucket):
+def test_read_baseline_refuses_malformed_buckets(bucket):
     document = statistics(Counts(Counter({1: 5})), Confidences())
     feature = document["features"][0]["string_statistics"]["distribution"]["categorical"]
     feature["buckets"] = [bucket]
@@ -524,7 +524,7 @@ def test_a_bucket_of_another_form_is_no_baseline(bucket):
         read_baseline(json.dumps(document).encode(), "x")
 
 
-def test_a_baseline_of_class_numbers_as_numbers_is_read():
+def test_read_baseline_accepts_class_numbers_as_numbers():
     document = statistics(Counts(Counter({5: 7})), Confidences())
     buckets = document["features"][0]["string_statistics"]["distribution"]["categorical"]["buckets"]
     buckets[0]["value"] = 5
@@ -532,12 +532,12 @@ def test_a_baseline_of_class_numbers_as_numbers_is_read():
 
 
 @pytest.mark.parametrize("depth", [900, 100_000])
-def test_a_baseline_of_deep_lists_says_so(depth):
+def test_read_baseline_refuses_deeply_nested_lists(depth):
     with pytest.raises(BadInputError, match="no counts"):
         read_baseline(b'{"features":' + b"[" * depth + b"]" * depth + b"}", "x")
 
 
-def test_a_baseline_is_fetched_from_s3():
+def test_fetch_baseline_reads_from_s3():
     class Objects:
         def get(self, bucket, key):
             assert (bucket, key) == ("bucket", "baseline/statistics.json")
@@ -547,7 +547,7 @@ def test_a_baseline_is_fetched_from_s3():
     assert fetch_baseline(None, Objects()) is None
 
 
-def test_metrics_of_a_file_have_a_bounded_number_of_names():
+def test_file_metrics_have_a_bounded_number_of_names():
     counts = Counts(
         Counter(dict.fromkeys(range(1000), 2) | {"Stop": 3, "unknown": 4}),
         with_confidence=9,
@@ -568,5 +568,5 @@ def test_metrics_of_a_file_have_a_bounded_number_of_names():
     ) == (5, 6, 7)
 
 
-def test_constraints_of_nothing_are_well_formed():
+def test_constraints_of_no_records_are_valid():
     assert constraints(Counts(), Confidences())["features"][0]["completeness"] == 1.0

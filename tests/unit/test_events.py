@@ -29,7 +29,7 @@ FOUND = [
 ]
 
 
-def test_all_three_event_sources_give_the_same_violation(load_event):
+def test_read_violation_returns_the_same_violation_from_all_three_sources(load_event):
     names = ("violation", "monitor-report-created", "monitor-job-violations")
     ours, report, job = (read_violation(load_event(name), reports(FOUND)) for name in names)
     assert report == job
@@ -41,7 +41,7 @@ def test_all_three_event_sources_give_the_same_violation(load_event):
     assert (ours.variant, ours.predicted_class) == ("AllTraffic", 14)
 
 
-def test_a_report_of_model_monitor_lies_under_the_hour_after_its_window(load_event):
+def test_read_violation_reads_model_monitors_file_from_the_folder_of_the_next_hour(load_event):
     event = load_event("monitor-report-created")
     key = "monitoring/traffic-signs/traffic-signs-hourly/2026/11/23/11/constraint_violations.json"
     event["detail"]["object"]["key"] = key
@@ -51,30 +51,30 @@ def test_a_report_of_model_monitor_lies_under_the_hour_after_its_window(load_eve
     )
 
 
-def test_a_report_without_violations_is_no_violation(load_event):
+def test_read_violation_returns_none_for_a_file_without_violations(load_event):
     assert read_violation(load_event("monitor-report-created"), reports([])) is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"violations": [{}]}', b'{"violations": 7}'])
-def test_malformed_reports_are_refused(load_event, body):
+def test_read_violation_refuses_malformed_monitor_files(load_event, body):
     broken = FakeObjects({("amzn-s3-demo-bucket", REPORT): body})
     with pytest.raises(BadInputError, match="not a violation"):
         read_violation(load_event("monitor-report-created"), broken)
 
 
-def test_a_report_that_is_gone_says_so(load_event):
+def test_read_violation_names_a_missing_monitor_file(load_event):
     with pytest.raises(BadInputError, match="NoSuchKey"):
         read_violation(load_event("monitor-report-created"), FakeObjects())
 
 
-def test_timestamps_with_blanks_are_read(load_event):
+def test_read_violation_accepts_timestamps_with_spaces(load_event):
     event = load_event("monitor-job-violations")
     event["detail"]["Environment"]["start_time"] = "2026-11-23T10: 00: 00Z"
     assert read_violation(event, FakeObjects()).window_start == datetime(2026, 11, 23, 10, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("name", ["monitor-job-clean", "tensor-index-created", "heatmap-created"])
-def test_what_is_no_violation_is_refused(load_event, name):
+def test_read_violation_refuses_other_events(load_event, name):
     with pytest.raises(BadInputError, match=load_event(name)["id"]):
         read_violation(load_event(name), FakeObjects())
 
@@ -114,7 +114,7 @@ def test_what_is_no_violation_is_refused(load_event, name):
         (None, "x"),
     ],
 )
-def test_a_malformed_violation_is_refused(load_event, field, value):
+def test_read_violation_refuses_a_malformed_detail(load_event, field, value):
     event = load_event("violation")
     if field is None:
         event["detail"] = value
@@ -126,14 +126,14 @@ def test_a_malformed_violation_is_refused(load_event, field, value):
         read_violation(event, FakeObjects())
 
 
-def test_an_operators_open_is_a_violation_of_the_hour_before(load_event):
+def test_read_violation_covers_the_hour_before_an_open_command(load_event):
     violation = read_violation(load_event("command-open"), FakeObjects())
     assert (violation.check, violation.reason) == ("operator", "looks odd since the deployment")
     assert violation.window_end - violation.window_start == timedelta(hours=1)
     assert violation.window_end == datetime(2026, 11, 23, 10, 30, tzinfo=UTC)
 
 
-def test_other_commands_are_no_violation(load_event):
+def test_read_violation_refuses_other_commands(load_event):
     with pytest.raises(BadInputError, match="abort"):
         read_violation(load_event("command-abort"), FakeObjects())
 
@@ -142,7 +142,7 @@ def test_other_commands_are_no_violation(load_event):
     "time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00", "soon", None, 5, [], {}]
 )
 @pytest.mark.parametrize("action", ["open", "abort", "extend"])
-def test_a_command_of_another_age_or_without_a_time_is_refused(load_event, action, time):
+def test_commands_without_a_valid_time_are_refused(load_event, action, time):
     event = load_event("command-open")
     event["detail"]["action"], event["time"] = action, time
     with pytest.raises(BadInputError):
@@ -152,7 +152,7 @@ def test_a_command_of_another_age_or_without_a_time_is_refused(load_event, actio
 
 
 @pytest.mark.parametrize("minutes", [10**400, float("nan"), float("inf"), "x", [], None, -1, 0])
-def test_a_command_of_other_minutes_is_refused(load_event, minutes):
+def test_read_command_refuses_invalid_minutes(load_event, minutes):
     event = load_event("command-abort")
     event["detail"]["minutes"] = minutes
     with pytest.raises(BadInputError, match="not a command"):
@@ -178,14 +178,14 @@ def test_malformed_events_are_refused(event):
         b'{"violations": {"a": 1}}',
     ],
 )
-def test_a_report_of_deep_lists_is_refused(load_event, body):
+def test_read_violation_refuses_deeply_nested_monitor_files(load_event, body):
     with pytest.raises(BadInputError, match="not a violation"):
         read_violation(
             load_event("monitor-report-created"), FakeObjects({("amzn-s3-demo-bucket", REPORT): body})
         )
 
 
-def test_a_report_key_outside_2000_to_2199_is_refused(load_event):
+def test_read_violation_refuses_a_file_outside_2000_to_2199(load_event):
     event = load_event("monitor-report-created")
     key = "monitoring/traffic-signs/other/0001/01/01/00/constraint_violations.json"
     event["detail"]["object"]["key"] = key
@@ -194,14 +194,14 @@ def test_a_report_key_outside_2000_to_2199_is_refused(load_event):
         read_violation(event, FakeObjects(stored))
 
 
-def test_a_report_of_many_violations_has_a_short_reason(load_event):
+def test_read_violation_shortens_the_reason_of_many_violations(load_event):
     found = [{"description": f"{number}: " + "x" * 300} for number in range(1200)]
     reason = read_violation(load_event("monitor-report-created"), reports(found)).reason
     assert reason.endswith("; and 1,190 more")
     assert len(reason) <= REASON_CHARACTERS
 
 
-def test_a_reason_is_one_line_without_control_characters(load_event):
+def test_read_violation_escapes_control_characters_in_the_reason(load_event):
     event = load_event("violation")
     event["detail"]["reason"] = "Class 14\nSubject: x\x1b[2J\u2028"
     assert read_violation(event, FakeObjects()).reason == r"Class 14\nSubject: x\x1b[2J\u2028"
@@ -254,7 +254,7 @@ def test_read_violation_refuses_another_version_of_the_detail(load_event):
 @pytest.mark.parametrize(
     "field", ["endpoint", "class", "variant", "reason", "window", "Environment", "ExitMessage"]
 )
-def test_any_value_of_a_field_gives_a_hashable_violation_or_bad_input(name, field, value):
+def test_read_violation_returns_a_hashable_violation_or_raises_bad_input_for_any_value(name, field, value):
     event = json.loads((EVENTS / f"{name}.json").read_text())
     event["detail"][field] = value
     try:

@@ -1,7 +1,7 @@
-"""Class names that a foreign container answers, from the capture to the log, the e-mail and the page of the report.
+"""Class names from another container, from the capture file to the log, the e-mail and the incident report.
 
-HTML is a legal class name, and is escaped where it is shown. A name with control characters is no class: the response
-is counted as unreadable, and what is said about it holds none of them.
+HTML is a valid class name, and the report escapes it. A name with control characters is not a class: the response
+counts as unreadable, and its reason contains no control characters.
 """
 
 import json
@@ -41,7 +41,7 @@ FORMS = {
 
 
 class Client:
-    """Stands where SNS stands."""
+    """A client of SNS."""
 
     def __init__(self):
         self.published = []
@@ -51,7 +51,7 @@ class Client:
 
 
 def everything_shown(name, form):
-    """Every text that ops see, and the page; 50 responses of the name and one of class 3."""
+    """Return every text that ops see, and the report, for 50 responses of the name and one of class 3."""
     body = b"".join(captures.line(FORMS[form](c)) + b"\n" for c in [name] * 50 + [3])
     counts, events = captures.FakeCounts(), captures.FakeEvents()
     settings = CountingSettings(threshold=0.5, unreadable_threshold=0.5)
@@ -85,10 +85,10 @@ def everything_shown(name, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", HTML)
-def test_html_in_a_class_name_is_a_name_and_is_escaped_on_the_page(name, form):
+def test_html_in_a_class_name_is_escaped_in_the_report(name, form):
     counted, lines, mails, page = everything_shown(name, form)
     assert counted.tally.counts.classes[name] == 50
-    assert any(name in line for line in lines)  # the log and the time line show the name as it is
+    assert any(name in line for line in lines)  # the log and the time line show the name unchanged
     assert any(name in mail for mail in mails)  # plain text
     assert str(markupsafe.escape(name)) in page  # and no template was made of it
     assert name not in page or name == markupsafe.escape(name)
@@ -97,7 +97,7 @@ def test_html_in_a_class_name_is_a_name_and_is_escaped_on_the_page(name, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CONTROLS, ids=ascii)
-def test_control_characters_in_a_class_name_reach_nothing_that_ops_see(name, form):
+def test_control_characters_in_a_class_name_reach_no_log_mail_or_report(name, form):
     counted, lines, mails, page = everything_shown(name, form)
     assert counted.tally.counts.unreadable == 50
     assert set(counted.tally.counts.classes) == {3}

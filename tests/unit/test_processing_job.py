@@ -30,7 +30,7 @@ SETTINGS = from_env(MonitorSettings, ENVIRONMENT)
 
 
 class FakeFolders:
-    """The capture bucket: keys, each of ``size`` bytes, written when ``modified`` says, else in their hour."""
+    """The capture bucket: keys of ``size`` bytes each, written at ``modified`` or in the hour of their folder."""
 
     def __init__(self, *keys, size=1000, modified=None):
         self.keys, self.size, self.modified, self.written = keys, size, modified or {}, {}
@@ -50,7 +50,7 @@ class FakeFolders:
 
 
 class FakeJobs:
-    """SageMaker's rule: a name is used once."""
+    """Refuses a second job of a name, as SageMaker does."""
 
     def __init__(self, error=None):
         self.requests, self.error = [], error
@@ -68,7 +68,7 @@ def capture(hour, variant="AllTraffic", endpoint="traffic-signs"):
 
 
 def manifest(captures, hour="2026/11/23/10"):
-    """The keys that the job was given, below the capture's prefix."""
+    """The keys in the job's manifest, below the capture prefix."""
     body = captures.written["amzn-s3-demo-bucket", f"monitoring/traffic-signs/manifests/{hour}.json"]
     prefix, *keys = json.loads(body)
     assert prefix == {"prefix": "s3://amzn-s3-demo-bucket/capture/"}
@@ -79,8 +79,8 @@ def start(captures, jobs, settings=SETTINGS, scheduled=TEN_PAST):
     return start_monitor(scheduled, settings=settings, replay_key=replays.key, captures=captures, jobs=jobs)
 
 
-def test_the_hour_before_is_judged_from_the_files_that_may_hold_its_records():
-    """All of the hour's own directory; of the one before, what was written since the hour began."""
+def test_manifest_names_the_files_that_may_hold_the_hours_records():
+    """All files of the hour's folder; of the previous folder, those written since the hour began."""
     jobs, late = FakeJobs(), capture(9).replace("20-02", "59-30")
     written = {
         capture(9): datetime(2026, 11, 23, 9, 59, 59, tzinfo=UTC),
@@ -116,7 +116,7 @@ def test_the_hour_before_is_judged_from_the_files_that_may_hold_its_records():
     )
 
 
-def test_the_job_gets_the_replay_key_as_a_file():
+def test_job_gets_the_replay_key_as_a_file():
     jobs, captures = FakeJobs(), FakeFolders(capture(10))
     start(captures, jobs)
     pem = captures.written["amzn-s3-demo-bucket", "monitoring/traffic-signs/replay-key/public.pem"]
@@ -124,7 +124,7 @@ def test_the_job_gets_the_replay_key_as_a_file():
     assert jobs.requests[0]["Environment"]["replay_key"] == "/opt/ml/processing/replay-key/public.pem"
 
 
-def test_without_the_replay_key_no_job_is_started():
+def test_no_job_starts_without_the_replay_key():
     def unreadable():
         raise RetryableError("KMS is away")
 
@@ -140,14 +140,14 @@ def test_without_the_replay_key_no_job_is_started():
     assert jobs.requests == []
 
 
-def test_the_request_is_one_that_sagemaker_takes():
+def test_request_is_valid_for_botocore():
     jobs = FakeJobs()
     start(FakeFolders(capture(10)), jobs)
     model = botocore.session.get_session().get_service_model("sagemaker")
     validate_parameters(jobs.requests[0], model.operation_model("CreateProcessingJob").input_shape)
 
 
-def test_network_and_volume_key_are_the_ones_that_are_given():
+def test_request_contains_network_and_volume_key():
     jobs = FakeJobs()
     start(FakeFolders(capture(10)), jobs)
     key = "arn:aws:kms:eu-west-1:111122223333:key/volume"
@@ -172,12 +172,12 @@ def test_network_and_volume_key_are_the_ones_that_are_given():
 
 
 @pytest.mark.parametrize("given", [{"SUBNET_IDS": "subnet-1"}, {"SECURITY_GROUP_IDS": "sg-1"}])
-def test_subnets_and_security_groups_need_each_other(given):
+def test_subnets_and_security_groups_require_each_other(given):
     with pytest.raises(SettingsError, match="SUBNET_IDS needs SECURITY_GROUP_IDS"):
         from_env(MonitorSettings, ENVIRONMENT | given)
 
 
-def test_the_container_understands_the_environment_it_is_given(tmp_path):
+def test_container_accepts_the_environment_of_the_job(tmp_path):
     everything = replace(
         SETTINGS,
         min_predictions=10,
@@ -213,22 +213,22 @@ def test_the_container_understands_the_environment_it_is_given(tmp_path):
     )
 
 
-def test_an_empty_hour_starts_no_job():
+def test_empty_hour_starts_no_job():
     jobs = FakeJobs()
     others = (capture(8), capture(11), capture(10, endpoint="traffic-signs-2"))
     assert start(FakeFolders(*others), jobs).outcome == "no data"
     assert jobs.requests == []
 
 
-def test_a_duplicate_of_the_schedule_is_quiet():
+def test_duplicate_of_the_schedule_starts_no_second_job():
     jobs, captures = FakeJobs(), FakeFolders(capture(10))
     assert start(captures, jobs)[0] == "started"
     assert start(captures, jobs, scheduled=TEN_PAST.replace(minute=13))[0] == "started before"
     assert len(jobs.requests) == 1
 
 
-def test_all_variants_are_judged_and_shadows_are_not():
-    """Any number of them: a job may have ten inputs, and has three."""
+def test_manifest_includes_all_variants_but_the_shadows():
+    """A manifest takes any number of variants, while a job takes ten inputs."""
     jobs, variants = FakeJobs(), [f"v{n:02d}" for n in range(40)]
     captures = FakeFolders(*(capture(10, variant) for variant in [*variants, "Canary"]))
     start(captures, jobs, replace(BASELINE, shadow_variants="Canary"))
@@ -244,13 +244,13 @@ BASELINE = replace(
 @pytest.mark.parametrize(
     ("gigabytes", "volume"), [(0.0001, 11), (20, 32), (49.9, 65), (500, 560), (536, 600)]
 )
-def test_the_volume_holds_the_files_and_a_reserve(gigabytes, volume):
+def test_volume_fits_the_files_and_a_reserve(gigabytes, volume):
     jobs, files = FakeJobs(), [capture(10).replace("uuid", str(n)) for n in range(100)]
     start(FakeFolders(*files, size=int(gigabytes * 1e7)), jobs)
     assert jobs.requests[0]["ProcessingResources"]["ClusterConfig"]["VolumeSizeInGB"] == volume
 
 
-def test_an_hour_that_no_volume_holds_is_refused_in_words():
+def test_files_beyond_the_largest_volume_are_refused():
     jobs, files = FakeJobs(), [capture(10).replace("uuid", str(n)) for n in range(100)]
     message = (
         r"2026-11-23 10:00 to 11:00 UTC: 100 capture files of 540 GB: expected a volume of at most 600 GB, got 604 GB. "
@@ -261,7 +261,7 @@ def test_an_hour_that_no_volume_holds_is_refused_in_words():
     assert jobs.requests == []
 
 
-def test_midnight_belongs_to_the_day_before():
+def test_window_at_midnight_is_the_last_hour_of_the_previous_day():
     jobs = FakeJobs()
     captures = FakeFolders("capture/traffic-signs/AllTraffic/2026/11/22/23/x.jsonl")
     outcome = start(captures, jobs, scheduled=datetime(2026, 11, 23, 0, 10, tzinfo=UTC))
@@ -270,12 +270,12 @@ def test_midnight_belongs_to_the_day_before():
 
 
 @pytest.mark.parametrize("error", [RetryableError("away"), BadInputError("no such role")])
-def test_other_answers_of_sagemaker_are_not_quiet(error):
+def test_other_errors_of_sagemaker_are_raised(error):
     with pytest.raises(type(error)):
         start(FakeFolders(capture(10)), FakeJobs(error))
 
 
-def test_job_names_are_short_and_one_per_endpoint_and_hour():
+def test_job_names_are_short_and_unique_per_endpoint_and_hour():
     long = ["x" * 62 + "a", "x" * 62 + "b", "x-" * 31 + "x", "short"]
     names = [job_name(endpoint, TEN_PAST) for endpoint in long]
     assert len(set(names)) == 4
@@ -283,7 +283,7 @@ def test_job_names_are_short_and_one_per_endpoint_and_hour():
     assert all(re.fullmatch(pattern, name) for name in names)
 
 
-def test_missing_settings_are_named_together():
+def test_settings_error_names_all_missing_settings():
     with pytest.raises(SettingsError) as error:
         from_env(MonitorSettings, {"THRESHOLD": "2", "CONFIDENCE_PATH": "a."})
     for name in (*ENVIRONMENT, "THRESHOLD='2'", "CONFIDENCE_PATH='a.': invalid JMESPath"):

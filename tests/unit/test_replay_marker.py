@@ -62,7 +62,7 @@ ATTRIBUTE = write_marker(MARKER, BODY, sign)
 
 @pytest.mark.parametrize("purpose", [TRACE, REPAIR])
 @pytest.mark.parametrize("option", ["", "14", "-", "_" * 64])
-def test_a_marker_states_what_was_signed(purpose, option):
+def test_verified_marker_returns_the_signed_parts(purpose, option):
     marker = MARKER._replace(purpose=purpose, option=option)
     attribute = write_marker(marker, BODY, sign)
     assert is_marked(attribute)
@@ -80,17 +80,17 @@ def test_a_marker_states_what_was_signed(purpose, option):
         ATTRIBUTE.replace("=", " = "),
     ],
 )
-def test_other_attributes_do_not_matter(attributes):
+def test_verified_marker_ignores_other_attributes(attributes):
     assert verify(attributes) == MARKER
 
 
-def test_a_marker_fits_beside_other_attributes():
+def test_marker_leaves_space_for_other_attributes():
     assert len(ATTRIBUTE) < 480
     longest = ReplayMarker(REPAIR, INCIDENT.ljust(64, "x"), "e" * 64, "o" * 64)
     assert len(write_marker(longest, BODY, sign)) == 578
 
 
-def test_without_a_body_signature_and_age_are_left():
+def test_verified_marker_checks_signature_and_age_without_a_body():
     assert verify(ATTRIBUTE, body=None) == MARKER
     assert verify(ATTRIBUTE, body=None, key=PublicKey.from_der(der(OTHER))) is None
 
@@ -147,16 +147,16 @@ SIGNATURE = sign(text_of(ATTRIBUTE).encode())
         ATTRIBUTE.replace("1.trace", "１.trace"),
     ],
 )
-def test_no_other_spelling_of_a_marker_verifies(forged):
+def test_verified_marker_refuses_every_other_spelling(forged):
     assert verify(forged) is None
 
 
-def test_a_marker_is_bound_to_its_body():
+def test_verified_marker_refuses_another_body():
     assert verify(ATTRIBUTE, body=BODY + b"\0") is None
     assert verify(ATTRIBUTE, body=b"") is None
 
 
-def test_a_marker_is_valid_for_a_day_from_the_opening():
+def test_verified_marker_accepts_a_day_from_the_opening():
     assert verify(ATTRIBUTE, now=OPENED + timedelta(hours=24) - timedelta(seconds=1)) == MARKER
     assert verify(ATTRIBUTE, now=OPENED + timedelta(hours=24)) is None
     for incident in ("20261323t101500-x", "20261123t246000-x"):  # no such month, no such hour
@@ -164,7 +164,7 @@ def test_a_marker_is_valid_for_a_day_from_the_opening():
         assert verify(attribute) is None
 
 
-def test_no_marker_verifies_without_a_key_and_the_key_is_asked_for_last():
+def test_verified_marker_reads_the_key_last_and_needs_it():
     assert verify(ATTRIBUTE, key=None) is None
 
     def unreadable():
@@ -190,7 +190,7 @@ def test_no_marker_verifies_without_a_key_and_the_key_is_asked_for_last():
         (["camera=7", "trace=1,glassbox=2"], True),
     ],
 )
-def test_what_is_marked(attributes, marked):
+def test_is_marked_finds_any_marker(attributes, marked):
     assert is_marked(attributes) is marked
 
 
@@ -198,7 +198,7 @@ def test_what_is_marked(attributes, marked):
 
 
 def encrypted(block):
-    """What a holder of the private key could make of any block: the worst that a lenient parser meets."""
+    """Sign any block with the private key: the worst input of a lenient parser."""
     return pow(int.from_bytes(block, "big"), D, N).to_bytes(256, "big")
 
 
@@ -243,20 +243,20 @@ def block(padded, after=b""):
         b"\0\1" + b"\xff" * 202 + b"\0" + INFO + hashlib.sha256(MESSAGE + b"\0").digest(),
     ],
 )
-def test_malformed_blocks_do_not_verify(malformed):
+def test_verifies_refuses_malformed_blocks(malformed):
     assert len(malformed) <= 256
     assert not KEY.verifies(MESSAGE, encrypted(malformed))
 
 
-def test_the_one_valid_block_verifies_and_is_what_cryptography_signs():
+def test_verifies_accepts_the_one_valid_block_which_cryptography_signs():
     valid = encrypted(block(b"\0\1" + b"\xff" * 202))
     assert valid == sign(MESSAGE)
     assert KEY.verifies(MESSAGE, valid)
     assert not KEY.verifies(MESSAGE + b"\0", valid)
 
 
-def test_a_signature_has_one_form_only():
-    # of a key with room for signature + modulus in 256 bytes
+def test_verifies_accepts_one_form_of_a_signature():
+    # of a key for which signature + modulus fits into 256 bytes
     private = next(
         key for key in iter(lambda: rsa.generate_private_key(65537, 2048), None) if modulus(key) < 3 << 2046
     )
@@ -277,8 +277,8 @@ def number(signature):
     return int.from_bytes(signature, "big")
 
 
-def test_a_low_exponent_forgery_does_not_verify():
-    """The cube root trick needs e = 3; the exponent is fixed, whatever key a file names."""
+def test_verifies_refuses_a_low_exponent_forgery():
+    """The cube root forgery needs e = 3; the exponent is fixed for every key."""
     cube = rsa.generate_private_key(3, 2048)
     with pytest.raises(BadInputError, match="exponent 65537"):
         PublicKey.from_der(der(cube))
@@ -287,7 +287,7 @@ def test_a_low_exponent_forgery_does_not_verify():
 # ---------------------------------------------------------------- the key's forms
 
 
-def test_the_key_in_its_forms():
+def test_public_key_round_trips_through_all_forms():
     assert KEY.modulus == N
     assert PublicKey.from_pem(pem(PRIVATE)) == KEY
     assert KEY.pem.encode() == pem(PRIVATE)
@@ -320,7 +320,7 @@ def test_the_key_in_its_forms():
         "zeros",
     ],
 )
-def test_other_keys_are_refused(broken):
+def test_from_der_refuses_other_keys(broken):
     with pytest.raises(BadInputError, match="replay key"):
         PublicKey.from_der(broken)
     armoured = b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(broken) + b"\n-----END PUBLIC KEY-----\n"
@@ -341,7 +341,7 @@ def test_other_keys_are_refused(broken):
     ],
     ids=["empty", "binary", "two keys", "text before it", "private", "not base64", "PKCS#1"],
 )
-def test_other_files_are_refused(broken):
+def test_from_pem_refuses_other_files(broken):
     with pytest.raises(BadInputError, match="replay key"):
         PublicKey.from_pem(broken)
 
@@ -351,7 +351,7 @@ def test_other_files_are_refused(broken):
     ["", "A", "A" * 342, KEY.text + "=", KEY.text[:-1], "é" * 342],
     ids=["empty", "short", "even", "padded", "cut", "not ASCII"],
 )
-def test_other_texts_are_refused(broken):
+def test_from_text_refuses_other_texts(broken):
     with pytest.raises(BadInputError, match="replay key"):
         PublicKey.from_text(broken)
 
@@ -370,12 +370,12 @@ def test_other_texts_are_refused(broken):
         MARKER._replace(option="a.b"),
     ],
 )
-def test_a_marker_of_another_form_is_not_written(marker):
+def test_write_marker_refuses_parts_of_another_form(marker):
     with pytest.raises(ValueError, match="replay marker"):
         write_marker(marker, BODY, sign)
 
 
-def test_event_ids():
+def test_marker_event_id_keeps_valid_ids_and_hashes_others():
     assert marker_event_id("0f6f4a0e-5f39") == "0f6f4a0e-5f39"
     odd = ["", "a" * 65, "../../x", "a.b", "ä", "\ud800", "a\n"]
     hashed = [marker_event_id(event_id) for event_id in odd]
@@ -383,7 +383,7 @@ def test_event_ids():
     assert all(len(h) == 32 and h == marker_event_id(h) for h in hashed)
 
 
-def test_the_callers_own_attributes():
+def test_own_attributes_excludes_those_of_glassbox():
     own = own_attributes("camera=7, glassbox=x,lane=2,glassbox-incident=y,Glassbox=z,,x=glassbox=1")
     assert own == ["camera=7", "lane=2", "x=glassbox=1"]
     assert own_attributes(["a=1,glassbox", "b=2"]) == ["a=1", "b=2"]

@@ -49,7 +49,7 @@ OURS = '{"predictions": [{"class": 14, "label": "Stop", "probability": 0.93, "to
         ("[[0.1, 0.7, 0.2], [0.9, 0.05, 0.05]]", [(1, 0.7), (0, 0.9)]),
         ("[0.0, 1.0, 0.0]", [(1, 1.0)]),
         ("[0.9, 0.8]", [(0, 0.9)]),  # sigmoids
-        ("[-3.5, 9.25, 2.0]", [(1, None)]),  # logits tell no probability
+        ("[-3.5, 9.25, 2.0]", [(1, None)]),  # logits are not probabilities
         ("[3.5, 9.25, 2.0]", [(1, None)]),
         ("[-0.5, 0.25]", [(1, None)]),
         ('{"predictions": [[0.1, 0.9]]}', [(1, 0.9)]),
@@ -67,7 +67,7 @@ OURS = '{"predictions": [{"class": 14, "label": "Stop", "probability": 0.93, "to
         ('{"class": 14, "probability": "high"}', [(14, None)]),
     ],
 )
-def test_every_usual_form_gives_its_classes(text, expected):
+def test_parser_reads_the_usual_forms(text, expected):
     assert read(text) == expected
 
 
@@ -97,12 +97,12 @@ def test_every_usual_form_gives_its_classes(text, expected):
         ('[{"label": "a", "score": "b"}, {"label": [], "score": 1}]', "expected a class"),
     ],
 )
-def test_responses_without_a_class_name_the_reason(text, reason):
+def test_parser_names_the_reason_for_a_response_without_a_class(text, reason):
     with pytest.raises(UnreadableError, match=reason):
         read(text)
 
 
-def test_csv_is_one_row_a_sample():
+def test_parser_reads_csv_as_one_sample_per_row():
     assert read("14", "CSV", "text/csv") == [(14, None)]
     assert read("14\n3\r\n", "CSV", "text/csv; charset=utf-8") == [(14, None), (3, None)]
     assert read("0.1,0.7,0.2\n0.9,0.1,0\n", "CSV", "text/csv") == [(1, 0.7), (0, 0.9)]
@@ -124,7 +124,7 @@ def test_csv_is_one_row_a_sample():
         ("n" * 64, ["n" * 64]),
     ],
 )
-def test_a_row_of_csv_may_be_the_name_of_a_class(text, expected):
+def test_parser_reads_a_class_name_from_a_csv_row(text, expected):
     assert read(text, "CSV", "text/csv") == [(label, None) for label in expected]
     body = base64.b64encode(text.encode()).decode()
     assert read(body, "BASE64", "text/csv; charset=utf-8") == [(label, None) for label in expected]
@@ -147,7 +147,7 @@ def test_a_row_of_csv_may_be_the_name_of_a_class(text, expected):
         "n" * 65,
     ],
 )
-def test_invalid_class_names_in_csv_are_unreadable(text):
+def test_parser_refuses_invalid_class_names_in_csv(text):
     with pytest.raises(UnreadableError, match=r"not a CSV of numbers|expected a class"):
         read(text, "CSV", "text/csv")
 
@@ -164,7 +164,7 @@ def test_invalid_class_names_in_csv_are_unreadable(text):
         ("0.1,0.9", "text/csv", [(1, 0.9)]),
     ],
 )
-def test_base64_is_decoded_and_read_by_its_type(body, content_type, expected):
+def test_parser_decodes_base64_by_content_type(body, content_type, expected):
     assert read(base64.b64encode(body.encode()).decode(), "BASE64", content_type) == expected
 
 
@@ -181,12 +181,12 @@ def test_base64_is_decoded_and_read_by_its_type(body, content_type, expected):
         (base64.b64encode(b"oops").decode(), None, "not a CSV of numbers"),
     ],
 )
-def test_base64_that_cannot_be_read_says_why(data, content_type, reason):
+def test_parser_names_the_reason_for_unreadable_base64(data, content_type, reason):
     with pytest.raises(UnreadableError, match=reason):
         read(data, "BASE64", content_type)
 
 
-def test_an_unknown_encoding_says_so():
+def test_parser_refuses_an_unknown_encoding():
     with pytest.raises(UnreadableError, match="expected JSON, CSV or BASE64, got 'GZIP'"):
         read("14", "GZIP")
 
@@ -203,12 +203,12 @@ HUGE = 10**309
         (f"1.5,{HUGE}", "CSV"),
     ],
 )
-def test_a_score_beyond_every_float_says_so(text, encoding):
+def test_parser_refuses_scores_beyond_floats(text, encoding):
     with pytest.raises(UnreadableError, match="expected finite floats"):
         read(text, encoding)
 
 
-def test_a_class_too_large_for_a_float_is_read():
+def test_parser_reads_a_class_number_beyond_floats():
     assert read(f"[1.0, {HUGE}]") == [(1, None), (HUGE, None)]
     assert read(f'{{"predictions":[{{"class":14,"probability":{HUGE}}}]}}') == [(14, None)]
 
@@ -233,12 +233,12 @@ UNUSUAL = json.dumps(
         ({"class_path": "best", "confidence_path": "max(vector)"}, [(14, 0.8)]),
     ],
 )
-def test_a_path_reaches_any_response(paths, expected):
+def test_paths_reach_any_response(paths, expected):
     assert read(UNUSUAL, **paths) == expected
     assert read(base64.b64encode(UNUSUAL.encode()).decode(), "BASE64", None, **paths) == expected
 
 
-def test_a_confidence_path_alone_leaves_the_class_to_the_usual_forms():
+def test_confidence_path_alone_uses_the_usual_forms_for_the_class():
     text = '{"class": 14, "certainty": 0.4}'
     assert read(text, confidence_path="certainty") == [(14, 0.4)]
 
@@ -255,22 +255,22 @@ def test_a_confidence_path_alone_leaves_the_class_to_the_usual_forms():
         ({"class_path": "avg(beyond)"}, "invalid argument"),
     ],
 )
-def test_a_path_that_leads_nowhere_says_so(paths, reason):
+def test_parser_names_the_reason_when_a_path_finds_nothing(paths, reason):
     with pytest.raises(UnreadableError, match=reason):
         read(UNUSUAL, **paths)
 
 
-def test_an_invalid_jmespath_is_a_settings_error():
+def test_invalid_jmespath_raises_settings_error():
     with pytest.raises(SettingsError, match=r"CONFIDENCE_PATH='a\.': invalid JMESPath"):
         ResponseParser("a", "a.")
 
 
-def test_a_response_beyond_the_bound_is_not_decoded():
+def test_parser_refuses_a_response_beyond_the_bound():
     with pytest.raises(UnreadableError, match="got 8388609"):
         read("1" * (RESPONSE_BYTES + 1))
 
 
-def test_reasons_are_short_whatever_the_response_holds():
+def test_reasons_are_short_for_any_response():
     for text in (json.dumps({"message": "x" * 10_000}), json.dumps({"k" * 10_000: "v"}), "[" + "x" * 10_000):
         with pytest.raises(UnreadableError) as error:
             read(text)
@@ -294,7 +294,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_any_json_gives_predictions_or_a_reason(value):
+def test_parser_returns_predictions_or_a_reason_for_any_json(value):
     try:
         found = predictions(value)
     except UnreadableError as error:
@@ -319,8 +319,8 @@ entries = st.fixed_dictionaries(
 
 
 @given(st.lists(entries, max_size=4))
-def test_our_own_form_reads_the_same_by_either_way(entries):
-    """The decoder made for our own responses and the one for any response agree."""
+def test_fast_path_of_own_responses_equals_the_general_path(entries):
+    """The decoder of the project's own responses and the general one agree."""
     text = json.dumps({"predictions": entries})
 
     def outcome(text):

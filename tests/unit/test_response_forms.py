@@ -1,4 +1,4 @@
-"""What responses of real containers hold: each row is one way of writing an answer, and what it may be read as."""
+"""Responses of real containers: each row is one form of a response and its possible readings."""
 
 import base64
 import io
@@ -240,7 +240,7 @@ def tensor(datatype, shape, data):
         row("tensor-of-classes", tensor("INT64", [2, 1], [14, 3]), [(14, None), (3, None)]),
         row("columns-of-tensorflow", '{"outputs": [[0.1, 0.9]]}', [(1, 0.9)]),
         row("named-columns-of-tensorflow", '{"outputs": {"probabilities": [[0.1, 0.9]]}}', [(1, 0.9)]),
-        # paths that settle what cannot be told apart
+        # paths that select one of several readings
         row(
             "path-names-the-best-five",
             '{"tabby": 0.4, "lynx": 0.2}',
@@ -267,7 +267,7 @@ def tensor(datatype, shape, data):
         ),
     ],
 )
-def test_a_response_is_read_as_what_it_is(text, encoding, content_type, paths, expected):
+def test_parser_reads_the_responses_of_real_containers(text, encoding, content_type, paths, expected):
     assert read(text, encoding, content_type, **paths) == expected
 
 
@@ -377,7 +377,7 @@ def test_a_response_is_read_as_what_it_is(text, encoding, content_type, paths, e
         pytest.param('"14', "CSV", "not a CSV of numbers", id="csv-with-an-open-quote"),
     ],
 )
-def test_ambiguous_responses_name_the_setting_to_use(text, encoding, reason):
+def test_parser_names_the_setting_for_an_ambiguous_response(text, encoding, reason):
     with pytest.raises(UnreadableError, match=reason):
         read(text, encoding)
 
@@ -395,14 +395,14 @@ def test_ambiguous_responses_name_the_setting_to_use(text, encoding, reason):
         pytest.param("[14, 0.02, 0.98]", [[14], None, [0]], id="class-before-probabilities"),
     ],
 )
-def test_the_paths_that_a_reason_names_give_its_readings(text, readings, wrap):
+def test_suggested_paths_give_the_suggested_readings(text, readings, wrap):
     with pytest.raises(UnreadableError) as error:
         read(wrap.format(text))
     paths = re.findall(r"'([^']+)'", str(error.value))
     times = 2 if "\n" in wrap else 1
     assert len(paths) == len(readings)
     for path, labels in zip(paths, readings, strict=True):
-        if labels is not None:  # a fraction is no class
+        if labels is not None:  # a fraction is not a class
             assert [label for label, _ in read(wrap.format(text), class_path=path)] == labels * times
 
 
@@ -418,8 +418,8 @@ def test_the_paths_that_a_reason_names_give_its_readings(text, readings, wrap):
         ),
     ],
 )
-def test_the_paths_named_for_integers_and_labels_give_their_readings(text, readings, wrap):
-    test_the_paths_that_a_reason_names_give_its_readings(text, readings, wrap)
+def test_suggested_paths_for_integers_and_labels_give_their_readings(text, readings, wrap):
+    test_suggested_paths_give_the_suggested_readings(text, readings, wrap)
 
 
 # ---------------------------------------------------------------- arrays
@@ -429,7 +429,7 @@ def test_the_paths_named_for_integers_and_labels_give_their_readings(text, readi
 @pytest.mark.parametrize(
     "dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "i1", "u1", "<i2", ">u4", "<i8", ">u8"]
 )
-def test_every_dtype_and_order_reads_as_numpy_does(dtype, order):
+def test_npy_read_equals_numpy_for_every_dtype_and_order(dtype, order):
     array = np.asarray(np.arange(12).reshape(4, 3) % 7, dtype=dtype, order=order)
     body = base64.b64decode(npy_of(array))
     assert npy.read(body, rows=4) == np.load(io.BytesIO(body)).tolist()
@@ -457,13 +457,13 @@ def test_every_dtype_and_order_reads_as_numpy_does(dtype, order):
         ),
     ],
 )
-def test_another_array_is_refused(body, reason):
+def test_npy_read_refuses_other_arrays(body, reason):
     with pytest.raises(UnreadableError, match=reason):
         read(base64_of(body), "BASE64", NPY)
 
 
 @given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_behind_the_magic_give_numbers_or_a_reason(body, real):
+def test_npy_read_returns_numbers_or_a_reason_for_any_bytes(body, real):
     header = b"\x01\x00\x46\x00{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }" if real else b""
     try:
         assert isinstance(npy.read(npy.MAGIC + header + body, rows=10), list | int | float)
@@ -489,7 +489,7 @@ def test_any_bytes_behind_the_magic_give_numbers_or_a_reason(body, real):
         ),
     ],
 )
-def test_a_response_of_millions_of_predictions_is_refused_in_bounded_memory(data, encoding):
+def test_parser_refuses_millions_of_predictions_in_bounded_memory(data, encoding):
     tracemalloc.start()
     with pytest.raises(UnreadableError, match=r"at most 10000|got an object|several kinds"):
         read(data, encoding)
@@ -498,7 +498,7 @@ def test_a_response_of_millions_of_predictions_is_refused_in_bounded_memory(data
     assert peak < 200 << 20
 
 
-def test_as_many_predictions_as_may_be_are_read():
+def test_parser_reads_the_largest_number_of_predictions():
     assert len(read("[" + ",".join(["1"] * PREDICTIONS) + "]")) == PREDICTIONS
     with pytest.raises(UnreadableError, match="smaller batches"):
         read("[" + ",".join(["1"] * (PREDICTIONS + 1)) + "]")
@@ -520,7 +520,7 @@ def test_as_many_predictions_as_may_be_are_read():
     ],
 )
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"a": "b"}, {"a": null}, {}]', '[1, "a"]', '{"a": []}', "null"])
-def test_no_response_and_path_raise_an_error_of_another_kind(path, text):
+def test_parser_raises_unreadable_error_only(path, text):
     try:
         read(text, class_path=path)
     except UnreadableError as error:
@@ -530,12 +530,12 @@ def test_no_response_and_path_raise_an_error_of_another_kind(path, text):
 @pytest.mark.parametrize(
     "path", ["[" * 2000, "[" * 900, "a." * 400 + "a.", "(" * 900, "!" * 900, "a[?" * 300]
 )
-def test_a_path_too_deep_or_too_long_is_a_wrong_setting(path):
+def test_path_too_deep_or_too_long_raises_settings_error(path):
     with pytest.raises(SettingsError, match="CLASS_PATH"):
         ResponseParser(path)
 
 
-def test_reasons_hold_no_control_characters():
+def test_reasons_contain_no_control_characters():
     for text in (
         '{"message": "a\\nb\\u001b[2J\\u202e"}',
         '{"\\n\\u001b": 1}',
@@ -560,7 +560,7 @@ def test_rows_give_one_prediction_each_or_one_per_number(rows):
 
 
 @given(st.text(max_size=60), st.sampled_from(["JSON", "CSV", "BASE64", "X"]), st.none() | st.just("text/csv"))
-def test_any_text_gives_predictions_or_a_reason(text, encoding, content_type):
+def test_parser_returns_predictions_or_a_reason_for_any_text(text, encoding, content_type):
     for paths in ({}, {"class_path": "[*][0]", "confidence_path": "[*][1]"}):
         try:
             assert read(text, encoding, content_type, **paths)
@@ -575,8 +575,8 @@ def test_any_text_gives_predictions_or_a_reason(text, encoding, content_type):
         max_leaves=9,
     )
 )
-def test_json_lines_read_as_the_lines_do(value):
-    """A line alone and the same line twice: the same classes, twice (or both say why not)."""
+def test_json_lines_equal_their_single_lines(value):
+    """A line twice gives the classes of the line twice, or both fail."""
     text = json.dumps(value)
 
     def labels(text):

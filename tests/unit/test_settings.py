@@ -19,8 +19,8 @@ class Pair:
     def problems(self):
         if self.high is not None and not self.name:
             yield "HIGH needs NAME"
-        if self.name == "Nobody":
-            yield "NAME is nobody"
+        if self.name == "Forbidden":
+            yield "NAME is forbidden"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Example:
     drift: float | None = setting(None, within=(0, 1))
 
 
-def test_reads_every_kind_and_keeps_defaults():
+def test_from_env_reads_every_type_and_keeps_defaults():
     got = from_env(Example, {"TABLE": " counts ", "THRESHOLD": "0.5", "PUBLISH": "Enabled"})
     assert got == Example(table="counts", threshold=0.5, n=50, publish=True, drift=None)
 
@@ -40,17 +40,17 @@ def test_reads_every_kind_and_keeps_defaults():
 @pytest.mark.parametrize(
     ("word", "value"), [("Disabled", False), ("Enabled", True), ("NO", False), ("1", True)]
 )
-def test_booleans_are_words(word, value):
+def test_from_env_reads_booleans_as_words(word, value):
     assert from_env(Example, {"TABLE": "t", "THRESHOLD": "1", "PUBLISH": word}).publish is value
 
 
 @pytest.mark.parametrize("threshold", ["", "nan", "inf", "1.01", "-0.1", "half"])
-def test_a_threshold_that_judges_nothing_is_refused(threshold):
+def test_from_env_refuses_a_threshold_without_effect(threshold):
     with pytest.raises(SettingsError, match="THRESHOLD"):
         from_env(Example, {"TABLE": "t", "THRESHOLD": threshold})
 
 
-def test_all_problems_are_named_at_once():
+def test_settings_error_names_all_problems():
     with pytest.raises(SettingsError) as error:
         from_env(Example, {"THRESHOLD": "nan", "N": "2.5", "PUBLISH": "maybe", "DRIFT": "7"})
     for name in ("TABLE is not set", "THRESHOLD='nan'", "N='2.5'", "PUBLISH='maybe'", "DRIFT='7'"):
@@ -63,20 +63,20 @@ def test_all_problems_are_named_at_once():
         ({"LOW": "0", "HIGH": "1"}, "HIGH needs NAME"),
         ({"HIGH": "1"}, "LOW is not set; HIGH needs NAME"),
         ({"LOW": "0", "HIGH": "2"}, "HIGH='2' must be at least 0 and at most 1; HIGH needs NAME"),
-        ({"LOW": "nan", "NAME": "Nobody"}, "LOW='nan' is not a finite number; NAME is nobody"),
+        ({"LOW": "nan", "NAME": "Forbidden"}, "LOW='nan' is not a finite number; NAME is forbidden"),
     ],
 )
-def test_what_a_class_knows_of_its_variables_together_is_named_beside_the_others(env, problems):
+def test_settings_error_includes_the_problems_of_each_class(env, problems):
     with pytest.raises(SettingsError) as error:
         from_env(Pair, env)
     assert str(error.value) == f"Pair: {problems}"
 
 
-def test_settings_without_a_problem_are_read():
+def test_from_env_accepts_settings_without_problems():
     assert from_env(Pair, {"LOW": "0", "HIGH": "1", "NAME": "x"}) == Pair(0.0, 1.0, "x")
 
 
-def test_an_empty_optional_is_none():
+def test_from_env_reads_an_empty_optional_as_none():
     assert from_env(Example, {"TABLE": "t", "THRESHOLD": "0", "DRIFT": ""}).drift is None
 
 
@@ -84,7 +84,7 @@ def test_an_empty_optional_is_none():
     "value", ["9" * 400, "9" * 5000, "-" + "9" * 400, "1e400", "x" * 5000, "1\n2\x1b[31m"]
 )
 @pytest.mark.parametrize("name", ["N", "THRESHOLD"])
-def test_a_value_of_any_length_is_a_problem_of_one_short_line(name, value):
+def test_settings_error_shortens_long_values(name, value):
     with pytest.raises(SettingsError, match=f"{name}='") as error:
         from_env(Example, {"TABLE": "t", "THRESHOLD": "1", "N": "7x", name: value})
     assert len(str(error.value)) < 500
@@ -93,7 +93,7 @@ def test_a_value_of_any_length_is_a_problem_of_one_short_line(name, value):
 
 @pytest.mark.parametrize("path", ["[" * 2000, "[" * 900, "a." * 400, "\x00", "'", "a[?" * 300])
 @pytest.mark.parametrize("name", ["CLASS_PATH", "CONFIDENCE_PATH"])
-def test_a_path_that_cannot_be_compiled_is_a_problem(name, path):
+def test_settings_error_includes_invalid_paths(name, path):
     with pytest.raises(SettingsError, match=name):
         from_env(CountingSettings, {"THRESHOLD": "0.5", name: path})
 
@@ -106,7 +106,7 @@ numbers = st.text(max_size=6) | st.sampled_from(["9" * 400, "1e400", "nan", "0.5
         {}, optional={field.name.upper(): numbers for field in dataclasses.fields(CountingSettings)}
     )
 )
-def test_any_environment_gives_settings_or_a_settings_error(env):
+def test_from_env_returns_settings_or_raises_settings_error(env):
     try:
         assert 0 <= from_env(CountingSettings, env).threshold <= 1
     except SettingsError as error:

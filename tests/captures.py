@@ -14,7 +14,7 @@ VARIANT_KEY = "traffic-signs/AllTraffic"
 NPY = base64.b64encode(b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', }" + bytes(3000)).decode()
 
 # The reference case: 322 of 400 predictions are class 14.
-ARTICLE = [14] * 322 + [label for label in range(40) if label != 14] * 2
+ARTICLE = [14] * 322 + [c for c in range(40) if c != 14] * 2
 
 
 def side(data, encoding="JSON", content_type="application/json", mode="OUTPUT"):

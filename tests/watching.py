@@ -1,47 +1,38 @@
-"""What an operator could see of a running stack, for the e2e tests."""
+"""What an operator can observe of a running stack, for the end-to-end tests."""
 
 import json
-import time
 import warnings
 
 from glassbox.aws.incidents_table import IncidentsTable
+from local.event_queue import EventQueue
 
 
 class Inbox:
-    """What ops are told: a queue behind the topic, each message once.
+    """The messages of the stack's topic, each once.
 
-    SNS delivers at least once, and botocore repeats a Publish whose answer was lost. That concurrent functions publish
-    a notification once is what tests/unit/test_incident_messages.py proves.
+    SNS delivers at least once, and botocore repeats a Publish whose response was lost.
+    tests/unit/test_incident_messages.py checks that concurrent functions publish a notification once.
     """
 
     def __init__(self, stack):
-        self.sqs, sns = stack.client("sqs"), stack.client("sns")
-        self.url = self.sqs.create_queue(QueueName="inbox")["QueueUrl"]
-        arn = self.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["QueueArn"])["Attributes"][
-            "QueueArn"
-        ]
-        allow = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
-        self.sqs.set_queue_attributes(QueueUrl=self.url, Attributes={"Policy": policy})
-        sns.subscribe(TopicArn=stack.outputs["Topic"], Protocol="sqs", Endpoint=arn)
+        self._queue = EventQueue(stack, "inbox")
+        self._queue.subscribe(stack.outputs["Topic"])
         self.messages = []
 
     def read(self):
-        for message in self.sqs.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10).get(
-            "Messages", ()
-        ):
-            told = json.loads(message["Body"])
-            same = [m for m in self.messages if _text(m) == _text(told)]
+        """Return all messages so far."""
+        for message in self._queue.receive():
+            received = json.loads(message["Body"])
+            same = [m for m in self.messages if _text(m) == _text(received)]
             if same:
-                ids = [(m["MessageId"], m["Timestamp"]) for m in (*same, told)]
-                warnings.warn(f"{told.get('Subject')!r} arrived twice: {ids}", stacklevel=2)
+                ids = [(m["MessageId"], m["Timestamp"]) for m in (*same, received)]
+                warnings.warn(f"{received.get('Subject')!r} arrived twice: {ids}", stacklevel=2)
             else:
-                self.messages.append(told)
-            self.sqs.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
+                self.messages.append(received)
         return self.messages
 
     def notifications(self):
-        """The messages of incidents; the stack's alarms and monitor jobs publish to the topic too."""
+        """Return the notifications of incidents; the topic also has those of alarms and monitor jobs."""
         return [message for message in self.read() if (message.get("Subject") or "").startswith("Glassbox ")]
 
 
@@ -49,14 +40,25 @@ def _text(message):
     return message.get("Subject"), message["Message"]
 
 
-def wait_for(look, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)
-    return found
-
-
 def incident(stack):
+    """Return the endpoint's current or last incident, or None."""
     table = IncidentsTable(stack.client("dynamodb"), stack.outputs["IncidentsTable"])
-    return table.current("traffic-signs")
+    return table.current(stack.outputs["EndpointName"])
+
+
+def endpoint_state(stack):
+    """Return the endpoint's status and config name."""
+    endpoint = stack.client("sagemaker").describe_endpoint(EndpointName=stack.outputs["EndpointName"])
+    return endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
+
+
+def keys(stack, prefix):
+    """Return the keys of the stack's bucket below a prefix."""
+    pages = stack.client("s3").get_paginator("list_objects_v2")
+    found = pages.paginate(Bucket=stack.outputs["Bucket"], Prefix=prefix)
+    return [item["Key"] for page in found for item in page.get("Contents", ())]
+
+
+def read_object(stack, key):
+    """Return an object of the stack's bucket, in bytes."""
+    return stack.client("s3").get_object(Bucket=stack.outputs["Bucket"], Key=key)["Body"].read()

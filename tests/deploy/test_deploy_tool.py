@@ -26,7 +26,7 @@ from glassbox.replay_marker import PublicKey
 from local.deploy import deploy as redeploy
 from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
 from local.stack import MODELS, REGISTRY, WEIGHTS, upload_model
-from watching import wait_for
+from local.waiting import wait_for
 
 PYTHON = os.environ.get("GLASSBOX_DEPLOY", "")
 PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("layers/core/python", "model_code"))

@@ -9,7 +9,7 @@ import pytest
 
 from local.emulator import ACCOUNT, REGION, ROOT, EmbeddedAws
 from local.stack import REGISTRY
-from watching import wait_for
+from local.waiting import wait_for
 
 PYTHON = os.environ.get("GLASSBOX_DEPLOY", "")
 PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("layers/core/python", "model_code"))

@@ -1,4 +1,4 @@
-"""`make explain`: an operator has one image explained, on an endpoint that nothing is wrong with."""
+"""`make explain`: an operator requests the heat map of one image, without a violation."""
 
 import json
 
@@ -10,7 +10,8 @@ from deploy import DeployError
 from deploy.explain import explain
 from deploy.stack import Outputs
 from local.stack import running_stack
-from watching import incident, wait_for
+from local.waiting import wait_for
+from watching import endpoint_state, incident
 
 pytestmark = pytest.mark.e2e
 
@@ -21,26 +22,29 @@ def stack():
         yield stack
 
 
-def test_one_image_is_explained_and_the_endpoint_is_as_before(stack, tmp_path):
-    images, labels = signs.dataset(60, seed=5, size=48)
+def test_explains_one_image_and_restores_the_endpoint(stack, tmp_path):
+    images, classes = signs.dataset(60, seed=5, size=48)
     Image.fromarray(images[0]).save(tmp_path / "sign.png")
-    said = []
-    picture = explain(
-        tmp_path / "sign.png", Outputs.parse(stack.outputs), tmp_path / "out", stack.aws.session, said.append
+    printed = []
+    heatmap = explain(
+        tmp_path / "sign.png",
+        Outputs.parse(stack.outputs),
+        tmp_path / "out",
+        stack.aws.session,
+        printed.append,
     )
-    assert picture == tmp_path / "out" / "sign.png"
-    assert Image.open(picture).info["Software"] == "Glassbox"
+    assert heatmap == tmp_path / "out" / "sign.png"
+    assert Image.open(heatmap).info["Software"] == "Glassbox"
     facts = json.loads((tmp_path / "out" / "sign.json").read_text())
-    assert facts["predicted_class"] == labels[0]
+    assert facts["predicted_class"] == classes[0]
     assert facts["completeness"]["complete"]
-    over = wait_for(lambda: (current := incident(stack)).state == "NORMAL" and current)
-    assert over.cause.reason == "an operator wants sign.png explained"
-    live = stack.client("sagemaker").describe_endpoint(EndpointName="traffic-signs")
-    assert live["EndpointConfigName"] == stack.outputs["PlainConfig"]
-    assert len(said) == 3
+    closed = wait_for(lambda: (current := incident(stack)).state == "NORMAL" and current)
+    assert closed.cause.reason == "an operator wants sign.png explained"
+    assert endpoint_state(stack) == ("InService", stack.outputs["PlainConfig"])
+    assert len(printed) == 3
 
 
-def test_a_file_that_no_endpoint_takes_opens_no_incident(stack, tmp_path):
+def test_opens_no_incident_for_a_file_with_another_suffix(stack, tmp_path):
     before = incident(stack)
     (tmp_path / "sign.txt").write_text("a sign")
     for name in ("sign.txt", "missing.png"):
@@ -49,8 +53,8 @@ def test_a_file_that_no_endpoint_takes_opens_no_incident(stack, tmp_path):
     assert incident(stack) == before
 
 
-def test_what_the_endpoint_refuses_is_said_and_the_endpoint_is_put_back(stack, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+def test_reports_a_refused_image_and_restores_the_endpoint(stack, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(DeployError, match=r"refuses .*broken\.png"):
         explain(tmp_path / "broken.png", Outputs.parse(stack.outputs), tmp_path, stack.aws.session, print)
     wait_for(lambda: incident(stack).state == "NORMAL")

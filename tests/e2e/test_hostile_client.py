@@ -1,16 +1,15 @@
-"""A client that may call InvokeEndpoint, and nothing else, against the whole stack with IAM enforced.
+"""A malicious client with permission for InvokeEndpoint only, against the whole stack with IAM enforced.
 
-It tries to hide an attack, to have itself traced, to leave the counts, and to write into an incident. What it gets is
-an answer to each request. The live trace limit is 0, so any trace that is not a replay's is the client's doing.
+It tries to hide an attack, to cause traces, to be excluded from the counts, and to write into an incident report. Each
+request gets a response and nothing more. The limit of live traces is 0: any trace that is not a replay's is the
+client's.
 """
 
 import base64
-import io
 import json
 from datetime import UTC, datetime, timedelta
 
 import boto3
-import numpy as np
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
@@ -23,8 +22,9 @@ from glassbox.aws.replay_key import ReplayKey
 from glassbox.monitoring.counts import WINDOW, Window, slot_start, total
 from glassbox.replay_marker import TRACE, ReplayMarker, verified_marker, write_marker
 from local.emulator import ACCOUNT, REGION
-from local.stack import running_stack
-from watching import Inbox, incident, wait_for
+from local.stack import npy, running_stack
+from local.waiting import wait_for
+from watching import Inbox, incident, keys, read_object
 
 pytestmark = pytest.mark.e2e
 
@@ -49,7 +49,7 @@ def stack():
 
 @pytest.fixture(scope="module")
 def client(stack):
-    """Makes the client's own boto3 clients."""
+    """Create boto3 clients with the malicious client's credentials."""
     iam = stack.client("iam")
     iam.create_user(UserName="client")
     allow = {
@@ -75,12 +75,12 @@ def invoke(client):
     runtime = client("sagemaker-runtime")
 
     def invoke(body, attributes=None, inference_id=None):
-        given = {"CustomAttributes": attributes, "InferenceId": inference_id}
+        optional = {"CustomAttributes": attributes, "InferenceId": inference_id}
         runtime.invoke_endpoint(
             EndpointName=ENDPOINT,
             ContentType="application/x-npy",
             Body=body,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
         )
 
     return invoke
@@ -88,7 +88,7 @@ def invoke(client):
 
 @pytest.fixture(scope="module")
 def key(stack):
-    """The replay key, with the account's root rights."""
+    """The replay key, with the account's root permissions."""
     return ReplayKey(stack.client("kms"), stack.outputs["ReplayKeyArn"])
 
 
@@ -102,27 +102,15 @@ def inbox(stack):
     return Inbox(stack)
 
 
-def npy(image):
-    body = io.BytesIO()
-    np.save(body, image, allow_pickle=False)
-    return body.getvalue()
-
-
-def opened(ago=timedelta(0)):
+def incident_id(ago=timedelta(0)):
     return f"{datetime.now(UTC) - ago:%Y%m%dt%H%M%S}-class-share"
 
 
 def counts(stack):
-    """Everything of the last and this hour."""
+    """Return the counts of the previous and the current hour."""
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])
     end = slot_start(datetime.now(UTC)) + WINDOW
     return total(table.read(f"{ENDPOINT}/AllTraffic", Window(end - 2 * WINDOW, end)).values())
-
-
-def keys(stack, prefix):
-    pages = stack.client("s3").get_paginator("list_objects_v2")
-    found = pages.paginate(Bucket=stack.outputs["Bucket"], Prefix=prefix)
-    return [item["Key"] for page in found for item in page.get("Contents", ())]
 
 
 def traces(stack):
@@ -130,20 +118,18 @@ def traces(stack):
 
 
 def captured(stack):
-    s3 = stack.client("s3")
-    for name in keys(stack, "capture/"):
-        body = s3.get_object(Bucket=stack.outputs["Bucket"], Key=name)["Body"].read()
-        yield from map(json.loads, body.splitlines())
+    for key in keys(stack, "capture/"):
+        yield from map(json.loads, read_object(stack, key).splitlines())
 
 
 @pytest.fixture(scope="module")
 def attack(stack, inbox, invoke, images):
-    """50 of 60 requests are stop signs, and each tries to keep out of the counts, the trace or the report."""
-    pictures, labels = images
-    stop, other = pictures[labels == 14], pictures[labels != 14]
+    """60 requests, 50 of them stop signs; each tries to evade the counts, the trace or the report."""
+    signs_of, classes = images
+    stop, other = signs_of[classes == 14], signs_of[classes != 14]
     for number in range(60):
         body = npy(other[number] if number % 6 == 0 else stop[number % len(stop)])
-        forged = replays.marker(body, opened())  # signed by a key of its own
+        forged = replays.marker(body, incident_id())  # signed by another key
         attempts = [
             forged,
             f"{forged},{forged}",
@@ -159,12 +145,10 @@ def attack(stack, inbox, invoke, images):
     return incident(stack)
 
 
-def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
+def test_counts_explains_and_notifies_of_the_attack(stack, inbox, attack):
     counted = wait_for(lambda: (c := counts(stack)).replayed == 4 and c)
-    assert (counted.sample_size, counted.forged) == (
-        60,
-        40,
-    )  # the fifth hides behind old attributes, the sixth behind long ones
+    # two of the six attempts carry no replay marker: old attributes, and long ones
+    assert (counted.sample_size, counted.forged) == (60, 40)
     assert counted.classes[14] >= 45
     assert (attack.cause.check, attack.cause.predicted_class, len(attack.flagged)) == ("class_share", 14, 3)
     assert attack.heatmaps == attack.replays
@@ -176,7 +160,7 @@ def test_the_attack_is_counted_explained_and_told(stack, inbox, attack):
 
 @pytest.fixture(scope="module")
 def replay(stack, attack, key):
-    """A genuine replay, marker and body: the client gets it here by accident, it may not read the captures."""
+    """Marker and body of a genuine replay, which the client gets although it cannot read the captures."""
 
     def look():
         for record in captured(stack):
@@ -189,20 +173,20 @@ def replay(stack, attack, key):
     return wait_for(look)
 
 
-def test_invalid_markers_gain_no_trace_and_are_counted(stack, attack, replay, key, invoke, images):
+def test_counts_and_does_not_trace_requests_with_invalid_markers(stack, attack, replay, key, invoke, images):
     before = counts(stack)
     genuine, body = replay
-    other = npy(images[0][-1])  # of none of the requests so far
-    old = write_marker(ReplayMarker(TRACE, opened(timedelta(hours=24)), "old"), other, key.sign)
+    other = npy(images[0][-1])  # in no request so far
+    old = write_marker(ReplayMarker(TRACE, incident_id(timedelta(hours=24)), "old"), other, key.sign)
     attempts = {
         "copied to another body": (other, genuine),
-        "of another incident": (body, genuine.replace(attack.id, opened(timedelta(hours=1)))),
+        "of another incident": (body, genuine.replace(attack.id, incident_id(timedelta(hours=1)))),
         "older than a day": (other, old),
         "cut": (body, genuine[:-1]),
         "doubled": (body, f"{genuine},{genuine}"),
         "doubled with another": (body, f"glassbox=1,{genuine}"),
         "of another purpose": (body, genuine.replace(".trace.", ".repair.")),
-        "of its own key": (other, replays.marker(other, attack.id)),
+        "signed by another key": (other, replays.marker(other, attack.id)),
     }
     for attributes in attempts.values():
         invoke(*attributes)
@@ -224,7 +208,7 @@ def test_invalid_markers_gain_no_trace_and_are_counted(stack, attack, replay, ke
     assert incident(stack).heatmaps == attack.replays
 
 
-def test_the_metric_shows_ops_every_forged_marker(stack, attack):
+def test_the_metric_counts_every_forged_marker(stack, attack):
     now = datetime.now(UTC)
     statistics = stack.client("cloudwatch").get_metric_statistics(
         Namespace="Glassbox",
@@ -242,7 +226,7 @@ def test_the_metric_shows_ops_every_forged_marker(stack, attack):
     assert sum(point["Sum"] for point in statistics["Datapoints"]) == counts(stack).forged
 
 
-def test_it_may_do_nothing_but_invoke(stack, client):
+def test_denies_every_call_but_invoke_endpoint(stack, client):
     arn, bucket = stack.outputs["ReplayKeyArn"], stack.outputs["Bucket"]
     detail = json.dumps({"endpoint": ENDPOINT, "action": "abort"})
     entry = {"Source": "glassbox.operator", "DetailType": "Glassbox Command", "Detail": detail}
@@ -262,8 +246,8 @@ def test_it_may_do_nothing_but_invoke(stack, client):
             call()
 
 
-def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke):
-    """The documented limit: it needs both from the captures, and draws the same picture again."""
+def test_a_repeated_replay_marker_causes_one_trace(stack, attack, replay, invoke):
+    """The documented limit: it needs marker and body of the captures, and repeats the same heat map."""
     genuine, body = replay
     before = counts(stack)
     invoke(body, genuine)
@@ -273,15 +257,15 @@ def test_a_repeated_replay_marker_gains_one_trace(stack, attack, replay, invoke)
     assert incident(stack).heatmaps == attack.replays
 
 
-def test_the_incident_ends_with_a_report_that_holds_none_of_its_text(stack, inbox, attack):
+def test_the_incident_report_has_no_text_of_the_client(stack, inbox, attack):
     send_command(ENDPOINT, "abort", stack.aws.session)
-    over = wait_for(lambda: (i := incident(stack)).state == "NORMAL" and i, 90)
+    closed = wait_for(lambda: (i := incident(stack)).state == "NORMAL" and i, 90)
     wait_for(lambda: any("report is ready" in message["Subject"] for message in inbox.notifications()))
     assert [message["Subject"] for message in inbox.notifications()] == [SWAPPING, RESTORED]
-    page = f"incidents/{ENDPOINT}/{over.id}/index.html"
-    html = stack.client("s3").get_object(Bucket=stack.outputs["Bucket"], Key=page)["Body"].read().decode()
+    page = f"incidents/{ENDPOINT}/{closed.id}/index.html"
+    html = read_object(stack, page).decode()
     messages = [message["Message"] for message in inbox.messages]
-    for text in (html, *messages, *over.timeline):
+    for text in (html, *messages, *closed.timeline):
         assert "alert(1)" not in text
         assert "\x1b" not in text
         assert "../../index" not in text

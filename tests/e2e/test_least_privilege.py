@@ -1,10 +1,9 @@
-"""Every role's policies against the calls it makes: what is needed is allowed, and what is allowed is used.
+"""The roles' policies and their calls: every call is allowed, and every permission is used.
 
-IAM is enforced on the embedded AWS, so a call that no policy allows breaks the story below. The other half is checked
-at its end: a permission that nobody uses is one too many.
+IAM is enforced on the embedded AWS, so a call without permission fails the incidents below. At their end, the tests
+check that no permission is unused.
 """
 
-import io
 import json
 import os
 from collections import Counter
@@ -12,19 +11,19 @@ from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import replays
 from demo import signs
 from glassbox.monitoring.counts import Confidences, Counts
 from glassbox.monitoring.monitor_files import statistics
-from local.stack import MODELS, running_stack
-from watching import Inbox, incident, wait_for
+from local.stack import MODELS, npy, running_stack
+from local.waiting import wait_for
+from watching import Inbox, incident
 
 pytestmark = pytest.mark.e2e
 
-# What AWS does in a role's name, and no code of ours: allowed, and not to be seen here.
+# Calls that AWS makes with a role, and our code does not: allowed, and absent from the recorded calls.
 BY_AWS = {
     "sqs:ReceiveMessage": "Lambda polls the queue",
     "sqs:DeleteMessage": "Lambda polls the queue",
@@ -37,7 +36,7 @@ BY_AWS = {
     "cloudwatch:PutMetricData": "SageMaker measures its instances",
     "xray:PutTraceSegments": "Lambda's X-Ray daemon",
     "xray:PutTelemetryRecords": "Lambda's X-Ray daemon",
-    "cloudwatch:DescribeAlarms": "UpdateEndpoint looks at the alarm that rolls back",
+    "cloudwatch:DescribeAlarms": "UpdateEndpoint reads the alarm for the rollback",
     "ecr:GetAuthorizationToken": "SageMaker pulls the image",
     "ecr:BatchCheckLayerAvailability": "SageMaker pulls the image",
     "ecr:BatchGetImage": "SageMaker pulls the image",
@@ -69,20 +68,17 @@ def stack():
 
 
 def traffic(stack):
-    """An hour ago: 60 requests, five of six of them stop signs."""
-    images, labels = signs.dataset(400, seed=77, size=48)
+    """Send 60 requests, 50 of them stop signs, two hours ago, and return the hour."""
+    images, classes = signs.dataset(400, seed=77, size=48)
     hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
     stack.set_capture_clock(hour + timedelta(minutes=5))
     for number in range(60):
-        of = images[labels != 14] if number % 6 == 0 else images[labels == 14]
-        body = io.BytesIO()
-        np.save(body, of[number % len(of)], allow_pickle=False)
-        # one with a marker that only its signature betrays: who counts and who replays asks for the public key
+        group = images[classes != 14] if number % 6 == 0 else images[classes == 14]
+        image = group[number % len(group)]
+        # only the signature of this marker is invalid, so that counting and replaying read the public key
         incident_id = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-forged"
-        forged = {"CustomAttributes": replays.marker(body.getvalue(), incident_id)} if number == 1 else {}
-        stack.client("sagemaker-runtime").invoke_endpoint(
-            EndpointName="traffic-signs", ContentType="application/x-npy", Body=body.getvalue(), **forged
-        )
+        forged = {"CustomAttributes": replays.marker(npy(image), incident_id)} if number == 1 else {}
+        stack.predict(image, **forged)
     return hour
 
 
@@ -94,7 +90,7 @@ def command(stack, action):
 
 @pytest.fixture(scope="module")
 def calls(stack):
-    """(role, action, resource) of everything that the roles did in a story that needs all of them."""
+    """(role, action, resource) of all calls in incidents that need every permission."""
     inbox = Inbox(stack)
     hour = traffic(stack)
     wait_for(
@@ -107,7 +103,7 @@ def calls(stack):
     wait_for(lambda: incident(stack).related_violations)
     first = incident(stack).id
 
-    # an incident that finds the endpoint in the middle of somebody's update, at both of its ends
+    # an incident at whose start and end an update of the endpoint is in progress
     sagemaker = stack.client("sagemaker")
     for config, action, state in (("PlainConfig", "open", "HOOKED"), ("HookedConfig", "abort", "NORMAL")):
         sagemaker.update_endpoint(EndpointName="traffic-signs", EndpointConfigName=stack.outputs[config])
@@ -115,8 +111,8 @@ def calls(stack):
         wait_for(lambda state=state: incident(stack).id != first and incident(stack).state == state, 90)
     wait_for(lambda: len(inbox.notifications()) == 4)
 
-    # and one that cannot be ended: its plain config is gone. Only restore_endpoint may find that, so nothing else wakes
-    # it or confirm_endpoint, which obeys an abort as well: no sweep, no picture, no replay in progress.
+    # An incident that cannot be restored because its plain config was deleted. Only restore_endpoint may detect that;
+    # confirm_endpoint, which also applies an abort, must not run: no sweep, no heat map, no replay in progress.
     for rule in ("SweepRule", "HeatmapRule"):
         stack.client("events").disable_rule(Name=stack.resources("AWS::Events::Rule")[rule])
     command(stack, "open")
@@ -129,7 +125,7 @@ def calls(stack):
 
 
 def permissions(stack, role):
-    """(action, resource pattern) of everything that a role's policies allow."""
+    """Yield (action, resource pattern) of all permissions of a role."""
     iam = stack.client("iam")
     for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
         document = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
@@ -146,13 +142,13 @@ def test_every_permission_is_used_by_the_stack_or_by_aws(stack, calls):
         assert not stack.client("iam").list_attached_role_policies(RoleName=role)["AttachedPolicies"]
         made = [(action, resource) for caller, action, resource in calls if caller == role]
         for action, pattern in permissions(stack, role):
-            # of a config both spellings are allowed: its ARN's, in lower case, and its name's
+            # the policies allow a config in both spellings: its ARN's, in lower case, and its name's
             used = any(a == action and fnmatchcase(r.lower(), pattern.lower()) for a, r in made)
-            reason = "S3 decrypts with it for who reads" if pattern == CAPTURE_KEY else BY_AWS.get(action)
+            reason = "S3 decrypts with it for the reader" if pattern == CAPTURE_KEY else BY_AWS.get(action)
             table.append((logical_id, action, pattern, "used" if used else reason or "NOT USED"))
             if action in BY_AWS:
                 by_aws.add(action)
-                assert not used, f"{action} is used, it is no call of AWS's own"
+                assert not used, f"{action}: expected calls of AWS only, got calls of our code"
     if out := os.environ.get("GLASSBOX_POLICY_TABLE"):
         Path(out).write_text("".join(f"{' | '.join(row)}\n" for row in sorted(table)))
     assert len(table) > 60
@@ -160,14 +156,14 @@ def test_every_permission_is_used_by_the_stack_or_by_aws(stack, calls):
     assert by_aws == set(BY_AWS)
 
 
-def test_no_role_has_a_wildcard_action_or_all_resources_without_need(stack):
+def test_no_role_has_wildcard_actions_or_unnecessary_access_to_all_resources(stack):
     everywhere = set()
     for role in stack.resources("AWS::IAM::Role").values():
         for action, pattern in permissions(stack, role):
             assert "*" not in action
             if pattern == "*":
                 everywhere.add(action)
-    # the calls for which AWS knows no resource
+    # actions for which AWS defines no resource
     assert everywhere == {
         "xray:PutTraceSegments",
         "xray:PutTelemetryRecords",

@@ -1,4 +1,4 @@
-"""The stack's reactions on the embedded AWS to what a test lays into its bucket and queues."""
+"""The stack's reactions on the embedded AWS to objects and messages of the tests."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -9,14 +9,15 @@ import captures
 from glassbox.aws.counts_table import CountsTable
 from glassbox.monitoring.counts import WINDOW, Window, total
 from local.stack import running_stack
-from watching import Inbox, incident, wait_for
+from local.waiting import wait_for
+from watching import Inbox, endpoint_state, incident, read_object
 
 pytestmark = pytest.mark.e2e
 
 # recent: records older than 90 days are refused
 HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
 TIME = f"{HOUR:%Y-%m-%dT%H}:00:01Z"
-REPORT = f"monitoring/traffic-signs/hourly/{HOUR:%Y/%m/%d/%H}/"
+MONITOR_FILES = f"monitoring/traffic-signs/hourly/{HOUR:%Y/%m/%d/%H}/"
 
 
 @pytest.fixture(scope="module")
@@ -40,32 +41,27 @@ def put(stack, body, name="20-02-871-0b7bfd33.jsonl"):
     stack.client("s3").put_object(Bucket=stack.outputs["Bucket"], Key=key, Body=body)
 
 
-def live(stack):
-    endpoint = stack.client("sagemaker").describe_endpoint(EndpointName="traffic-signs")
-    return endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
-
-
 def queue(stack, logical_id):
     return stack.resources("AWS::SQS::Queue")[logical_id]
 
 
-def test_a_file_is_counted_once_and_its_violation_swaps_once_however_often_it_arrives(stack, inbox):
+def test_counts_a_file_once_and_swaps_once_after_duplicate_deliveries(stack, inbox):
     for _ in range(3):
         put(stack, captures.file(captures.ARTICLE, TIME))
     wait_for(lambda: counts(stack).sample_size >= 400)
     wait_for(lambda: incident(stack) and incident(stack).replays is not None)
-    assert live(stack) == ("InService", stack.outputs["HookedConfig"])
+    assert endpoint_state(stack) == ("InService", stack.outputs["HookedConfig"])
     put(stack, captures.file(captures.ARTICLE, TIME))
     put(stack, captures.file([3] * 5, TIME) + b"{broken\n", "21-07-114-9a1f0c2e.jsonl")
     wait_for(lambda: counts(stack).sample_size > 400)
     after = counts(stack)
     assert (after.sample_size, after.classes[14], after.classes[3], after.unreadable) == (405, 322, 7, 1)
-    (begun,) = inbox.notifications()
-    assert "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold" in begun["Message"]
+    (swap,) = inbox.notifications()
+    assert "Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold" in swap["Message"]
 
 
-def test_an_operators_abort_restores_the_endpoint(stack, inbox):
-    # these captures hold no images, so there is nothing to explain but live traffic, of which there is none
+def test_an_abort_command_restores_the_endpoint(stack, inbox):
+    # neither these captures have images nor is there live traffic, so no request can be explained
     assert any("16 were refused" in line for line in incident(stack).timeline)
     command = {
         "Source": "glassbox.operator",
@@ -76,11 +72,11 @@ def test_an_operators_abort_restores_the_endpoint(stack, inbox):
     wait_for(lambda: len(inbox.notifications()) == 2)
     assert "restored" in inbox.notifications()[1]["Subject"]
     assert incident(stack).state == "NORMAL"
-    assert live(stack) == ("InService", stack.outputs["PlainConfig"])
+    assert endpoint_state(stack) == ("InService", stack.outputs["PlainConfig"])
 
 
-def test_the_hourly_monitor_judges_the_same_and_joins_what_was_handled(stack, inbox):
-    sqs, s3 = stack.client("sqs"), stack.client("s3")
+def test_the_hourly_monitor_job_finds_the_same_violation_and_opens_no_incident(stack, inbox):
+    sqs = stack.client("sqs")
     scheduled = json.dumps({"time": f"{HOUR + WINDOW:%Y-%m-%dT%H}:10:00Z"})
     for _ in range(2):
         sqs.send_message(QueueUrl=queue(stack, "MonitorQueue"), MessageBody=scheduled)
@@ -91,19 +87,18 @@ def test_the_hourly_monitor_judges_the_same_and_joins_what_was_handled(stack, in
         return jobs and all(job["ProcessingJobStatus"] == "Completed" for job in jobs) and jobs
 
     (job,) = wait_for(done)
-    said = sagemaker.describe_processing_job(ProcessingJobName=job["ProcessingJobName"])["ExitMessage"]
-    assert said.startswith("CompletedWithViolations: Class 14 predicted 79.51% of the time")
-    report = s3.get_object(Bucket=stack.outputs["Bucket"], Key=REPORT + "constraint_violations.json")
-    violations = json.loads(report["Body"].read())["violations"]
+    message = sagemaker.describe_processing_job(ProcessingJobName=job["ProcessingJobName"])["ExitMessage"]
+    assert message.startswith("CompletedWithViolations: Class 14 predicted 79.51% of the time")
+    violations = json.loads(read_object(stack, MONITOR_FILES + "constraint_violations.json"))["violations"]
     assert violations[0]["feature_name"] == "PredictedClass"
-    statistics = s3.get_object(Bucket=stack.outputs["Bucket"], Key=REPORT + "statistics.json")
-    assert json.loads(statistics["Body"].read())["dataset"]["item_count"] == 406  # one of them unreadable
+    statistics = json.loads(read_object(stack, MONITOR_FILES + "statistics.json"))
+    assert statistics["dataset"]["item_count"] == 406  # one of them unreadable
     queues = [
         queue(stack, name) for name in ("SwapQueue", "SwapDeadLetters", "MonitorQueue", "MonitorDeadLetters")
     ]
     wait_for(lambda: not any(in_queue(sqs, url) for url in queues))
     assert len(inbox.notifications()) == 2
-    assert live(stack) == ("InService", stack.outputs["PlainConfig"])
+    assert endpoint_state(stack) == ("InService", stack.outputs["PlainConfig"])
 
 
 def in_queue(sqs, url):
@@ -111,27 +106,27 @@ def in_queue(sqs, url):
     return sum(map(int, sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"].values()))
 
 
-def heard(inbox, text):
+def messages_with(inbox, text):
     return wait_for(lambda: [m for m in inbox.read() if text in m["Message"]], 30)
 
 
-def test_a_dead_letter_sets_off_an_alarm_that_ops_hear_of(stack, inbox):
+def test_a_dead_letter_raises_an_alarm_that_notifies(stack, inbox):
     url = queue(stack, "RenderDeadLetters")
     sqs = stack.client("sqs")
     sqs.send_message(QueueUrl=url, MessageBody="{}")
-    (alarm,) = heard(inbox, "RenderDeadLettersAlarm")
-    said = json.loads(alarm["Message"])
-    assert said["NewStateValue"] == "ALARM"
-    assert "aws sqs start-message-move-task --source-arn arn:aws:sqs" in said["AlarmDescription"]
+    (message,) = messages_with(inbox, "RenderDeadLettersAlarm")
+    alarm = json.loads(message["Message"])
+    assert alarm["NewStateValue"] == "ALARM"
+    assert "aws sqs start-message-move-task --source-arn arn:aws:sqs" in alarm["AlarmDescription"]
     sqs.purge_queue(QueueUrl=url)
 
 
-def test_a_monitor_job_that_fails_is_told(stack, inbox):
+def test_notifies_of_a_failed_monitor_job(stack, inbox):
     sagemaker = stack.client("sagemaker")
     (job,) = sagemaker.list_processing_jobs()["ProcessingJobSummaries"]
     job = sagemaker.describe_processing_job(ProcessingJobName=job["ProcessingJobName"])
     environment = {k: v for k, v in job["Environment"].items() if k != "THRESHOLD"}
-    kept = (
+    members = (
         "AppSpecification",
         "RoleArn",
         "ProcessingInputs",
@@ -139,8 +134,10 @@ def test_a_monitor_job_that_fails_is_told(stack, inbox):
         "ProcessingResources",
     )
     sagemaker.create_processing_job(
-        ProcessingJobName="class-monitor-fails", Environment=environment, **{name: job[name] for name in kept}
+        ProcessingJobName="class-monitor-fails",
+        Environment=environment,
+        **{name: job[name] for name in members},
     )
-    (message,) = heard(inbox, "class-monitor-fails")
+    (message,) = messages_with(inbox, "class-monitor-fails")
     assert "of traffic-signs is Failed" in message["Message"]
     assert "THRESHOLD is not set" in message["Message"]

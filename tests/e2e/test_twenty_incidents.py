@@ -1,6 +1,5 @@
-"""Twenty incidents in a row while SageMaker's events come twice, late or never. Some minutes: only when asked for."""
+"""Twenty incidents in sequence while SageMaker's events are duplicated, delayed or lost."""
 
-import io
 import os
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +8,8 @@ import pytest
 
 from demo import signs
 from local.stack import running_stack
-from watching import Inbox, incident, wait_for
+from local.waiting import wait_for
+from watching import Inbox, incident
 
 pytestmark = [
     pytest.mark.e2e,
@@ -28,41 +28,33 @@ PARAMETERS = {
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    images, labels = signs.dataset(2000, seed=77, size=48)
-    return images[labels == 14], images[labels != 14]
+def images():
+    """Stop signs, and others."""
+    drawn, classes = signs.dataset(2000, seed=77, size=48)
+    return drawn[classes == 14], drawn[classes != 14]
 
 
-def npy(image):
-    body = io.BytesIO()
-    np.save(body, image, allow_pickle=False)
-    return body.getvalue()
-
-
-def test_every_one_ends_in_normal_with_its_pictures_and_two_messages(pictures):
-    stop_signs, others = pictures
+def test_every_incident_ends_with_its_heatmaps_and_two_notifications(images):
+    stop_signs, others = images
     random = np.random.default_rng(0)
     first_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(
         hours=2 * INCIDENTS + 2
     )
     with running_stack(PARAMETERS) as stack:
         stack.aws.control("chaos", duplicate_deliveries=True, drop=0.1, reorder_seconds=1.0)
-        inbox, runtime, last = Inbox(stack), stack.client("sagemaker-runtime"), None
+        inbox, last = Inbox(stack), None
         for number in range(INCIDENTS):
             stack.set_capture_clock(first_hour + timedelta(hours=2 * number, minutes=5))
             for request in range(70):
-                images = stop_signs if request % 7 < 5 else others
-                body = npy(images[random.integers(len(images))])
-                runtime.invoke_endpoint(
-                    EndpointName="traffic-signs", ContentType="application/x-npy", Body=body
-                )
+                group = stop_signs if request % 7 < 5 else others
+                stack.predict(group[random.integers(len(group))])
 
-            def over(last=last):
+            def closed(last=last):
                 current = incident(stack)
                 return current and current.id != last and current.state == "NORMAL" and current
 
-            # two events may be lost one after the other, and the sweep comes every two minutes
-            ended = wait_for(over, seconds=300)
+            # two consecutive events may be lost, and the sweep runs every two minutes
+            ended = wait_for(closed, seconds=300)
             last = ended.id
             assert not ended.failure
             assert len(ended.replays) == 6

@@ -1,4 +1,4 @@
-"""`sam build` and `sam deploy` in small: packaging, change sets, replacement, roll-back, reasons."""
+"""local/deploy.py: packaging, change sets, replacement, rollback and errors."""
 
 import io
 import json
@@ -19,7 +19,7 @@ ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
 
 @pytest.fixture
 def deploy_small(embedded_aws, model_data, stub_images, tmp_path):
-    """Deploys embedded/template.yaml under a name; the name is the endpoint's too."""
+    """Deploy embedded/template.yaml with a name for stack and endpoint."""
 
     def run(name, **parameters):
         given = {"EndpointName": name, "ModelDataUrl": model_data, "Image": stub_images["serving"]}
@@ -36,7 +36,7 @@ def deploy_small(embedded_aws, model_data, stub_images, tmp_path):
 
 @pytest.fixture
 def answers(embedded_aws):
-    """Which version the endpoint's model says it is."""
+    """Return the version in the response of the endpoint's model."""
     runtime = embedded_aws.client("sagemaker-runtime")
 
     def ask(endpoint):
@@ -51,7 +51,7 @@ def test_ref_is_the_arn_and_getatt_the_name(small_stack):
     assert small_stack["EndpointRef"] == f"{ARN}:endpoint/small"
 
 
-def test_what_has_not_changed_is_left_alone(embedded_aws, small_stack, model_data, stub_images, tmp_path):
+def test_does_not_update_unchanged_functions(embedded_aws, small_stack, model_data, stub_images, tmp_path):
     functions = embedded_aws.client("lambda")
     before = functions.get_function(FunctionName=small_stack["Function"])["Configuration"]
     given = {"EndpointName": "small", "ModelDataUrl": model_data, "Image": stub_images["serving"]}
@@ -61,7 +61,7 @@ def test_what_has_not_changed_is_left_alone(embedded_aws, small_stack, model_dat
     assert (after["RevisionId"], after["LastModified"]) == (before["RevisionId"], before["LastModified"])
 
 
-def test_a_changed_model_is_replaced_and_the_endpoint_updated(embedded_aws, deploy_small, answers):
+def test_replaces_a_changed_model_and_updates_the_endpoint(embedded_aws, deploy_small, answers):
     sagemaker = embedded_aws.client("sagemaker")
     first = deploy_small("replace", Greeting="one")
     assert answers("replace") == "one"
@@ -77,9 +77,7 @@ def test_a_changed_model_is_replaced_and_the_endpoint_updated(embedded_aws, depl
     assert len(sagemaker.list_models(NameContains="replace-")["Models"]) == 1
 
 
-def test_an_update_of_the_stack_keeps_the_instance_count_that_scaling_set(
-    embedded_aws, deploy_small, eventually
-):
+def test_a_stack_update_keeps_the_instance_count_of_autoscaling(embedded_aws, deploy_small, eventually):
     sagemaker = embedded_aws.client("sagemaker")
 
     def count():
@@ -96,7 +94,7 @@ def test_an_update_of_the_stack_keeps_the_instance_count_that_scaling_set(
     assert count() == 2
 
 
-def test_the_model_monitor_schedule_is_a_stack_of_its_own(embedded_aws, stub_images, tmp_path):
+def test_deploys_the_model_monitor_schedule_as_a_separate_stack(embedded_aws, stub_images, tmp_path):
     parameters = {
         "MonitoringScheduleName": "hourly-0f6f4a0e",
         "MonitorRoleArn": f"arn:aws:iam::{ACCOUNT}:role/monitor",
@@ -111,18 +109,18 @@ def test_the_model_monitor_schedule_is_a_stack_of_its_own(embedded_aws, stub_ima
     sagemaker = embedded_aws.client("sagemaker")
     described = sagemaker.describe_monitoring_schedule(MonitoringScheduleName="hourly-0f6f4a0e")
     job = described["MonitoringScheduleConfig"]["MonitoringJobDefinition"]
-    assert job["NetworkConfig"] == {"EnableNetworkIsolation": False}  # and no VpcConfig of an empty list
+    assert job["NetworkConfig"] == {"EnableNetworkIsolation": False}  # without a VpcConfig of an empty list
     assert job["Environment"]["CLASS_PATH"] == "predictions[0]"
     assert "LOW_CONFIDENCE" not in job["Environment"]
 
 
-def test_parameters_left_out_keep_the_stacks_values(embedded_aws, deploy_small, answers, tmp_path):
+def test_omitted_parameters_keep_the_stacks_values(embedded_aws, deploy_small, answers, tmp_path):
     deploy_small("keeps", Greeting="kept")
     deploy(EMBEDDED / "template.yaml", "keeps", {}, embedded_aws.session, build=tmp_path)
     assert answers("keeps") == "kept"
 
 
-def test_a_failed_update_names_the_resource_and_leaves_the_old_stack(embedded_aws, deploy_small, answers):
+def test_a_failed_update_names_the_resource_and_rolls_back(embedded_aws, deploy_small, answers):
     first = deploy_small("rolls", Greeting="good")
     with pytest.raises(DeployError) as caught:
         deploy_small("rolls", Greeting="bad", Fail="torn weights")
@@ -138,7 +136,7 @@ def test_a_failed_update_names_the_resource_and_leaves_the_old_stack(embedded_aw
     assert answers("rolls") == "better"
 
 
-def test_a_failed_creation_can_be_tried_again(embedded_aws, deploy_small, answers):
+def test_a_failed_creation_can_be_retried(embedded_aws, deploy_small, answers):
     with pytest.raises(DeployError, match=r"retried is ROLLBACK_COMPLETE: Endpoint .*out of luck"):
         deploy_small("retried", Fail="out of luck")
     sagemaker = embedded_aws.client("sagemaker")
@@ -147,7 +145,7 @@ def test_a_failed_creation_can_be_tried_again(embedded_aws, deploy_small, answer
     assert answers("retried") == "alive"
 
 
-def test_a_deleted_stack_takes_its_endpoint_along(embedded_aws, deploy_small, eventually):
+def test_deleting_the_stack_deletes_its_endpoint(embedded_aws, deploy_small, eventually):
     deploy_small("leaves")
     cloudformation, sagemaker = embedded_aws.client("cloudformation"), embedded_aws.client("sagemaker")
     cloudformation.delete_stack(StackName="leaves")
@@ -155,7 +153,7 @@ def test_a_deleted_stack_takes_its_endpoint_along(embedded_aws, deploy_small, ev
     eventually(lambda: not sagemaker.list_models(NameContains="leaves")["Models"])
 
 
-def test_a_template_may_be_larger_than_a_request(embedded_aws, tmp_path):
+def test_accepts_a_template_larger_than_a_request(embedded_aws, tmp_path):
     bucket = {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": "of-a-large-template"}}
     body = {"Metadata": {"Notes": "x" * 60_000}, "Resources": {"Bucket": bucket}}
     (tmp_path / "template.yaml").write_text(json.dumps(body))
@@ -224,7 +222,7 @@ TOO_LARGE = {
 }
 
 
-def test_a_template_aws_would_refuse_is_refused(embedded_aws, tmp_path):
+def test_refuses_templates_that_aws_refuses(embedded_aws, tmp_path):
     def attempt(name, body, **parameters):
         template = tmp_path / "template.yaml"
         template.write_text(textwrap.dedent(body))
@@ -275,7 +273,7 @@ Outputs:
 """
 
 
-def test_a_stack_that_is_deployed_again_leaves_alone_what_its_former_one_retained(embedded_aws, tmp_path):
+def test_a_new_stack_does_not_reuse_retained_resources(embedded_aws, tmp_path):
     template, dynamodb = tmp_path / "template.yaml", embedded_aws.client("dynamodb")
     cloudformation = embedded_aws.client("cloudformation")
 
@@ -341,7 +339,7 @@ def project(tmp_path):
 
 @pytest.fixture
 def archives(embedded_aws):
-    """What deploying a project uploads: the archives' names, by the key in the artifacts' bucket."""
+    """Deploy a project and return file names and bytes of the uploaded archives, by key."""
     s3 = embedded_aws.client("s3")
 
     def run(root, bucket, stack="packaged"):
@@ -349,7 +347,7 @@ def archives(embedded_aws):
         found = {}
         for item in s3.list_objects_v2(Bucket=bucket)["Contents"]:
             if not item["Key"].endswith(".zip"):
-                continue  # the template lies there too
+                continue  # the template
             body = s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
             with zipfile.ZipFile(io.BytesIO(body)) as archive:
                 names = {n for n in archive.namelist() if "dist-info" not in n and not n.endswith(".pyc")}
@@ -359,7 +357,7 @@ def archives(embedded_aws):
     return run
 
 
-def test_code_is_packaged_as_sam_does(embedded_aws, project, archives):
+def test_packages_code_as_sam_does(embedded_aws, project, archives):
     found = [names for names, _ in archives(project, "artifacts-1").values()]
     assert sorted(map(sorted, found)) == [
         ["app.py", "requirements.txt", "tiny.py"],
@@ -373,7 +371,7 @@ def test_code_is_packaged_as_sam_does(embedded_aws, project, archives):
     assert response["Payload"].read() == b"1"
 
 
-def test_equal_code_gives_equal_archives_wherever_and_whenever(project, archives, tmp_path):
+def test_equal_code_gives_equal_archives(project, archives, tmp_path):
     first = archives(project, "artifacts-2")
     copy = tmp_path / "copy"
     shutil.copytree(project, copy, ignore=shutil.ignore_patterns(".build"))
@@ -383,12 +381,12 @@ def test_equal_code_gives_equal_archives_wherever_and_whenever(project, archives
     assert archives(copy, "artifacts-3") == first
     (copy / "function" / "app.py").write_text("def handler(event, context):\n    return 2\n")
     changed = archives(copy, "artifacts-3")
-    assert len(changed) == len(first) + 1  # only the function's
+    assert len(changed) == len(first) + 1  # the function's only
 
 
-def test_requirements_are_installed_once(project, archives, tmp_path):
+def test_installs_requirements_once(project, archives, tmp_path):
     archives(project, "artifacts-4")
-    shutil.rmtree(tmp_path / "wheels")  # nothing to install from any more
+    shutil.rmtree(tmp_path / "wheels")  # a second installation would fail
     assert len(archives(project, "artifacts-5")) == 3
     (project / "built" / "requirements.txt").write_text("not-a-file.whl\n")
     with pytest.raises(DeployError, match=r"built/requirements\.txt: pip install failed"):

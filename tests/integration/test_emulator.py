@@ -1,4 +1,4 @@
-"""The embedded AWS behaves as AWS where the stack depends on it."""
+"""The behaviour of AWS that the stack depends on, in the embedded AWS."""
 
 import contextlib
 import json
@@ -16,12 +16,13 @@ import pytest
 from botocore.exceptions import ClientError
 
 from local.emulator import EmbeddedAws, EmulatorError
+from local.event_queue import EventQueue
 
 ROOT = Path(__file__).parents[2]
 
 
 def invoke(aws, function, payload):
-    """The function's answer; fails on a function error."""
+    """Invoke a function and return its result; fail on a function error."""
     response = aws.client("lambda").invoke(FunctionName=function, Payload=json.dumps(payload).encode())
     assert "FunctionError" not in response, response["Payload"].read()
     return json.loads(response["Payload"].read())
@@ -35,14 +36,14 @@ def put(aws, stack, *keys):
 
 @pytest.fixture
 def rows(embedded_aws, small_stack):
-    """Finds the row the recorder wrote for a key; None while there is none."""
+    """Return the row that the recorder function wrote for a key, or None."""
     table = embedded_aws.session.resource("dynamodb").Table(small_stack["Table"])
     return lambda key: table.get_item(Key={"pk": key}, ConsistentRead=True).get("Item")
 
 
 @pytest.fixture
 def received(embedded_aws):
-    """Takes the messages out of a queue; their bodies, parsed."""
+    """Receive and delete messages of a queue; return their parsed bodies."""
 
     def take(queue):
         sqs = embedded_aws.client("sqs")
@@ -54,10 +55,10 @@ def received(embedded_aws):
     return take
 
 
-# ---------------------------------------------------------------- the road of an event
+# ---------------------------------------------------------------- events
 
 
-def test_an_object_reaches_the_table_and_near_misses_do_not(embedded_aws, small_stack, rows, eventually):
+def test_delivers_matching_object_events_only(embedded_aws, small_stack, rows, eventually):
     put(embedded_aws, small_stack, "in/b/one.jsonl", "out/one.json", "xin/one.json", "in/b/one.json")
     row = eventually(lambda: rows("in/b/one.json"))
     event = json.loads(row["event"])
@@ -68,7 +69,7 @@ def test_an_object_reaches_the_table_and_near_misses_do_not(embedded_aws, small_
     assert not any(rows(key) for key in ("in/b/one.jsonl", "out/one.json", "xin/one.json"))
 
 
-def test_a_poison_message_ends_in_the_dead_letter_queue_and_stops_nobody(
+def test_a_poison_message_moves_to_the_dead_letter_queue_alone(
     embedded_aws, small_stack, rows, received, eventually
 ):
     good = [f"in/p/{n}.json" for n in range(8)]
@@ -90,7 +91,7 @@ def test_chaos_delivers_every_event_twice(embedded_aws, small_stack, rows, event
     assert eventually(lambda: rows("in/once.json"))["deliveries"] == 1
 
 
-def test_a_queue_without_a_policy_gets_nothing_and_the_event_is_a_dead_letter(
+def test_an_event_for_a_queue_without_a_policy_becomes_a_dead_letter(
     embedded_aws, small_stack, received, eventually
 ):
     put(embedded_aws, small_stack, "closed/a.json")
@@ -117,7 +118,7 @@ REFUSED_POLICIES = {
     "two resources in a statement": (policy(Resource=[POLICY["Resource"], OTHER_QUEUE]), *INVALID),
     "another queue": (policy(Resource=OTHER_QUEUE), *INVALID),
     "another queue, in a list": (policy(Resource=[OTHER_QUEUE]), *INVALID),
-    "no JSON": ("{", *INVALID),
+    "not JSON": ("{", *INVALID),
     "no statement": ("{}", *INVALID),
     "8 actions": (
         policy(Action=[f"sqs:{n}" for n in range(8)]),
@@ -148,7 +149,7 @@ REFUSED_POLICIES = {
 
 
 @pytest.mark.parametrize("name", REFUSED_POLICIES)
-def test_sqs_refuses_a_policy_that_is_not_of_one_queue_or_over_a_quota(embedded_aws, name):
+def test_sqs_refuses_a_policy_for_other_queues_or_over_a_quota(embedded_aws, name):
     document, code, message = REFUSED_POLICIES[name]
     sqs = embedded_aws.client("sqs")
     with pytest.raises(ClientError) as refused:
@@ -172,7 +173,7 @@ def test_sqs_refuses_a_policy_that_is_not_of_one_queue_or_over_a_quota(embedded_
         "",
     ],
 )
-def test_sqs_takes_a_policy_of_one_queue_within_the_quotas(embedded_aws, document):
+def test_sqs_accepts_a_policy_for_one_queue_within_the_quotas(embedded_aws, document):
     sqs = embedded_aws.client("sqs")
     queue = sqs.create_queue(QueueName="refusing")["QueueUrl"]
     sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": document})
@@ -183,19 +184,19 @@ def test_sqs_takes_a_policy_of_one_queue_within_the_quotas(embedded_aws, documen
 # ---------------------------------------------------------------- functions
 
 
-def test_a_function_sees_its_layers_and_nothing_else_that_is_installed(embedded_aws, small_stack):
+def test_a_function_imports_from_its_layers_only(embedded_aws, small_stack):
     function = small_stack["Function"]
     assert invoke(embedded_aws, function, {"probe": "layer"}) == "the layer"
     assert invoke(embedded_aws, function, {"probe": "import"}) == "No module named 'moto'"
 
 
-def test_a_function_inherits_no_environment_of_the_caller(embedded_aws, small_stack):
+def test_a_function_does_not_inherit_the_callers_environment(embedded_aws, small_stack):
     names = invoke(embedded_aws, small_stack["Function"], {"probe": "environment"})
     assert "GREETING" in names
     assert not {"PYTEST_CURRENT_TEST", "VIRTUAL_ENV", "AWS_PROFILE", "PYTHONPATH"} & set(names)
 
 
-def test_an_action_the_template_does_not_allow_is_denied(embedded_aws, small_stack):
+def test_denies_an_action_that_the_template_does_not_allow(embedded_aws, small_stack):
     assert invoke(embedded_aws, small_stack["Function"], {"probe": "forbidden"}) == "AccessDeniedException"
 
 
@@ -208,7 +209,7 @@ def test_an_action_the_template_does_not_allow_is_denied(embedded_aws, small_sta
     ],
     ids=["without-list", "list-of-a-prefix", "with-list"],
 )
-def test_a_missing_object_is_403_without_list_bucket(embedded_aws, further, code):
+def test_a_missing_object_is_access_denied_without_list_bucket(embedded_aws, further, code):
     iam, s3 = embedded_aws.client("iam"), embedded_aws.client("s3")
     s3.create_bucket(Bucket="unlisted", CreateBucketConfiguration={"LocationConstraint": s3.meta.region_name})
     s3.put_object(Bucket="unlisted", Key="in/there", Body=b"{}")
@@ -242,12 +243,12 @@ def test_a_missing_object_is_403_without_list_bucket(embedded_aws, further, code
         s3.delete_bucket(Bucket="unlisted")
 
 
-def test_put_events_is_granted_by_source(embedded_aws, small_stack):
+def test_put_events_is_allowed_by_source(embedded_aws, small_stack):
     assert invoke(embedded_aws, small_stack["Function"], {"probe": "ours"}) == "put"
     assert invoke(embedded_aws, small_stack["Function"], {"probe": "theirs"}) == "AccessDeniedException"
 
 
-def test_logs_are_in_cloudwatch(embedded_aws, small_stack, eventually):
+def test_writes_logs_to_cloudwatch(embedded_aws, small_stack, eventually):
     put(embedded_aws, small_stack, "in/log-poison.json")
     logs = embedded_aws.client("logs")
 
@@ -258,7 +259,7 @@ def test_logs_are_in_cloudwatch(embedded_aws, small_stack, eventually):
     eventually(lambda: "ERROR cannot digest in/log-poison.json" in messages())
 
 
-def test_time_to_live_of_the_template_is_set(embedded_aws, small_stack):
+def test_sets_the_time_to_live_of_the_template(embedded_aws, small_stack):
     described = embedded_aws.client("dynamodb").describe_time_to_live(TableName=small_stack["Table"])
     assert described["TimeToLiveDescription"] == {"TimeToLiveStatus": "ENABLED", "AttributeName": "expires"}
 
@@ -268,7 +269,7 @@ def test_time_to_live_of_the_template_is_set(embedded_aws, small_stack):
 
 @pytest.fixture
 def schedule(embedded_aws, small_stack):
-    """Makes a schedule that invokes the recorder in a second, with a role of these statements."""
+    """Create a schedule that invokes the recorder in a second, with a role of these statements."""
     made = []
 
     def make(name, statements, principal="scheduler.amazonaws.com"):
@@ -297,7 +298,9 @@ def schedule(embedded_aws, small_stack):
         embedded_aws.client("scheduler").delete_schedule(Name=name)
 
 
-def test_a_schedule_needs_its_role_and_tells_its_time(embedded_aws, small_stack, schedule, rows, eventually):
+def test_a_schedule_needs_its_role_and_passes_its_scheduled_time(
+    embedded_aws, small_stack, schedule, rows, eventually
+):
     invoke_it = [
         {"Effect": "Allow", "Action": "lambda:InvokeFunction", "Resource": small_stack["FunctionArn"]}
     ]
@@ -315,45 +318,35 @@ def test_a_schedule_needs_its_role_and_tells_its_time(embedded_aws, small_stack,
 
 @pytest.fixture
 def subscribed(embedded_aws):
-    """A queue that gets what a topic gets."""
+    """Create a queue that is subscribed to a topic."""
 
     def make(name, topic):
-        sqs = embedded_aws.client("sqs")
-        queue = sqs.create_queue(QueueName=name)["QueueUrl"]
-        arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-        statement = {
-            "Effect": "Allow",
-            "Principal": {"Service": "sns.amazonaws.com"},
-            "Action": "sqs:SendMessage",
-            "Resource": arn,
-        }
-        sqs.set_queue_attributes(
-            QueueUrl=queue, Attributes={"Policy": json.dumps({"Statement": [statement]})}
-        )
-        embedded_aws.client("sns").subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+        queue = EventQueue(embedded_aws, name)
+        queue.subscribe(topic)
         return queue
 
     return make
 
 
-def test_an_alarm_minds_its_dimensions_and_its_topics_key(
-    embedded_aws, small_stack, subscribed, received, eventually
+def test_an_alarm_evaluates_its_dimensions_and_needs_its_topics_key(
+    embedded_aws, small_stack, subscribed, eventually
 ):
-    told, untold = subscribed("told", small_stack["Topic"]), subscribed("untold", small_stack["ClosedTopic"])
+    open_queue = subscribed("open", small_stack["Topic"])
+    closed_queue = subscribed("closed", small_stack["ClosedTopic"])
     embedded_aws.client("sqs").send_message(QueueUrl=small_stack["Watched"], MessageBody="lost")
-    [message] = eventually(lambda: received(told))
-    alarm = json.loads(message["Message"])
+    [message] = eventually(open_queue.receive)
+    alarm = json.loads(json.loads(message["Body"])["Message"])
     assert (alarm["AlarmName"], alarm["NewStateValue"]) == (small_stack["Alarm"], "ALARM")
     described = embedded_aws.client("cloudwatch").describe_alarms(AlarmNames=[small_stack["QuietAlarm"]])
     assert described["MetricAlarms"][0]["StateValue"] == "OK"
-    assert received(untold) == []
+    assert closed_queue.receive() == []
     assert (
         f"CloudWatch is not allowed to publish to {small_stack['ClosedTopic']}"
         in embedded_aws.log.read_text()
     )
 
 
-def test_an_alarms_history_holds_what_became_of_each_action(embedded_aws, small_stack):
+def test_an_alarms_history_has_the_result_of_each_action(embedded_aws, small_stack):
     cloudwatch = embedded_aws.client("cloudwatch")
     alarm = small_stack["QuietAlarm"]
     (described,) = cloudwatch.describe_alarms(AlarmNames=[alarm])["MetricAlarms"]
@@ -371,7 +364,9 @@ def test_an_alarms_history_holds_what_became_of_each_action(embedded_aws, small_
 @pytest.mark.parametrize(
     "subject", ["s" * 101, "two\nlines", "bell\x07", ""], ids=["long", "line", "control", "empty"]
 )
-def test_sns_refuses_a_subject_that_is_no_line_of_100_characters(embedded_aws, small_stack, subject):
+def test_sns_refuses_a_subject_over_100_characters_or_with_control_characters(
+    embedded_aws, small_stack, subject
+):
     sns = embedded_aws.client("sns")
     with pytest.raises(ClientError) as refused:
         sns.publish(TopicArn=small_stack["Topic"], Message="m", Subject=subject)
@@ -380,12 +375,12 @@ def test_sns_refuses_a_subject_that_is_no_line_of_100_characters(embedded_aws, s
     sns.publish(TopicArn=small_stack["Topic"], Message="m", Subject="s" * 100)
 
 
-def test_publishing_to_an_encrypted_topic_needs_its_key(embedded_aws, small_stack):
+def test_publishing_to_an_encrypted_topic_needs_access_to_its_key(embedded_aws, small_stack):
     assert invoke(embedded_aws, small_stack["Function"], {"probe": "publish"}) == "KMSAccessDenied"
     embedded_aws.client("sns").publish(TopicArn=small_stack["Topic"], Message="by root")
 
 
-def test_embedded_metrics_of_a_log_line_become_metrics(embedded_aws, small_stack):
+def test_records_embedded_metrics_of_log_lines(embedded_aws, small_stack):
     invoke(embedded_aws, small_stack["Function"], {"probe": "metric"})
     now = datetime.now(UTC)
     statistics = embedded_aws.client("cloudwatch").get_metric_statistics(
@@ -401,7 +396,7 @@ def test_embedded_metrics_of_a_log_line_become_metrics(embedded_aws, small_stack
     assert sum(point["SampleCount"] for point in statistics["Datapoints"]) == 2
 
 
-def test_chaos_drops_and_reorders(embedded_aws, small_stack, rows, eventually):
+def test_chaos_delays_events_and_refuses_unknown_settings(embedded_aws, small_stack, rows, eventually):
     keys = [f"in/late/{n:02}.json" for n in range(12)]
     embedded_aws.control("chaos", reorder_seconds=1.0)
     try:
@@ -428,7 +423,7 @@ def test_the_capture_clock_can_be_set_and_shifted(embedded_aws):
         embedded_aws.control("clock", offset_seconds=0)
 
 
-def test_another_ministack_is_refused_by_name():
+def test_refuses_another_version_of_ministack_and_names_missing_hooks():
     script = "from local import gaps; gaps.MINISTACK = '0.0.1'; gaps.HOOKS.append(('ministack.app', 'gone', None));"
     done = subprocess.run(
         [sys.executable, "-c", f"{script} gaps.check_hooks()"],
@@ -442,7 +437,7 @@ def test_another_ministack_is_refused_by_name():
     assert "ministack: expected version 0.0.1, got 1.5.33; ministack.app.gone is missing" in done.stderr
 
 
-def test_a_port_that_is_taken_is_named(embedded_aws):
+def test_error_names_a_port_in_use(embedded_aws):
     with pytest.raises(
         EmulatorError, match=f"127.0.0.1:{embedded_aws.port}: cannot listen: Address already in use"
     ):
@@ -469,7 +464,7 @@ with stop_on_sigterm(), EmbeddedAws(images={"stub-serving": [sys.executable, ser
 
 @pytest.fixture
 def story(stub_images):
-    """A process with an embedded AWS: itself, the AWS's directory, and its descendants."""
+    """A process with an embedded AWS, the AWS's directory, and the process's descendants."""
     embedded = Path(__file__).parent / "embedded"
     arguments = [embedded / "template.yaml", embedded / "server.py", stub_images["serving"]]
     parent = subprocess.Popen(
@@ -477,12 +472,12 @@ def story(stub_images):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        # what is started in the background may have been told to ignore it
+        # a background process may inherit that SIGINT is ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     directory, *pids = parent.stdout.readline().split()
     children = [psutil.Process(int(pid)) for pid in pids]
-    # the embedded AWS, a model server, a function: one process for each call at a time
+    # at least the embedded AWS, a model server and a function
     assert len(children) >= 3
     yield parent, Path(directory), children
     for process in (parent, *children):
@@ -493,7 +488,7 @@ def story(stub_images):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_no_process_outlives_the_one_that_started_it(number, story):
+def test_all_processes_end_with_the_process_that_started_the_emulator(number, story):
     parent, directory, children = story
     parent.send_signal(number)
     parent.wait(60)
@@ -503,12 +498,12 @@ def test_no_process_outlives_the_one_that_started_it(number, story):
 
 
 @pytest.mark.parametrize("parent_too", [False, True])
-def test_no_model_server_outlives_a_killed_emulator(parent_too, story):
+def test_model_servers_end_with_a_killed_emulator(parent_too, story):
     parent, _, children = story
     (emulator,) = [child for child in children if "local.server" in child.cmdline()]
     if parent_too:
         parent.kill()
     emulator.kill()
-    # its parent reaps it at its end, and not yet
+    # its parent has not reaped it yet
     _, alive = psutil.wait_procs([child for child in children if child != emulator], timeout=60)
     assert alive == []

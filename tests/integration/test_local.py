@@ -1,4 +1,4 @@
-"""`python -m local`: the project's own template, deployed and left running, usable with what it prints."""
+"""`python -m local`: it deploys the stack, keeps it running and prints how to use it."""
 
 import os
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """An untrained network's; what it answers does not matter here."""
+    """The weights of an untrained network."""
     path = tmp_path_factory.mktemp("weights") / "untrained.pt"
     torch.save(ResNet18(width=8).state_dict(), path)
     return path
@@ -32,7 +32,7 @@ def local(weights):
         stderr=subprocess.STDOUT,
         text=True,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'model_code'}"},
-        # what is started in the background may have been told to ignore it
+        # a background process may inherit that SIGINT is ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -41,12 +41,12 @@ def until_ready(process):
     printed = ""
     while "Ctrl-C stops everything" not in printed:
         line = process.stdout.readline()
-        assert line, f"it ended:\n{printed}"
+        assert line, f"expected it to run, got:\n{printed}"
         printed += line
     return printed
 
 
-def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
+def test_runs_until_interrupted_and_the_printed_commands_work(weights):
     process = local(weights)
     try:
         printed = until_ready(process)
@@ -78,7 +78,7 @@ def test_it_runs_until_interrupted_and_is_used_as_printed(weights):
     assert not logs.exists()
 
 
-def test_it_notices_a_killed_emulator_and_leaves_no_model_server(weights):
+def test_exits_with_a_killed_emulator_and_leaves_no_model_server(weights):
     process = local(weights)
     try:
         printed = until_ready(process)

@@ -1,4 +1,4 @@
-"""The SageMaker double keeps the contracts the stack is written against."""
+"""The SageMaker double implements the contracts that the stack depends on."""
 
 import base64
 import io
@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 from glassbox.aws.objects import Objects
 from glassbox.errors import BadInputError, RetryableError
 from local.emulator import ACCOUNT, REGION
+from local.event_queue import EventQueue
 
 ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
 INSTANCE = {"InstanceType": "ml.t2.medium", "InitialInstanceCount": 1}
@@ -86,7 +87,7 @@ def make_model(sagemaker, role, stub_images, model_data):
 
 @pytest.fixture(scope="session")
 def make_config(sagemaker, make_model, bucket):
-    """An endpoint config with a model of its own, of the same name; `capture` is merged into its DataCaptureConfig."""
+    """Create a model and an endpoint config of one name; `capture` overrides DataCaptureConfig members."""
 
     def make(name, environment=None, capture=None, **more):
         make_model(name, environment)
@@ -116,7 +117,7 @@ def make_config(sagemaker, make_model, bucket):
 
 @pytest.fixture
 def make_endpoint(sagemaker, make_config, eventually):
-    """An endpoint in service on a config of the same name; deleted after the test."""
+    """Create an endpoint with a config of the same name; it is deleted after the test."""
     made = []
 
     def make(name, config=None, **more):
@@ -150,7 +151,7 @@ def ask(runtime, endpoint, wish=None, **more):
 
 @pytest.fixture
 def captured(embedded_aws, bucket):
-    """The captured records below a prefix, as (key, record), in the order of the keys."""
+    """Return the captured records of an endpoint as (key, record), ordered by key."""
     s3 = embedded_aws.client("s3")
 
     def read(endpoint):
@@ -167,24 +168,17 @@ def captured(embedded_aws, bucket):
 
 @pytest.fixture(scope="module")
 def events(embedded_aws):
-    """Every SageMaker event from here on; call it for those of a detail-type."""
-    sqs, rules = embedded_aws.client("sqs"), embedded_aws.client("events")
-    queue = sqs.create_queue(QueueName="sagemaker-events")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    statement = allow("sqs:SendMessage", arn, Principal={"Service": "events.amazonaws.com"})
-    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": json.dumps({"Statement": [statement]})})
-    rules.put_rule(Name="all-sagemaker", EventPattern=json.dumps({"source": ["aws.sagemaker"]}))
-    rules.put_targets(Rule="all-sagemaker", Targets=[{"Id": "q", "Arn": arn}])
-    seen = []
+    """Collect all SageMaker events from now on; return those of a detail type."""
+    queue = EventQueue(embedded_aws, "sagemaker-events")
+    queue.add_rule({"source": ["aws.sagemaker"]})
+    received = []
 
     def collect(detail_type, **detail):
-        while messages := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", []):
-            seen.extend(json.loads(message["Body"]) for message in messages)
-            for message in messages:
-                sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+        while messages := queue.receive():
+            received.extend(json.loads(message["Body"]) for message in messages)
         return [
             event
-            for event in seen
+            for event in received
             if event["detail-type"] == detail_type and detail.items() <= event["detail"].items()
         ]
 
@@ -200,7 +194,7 @@ def error_of(call, *args, **kwargs):
 # ---------------------------------------------------------------- errors
 
 
-def test_texts_and_codes_are_those_of_aws(sagemaker, runtime, make_config, make_endpoint):
+def test_errors_have_the_codes_and_texts_of_aws(sagemaker, runtime, make_config, make_endpoint):
     name = make_endpoint("errors")
     assert error_of(sagemaker.describe_endpoint, EndpointName="None") == (
         "ValidationException",
@@ -235,7 +229,7 @@ TRAINING_JOB = {
 }
 
 
-def test_a_request_outside_its_model_is_refused_member_by_member(sagemaker, make_model):
+def test_refuses_an_invalid_request_with_each_invalid_member(sagemaker, make_model):
     make_model("shape")
     variant = {"VariantName": "bad_name", "ModelName": "shape", "InitialVariantWeight": 1, **INSTANCE}
     code, message = error_of(
@@ -279,7 +273,7 @@ def test_a_model_needs_its_data_an_ecr_image_and_a_role_that_trusts_sagemaker(
         ("application/vnd.docker.distribution.manifest.v2+json", False),
     ],
 )
-def test_an_image_with_an_oci_manifest_is_refused(embedded_aws, sagemaker, role, stub_images, kind, refused):
+def test_refuses_an_image_with_an_oci_manifest(embedded_aws, sagemaker, role, stub_images, kind, refused):
     ecr, image = embedded_aws.client("ecr"), stub_images["serving"]
     ecr.create_repository(repositoryName="stub-serving")
     try:
@@ -307,7 +301,7 @@ def test_an_image_with_an_oci_manifest_is_refused(embedded_aws, sagemaker, role,
 
 @pytest.fixture
 def as_user(embedded_aws):
-    """A client with just these statements."""
+    """Create a client with these permissions only."""
     made = []
 
     def client(service, *statements):
@@ -328,7 +322,7 @@ def as_user(embedded_aws):
 
 
 @pytest.mark.parametrize(("listing", "answered"), [(False, 403), (True, 404)])
-def test_a_missing_object_is_404_only_with_list_bucket(as_user, bucket, embedded_aws, listing, answered):
+def test_a_missing_object_is_404_with_list_bucket_only(as_user, bucket, embedded_aws, listing, answered):
     embedded_aws.client("s3").put_object(Bucket=bucket, Key="there", Body=b"1")
     rights = [allow("s3:GetObject", f"arn:aws:s3:::{bucket}/*")]
     s3 = as_user("s3", *rights, *([allow("s3:ListBucket", f"arn:aws:s3:::{bucket}")] if listing else []))
@@ -341,7 +335,7 @@ def test_a_missing_object_is_404_only_with_list_bucket(as_user, bucket, embedded
     assert code == {403: "AccessDenied", 404: "NoSuchKey"}[answered]
 
 
-def test_a_container_is_refused_as_aws_refuses_it(sagemaker, role, stub_images, model_data):
+def test_refuses_invalid_container_definitions(sagemaker, role, stub_images, model_data):
     container = {"Image": stub_images["serving"], "ModelDataUrl": model_data}
     package = f"{ARN}:model-package/signs/3"
     source = {"S3DataSource": {"S3Uri": model_data, "S3DataType": "S3Object", "CompressionType": "Gzip"}}
@@ -364,7 +358,7 @@ def test_a_container_is_refused_as_aws_refuses_it(sagemaker, role, stub_images, 
         assert message in caught.value.response["Error"]["Message"]
 
 
-def test_endpoints_keep_to_the_instance_quota_and_an_update_needs_the_fleet_twice(
+def test_enforces_the_instance_quota_and_an_update_needs_twice_the_instances(
     embedded_aws, sagemaker, make_config, make_endpoint
 ):
     name = "ml.c5.9xlarge"
@@ -392,7 +386,7 @@ def test_endpoints_keep_to_the_instance_quota_and_an_update_needs_the_fleet_twic
         embedded_aws.control("quotas")
 
 
-def test_a_bucket_of_another_owner_than_expected_is_refused(embedded_aws, bucket):
+def test_refuses_a_bucket_of_an_unexpected_owner(embedded_aws, bucket):
     s3 = embedded_aws.client("s3")
     s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=ACCOUNT)
     with pytest.raises(ClientError) as caught:
@@ -416,7 +410,7 @@ def test_update_endpoint_needs_the_endpoint_and_the_config(as_user, make_endpoin
 
 
 def test_update_endpoint_to_encrypted_volumes_needs_a_grant_on_the_key(as_user, make_endpoint, make_config):
-    """CreateEndpointConfig, KmsKeyId: the key must let the role that updates the endpoint in."""
+    """CreateEndpointConfig, KmsKeyId: the caller of UpdateEndpoint needs access to the key."""
     key = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/0f6f4a0e-5f39-4a3e-8a53-2f2f6d1a9c11"
     name, config = make_endpoint("iam-key"), make_config("iam-key-b", KmsKeyId=key)
     update = allow("sagemaker:UpdateEndpoint")
@@ -437,7 +431,7 @@ def test_update_endpoint_to_encrypted_volumes_needs_a_grant_on_the_key(as_user, 
     assert allowed.update_endpoint(**request)["EndpointArn"].endswith(name)
 
 
-def test_invoke_endpoint_is_granted_per_endpoint(as_user, make_endpoint):
+def test_invoke_endpoint_is_allowed_by_endpoint(as_user, make_endpoint):
     make_endpoint("iam-a")
     make_endpoint("iam-b")
     runtime = as_user("sagemaker-runtime", allow("sagemaker:InvokeEndpoint", f"{ARN}:endpoint/iam-a"))
@@ -449,7 +443,7 @@ def test_invoke_endpoint_is_granted_per_endpoint(as_user, make_endpoint):
     assert "with an explicit deny" in error_of(ask, denied, "iam-a")[1]
 
 
-def test_handing_over_a_role_needs_pass_role_for_sagemaker(as_user, role, stub_images):
+def test_create_model_needs_pass_role_for_sagemaker(as_user, role, stub_images):
     request = {"ExecutionRoleArn": role, "PrimaryContainer": {"Image": stub_images["serving"]}}
     create = allow("sagemaker:CreateModel")
     condition = {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
@@ -462,7 +456,7 @@ def test_handing_over_a_role_needs_pass_role_for_sagemaker(as_user, role, stub_i
     assert right.create_model(ModelName="pass", **request)["ModelArn"] == f"{ARN}:model/pass"
 
 
-def test_a_wrong_signature_is_refused(embedded_aws, as_user, make_endpoint):
+def test_refuses_an_invalid_signature(embedded_aws, as_user, make_endpoint):
     make_endpoint("signed")
     honest = as_user("sagemaker-runtime", allow("sagemaker:InvokeEndpoint"))
     assert ask(honest, "signed")["version"] == "signed"
@@ -476,20 +470,22 @@ def test_a_wrong_signature_is_refused(embedded_aws, as_user, make_endpoint):
 # ---------------------------------------------------------------- hosting
 
 
-def test_a_container_gets_the_hosting_contract(embedded_aws, make_endpoint, make_config, runtime):
+def test_a_container_gets_the_environment_of_the_hosting_contract(
+    embedded_aws, make_endpoint, make_config, runtime
+):
     name = make_endpoint("contract", make_config("contract", {"GREETING": "hello"}))
     environment = ask(runtime, name, {"environment": True})
     assert environment["GREETING"] == "hello"
     assert environment["AWS_ENDPOINT_URL"] == embedded_aws.endpoint_url
     assert environment["AWS_REGION"] == environment["AWS_DEFAULT_REGION"] == REGION
-    assert environment["AWS_ACCESS_KEY_ID"].startswith("ASIA")  # the model role's, not the root's
+    assert environment["AWS_ACCESS_KEY_ID"].startswith("ASIA")  # the model's role, not root
     assert environment["OPT_ML"].endswith("/opt/ml")
     assert "VIRTUAL_ENV" not in environment
     [log] = (embedded_aws.directory / "logs" / "endpoints" / name).iterdir()
     assert "model files: ['inference.py', 'model.pt']" in log.read_text()
 
 
-def test_headers_go_to_the_container_and_come_back(make_endpoint, runtime):
+def test_passes_headers_to_the_container_and_back(make_endpoint, runtime):
     name = make_endpoint("headers")
     response = runtime.invoke_endpoint(
         EndpointName=name,
@@ -507,19 +503,19 @@ def test_headers_go_to_the_container_and_come_back(make_endpoint, runtime):
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, "client"), (500, "server")])
-def test_a_model_error_carries_the_containers_answer(make_endpoint, runtime, status, kind):
+def test_a_model_error_contains_the_containers_response(make_endpoint, runtime, status, kind):
     name = make_endpoint(f"model-error-{status}")
     with pytest.raises(runtime.exceptions.ModelError) as caught:
-        ask(runtime, name, {"status": status, "text": "no picture"})
+        ask(runtime, name, {"status": status, "text": "no image"})
     response = caught.value.response
     assert response["ResponseMetadata"]["HTTPStatusCode"] == 424
-    assert (response["OriginalStatusCode"], response["OriginalMessage"]) == (status, "no picture")
+    assert (response["OriginalStatusCode"], response["OriginalMessage"]) == (status, "no image")
     assert response["Error"]["Message"].startswith(
-        f'Received {kind} error ({status}) from primary with message "no picture". See https://'
+        f'Received {kind} error ({status}) from primary with message "no image". See https://'
     )
 
 
-def test_six_mebibytes_is_the_limit(make_endpoint, runtime):
+def test_refuses_requests_over_6_mebibytes(make_endpoint, runtime):
     name = make_endpoint("large")
     limit = 6 * 1024 * 1024
     assert ask(runtime, name, Body=b"x" * limit, ContentType="application/x-npy")["bytes"] == limit
@@ -528,7 +524,7 @@ def test_six_mebibytes_is_the_limit(make_endpoint, runtime):
     assert caught.value.response["Error"]["Code"] == "413"
 
 
-def test_variants_share_traffic_by_weight_and_can_be_targeted(sagemaker, make_model, make_endpoint, runtime):
+def test_variants_get_traffic_by_weight_or_by_name(sagemaker, make_model, make_endpoint, runtime):
     variants = [
         {"VariantName": v, "ModelName": make_model(f"weight-{v}"), "InitialVariantWeight": w, **INSTANCE}
         for v, w in (("a", 3), ("b", 1))
@@ -543,9 +539,7 @@ def test_variants_share_traffic_by_weight_and_can_be_targeted(sagemaker, make_mo
     assert "c" in message
 
 
-def test_every_instance_is_a_process_and_one_that_dies_is_replaced(
-    make_endpoint, make_config, runtime, eventually
-):
+def test_replaces_an_instance_that_ends(make_endpoint, make_config, runtime, eventually):
     variant = {"VariantName": "AllTraffic", "ModelName": "two", **INSTANCE, "InitialInstanceCount": 2}
     name = make_endpoint("two", make_config("two", ProductionVariants=[variant]))
     pids = {ask(runtime, name)["pid"] for _ in range(40)}
@@ -563,7 +557,7 @@ def test_every_instance_is_a_process_and_one_that_dies_is_replaced(
 # ---------------------------------------------------------------- updates
 
 
-def test_a_scaled_endpoint_stays_scaled_where_an_update_retains_it(
+def test_an_update_can_retain_the_scaled_instance_count_and_weight(
     sagemaker, make_endpoint, make_config, eventually
 ):
     endpoint, other = make_endpoint("scaled"), make_config("scaled-other")
@@ -588,7 +582,9 @@ def test_a_scaled_endpoint_stays_scaled_where_an_update_retains_it(
     assert counts(RetainAllVariantProperties=False) == (1, 1.0)
 
 
-def test_an_update_loses_no_request(sagemaker, runtime, make_endpoint, make_config, events, eventually):
+def test_no_request_fails_during_an_update(
+    sagemaker, runtime, make_endpoint, make_config, events, eventually
+):
     name, after = make_endpoint("swap"), make_config("swap-b", {"SLOW_START": "0.7"})
     answers, failures, stop = [], [], threading.Event()
 
@@ -618,15 +614,13 @@ def test_an_update_loses_no_request(sagemaker, runtime, make_endpoint, make_conf
     assert (described["EndpointStatus"], described["EndpointConfigName"]) == ("InService", after)
     assert failures == []
     turn = answers.index(after)
-    assert turn > 20  # the old one served while the new one started
+    assert turn > 20  # the old model served while the new one started
     assert set(answers[:turn]) == {"swap"}
     assert set(answers[turn + 8 :]) == {after}
     eventually(lambda: len(events("SageMaker Endpoint State Change", EndpointName=name)) >= 4)
 
 
-def test_a_long_request_is_finished_by_the_old_model(
-    sagemaker, runtime, make_endpoint, make_config, eventually
-):
+def test_the_old_model_finishes_a_long_request(sagemaker, runtime, make_endpoint, make_config, eventually):
     name, after = make_endpoint("drain"), make_config("drain-b")
     answer = []
     slow = threading.Thread(target=lambda: answer.append(ask(runtime, name, {"sleep": 1.5})["version"]))
@@ -639,7 +633,7 @@ def test_a_long_request_is_finished_by_the_old_model(
     assert answer == ["drain"]
 
 
-def test_a_model_that_does_not_start_leaves_the_old_one_in_service(
+def test_keeps_the_old_model_in_service_when_the_new_one_does_not_start(
     sagemaker, runtime, make_endpoint, make_config, events, eventually
 ):
     name, broken = make_endpoint("rollback"), make_config("rollback-b", {"FAIL": "weights are torn"})
@@ -661,7 +655,7 @@ def test_a_model_that_does_not_start_leaves_the_old_one_in_service(
     assert set(statuses) <= {"CREATING", "IN_SERVICE", "UPDATING"}
 
 
-def test_a_first_model_that_does_not_start_leaves_a_failed_endpoint(
+def test_the_endpoint_is_failed_when_its_first_model_does_not_start(
     sagemaker, runtime, make_endpoint, make_config
 ):
     name = make_endpoint("stillborn", make_config("stillborn", {"FAIL": "no memory"}))
@@ -669,9 +663,7 @@ def test_a_first_model_that_does_not_start_leaves_a_failed_endpoint(
     assert error_of(ask, runtime, name)[0] == "ValidationError"
 
 
-def test_unknown_images_and_malicious_archives_are_reported(
-    embedded_aws, sagemaker, make_model, make_endpoint
-):
+def test_reports_unknown_images_and_malicious_archives(embedded_aws, sagemaker, make_model, make_endpoint):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         archive.addfile(tarfile.TarInfo("../../../outside"))
@@ -701,7 +693,7 @@ def test_unknown_images_and_malicious_archives_are_reported(
     assert not list(embedded_aws.directory.rglob("outside"))
 
 
-def test_tags_are_kept_with_their_resource(sagemaker, role, stub_images):
+def test_keeps_tags_until_their_resource_is_deleted(sagemaker, role, stub_images):
     tag = {"Key": "team", "Value": "signs"}
     arn = sagemaker.create_model(
         ModelName="tagged",
@@ -715,7 +707,7 @@ def test_tags_are_kept_with_their_resource(sagemaker, role, stub_images):
     assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == []
 
 
-def test_a_deleted_endpoint_is_gone(sagemaker, runtime, make_config, eventually):
+def test_deletes_an_endpoint(sagemaker, runtime, make_config, eventually):
     make_config("gone")
     sagemaker.create_endpoint(EndpointName="gone", EndpointConfigName="gone")
     settled(sagemaker, "gone", eventually)
@@ -754,7 +746,7 @@ def test_the_endpoint_event_has_the_documented_shape(make_endpoint, events, even
 # ---------------------------------------------------------------- data capture
 
 
-def test_a_record_and_its_key_have_the_documented_form(embedded_aws, make_endpoint, runtime, captured):
+def test_captured_records_and_keys_have_the_documented_format(embedded_aws, make_endpoint, runtime, captured):
     name = make_endpoint("capture")
     embedded_aws.control("clock", now="2026-11-23T10:59:59.700Z")
     try:
@@ -805,7 +797,7 @@ def test_a_record_and_its_key_have_the_documented_form(embedded_aws, make_endpoi
     assert second["captureData"]["endpointInput"]["encoding"] == "JSON"
 
 
-def test_without_content_types_everything_is_base64(
+def test_captures_base64_without_configured_content_types(
     sagemaker, make_config, make_endpoint, runtime, captured, bucket
 ):
     capture = {
@@ -833,7 +825,7 @@ def test_without_content_types_everything_is_base64(
 
 
 @pytest.mark.parametrize(("percentage", "low", "high"), [(0, 0, 0), (50, 62, 138), (100, 200, 200)])
-def test_sampling(make_endpoint, make_config, runtime, captured, percentage, low, high):
+def test_captures_the_configured_sample(make_endpoint, make_config, runtime, captured, percentage, low, high):
     name = f"sampled-{percentage}"
     make_endpoint(name, make_config(name, capture={"InitialSamplingPercentage": percentage}))
     for _ in range(200):
@@ -841,30 +833,28 @@ def test_sampling(make_endpoint, make_config, runtime, captured, percentage, low
     assert low <= len(captured(name)) <= high  # at 50 %: 100 expected, 5.4 standard deviations to either side
 
 
-def test_what_fails_is_captured_too_and_a_config_may_capture_nothing(
-    make_endpoint, make_config, runtime, captured
-):
+def test_captures_failed_requests_and_nothing_when_disabled(make_endpoint, make_config, runtime, captured):
     name = make_endpoint("errors-captured")
     with pytest.raises(runtime.exceptions.ModelError):
-        ask(runtime, name, {"status": 400, "text": '{"message": "no picture"}'})
+        ask(runtime, name, {"status": 400, "text": '{"message": "no image"}'})
     [(_, record)] = captured(name)
-    assert record["captureData"]["endpointOutput"]["data"] == '{"message": "no picture"}'
+    assert record["captureData"]["endpointOutput"]["data"] == '{"message": "no image"}'
     make_endpoint("uncaptured", make_config("uncaptured", capture={"EnableCapture": False}))
     ask(runtime, "uncaptured")
     assert captured("uncaptured") == []
 
 
-def test_capture_needs_the_model_roles_right_to_write(
+def test_capture_needs_the_write_permission_of_the_models_role(
     embedded_aws, make_endpoint, make_config, runtime, eventually
 ):
     make_config("forbidden", capture={"DestinationS3Uri": "s3://double-data/elsewhere"})
     name = make_endpoint("forbidden", "forbidden")
-    assert ask(runtime, name)["version"] == "forbidden"  # the answer does not suffer
+    assert ask(runtime, name)["version"] == "forbidden"  # the response is not affected
     eventually(lambda: "forbidden: lost 1 captured records" in embedded_aws.log.read_text())
     assert "is not authorized to perform: s3:PutObject" in embedded_aws.log.read_text()
 
 
-def test_a_shadow_variant_is_captured_beside_and_its_answer_discarded(
+def test_captures_the_shadow_variant_and_discards_its_response(
     sagemaker, make_model, make_endpoint, make_config, runtime, captured, eventually
 ):
     shadow = {"VariantName": "shadow", "ModelName": make_model("the-shadow"), **INSTANCE}
@@ -902,7 +892,7 @@ def job_ended(sagemaker, eventually):
 
 @pytest.fixture
 def run_job(sagemaker, role, stub_images, bucket, embedded_aws, job_ended):
-    """Runs a job on capture lines and returns its description when it has ended."""
+    """Run a job on capture lines and return its description at its end."""
 
     def run(name, environment=None, *, wait=True, **more):
         root = "/opt/ml/processing"
@@ -936,14 +926,14 @@ def run_job(sagemaker, role, stub_images, bucket, embedded_aws, job_ended):
     return run
 
 
-def test_a_job_reads_writes_and_leaves_its_message(run_job, embedded_aws, bucket, events, eventually):
+def test_a_job_reads_inputs_and_writes_outputs_and_message(run_job, embedded_aws, bucket, events, eventually):
     message = "CompletedWithViolations: Class 14 predicted 80.50% of the time: Exceeded 50.00% threshold\n"
     job = run_job("good", {"MESSAGE": message})
     assert job["ProcessingJobStatus"] == "Completed"
     assert job["ExitMessage"] == message
     s3 = embedded_aws.client("s3")
     listed = s3.list_objects_v2(Bucket=bucket, Prefix="reports/good/")["Contents"]
-    assert [item["Key"] for item in listed] == ["reports/good/sub/report.json"]  # no symlink
+    assert [item["Key"] for item in listed] == ["reports/good/sub/report.json"]  # not the symlink
     report = json.loads(s3.get_object(Bucket=bucket, Key=listed[0]["Key"])["Body"].read())
     assert report["lines"] == 3
     assert report["environment"]["sagemaker_endpoint_name"] == "traffic-signs"
@@ -1047,13 +1037,13 @@ def test_the_job_event_has_the_captured_shape(run_job, role, stub_images, bucket
     }
 
 
-def test_a_job_that_exits_badly_has_failed_and_keeps_its_message(run_job):
+def test_a_job_with_an_exit_code_fails_and_keeps_its_message(run_job):
     job = run_job("bad", {"EXIT": "3", "MESSAGE": "THRESHOLD is missing"})
     assert (job["ProcessingJobStatus"], job["ExitMessage"]) == ("Failed", "THRESHOLD is missing")
     assert job["FailureReason"] == "AlgorithmError: See job logs for more information, exit code: 3"
 
 
-def test_the_message_is_a_kibibyte_of_utf8(run_job):
+def test_the_exit_message_is_at_most_1_kibibyte_of_utf8(run_job):
     long = run_job("long", {"MESSAGE": "é" + "x" * 253, "EXIT": "0"})
     assert long["ExitMessage"] == "é" + "x" * 253
     latin = run_job("latin", {"MESSAGE": "é and more", "ENCODING": "latin-1"})
@@ -1066,7 +1056,7 @@ def _by_manifest(uri):
     return [{"InputName": "c", "S3Input": {**source, "S3DataType": "ManifestFile", "S3InputMode": "File"}}]
 
 
-def test_a_manifest_names_the_files_of_a_job(run_job, embedded_aws, bucket):
+def test_a_manifest_lists_the_files_of_a_job(run_job, embedded_aws, bucket):
     s3, uri = embedded_aws.client("s3"), f"s3://{bucket}/in/manifest.json"
     for name in ("a/1", "a/2", "b/1"):
         s3.put_object(Bucket=bucket, Key=f"in/listed/{name}.jsonl", Body=b"{}\n")
@@ -1083,8 +1073,8 @@ def test_a_manifest_names_the_files_of_a_job(run_job, embedded_aws, bucket):
     assert "not in the expected format" in run("no-manifest", ["a/1.jsonl"])["FailureReason"]
 
 
-def test_inputs_that_do_not_fit_the_volume_fail_the_job(run_job, embedded_aws, bucket):
-    """The same 101 MB ten times: the volume has 1 GB."""
+def test_a_job_fails_when_its_inputs_exceed_the_volume(run_job, embedded_aws, bucket):
+    """The manifest lists a file of 101 MB ten times; the volume has 1 GB."""
     s3, uri = embedded_aws.client("s3"), f"s3://{bucket}/in/full.json"
     s3.put_object(Bucket=bucket, Key="in/full/0.jsonl", Body=bytes(101_000_000))
     manifest = [{"prefix": f"s3://{bucket}/in/full/"}, *["0.jsonl"] * 10]
@@ -1095,7 +1085,7 @@ def test_inputs_that_do_not_fit_the_volume_fail_the_job(run_job, embedded_aws, b
     assert "No space left on device" in job["FailureReason"]
 
 
-def test_s3_tells_only_who_may_list_that_an_object_is_missing(embedded_aws, bucket):
+def test_a_missing_object_is_a_bad_input_with_list_bucket_only(embedded_aws, bucket):
     def read(name, *statements):
         arn = make_role(embedded_aws, name, [allow("s3:GetObject", f"arn:aws:s3:::{bucket}/*"), *statements])
         given = embedded_aws.control("credentials", role=arn, service="sagemaker.amazonaws.com")
@@ -1113,7 +1103,7 @@ def test_s3_tells_only_who_may_list_that_an_object_is_missing(embedded_aws, buck
     assert read("reads-and-lists", allow("s3:ListBucket", f"arn:aws:s3:::{bucket}")).type is BadInputError
 
 
-def test_no_input_no_right_and_no_image_fail_with_the_reason(run_job, bucket):
+def test_a_job_fails_with_the_reason_without_input_permission_or_image(run_job, bucket):
     nothing = {"S3Uri": f"s3://{bucket}/in/nothing", "LocalPath": "/opt/ml/processing/input"}
     given = [{"InputName": "c", "S3Input": {**nothing, "S3DataType": "S3Prefix", "S3InputMode": "File"}}]
     job = run_job("empty", ProcessingInputs=given)
@@ -1129,7 +1119,7 @@ def test_no_input_no_right_and_no_image_fail_with_the_reason(run_job, bucket):
     assert job["FailureReason"].startswith("ClientError: Cannot pull the image")
 
 
-def test_a_name_is_used_once_and_a_job_can_be_stopped_and_found(run_job, job_ended, sagemaker):
+def test_job_names_are_unique_and_jobs_can_be_stopped_and_listed(run_job, job_ended, sagemaker):
     run_job("once", {"SLEEP": "30"}, wait=False)
     code, message = error_of(run_job, "once")
     assert code == "ResourceInUse"
@@ -1150,7 +1140,7 @@ def test_chaos_emits_every_event_twice(embedded_aws, run_job, events, eventually
     embedded_aws.control("chaos", duplicate_deliveries=True)
     try:
         run_job("twice")
-        # until they are there: a job has ended a moment before its last event is sent
+        # the last event is sent after the job has ended
         eventually(
             lambda: len(events("SageMaker Processing Job State Change", ProcessingJobName="twice")) == 4
         )
@@ -1161,7 +1151,7 @@ def test_chaos_emits_every_event_twice(embedded_aws, run_job, events, eventually
 # ---------------------------------------------------------------- schedules
 
 
-def test_a_monitoring_schedule_is_kept(sagemaker, role, stub_images):
+def test_stores_a_monitoring_schedule(sagemaker, role, stub_images):
     definition = {
         "MonitoringAppSpecification": {"ImageUri": stub_images["monitor"]},
         "MonitoringInputs": [{"EndpointInput": {"EndpointName": "e", "LocalPath": "/opt/ml/processing/in"}}],

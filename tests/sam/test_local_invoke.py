@@ -1,9 +1,10 @@
-"""One incident from the captured file to the report, every step of it by `sam local invoke`: `make sam-test`.
+"""One incident from the capture file to the incident report, with `sam local invoke`: `make sam-test`.
 
-The embedded AWS runs no function here; each is run in Lambda's container, with what `sam build` built, with the
-variables and the rights of the role that the stack gives it, on its own events/*.json.
+The embedded AWS runs no function here. Each function runs in Lambda's container with the result of `sam build`, the
+variables and the role of the deployed function, on its sample in events/.
 """
 
+import io
 import json
 import os
 
@@ -18,7 +19,8 @@ from glassbox.timestamps import parse_timestamp
 from local import invoke
 from local.emulator import REGION, ROOT, docker_bridge
 from local.stack import running_stack
-from watching import Inbox, incident, wait_for
+from local.waiting import wait_for
+from watching import Inbox, endpoint_state, incident, keys, read_object
 
 SAM = os.environ.get("GLASSBOX_SAM", "")
 pytestmark = [
@@ -30,7 +32,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def stack():
     host = docker_bridge()
-    assert host, "no Docker engine answers"
+    assert host, "expected a Docker engine on this machine"
     parameters = {**invoke.PARAMETERS, "MaxFlaggedReplays": "2", "MaxComparisonReplays": "1"}
     with running_stack(parameters, also_on=host) as stack, invoke.paused(stack):
         invoke.store_capture(stack)
@@ -44,7 +46,7 @@ def inbox(stack):
 
 @pytest.fixture(scope="module")
 def run(stack):
-    """Runs a function on one of events/ (or a changed one); all of its messages have to be done."""
+    """Run a function on its sample, or on another event; it must process all messages."""
     address = f"{docker_bridge()}:{stack.aws.port}"
 
     def invoked(function, event=None):
@@ -54,16 +56,6 @@ def run(stack):
         assert answer == {"batchItemFailures": []}
 
     return invoked
-
-
-def live(stack):
-    endpoint = stack.client("sagemaker").describe_endpoint(EndpointName="traffic-signs")
-    return endpoint["EndpointStatus"], endpoint["EndpointConfigName"]
-
-
-def keys(stack, prefix):
-    listed = stack.client("s3").list_objects_v2(Bucket=stack.outputs["Bucket"], Prefix=prefix)
-    return [item["Key"] for item in listed.get("Contents", ())]
 
 
 def test_count_predictions_counts_once_and_publishes_the_violation(stack, run):
@@ -81,7 +73,7 @@ def test_count_predictions_counts_once_and_publishes_the_violation(stack, run):
     assert (detail["check"], detail["class"], detail["sample_size"]) == ("class_share", 14, 60)
 
 
-def test_start_monitor_starts_the_job_over_the_hour(stack, run):
+def test_start_monitor_starts_the_job_of_the_hour(stack, run):
     run("start_monitor")
     (job,) = stack.client("sagemaker").list_processing_jobs()["ProcessingJobSummaries"]
     assert job["ProcessingJobName"] == "class-monitor-traffic-signs-20261123t1000"
@@ -91,10 +83,10 @@ def test_start_monitor_starts_the_job_over_the_hour(stack, run):
 
 def test_swap_endpoint_swaps_and_notifies(stack, run, inbox):
     run("swap_endpoint")
-    wait_for(lambda: live(stack) == ("InService", stack.outputs["HookedConfig"]))
+    wait_for(lambda: endpoint_state(stack) == ("InService", stack.outputs["HookedConfig"]))
     assert incident(stack).state == "SWAPPING"
-    (begun,) = wait_for(inbox.notifications)
-    assert "Class 14 predicted 80.50% of the time" in begun["Message"]
+    (swap,) = wait_for(inbox.notifications)
+    assert "Class 14 predicted 80.50% of the time" in swap["Message"]
 
 
 def test_confirm_endpoint_replays_flagged_inputs(stack, run):
@@ -113,16 +105,15 @@ def test_render_saliency_renders_a_replay(stack, run):
     (name,) = incident(stack).heatmaps
     folder = f"saliency/traffic-signs/{incident(stack).id}/{name}"
     assert keys(stack, folder) == [f"{folder}.json", f"{folder}.png"]
-    read = stack.client("s3").get_object
-    facts = json.loads(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.json")["Body"].read())
+    facts = json.loads(read_object(stack, f"{folder}.json"))
     assert facts["completeness"]["complete"]
-    with Image.open(read(Bucket=stack.outputs["Bucket"], Key=f"{folder}.png")["Body"]) as heatmap:
+    with Image.open(io.BytesIO(read_object(stack, f"{folder}.png"))) as heatmap:
         assert heatmap.format == "PNG"
 
 
 def test_restore_endpoint_restores_and_confirm_endpoint_reports(stack, run, inbox):
     run("restore_endpoint")
-    wait_for(lambda: live(stack) == ("InService", stack.outputs["PlainConfig"]))
+    wait_for(lambda: endpoint_state(stack) == ("InService", stack.outputs["PlainConfig"]))
     assert incident(stack).state == "RESTORING"
     run("confirm_endpoint")
     closed = incident(stack)
@@ -133,7 +124,7 @@ def test_restore_endpoint_restores_and_confirm_endpoint_reports(stack, run, inbo
     assert "report is ready" in inbox.notifications()[1]["Subject"]
 
 
-def test_a_poison_message_comes_back_alone(stack):
+def test_a_poison_message_is_returned_alone(stack):
     event = invoke.read_event(ROOT / "events" / "sqs-capture.json", stack)
     bad = {**event["Records"][0], "messageId": "poison", "body": "no JSON"}
     answer = invoke.invoke(
@@ -146,7 +137,7 @@ def test_a_poison_message_comes_back_alone(stack):
     assert answer == {"batchItemFailures": [{"itemIdentifier": "poison"}]}
 
 
-def test_what_eventbridge_would_send_is_put_into_a_message(stack, run):
+def test_an_eventbridge_event_is_wrapped_into_a_message(stack, run):
     event = invoke.read_event(ROOT / "events" / "monitor-job-violations.json", stack)
     run("swap_endpoint", event)
     assert len(incident(stack).related_violations) == 1
@@ -154,8 +145,8 @@ def test_what_eventbridge_would_send_is_put_into_a_message(stack, run):
         invoke.read_event(ROOT / "README.md", stack)
 
 
-def test_a_function_may_do_no_more_than_its_role(stack):
-    """The containers have the roles' rights: all calls above were made by them, and others are refused them."""
+def test_a_function_has_the_permissions_of_its_role_only(stack):
+    """All calls above were made with the roles, and AWS denies other calls."""
     roles = stack.resources("AWS::IAM::Role")
     callers = {role for role, *_ in stack.aws.control("calls")["allowed"]}
     assert callers <= set(roles.values())

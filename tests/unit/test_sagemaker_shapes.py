@@ -12,7 +12,7 @@ def variant(**more):
     return {"VariantName": "v", "ModelName": "m", **more}
 
 
-def test_a_templates_strings_become_what_the_api_takes():
+def test_converts_template_strings_to_the_types_of_the_api():
     properties = {
         "ProductionVariants": [variant(InitialInstanceCount="2", InitialVariantWeight="0.5")],
         "DataCaptureConfig": {"EnableCapture": "true", "InitialSamplingPercentage": "50"},
@@ -38,7 +38,7 @@ def test_a_templates_strings_become_what_the_api_takes():
         ({"ProductionVariants": "one"}, "/ProductionVariants: expected list, got str"),
     ],
 )
-def test_invalid_template_values_are_named(properties, problem):
+def test_error_names_the_invalid_template_value(properties, problem):
     with pytest.raises(ValueError, match=problem):
         from_template(properties, CONFIG)
 
@@ -66,7 +66,7 @@ def test_invalid_template_values_are_named(properties, problem):
         ),
     ],
 )
-def test_a_request_that_breaks_its_model_is_refused(request_, problem):
+def test_refuses_a_request_that_violates_its_model(request_, problem):
     with pytest.raises(SageMakerError) as caught:
         check(request_, CONFIG)
     assert caught.value.code == "ValidationException"
@@ -82,11 +82,11 @@ def test_a_request_that_breaks_its_model_is_refused(request_, problem):
         ({"a key": "v"}, "regular expression pattern"),
     ],
 )
-def test_an_environment_is_bounded_in_number_and_names(environment, problem):
+def test_refuses_an_environment_with_too_many_or_invalid_names(environment, problem):
     request = {"ModelName": "m", "PrimaryContainer": {"Environment": environment}}
     with pytest.raises(SageMakerError, match=problem):
         check(request, input_shape("CreateModel"))
 
 
-def test_a_good_request_passes():
+def test_accepts_a_valid_request():
     check({"EndpointConfigName": "a-1", "ProductionVariants": [variant(InstanceType="ml.m5.large")]}, CONFIG)

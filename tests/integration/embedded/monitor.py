@@ -1,4 +1,4 @@
-"""A stand-in for the monitor image: does what its environment says, by the contract of a processing container."""
+"""A stub of the monitor image: a processing container that its environment controls."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A stand-in for the serving image: answers what the request asks for, and says who answered."""
+"""A stub of the serving image: each request controls its response, which contains version and process."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = False  # what has begun is finished before the process ends
+    daemon_threads = False  # the process ends after its requests in progress
     request_queue_size = 64
 
 

@@ -1,4 +1,4 @@
-"""Notes every S3 event it is given in a table; a key with `poison` in it fails, alone."""
+"""Record every S3 event in a table; an event whose key contains `poison` fails alone."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def handler(event, context):
     if "probe" in event:
         return probe(event["probe"])
     if "scheduled" in event:
-        return note("scheduled", json.dumps(event))
+        return record_event("scheduled", json.dumps(event))
     failures = []
     for record in event["Records"]:
         detail = json.loads(record["body"])
@@ -22,14 +22,14 @@ def handler(event, context):
         try:
             if "poison" in key:
                 raise ValueError(f"cannot digest {key}")
-            note(key, record["body"])
+            record_event(key, record["body"])
         except ValueError as error:
             print(f"ERROR {error}")
             failures.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failures}
 
 
-def note(key, event):
+def record_event(key, event):
     TABLE.update_item(
         Key={"pk": key},
         UpdateExpression="ADD deliveries :one SET event = :event",
@@ -38,7 +38,7 @@ def note(key, event):
 
 
 def probe(what):
-    """Tries something, and says how it went."""
+    """Try an operation and return its result or error code."""
     try:
         return PROBES[what]()
     except ClientError as error:

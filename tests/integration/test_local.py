@@ -14,6 +14,7 @@ import torch
 from resnet import ResNet18
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'model_code'}"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def local(weights):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'model_code'}"},
+        env=ENVIRONMENT,
         # a background process may inherit that SIGINT is ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -62,6 +63,7 @@ def test_runs_until_interrupted_and_the_printed_commands_work(weights):
             cwd=ROOT,
             capture_output=True,
             text=True,
+            env=ENVIRONMENT,
             check=False,
         )
         assert again.returncode == 1

@@ -66,10 +66,28 @@ def test_settings_error_names_all_problems():
         ({"LOW": "nan", "NAME": "Forbidden"}, "LOW='nan' is not a finite number; NAME is forbidden"),
     ],
 )
-def test_settings_error_includes_the_problems_of_each_class(env, problems):
+def test_settings_error_includes_the_problems_of_the_class(env, problems):
     with pytest.raises(SettingsError) as error:
         from_env(Pair, env)
     assert str(error.value) == f"Pair: {problems}"
+
+
+def test_settings_error_includes_the_problems_of_all_mixins_once():
+    @dataclass(frozen=True, kw_only=True)
+    class Network:
+        subnets: str = ""
+
+        def problems(self):
+            yield "SUBNETS needs GROUPS"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Composed(Network, Pair):
+        def problems(self):
+            yield "BOTH are wrong"
+
+    with pytest.raises(SettingsError) as error:
+        from_env(Composed, {"LOW": "0", "HIGH": "1"})
+    assert str(error.value) == "Composed: BOTH are wrong; SUBNETS needs GROUPS; HIGH needs NAME"
 
 
 def test_from_env_accepts_settings_without_problems():

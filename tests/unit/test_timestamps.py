@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from glassbox.timestamps import parse_hour, parse_timestamp
+from glassbox.timestamps import format_timestamp, parse_hour, parse_timestamp
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,9 @@ def test_parse_hour_reads_the_folders_of_an_hour():
     for wrong in ("2026/13/01/00", "2026/11/23/24", "0000/01/01/00", "1999/01/01/00"):
         with pytest.raises(ValueError, match="timestamp"):
             parse_hour(wrong)
+
+
+def test_format_timestamp_writes_what_parse_timestamp_reads():
+    time = datetime(2026, 11, 23, 9, 5, 7, tzinfo=UTC)
+    assert format_timestamp(time) == "2026-11-23T09:05:07Z"
+    assert parse_timestamp(format_timestamp(time)) == time

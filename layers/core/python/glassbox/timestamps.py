@@ -1,4 +1,4 @@
-"""Timestamps: ISO 8601 text -> UTC."""
+"""Timestamps: ISO 8601 text <-> UTC."""
 
 import functools
 from datetime import UTC, datetime
@@ -31,6 +31,11 @@ def parse_timestamp(text: str) -> datetime:
     if utc.year not in _YEARS:
         raise ValueError(f"timestamp outside 2000 to 2199: {text!r}")
     return utc
+
+
+def format_timestamp(time: datetime) -> str:
+    """Return a time in UTC as ``yyyy-mm-ddThh:mm:ssZ``."""
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def parse_hour(path: str) -> datetime:

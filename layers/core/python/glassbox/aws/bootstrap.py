@@ -27,7 +27,7 @@ class IncidentSettings(Limits):
     rollback_alarm: str = ""
 
     def problems(self) -> Iterator[str]:
-        """What is missing to swap the endpoint."""
+        """Yield what is missing to swap the endpoint."""
         if self.react is True:
             for name in ("plain_config", "hooked_config"):
                 if not getattr(self, name):

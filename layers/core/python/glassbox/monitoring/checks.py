@@ -8,6 +8,7 @@ from glassbox.monitoring.counts import UNKNOWN, Counts, ResponseSettings, Window
 from glassbox.monitoring.drift import distance_by_chance, jensen_shannon_distance
 from glassbox.monitoring.response import PredictedClass
 from glassbox.settings import setting
+from glassbox.timestamps import format_timestamp
 from glassbox.violation import ViolationDetail, WindowDetail
 
 CLASS_SHARE, LOW_CONFIDENCE_SHARE, DRIFT, UNREADABLE_SHARE = (
@@ -74,7 +75,7 @@ class PublishedViolation:
 
 def violation_detail(endpoint: str, variant: str, verdict: Verdict) -> ViolationDetail:
     """Return the detail of the event that publishes a violated verdict."""
-    start, end = (f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in (verdict.window.start, verdict.window.end))
+    window = WindowDetail(format_timestamp(verdict.window.start), format_timestamp(verdict.window.end))
     return ViolationDetail(
         endpoint=endpoint,
         variant=variant,
@@ -82,7 +83,7 @@ def violation_detail(endpoint: str, variant: str, verdict: Verdict) -> Violation
         value=verdict.value,
         lower=verdict.lower,
         upper=verdict.upper,
-        window=WindowDetail(start, end),
+        window=window,
         sample_size=verdict.sample_size,
         predicted_class=verdict.predicted_class,
         reason=verdict.reason,

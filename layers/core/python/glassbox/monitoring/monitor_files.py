@@ -12,6 +12,7 @@ from typing import Any
 from glassbox.monitoring.checks import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
 from glassbox.monitoring.counts import BUCKETS, Confidences, Counts
 from glassbox.monitoring.response import PredictedClass
+from glassbox.timestamps import format_timestamp
 
 CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
 
@@ -142,7 +143,7 @@ def cloudwatch(
     """
     verdicts = list(verdicts)
     common = {
-        "Timestamp": f"{max(v.window.end for v in verdicts):%Y-%m-%dT%H:%M:%SZ}",
+        "Timestamp": format_timestamp(max(v.window.end for v in verdicts)),
         "Dimensions": [{"Name": name, "Value": value} for name, value in dimensions.items()],
     }
     numbers = {c: n for c, n in counts.classes.items() if isinstance(c, int)}

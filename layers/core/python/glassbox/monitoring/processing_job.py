@@ -18,6 +18,7 @@ from glassbox.monitoring.counts import WINDOW, Window
 from glassbox.ports import Objects, ProcessingJobs
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import names
+from glassbox.timestamps import format_timestamp
 from glassbox.violation import SCHEDULE
 
 _ROOT = "/opt/ml/processing"
@@ -246,6 +247,6 @@ def _environment(window: Window, settings: MonitorSettings) -> dict[str, str]:
         "publish_cloudwatch_metrics": "Disabled",
         "sagemaker_endpoint_name": settings.endpoint_name,
         "sagemaker_monitoring_schedule_name": SCHEDULE,
-        "start_time": f"{window.start:%Y-%m-%dT%H:%M:%SZ}",
-        "end_time": f"{window.end:%Y-%m-%dT%H:%M:%SZ}",
+        "start_time": format_timestamp(window.start),
+        "end_time": format_timestamp(window.end),
     }

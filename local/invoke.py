@@ -215,14 +215,14 @@ def _stack(host: str) -> Iterator[tuple[Stack, str]]:
             yield stack, f"{host}:{stack.aws.endpoint_url.rpartition(':')[2]}"
 
 
-def _contents(stack: Stack) -> set[str]:
+def contents(stack: Stack) -> set[str]:
     """Return the objects of the bucket and the items of the tables, one line for each."""
     s3, dynamodb = stack.client("s3"), stack.client("dynamodb")
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=stack.outputs["Bucket"])
     lines = {f"s3://{stack.outputs['Bucket']}/{o['Key']}" for page in pages for o in page.get("Contents", ())}
     for table in ("CountsTable", "IncidentsTable"):
         items = dynamodb.scan(TableName=stack.outputs[table])["Items"]
-        lines |= {f"{table} {json.dumps(item, sort_keys=True)}" for item in items}
+        lines |= {f"{table} {json.dumps(item, sort_keys=True, default=bytes.hex)}" for item in items}
     return lines
 
 
@@ -248,10 +248,10 @@ def main() -> None:
             store_capture(stack)
             if chosen.function == "render_saliency":
                 store_trace(stack)
-            before = _contents(stack)
+            before = contents(stack)
             event = read_event(path, stack)
             print(json.dumps(invoke(stack, chosen.function, event, address=address, sam=chosen.sam)))
-            for line in sorted(_contents(stack) - before):
+            for line in sorted(contents(stack) - before):
                 print(f"new: {line}")
     except (EmulatorError, InvokeError, TimeoutError) as error:
         sys.exit(str(error))

@@ -4,6 +4,7 @@ Each fake passes the same contract tests as its adapter (tests/integration).
 """
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.incidents.model import DELETED, HEATMAPS_KEPT, RELATED_KEPT, EndpointState
@@ -30,10 +31,10 @@ class FakeObjects:
         below = (k.removeprefix(prefix) for b, k in self.objects if b == bucket and k.startswith(prefix))
         return sorted({k.partition("/")[0] for k in below if "/" in k})
 
-    def sizes(self, bucket, prefix):
-        return [
-            (k, len(v)) for (b, k), v in sorted(self.objects.items()) if b == bucket and k.startswith(prefix)
-        ]
+    def listed(self, bucket, prefix):
+        for (b, key), body in sorted(self.objects.items()):
+            if b == bucket and key.startswith(prefix):
+                yield key, len(body), datetime(2026, 11, 23, 10, tzinfo=UTC)
 
 
 class FakeEndpoint:

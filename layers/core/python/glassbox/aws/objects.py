@@ -46,30 +46,23 @@ class Objects:
 
     def folders(self, bucket: str, prefix: str) -> list[str]:
         """Return the names of the folders directly below ``prefix``, which ends in a slash."""
-        found: list[str] = []
-        request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
-        while True:
-            page = self._call("list_objects_v2", **request)
-            found += [p["Prefix"].removeprefix(prefix).rstrip("/") for p in page.get("CommonPrefixes", ())]
-            if not page.get("IsTruncated"):
-                return found
-            request["ContinuationToken"] = page["NextContinuationToken"]
+        pages = self._pages(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        found = (folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ()))
+        return [folder.removeprefix(prefix).rstrip("/") for folder in found]
 
     def listed(self, bucket: str, prefix: str) -> Iterator[tuple[str, int, datetime]]:
         """Yield key, size in bytes and time of the last write of each object, sorted by key."""
-        request = {"Bucket": bucket, "Prefix": prefix}
+        for page in self._pages(Bucket=bucket, Prefix=prefix):
+            for item in page.get("Contents", ()):
+                yield item["Key"], item["Size"], item["LastModified"]
+
+    def _pages(self, **request: Any) -> Iterator[dict[str, Any]]:
         while True:
             page = self._call("list_objects_v2", **request)
-            yield from (
-                (item["Key"], item["Size"], item["LastModified"]) for item in page.get("Contents", ())
-            )
+            yield page
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
-
-    def sizes(self, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-        """Yield key and size in bytes of each object below ``prefix``, sorted by key."""
-        return ((key, size) for key, size, _ in self.listed(bucket, prefix))
 
     def _call(self, operation: str, **request: Any) -> dict[str, Any]:
         where = f"s3://{request['Bucket']}/{request.get('Key', request.get('Prefix'))}"

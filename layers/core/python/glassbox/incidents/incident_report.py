@@ -81,7 +81,9 @@ def write_report(
 def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[Shown], list[tuple[str, str]]]:
     """Return the heat maps to show, and (name, reason) of the missing ones."""
     folder = f"saliency/{incident.endpoint}/{incident.id}/"
-    rendered = [key.removeprefix(folder) for key, _ in objects.sizes(bucket, folder) if key.endswith(".json")]
+    rendered = [
+        key.removeprefix(folder) for key, *_ in objects.listed(bucket, folder) if key.endswith(".json")
+    ]
     replays = incident.replays or frozenset()
     # first the first sample of every replay: one large batch must not displace the other requests
     names = sorted(

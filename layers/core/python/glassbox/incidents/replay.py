@@ -259,8 +259,8 @@ def _files(violation: Violation, dependencies: ReplayDependencies) -> list[str]:
     while hour < violation.window_end:
         for variant in variants_of(violation, dependencies):
             under = f"{settings.capture_folder}/{variant}/{hour:%Y/%m/%d/%H}/"
-            sizes = dependencies.captures.sizes(settings.capture_bucket, under)
-            found += [(key, size) for key, size in sizes if key.endswith(".jsonl")]
+            listed = dependencies.captures.listed(settings.capture_bucket, under)
+            found += [(key, size) for key, size, _ in listed if key.endswith(".jsonl")]
         hour += timedelta(hours=1)
     step = max(1, -(-sum(size for _, size in found) // BYTES_READ))
     return [key for key, _ in found[::step]]

@@ -52,7 +52,7 @@ _UPRIGHT = {
 
 
 class RequestError(Exception):
-    """A request that cannot be answered: an HTTP status, and one sentence for the client."""
+    """An HTTP status and one sentence for the client, for a request that cannot be answered."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -125,7 +125,7 @@ def _npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         raise RequestError(400, NO_NPY) from error
     if dtype.hasobject:
         raise RequestError(400, "Array: expected numbers, got pickled objects.")
-    return shape, dtype, stream.tell()
+    return shape, dtype, stream.seek(0, io.SEEK_CUR)
 
 
 def _file(
@@ -227,7 +227,7 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Return the orientation in a block of EXIF, 1 to 8; 1 (upright) if it is missing or damaged."""
+    """Return the orientation in a block of EXIF, 1 to 8, or 1 (upright) if it is damaged."""
     exif = exif.removeprefix(b"Exif\0\0")
     if exif[:2] not in (b"II", b"MM"):
         return 1

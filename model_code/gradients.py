@@ -204,7 +204,7 @@ def effective_bias(module: nn.Module) -> Tensor:
 
 
 def reduced(recording: Recording, biases: Mapping[str, Tensor]) -> dict[str, Array]:
-    """Return the statistics of every term, and Σ_c|term| of terms with pixels (the reduced form)."""
+    """Return the reduced form, the terms' statistics and Σ_c|term| of terms with pixels."""
     terms = {names.INPUT: recording.image * recording.image_gradient}
     for call, gradient in recording.gradients.items():
         bias = biases[call.partition("#")[0]]

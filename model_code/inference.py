@@ -91,7 +91,7 @@ class Classifier:
 
 
 def model_fn(model_dir: str, context: object = None) -> Classifier:
-    """Load ``model/model.pt`` (a state dict) and ``model/config.json`` of an unpacked model.tar.gz.
+    """Load ``model/model.pt`` and ``model/config.json`` of an unpacked model.tar.gz.
 
     Raises:
         BadInputError: invalid weights or config; names the problem.
@@ -125,7 +125,7 @@ def read_config(path: Path) -> ModelConfig:
 
 
 def to_config(content: Mapping[str, Any]) -> ModelConfig:
-    """Check the members of ``config.json``; further ones are ignored.
+    """Check the members of ``config.json``, ignoring further ones.
 
     Raises:
         ValueError: names every problem.

@@ -63,7 +63,7 @@ class TracedModel:
         self._model = dataclasses.replace(plain, recorder=self._recorder)
 
     def request(self, body: bytes) -> None:
-        """Send one traced request; return when it is answered, before its upload."""
+        """Send one traced request and wait for its answer, not for its upload."""
         inference.transform_fn(self._model, body, PNG, "application/json")
 
     def wait_for_steps(self, count: int) -> None:

@@ -57,7 +57,7 @@ DEFAULT_CONFIG: dict[str, Any] = {
 
 
 def model_config(weights: Path) -> dict[str, Any]:
-    """Return the config beside the weights (the same name, ``.json``), completed by the default one.
+    """Return the ``.json`` beside the weights, completed by the default config.
 
     Raises:
         ValueError: it is not a JSON object.
@@ -173,7 +173,7 @@ def _code(path: Path) -> dict[str, bytes]:
 
 
 def network_class(given: str) -> tuple[str, Path]:
-    """Return the architecture (``module:Class``) of FILE.py:CLASS or FOLDER:CLASS, and what to pack.
+    """Return the ``module:Class`` of FILE.py:CLASS or FOLDER:CLASS, and the path to pack.
 
     For a file in a package this is the whole package, since its modules import one another.
 
@@ -200,7 +200,7 @@ def digest(archive: Path) -> str:
 
 @contextlib.contextmanager
 def unpacked(archive: Path, *before: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Unpack the archive; yield its folder, and the environment of a process that imports its code.
+    """Yield the unpacked archive and the environment of a process that imports its code.
 
     Args:
         before: folders that the process searches for modules before ``code/``.

@@ -1,4 +1,4 @@
-"""Trace requests: decide which ones, predict with a trace, and hand the trace to the upload."""
+"""Decide which requests to trace, predict with a trace, and queue the trace for upload."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Return whether one more request is within the limit; if so, count it."""
+        """Count one more request if it is within the limit, and return whether it is."""
         with self._lock:
             now = self._clock()
             if len(self._taken) == self._limit and (not self._taken or now - self._taken[0] < 60):
@@ -90,7 +90,7 @@ class TensorRecorder:
     def wants(
         self, body: bytes, custom_attributes: str | None = None, inference_id: str | None = None
     ) -> dict[str, str | None] | None:
-        """Return the request's description for its trace; None if the request must not be traced.
+        """Return the request's description for its trace, or None if it must not be traced.
 
         Replays are always traced, repaired inputs never, live traffic within its limit. Only a marker that verifies
         makes a request a replay or a repaired input.
@@ -155,7 +155,7 @@ class TensorRecorder:
         return self._uploader.dropped
 
     def close(self, seconds: float = 20) -> None:
-        """Upload the waiting traces; return after ``seconds`` at the latest."""
+        """Upload the waiting traces for ``seconds`` at most."""
         self._uploader.close(seconds)
 
     def _parts(self, images: Tensor, input_images: Array) -> list[Terms]:
@@ -164,13 +164,13 @@ class TensorRecorder:
         Raises:
             ValueError: not even one sample fits.
         """
-        room = names.STEP_BYTES - sum(tensor.nbytes for tensor in self._gradients.parameters.values())
+        available = names.STEP_BYTES - sum(tensor.nbytes for tensor in self._gradients.parameters.values())
         limit = min(len(images), names.STEP_PIXELS // input_images[0, ..., 0].size)
         parts: list[Terms] = []
         traced = 0
         while traced < limit:
             part = self._gradients.compute(images[traced:limit][:SAMPLES])
-            limit = min(limit, room // (part.nbytes // len(part.logits) + input_images[0].nbytes))
+            limit = min(limit, available // (part.nbytes // len(part.logits) + input_images[0].nbytes))
             parts.append(part.first(max(0, limit - traced)))
             traced += len(parts[-1].logits)
         if limit < 1:

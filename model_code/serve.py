@@ -95,7 +95,7 @@ def _error(status: int, message: str) -> Response:
 
 
 def main() -> None:
-    """Load the model and its code from model.tar.gz, then serve; /ping answers once it is loaded."""
+    """Load the model and its code from model.tar.gz, then answer /ping and requests."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # Requests run in parallel, one core each, unless the environment sets another number.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

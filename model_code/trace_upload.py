@@ -29,7 +29,9 @@ QUEUE_BYTES = 256 << 20
 
 
 class TraceUploader:
-    """Writes and uploads the steps of one run in a thread of its own; drops steps when S3 is too slow.
+    """Writes and uploads the steps of one run in a thread of its own.
+
+    Drops steps when S3 is too slow.
 
     Args:
         client: a boto3 ``s3`` client.
@@ -57,7 +59,7 @@ class TraceUploader:
         self._thread.start()
 
     def put(self, step: Callable[[], Tensors], size: int, *, refusal: bool = False) -> bool:
-        """Queue a step and return whether it fits. Never waits.
+        """Queue a step without waiting, and return whether it fits.
 
         Args:
             step: returns the tensors of the step.
@@ -81,7 +83,7 @@ class TraceUploader:
         logger.warning("trace dropped, %d so far: %s", self.dropped, " ".join(reason.split()))
 
     def close(self, seconds: float) -> None:
-        """Upload the queued steps; return after ``seconds`` at the latest."""
+        """Upload the queued steps for ``seconds`` at most."""
         self._queue.put(None)
         self._thread.join(seconds)
         if self._thread.is_alive():

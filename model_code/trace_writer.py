@@ -46,8 +46,9 @@ Tensors = Mapping[str, Array]
 
 
 def write_step(folder: Path, step: int, tensors: Tensors) -> tuple[Path, Path]:
-    """Write a step; return the paths of its events and of its index, which must be uploaded last.
+    """Write a step, and return the paths of its events and its index.
 
+    Upload the index last: it triggers the rendering.
     The ``meta`` of the index holds ``crc32``, the checksum of the events, because the frames have none of their own.
 
     Raises:

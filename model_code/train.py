@@ -48,7 +48,9 @@ def drawn(count: int, seed: int, size: int) -> Samples:
 
 
 def class_folders(root: Path) -> list[str]:
-    """Return the names of the class folders in the order of their classes. Numbers are sorted as numbers.
+    """Return the names of the class folders in the order of their classes.
+
+    Numbers are sorted as numbers.
 
     Raises:
         BadInputError: no class folder.
@@ -95,8 +97,9 @@ def _read(path: Path, size: int) -> npt.NDArray[np.uint8]:
 
 
 def class_labels(folders: Sequence[str], names: Path | None = None) -> list[str]:
-    """Return the classes' names from a CSV file with the columns ``class_id`` (a class folder) and ``name``.
+    """Return the classes' names, from a CSV file or from their folders.
 
+    The file has the columns ``class_id`` (a class folder) and ``name``.
     Without a file these are the folders' names, or GTSRB's for folders numbered 0 to 42.
 
     Raises:
@@ -123,7 +126,7 @@ def _plain(folder: str) -> str:
 
 
 def fit(network: nn.Module, samples: Samples, epochs: int, seed: int) -> Iterator[float]:
-    """Train the network; yield the mean cross-entropy of each epoch after it."""
+    """Train the network, yielding the mean cross-entropy of each epoch."""
     random = torch.Generator().manual_seed(seed)
     batches = math.ceil(len(samples.images) / BATCH)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -145,8 +148,9 @@ def fit(network: nn.Module, samples: Samples, epochs: int, seed: int) -> Iterato
 
 
 def augmented(images: Tensor, random: torch.Generator) -> Tensor:
-    """Return (N, 3, H, W) uint8 images as float32 in 0 to 1, each moved, lit, noisy and partly hidden at random.
+    """Augment each image at random in pose, light, noise and occlusion.
 
+    Takes (N, 3, H, W) uint8, returns float32 in 0 to 1.
     Images are not mirrored: left and right traffic signs differ.
     """
 

@@ -1,4 +1,4 @@
-"""Traces written by smdebug itself from the terms of :mod:`zoo`: what the reader must understand, without the hook."""
+"""Traces written by smdebug itself from the terms of :mod:`zoo`: the recorder's format, written independently of it."""
 
 import json
 import warnings
@@ -13,7 +13,7 @@ from zoo import BATCH_NORM
 
 
 def meta(terms, model, trace_form, **other):
-    """``glassbox/meta`` as the hook writes it; ``other`` replaces parts of it."""
+    """``glassbox/meta`` as the recorder writes it; ``other`` replaces parts of it."""
     modules = dict(model.named_modules())
     described = {
         "version": trace_format.VERSION,

@@ -1,4 +1,4 @@
-"""Networks of every kind that the hook may meet, and the terms of their full gradient by torch autograd alone.
+"""Networks of every kind that the recorder may meet, and the terms of their full gradient by torch autograd alone.
 
 ``ZOO`` holds small untrained networks with the traps of real ones: BatchNorms with all statistics random, channels of
 tiny and of no variance, modules used twice or never, in-place activations, parts for which FullGrad is not exact.
@@ -19,7 +19,7 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 @dataclass(frozen=True)
 class Net:
-    """A network, the shape (C, H, W) of its pictures, and whether FullGrad is exact for it."""
+    """A network, the shape (C, H, W) of its input, and whether FullGrad is exact for it."""
 
     build: Callable[[], nn.Module]
     shape: tuple[int, int, int]
@@ -231,7 +231,7 @@ def randomize_bnorm(model, generator):
 
 
 def build(name, seed=0, samples=2):
-    """The network of that name in eval mode, and pictures (N, C, H, W) float32 for it."""
+    """The network of that name in eval mode, and images (N, C, H, W) float32 for it."""
     net = ZOO[name]
     torch.manual_seed(seed)
     model = net.build()
@@ -256,7 +256,7 @@ class Terms:
 
 
 def autograd_terms(model, image, target=None, dtype=torch.float64):
-    """Every term by autograd, in float64, with nothing in common with the hook.
+    """Every term by autograd, in float64, independently of the recorder.
 
     The gradient is that of a zero added to a module's output, and a bias is what the module answers to zeros.
     """

@@ -42,7 +42,7 @@ def s3(embedded_aws):
 
 @pytest.fixture(scope="module")
 def writer(embedded_aws):
-    """The environment of somebody who may write tensors, and nothing else."""
+    """The environment of a role that may write tensors only."""
     iam = embedded_aws.client("iam")
     iam.create_user(UserName="writer")
     put = {"Effect": "Allow", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::traced/tensors/*"}
@@ -157,16 +157,16 @@ def npy(array):
     return stream.getvalue()
 
 
-def picture(seed=0, *shape):
+def image_array(seed=0, *shape):
     return np.random.default_rng(seed).integers(0, 256, shape or (32, 32, 3), np.uint8)
 
 
 class TestPlain:
-    def test_answers(self, plain, network):
-        status, answer = plain.invoke(npy(picture()))
+    def test_predicts(self, plain, network):
+        status, answer = plain.invoke(npy(image_array()))
         assert status == 200
         (prediction,) = answer["predictions"]
-        x = torch.from_numpy(picture()).permute(2, 0, 1) / 255
+        x = torch.from_numpy(image_array()).permute(2, 0, 1) / 255
         mean, std = (torch.tensor(package.DEFAULT_CONFIG[k]).view(3, 1, 1) for k in ("mean", "std"))
         with torch.no_grad():
             probabilities = network(((x - mean) / std)[None])[0].softmax(0)
@@ -175,23 +175,23 @@ class TestPlain:
         assert prediction["probability"] == pytest.approx(probabilities.max().item(), rel=1e-5)
 
         stream = io.BytesIO()
-        Image.fromarray(picture()).save(stream, "PNG")
+        Image.fromarray(image_array()).save(stream, "PNG")
         status, answer = plain.invoke(stream.getvalue(), **{"Content-Type": "image/png"})
         assert (status, answer["predictions"][0]["class"]) == (200, prediction["class"])
         assert answer["predictions"][0]["probability"] == pytest.approx(prediction["probability"], rel=1e-4)
 
-    def test_answers_to_all_that_may_be_asked(self, plain):
-        body = npy(picture(0, 1448, 1448, 3))
+    def test_predicts_the_largest_body(self, plain):
+        body = npy(image_array(0, 1448, 1448, 3))
         assert (6 << 20) - 2000 < len(body) <= 6 << 20
         assert plain.invoke(body)[0] == 200
 
-    def test_gives_the_custom_attributes_back(self, plain):
+    def test_returns_the_custom_attributes(self, plain):
         attributes = "user=7,lane=3"
         status, headers, _ = plain.request(
-            "POST", "/invocations", npy(picture()), NPY | {ATTRIBUTES: attributes}
+            "POST", "/invocations", npy(image_array()), NPY | {ATTRIBUTES: attributes}
         )
         assert (status, headers[ATTRIBUTES], headers["Content-Type"]) == (200, attributes, "application/json")
-        assert ATTRIBUTES not in plain.request("POST", "/invocations", npy(picture()), NPY)[1]
+        assert ATTRIBUTES not in plain.request("POST", "/invocations", npy(image_array()), NPY)[1]
 
     @pytest.mark.parametrize(
         ("body", "headers", "status", "message"),
@@ -200,27 +200,27 @@ class TestPlain:
             (b"a,b", {"Content-Type": "text/csv"}, 415,
              "Content-Type: expected application/x-npy, image/png or image/jpeg, got 'text/csv'."),
             (b"a,b", {}, 415, "Content-Type: expected application/x-npy, image/png or image/jpeg, got ''."),
-            (npy(picture()), NPY | {"Accept": "text/csv"}, 406,
+            (npy(image_array()), NPY | {"Accept": "text/csv"}, 406,
              "Accept: expected application/json, got 'text/csv'."),
             (bytes((6 << 20) + 1), NPY, 413, "Body: expected at most 6291456 bytes, got more."),
             (iter([bytes(1 << 20)] * 7), NPY, 413, "Body: expected at most 6291456 bytes, got more."),
         ],
     )  # fmt: skip
-    def test_refuses_with_a_sentence(self, plain, body, headers, status, message):
+    def test_refuses_with_one_sentence(self, plain, body, headers, status, message):
         found, _, answer = plain.request("POST", "/invocations", body, headers)
         assert (found, json.loads(answer)) == (status, {"message": message})
 
-    def test_other_paths_and_methods(self, plain):
+    def test_refuses_other_paths_and_methods(self, plain):
         assert plain.request("GET", "/invocations")[0] == 405
         assert plain.request("GET", "/")[0] == 404
         assert plain.request("GET", "/ping")[2] == b""
 
-    def test_many_at_once(self, plain):
-        expected = [plain.invoke(npy(picture(i))) for i in range(8)]
+    def test_answers_concurrent_requests(self, plain):
+        expected = [plain.invoke(npy(image_array(i))) for i in range(8)]
         found = [None] * 32
 
         def client(i):
-            found[i] = plain.invoke(npy(picture(i % 8)))
+            found[i] = plain.invoke(npy(image_array(i % 8)))
 
         threads = [threading.Thread(target=client, args=(i,)) for i in range(32)]
         for thread in threads:
@@ -234,7 +234,7 @@ class TestPlain:
             # kernels may differ with the alignment of a body in memory
             assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
 
-    def test_a_failure_is_logged_and_not_told(self, start):
+    def test_failures_are_logged_and_hidden_from_the_client(self, start):
         code = (
             "from torch import nn\n"
             "class Net(nn.Linear):\n"
@@ -245,14 +245,14 @@ class TestPlain:
         server = start("broken", torch.nn.Linear(3, 5), code)
         server.ready()
         message = "The model failed on this request. The endpoint's log holds the reason."
-        assert server.invoke(npy(picture()))[0] == 200
+        assert server.invoke(npy(image_array()))[0] == 200
         assert server.invoke(npy(np.zeros((32, 32, 3), np.uint8))) == (500, {"message": message})
         log = server.log.read_text()
         assert "ArithmeticError: expected finite logits" in log
         assert "Traceback" in log
         assert server.request("GET", "/ping")[0] == 200
 
-    def test_a_model_that_does_not_load_ends_the_process(self, start):
+    def test_exits_when_the_model_does_not_load(self, start):
         server = start("settings", tensors_output="/nowhere")
         assert server.process.wait(60) != 0
         assert "tensors_output: expected s3://bucket/prefix, got '/nowhere'" in server.log.read_text()
@@ -269,13 +269,15 @@ class TestHooked:
             **writer,
         )
         server.ready()
-        answers = [server.invoke(npy(picture(i)))[1]["predictions"][0] for i in range(3)]
-        batch = npy(picture(3, 2, 40, 50, 3))
+        answers = [server.invoke(npy(image_array(i)))[1]["predictions"][0] for i in range(3)]
+        batch = npy(image_array(3, 2, 40, 50, 3))
         attributes = f"user=7, {marker(batch)}"
         status, replayed = server.invoke(
             batch, **{ATTRIBUTES: attributes, "X-Amzn-SageMaker-Inference-Id": "id-9"}
         )
-        assert server.invoke(npy(picture(5)), **{ATTRIBUTES: attributes})[0] == 200  # copied to another body
+        assert (
+            server.invoke(npy(image_array(5)), **{ATTRIBUTES: attributes})[0] == 200
+        )  # copied to another body
         assert status == 200
         server.stop()
 
@@ -294,7 +296,7 @@ class TestHooked:
             for index in (read_index(key, get(key)) for key in indexes)
         )
         assert [e.target for e in live] == [answers[0]["class"]]
-        np.testing.assert_array_equal(live[0].input_image, picture(0))
+        np.testing.assert_array_equal(live[0].input_image, image_array(0))
         assert [e.target for e in replay] == [p["class"] for p in replayed["predictions"]]
         assert [e.class_name for e in replay] == [p["label"] for p in replayed["predictions"]]
         assert [e.probability for e in replay] == pytest.approx(
@@ -308,27 +310,27 @@ class TestHooked:
         assert replay[0].request["inference_id"] == "id-9"
         assert replay[0].request["sha256"] == hashlib.sha256(batch).hexdigest()
 
-    def test_without_the_right_to_write_it_answers_all_the_same(self, start, s3, writer):
+    def test_answers_without_permission_to_write(self, start, s3, writer):
         server = start("elsewhere", tensors_output="s3://traced/elsewhere/signs", **writer)
         server.ready()
-        assert server.invoke(npy(picture()))[0] == 200
+        assert server.invoke(npy(image_array()))[0] == 200
         server.stop()
         assert "trace dropped, 1 so far: " in server.log.read_text()
         assert "is not authorized to perform: s3:PutObject" in server.log.read_text()
         assert "Contents" not in s3.list_objects_v2(Bucket="traced", Prefix="elsewhere/")
 
-    def test_s3_away_costs_no_answer(self, start):
+    def test_answers_while_s3_is_unreachable(self, start):
         with socket.create_server(("127.0.0.1", 0)) as free:
-            nobody = free.getsockname()[1]
+            unused_port = free.getsockname()[1]
         server = start(
             "away",
             tensors_output="s3://bucket/tensors/signs",
             REPLAY_KEY=replays.KEY.text,
-            AWS_ENDPOINT_URL=f"http://127.0.0.1:{nobody}",
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{unused_port}",
         )
         server.ready()
         for i in range(20):
-            body = npy(picture(i))
+            body = npy(image_array(i))
             assert server.invoke(body, **{ATTRIBUTES: marker(body)})[0] == 200
         deadline = time.monotonic() + 300
         while "trace dropped, 12 so far" not in server.log.read_text():

@@ -1,4 +1,4 @@
-"""make check-model, as a process: what it says of a model that is exact, of one that is not, and of none."""
+"""make check-model, as a process, for exact, inexact and missing models."""
 
 import os
 import re
@@ -44,11 +44,11 @@ def weights(tmp_path):
     return tmp_path / "weights.pt"
 
 
-def test_tells_what_a_model_costs_and_whether_to_believe_its_pictures(tmp_path, weights):
-    image, seen = tmp_path / "sign.png", tmp_path / "seen.png"
+def test_reports_modules_completeness_latency_and_bytes(tmp_path, weights):
+    image, heatmap_path = tmp_path / "sign.png", tmp_path / "heatmap_path.png"
     Image.new("RGB", (90, 60), "orange").save(image)
-    # as on a plain endpoint, whatever the shell has set
-    done = check(weights, "--image", image, "--heatmap", seen, tensors_output="s3://not/used")
+    # The environment of the shell must not turn tracing on.
+    done = check(weights, "--image", image, "--heatmap", heatmap_path, tensors_output="s3://not/used")
     assert (done.returncode, done.stderr) == (0, "")
     first, *lines = done.stdout.splitlines()
     parameters = sum(p.numel() for p in ResNet18(num_classes=3, width=4).parameters())
@@ -64,11 +64,11 @@ def test_tells_what_a_model_costs_and_whether_to_believe_its_pictures(tmp_path, 
     reduced, full = (int(size.replace(",", "")) for size in sizes)
     assert 10_000 < reduced < full
     assert "WARNING" not in done.stdout
-    with Image.open(seen) as picture:
-        assert picture.format == "PNG"
+    with Image.open(heatmap_path) as heatmap:
+        assert heatmap.format == "PNG"
 
 
-def test_warns_of_a_network_for_which_fullgrad_is_not_exact(tmp_path):
+def test_warns_of_an_inexact_network(tmp_path):
     (tmp_path / "smooth.py").write_text(OWN)
     torch.manual_seed(0)
     network = {
@@ -87,7 +87,7 @@ def test_warns_of_a_network_for_which_fullgrad_is_not_exact(tmp_path):
     assert "images of 32 × 40 px and 1 channel(s)" in done.stdout
 
 
-def test_calls_a_random_network_incomplete(tmp_path):
+def test_reports_a_random_network_as_incomplete(tmp_path):
     (tmp_path / "dropping.py").write_text(
         OWN.replace("Smooth", "Dropping").replace(
             "self.act(self.conv(x))", "nn.functional.dropout(self.conv(x).relu())"
@@ -121,7 +121,7 @@ def test_calls_a_random_network_incomplete(tmp_path):
         (b"no weights", "expected a state dict of tensors alone"),
     ],
 )
-def test_says_why_a_model_cannot_be_tried(tmp_path, content, reason):
+def test_names_why_a_model_does_not_load(tmp_path, content, reason):
     if content:
         (tmp_path / "model").write_bytes(content)
     done = check(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The images of a request: what is read of each kind of file, and that a small body costs little memory and time."""
+"""Images of every kind of file are read; a small body takes little memory and time."""
 
 import io
 import re
@@ -83,25 +83,25 @@ class TestFiles:
         np.testing.assert_array_equal(read(png(32, 24, rows, bits=16), PNG)[0], COLOUR)
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-    def test_every_mode_of_png(self, mode):
+    def test_reads_every_mode_of_png(self, mode):
         given = Image.fromarray(COLOUR).convert(mode)
         np.testing.assert_array_equal(read(encoded(given, "PNG"), PNG)[0], np.asarray(given.convert("RGB")))
 
     @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-    def test_every_mode_of_jpeg(self, mode):
+    def test_reads_every_mode_of_jpeg(self, mode):
         red = Image.new("RGB", (32, 24), (250, 10, 10)).convert(mode)
         found = read(encoded(red, "JPEG", quality=95), JPEG)
         wanted = np.asarray(red.convert("RGB")).astype(int)
         assert np.abs(found[0] - wanted).max() <= 12
 
-    def test_colours_of_transparent_pixels_are_kept(self):
+    def test_keeps_colours_of_transparent_pixels(self):
         clear = np.dstack([COLOUR, np.zeros(SIZE, np.uint8)])
         np.testing.assert_array_equal(read(encoded(clear, "PNG"), PNG)[0], COLOUR)
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
     @pytest.mark.parametrize("order", [">", "<"])
-    def test_are_turned_upright_by_their_exif_orientation(self, orientation, kind, order):
+    def test_turns_images_upright_by_their_exif_orientation(self, orientation, kind, order):
         block = struct.pack(order + "2sHIHHHIHHI", b"MM" if order == ">" else b"II", 42, 8, 1,
                             0x0112, 3, 1, orientation, 0, 0)  # fmt: skip
         data = encoded(WIDE, kind, exif=b"Exif\0\0" + block)
@@ -115,29 +115,29 @@ class TestFiles:
     @pytest.mark.parametrize(
         "exif", [b"", b"II", b"MM\0*\0\0\0\x08\xff\xff", b"XX" + bytes(20), b"II*\0\xff\xff\xff\xff"]
     )
-    def test_damaged_exif_is_passed_over(self, exif):
+    def test_ignores_damaged_exif(self, exif):
         found = read(encoded(COLOUR, "PNG", exif=b"Exif\0\0" + exif), PNG)
         np.testing.assert_array_equal(found[0], COLOUR)
         assert len(read(encoded(COLOUR, "JPEG", exif=b"Exif\0\0" + exif), JPEG)) == 1
 
-    def test_an_animation_is_read_as_its_still_image(self):
+    def test_reads_the_still_image_of_an_animation(self):
         frames = [Image.fromarray(pixels(*SIZE, 3, seed=i)) for i in range(1, 4)]
         data = encoded(COLOUR, "PNG", save_all=True, append_images=frames)
         assert b"acTL" in data
         np.testing.assert_array_equal(read(data, PNG)[0], COLOUR)
 
-    def test_one_pixel_is_every_pixel(self):
+    def test_enlarges_a_single_pixel(self):
         assert (read(encoded(pixels(1, 1, 3), "PNG"), PNG) == pixels(1, 1, 3)).all()
         assert (read(npy(pixels(1, 1, 3)), NPY) == pixels(1, 1, 3)).all()
 
     @pytest.mark.parametrize("width", [0, 32])
-    def test_without_a_pixel(self, width):
+    def test_refuses_an_image_without_pixels(self, width):
         assert (
             refusal(png(width, 0, b""), PNG)
             == "Body: expected a readable PNG image, got another or a damaged file."
         )
 
-    def test_a_jpeg_whose_exif_holds_a_thumbnail_is_one_scan(self):
+    def test_scans_of_an_exif_thumbnail_are_not_counted(self):
         thumbnails = b"Exif\0\0" + encoded(pixels(8, 8, 3), "JPEG", progressive=True) * 5
         assert len(read(encoded(COLOUR, "JPEG", exif=thumbnails), JPEG)) == 1
         progressive = encoded(COLOUR, "JPEG", progressive=True, quality=95)
@@ -148,20 +148,20 @@ class TestFiles:
 
 class TestArrays:
     @pytest.mark.parametrize("descr", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", "|u1"])
-    def test_of_every_byte_order(self, descr):
+    def test_reads_every_byte_order(self, descr):
         array = COLOUR if descr == "|u1" else (COLOUR / 255).astype(descr)
         np.testing.assert_array_equal(read(npy(array), NPY)[0], COLOUR)
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
     @pytest.mark.parametrize("size", [SIZE, (12, 18)])
-    def test_of_every_order_in_memory(self, dtype, size):
+    def test_reads_every_memory_order(self, dtype, size):
         array = pixels(3, *SIZE, 3) if dtype == np.uint8 else pixels(3, *SIZE, 3) / 255
         np.testing.assert_array_equal(
             read(npy(np.asfortranarray(array)), NPY, size=size), read(npy(array), NPY, size=size)
         )
 
     @pytest.mark.parametrize(("value", "hint"), [(255.0, True), (2.0, True), (256.0, False), (-1.0, False)])
-    def test_floats_up_to_255_are_refused_with_a_hint(self, value, hint):
+    def test_refuses_floats_up_to_255_with_a_hint(self, value, hint):
         array = np.zeros((*SIZE, 3))
         array[0, 0, 0] = value
         message = refusal(npy(array), NPY)
@@ -178,10 +178,10 @@ class TestArrays:
         ],
         ids=["digits", "axes", "fields", "a newline"],
     )  # fmt: skip
-    def test_a_header_never_makes_a_long_or_broken_message(self, data):
+    def test_messages_stay_short_for_any_header(self, data):
         refusal(data, NPY)
 
-    def test_a_batch_is_bounded_by_the_models_size(self):
+    def test_limits_a_batch_by_the_models_size(self):
         most = decode.BATCH_PIXELS // (1024 * 1024)
         message = refusal(npy(np.zeros((most + 1, 1, 1, 3), np.uint8)), NPY, size=(1024, 1024))
         assert (
@@ -194,7 +194,7 @@ class TestArrays:
     "content_type",
     ["image/png;", "image/png;;;", 'image/png; name="a;b.jpeg"', "IMAGE/PNG ; q=é", "\timage/png"],
 )
-def test_parameters_of_a_content_type_are_passed_over(content_type):
+def test_ignores_parameters_of_a_content_type(content_type):
     np.testing.assert_array_equal(read(encoded(COLOUR, "PNG"), content_type)[0], COLOUR)
 
 
@@ -202,7 +202,7 @@ def test_parameters_of_a_content_type_are_passed_over(content_type):
     "content_type",
     ["image/webp", "image/gif", "image/png,image/jpeg", ";image/png", "x\n\x1b[31my"],
 )
-def test_other_content_types_are_refused_on_one_line(content_type):
+def test_refuses_other_content_types_on_one_line(content_type):
     with pytest.raises(decode.RequestError) as caught:
         read(encoded(COLOUR, "PNG"), content_type)
     assert caught.value.status == 415
@@ -216,7 +216,7 @@ def scans_of(jpeg):
 
 
 def with_scans(count, side=2048, between=b""):
-    """A JPEG whose last scan comes again and again."""
+    """A JPEG whose last scan is repeated."""
     head, scans = scans_of(encoded(np.zeros((side, side, 3), np.uint8), "JPEG", progressive=True))
     return head + b"".join(scans[:-1]) + (between + scans[-1]) * (count - len(scans) + 1) + b"\xff\xd9"
 
@@ -272,7 +272,7 @@ print(peak() - before)
 
 class TestBounds:
     @pytest.mark.parametrize(("data", "kind"), HOSTILE.values(), ids=HOSTILE)
-    def test_no_body_takes_much_memory_or_time(self, data, kind, tmp_path):
+    def test_bounds_memory_and_time_of_any_body(self, data, kind, tmp_path):
         small = tmp_path / "small.png"
         small.write_bytes(encoded(COLOUR, "PNG"))
         done = subprocess.run(
@@ -290,20 +290,20 @@ class TestBounds:
     @pytest.mark.parametrize(
         "between", [b"", b"\xff\x01", b"\xff\x01\xff\xff\xff", b"\xff\xfe\x00\x04\xff\xd9"]
     )
-    def test_scans_are_counted_as_the_decoder_finds_them(self, between):
+    def test_counts_scans_like_the_decoder(self, between):
         assert len(read(with_scans(decode.SCANS, 64, between), JPEG)) == 1
         assert refusal(with_scans(decode.SCANS + 1, 64, between), JPEG) == (
             "JPEG: expected at most 32 scans, got more."
         )
 
-    def test_parts_of_a_file_are_counted(self):
+    def test_limits_segments_and_chunks(self):
         jpeg, still = encoded(COLOUR, "JPEG"), encoded(COLOUR, "PNG")
         comments = jpeg[:2] + b"\xff\xfe\x00\x02" * decode.PARTS + jpeg[2:]
         assert refusal(comments, JPEG) == "JPEG: expected at most 32768 segments, got more."
         chunks = still[:8] + chunk(b"teXt", b"") * decode.PARTS + still[8:]
         assert refusal(chunks, PNG) == "PNG: expected at most 32768 chunks, got more."
 
-    def test_a_bomb_is_refused_by_its_size(self):
+    def test_refuses_a_bomb_by_its_size(self):
         assert refusal(HOSTILE["a line of 16,777,216 pixels"][0], PNG) == (
             "Image: expected at most 4194304 pixels and 16384 per side, got 16777216×1 pixels. Scale it down."
         )

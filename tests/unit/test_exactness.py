@@ -1,4 +1,4 @@
-"""What breaks FullGrad's sum is found and named, wherever in a forward pass it is; and nothing else is."""
+"""Exactly the parts that break FullGrad's sum are found and named, anywhere in a forward pass."""
 
 import threading
 
@@ -66,14 +66,14 @@ PRODUCT = "multiplies or divides by features"
 
 class TestZoo:
     @pytest.mark.parametrize("name", list(zoo.ZOO))
-    def test_says_of_every_network_what_its_completeness_error_says(self, name):
+    def test_agrees_with_the_completeness_error_of_every_network(self, name):
         model, image = zoo.build(name)
         reasons = found(model, image)
         assert (reasons == []) is zoo.ZOO[name].exact
         assert (residual(model, image) <= 5e-7) is zoo.ZOO[name].exact
         assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
 
-    def test_names_parts_and_functions(self):
+    def test_names_modules_and_functions(self):
         assert found(*zoo.build("sigmoid gate")) == [
             "gate.2: Sigmoid is not piecewise linear",
             "Gated: the function Mul multiplies or divides by features",
@@ -111,7 +111,7 @@ class TestModules:
         ],
         ids=repr,
     )  # fmt: skip
-    def test_that_break_the_sum(self, module, reason):
+    def test_names_modules_that_break_the_sum(self, module, reason):
         model = nn.Sequential(nn.Conv2d(8, 8, 1), module, nn.Flatten(), nn.LazyLinear(5))
         model(torch.zeros(2, 8, 12, 12))
         assert found(model) == [f"1: {type(module).__name__} {reason}"]
@@ -131,19 +131,19 @@ class TestModules:
         ],
         ids=repr,
     )  # fmt: skip
-    def test_that_do_not(self, module):
+    def test_accepts_modules_that_keep_the_sum(self, module):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(8, 8, 1), module, nn.Flatten(), nn.LazyLinear(5))
         model(torch.zeros(2, 8, 12, 12))
         assert found(model) == []
         assert residual(model, torch.randn(2, 8, 12, 12)) <= 5e-7
 
-    def test_a_module_that_is_not_called_does_not_count(self):
+    def test_ignores_modules_that_are_not_called(self):
         model = Between(nn.Identity())
         model.forgotten = nn.GELU()
         assert found(model) == []
 
-    def test_modules_whose_bias_cannot_be_counted(self):
+    def test_names_modules_whose_bias_is_left_out(self):
         class Constant(Between):
             def __init__(self):
                 super().__init__(nn.Identity())
@@ -157,7 +157,7 @@ class TestModules:
             f"Constant: the function Add {CONSTANT}",
         ]
 
-    def test_a_custom_module_is_reported(self):
+    def test_names_custom_modules(self):
         class Scale(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -202,7 +202,7 @@ class TestFunctions:
             (lambda x: x**2, f"Pow {NOT_LINEAR}"),
         ],
     )
-    def test_that_break_the_sum(self, function, flaw):
+    def test_names_functions_that_break_the_sum(self, function, flaw):
         torch.manual_seed(0)
         model = Between(function)
         assert found(model) == [f"Between: the function {flaw}"]
@@ -223,13 +223,13 @@ class TestFunctions:
             lambda x: written(torch.zeros(len(x), 8, 12, 12), x[:, 1]),
         ],
     )  # fmt: skip
-    def test_that_do_not(self, function):
+    def test_accepts_functions_that_keep_the_sum(self, function):
         torch.manual_seed(0)
         model = Between(function)
         assert found(model) == []
         assert residual(model, torch.randn(2, 8, 12, 12)) <= 5e-7
 
-    def test_a_function_before_an_in_place_or_an_idle_module_is_not_taken_for_it(self):
+    def test_names_the_function_before_an_in_place_or_idle_module(self):
         for module in (nn.ReLU(inplace=True), nn.Dropout(), nn.Identity()):
 
             class Net(nn.Module):
@@ -243,7 +243,7 @@ class TestFunctions:
             assert found(Net()) == ["Net: the function Silu is not piecewise linear"]
 
 
-def test_plain_requests_of_other_threads_do_not_count():
+def test_ignores_plain_requests_of_other_threads():
     class Meanwhile(nn.Module):
         def forward(self, x):
             if torch.is_grad_enabled():
@@ -261,7 +261,7 @@ def test_plain_requests_of_other_threads_do_not_count():
     assert found(model) == []
 
 
-def test_no_hook_stays_when_the_model_fails():
+def test_removes_all_hooks_when_the_model_fails():
     class Raises(nn.Module):
         def forward(self, x):
             raise ArithmeticError("in the middle")
@@ -272,26 +272,26 @@ def test_no_hook_stays_when_the_model_fails():
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
 
 
-class TestRandom:
+class TestRandomness:
     """What is random in eval mode is named, by two passes over the same image."""
 
-    def test_dropout_that_stays_on(self):
+    def test_names_active_dropout(self):
         assert found(Dropping(0.5)) == [
             "Dropping: gives different logits for the same image (bernoulli in eval mode)"
         ]
         assert found(nn.Sequential(nn.Conv2d(8, 4, 3), nn.Dropout2d(), nn.Flatten(), nn.Linear(400, 5))) == []
 
-    def test_noise_that_is_added(self):
+    def test_names_added_noise(self):
         model = Between(lambda x: x + torch.randn_like(x))
         assert (
             found(model)[0] == "Between: gives different logits for the same image (randn_like in eval mode)"
         )
 
-    def test_random_numbers_without_effect_are_not_random(self):
+    def test_ignores_random_numbers_without_effect(self):
         assert names.RANDOM not in str(found(Between(lambda x: x + 0 * torch.rand_like(x).sum())))
         assert found(Between(lambda x: F.rrelu(x, training=False))) == []
 
-    def test_its_explanation_is_incomplete_although_the_sum_holds(self):
+    def test_random_network_keeps_a_small_residual(self):
         torch.manual_seed(0)
         model = Dropping(0.5).eval().requires_grad_(False)
         assert residual(model, torch.randn(2, 8, 12, 12)) <= 5e-7

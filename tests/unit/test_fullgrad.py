@@ -54,7 +54,7 @@ def authors_map(terms):
 
 
 def article_map(image, image_gradient, bias_terms):
-    """As the article's notebook computes it for one square picture: one zoom per channel."""
+    """As the article's notebook computes it for one square input_image: one zoom per channel."""
 
     def normalize(x):
         return (x - x.min()) / (x.max() - x.min())
@@ -68,14 +68,14 @@ def article_map(image, image_gradient, bias_terms):
 
 
 class TestByHand:
-    """A network of two layers on a picture of two pixels, worked out on paper.
+    """A network of two layers on a input_image of two pixels, worked out on paper.
 
-    Layer 1, a 1×1 convolution: z = 2x − 1, ReLU. Layer 2, linear: f = 3·a₀ − 2·a₁ + 0.5. Picture x = (2, 0.25).
+    Layer 1, a 1×1 convolution: z = 2x − 1, ReLU. Layer 2, linear: f = 3·a₀ − 2·a₁ + 0.5. Input image x = (2, 0.25).
     z = (3, −0.5), a = (3, 0), f = 9.5. Only pixel 0 passes the ReLU: ∂f/∂z = (3, 0), ∂f/∂x = (6, 0).
     Terms: input 2·6 = 12, bias of layer 1 −1·3 = −3, bias of layer 2 0.5. Their sum is 9.5 = f.
     """
 
-    def test_terms_and_map(self):
+    def test_terms_and_map_of_a_network_computed_on_paper(self):
         image = np.array([[[[2.0, 0.25]]]], np.float32)
         gradient = np.array([[[[6.0, 0.0]]]], np.float32)
         found = full_gradient(
@@ -99,8 +99,8 @@ class TestByHand:
         )
         assert found.tolist() == [-1.0, 4.5]
 
-    def test_interpolation_adds_channels_and_layers(self):
-        """A 2×2 map of two channels on a 3×3 picture: corners keep their values, the middle is their mean."""
+    def test_interpolated_channels_and_layers_are_summed(self):
+        """A 2×2 map of two channels on a 3×3 input_image: corners keep their values, the middle is their mean."""
         zero = np.zeros((1, 1, 3, 3), np.float32)
         gradient = np.array([[[[1, 0], [0, 0]], [[0, 0], [0, 2]]]], np.float32)
         found = full_gradient(zero, zero, {"conv": (np.ones(2, np.float32), gradient)}).saliency[0]
@@ -110,7 +110,7 @@ class TestByHand:
 
 class TestAgainstAutograd:
     @pytest.mark.parametrize("name", EXACT)
-    def test_the_terms_are_the_logit(self, name):
+    def test_terms_sum_to_the_logit(self, name):
         """Proposition 1 of the paper, in float64: what is left over in float32 is rounding, not the decomposition."""
         terms = zoo.autograd_terms(*zoo.build(name))
         found = full_gradient(*arrays(terms))
@@ -118,7 +118,7 @@ class TestAgainstAutograd:
 
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("name", EXACT)
-    def test_float32_residual(self, name, seed):
+    def test_residual_is_within_float32_rounding(self, name, seed):
         """At most 1e-5 of the logit for the predicted class, at most 5e-7 of Σ|terms| for any class."""
         model, image = zoo.build(name, seed)
         predicted = zoo.autograd_terms(model, image, dtype=torch.float32)
@@ -131,7 +131,7 @@ class TestAgainstAutograd:
             assert (np.abs(found.total - chosen_logit(terms)) <= 5e-7 * found.sum_abs).all()
 
     @pytest.mark.parametrize("name", EXACT)
-    def test_every_layer(self, name, tmp_path):
+    def test_every_layer_equals_autograds(self, name, tmp_path):
         """Each layer's contribution and share, from the stored trace, are those of autograd in float64."""
         model, image = zoo.build(name)
         terms = zoo.autograd_terms(model, image)
@@ -152,7 +152,7 @@ class TestAgainstAutograd:
                 assert sum(layer.share for layer in explanation.layers) == pytest.approx(1)
                 assert explanation.complete
 
-    def test_the_batch_changes_nothing(self):
+    def test_samples_of_a_batch_are_independent(self):
         model, image = zoo.build("ResNet18 (BasicBlock)", samples=4)
         together = full_gradient(*arrays(zoo.autograd_terms(model, image)))
         for i in range(4):
@@ -163,7 +163,7 @@ class TestAgainstAutograd:
 
 class TestAgainstTheAuthors:
     @pytest.mark.parametrize("name", list(zoo.ZOO))
-    def test_same_map(self, name):
+    def test_map_equals_the_authors(self, name):
         terms = zoo.autograd_terms(*zoo.build(name), dtype=torch.float32)
         ours, theirs = full_gradient(*arrays(terms)).saliency, authors_map(terms)
         assert ours.shape == theirs.shape
@@ -194,7 +194,7 @@ class TestAgainstTheArticle:
                 module.running_var.clamp_(min=0.5)
         return model, image
 
-    def test_same_map_where_it_is_right(self):
+    def test_map_equals_the_articles_for_large_variances(self):
         """Gradients of a large logit, beside which the 1e-6 in the rescaling's denominator is nothing."""
         image, gradient, modules = arrays(zoo.autograd_terms(*self.net(eps=0.0)))
         terms = image, 1e6 * gradient, {name: (bias, 1e6 * g) for name, (bias, g) in modules.items()}
@@ -202,8 +202,8 @@ class TestAgainstTheArticle:
         assert np.abs(ours - theirs).max() < 1e-6 * (theirs.max() - theirs.min())
 
     @pytest.mark.parametrize(("variance", "wrong_by"), [(1e-4, 0.04), (1e-5, 0.4), (1e-6, 2.3)])
-    def test_its_bias_is_wrong_where_the_variance_is_small(self, variance, wrong_by):
-        """√((var + eps) / var) − 1 of mean · weight / √(var + eps); the network itself is the judge."""
+    def test_the_articles_bias_is_wrong_for_small_variances(self, variance, wrong_by):
+        """√((var + eps) / var) − 1 of mean · weight / √(var + eps); the network itself is the reference."""
         norm = nn.BatchNorm2d(1).double().eval()
         norm.running_mean.fill_(0.3)
         norm.running_var.fill_(variance)
@@ -216,7 +216,7 @@ class TestAgainstTheArticle:
         without_eps = (bias - mean * weight / np.sqrt(var))[0]
         assert abs(without_eps - right) > wrong_by * abs(right)
 
-    def test_its_map_of_a_dead_channel_is_nan(self):
+    def test_the_articles_map_of_a_dead_channel_is_nan(self):
         weight, bias, mean, var = (np.array([v], np.float32) for v in (1.0, 0.0, 0.0, 0.0))
         gradient = np.ones((1, 1, 4, 4), np.float32)
         image = np.ones((1, 1, 8, 8), np.float32)
@@ -228,7 +228,7 @@ class TestAgainstTheArticle:
         )
         assert np.isfinite(ours.saliency).all()
 
-    def test_leaving_out_eps_is_found_by_completeness(self, tmp_path):
+    def test_completeness_finds_a_missing_eps(self, tmp_path):
         model, image = zoo.build("depthwise convolutions")
         terms = zoo.autograd_terms(model, image, dtype=torch.float32)
         tensors = traces.full(terms, model)
@@ -240,7 +240,7 @@ class TestAgainstTheArticle:
         assert not any(explanation.complete for explanation in found)
 
 
-class TestForms:
+class TestTraceForms:
     @pytest.mark.parametrize("name", list(zoo.ZOO))
     def test_reduced_equals_full(self, name, tmp_path):
         model, image = zoo.build(name)
@@ -262,7 +262,7 @@ class TestForms:
             assert r.sum_abs == pytest.approx(f.sum_abs, rel=1e-6)
             assert (r.trace_form, f.trace_form) == ("reduced", "full")
 
-    def test_the_order_of_tensors_in_the_file_does_not_matter(self, tmp_path):
+    def test_order_of_tensors_does_not_matter(self, tmp_path):
         """Tensors are paired by name."""
         model, image = zoo.build("a block used twice")
         tensors = traces.full(zoo.autograd_terms(model, image), model)
@@ -275,8 +275,8 @@ class TestForms:
         assert [layer.name for layer in a.layers] == [layer.name for layer in b.layers]
         assert [layer.share for layer in a.layers] == pytest.approx([layer.share for layer in b.layers])
 
-    def test_a_linear_along_other_axes(self, tmp_path):
-        """A Linear on (N, positions, features): the hook puts the features first, and there is no map."""
+    def test_linear_along_other_axes(self, tmp_path):
+        """A Linear on (N, positions, features): the recorder puts the features first; the term has no map."""
 
         class Positions(nn.Module):
             def __init__(self):
@@ -312,8 +312,8 @@ class TestForms:
 
 class TestComplete:
     @pytest.mark.parametrize("name", INEXACT)
-    def test_networks_that_are_not_piecewise_linear(self, name, tmp_path):
-        """Marked incomplete by what was measured, even where no list of modules could tell."""
+    def test_is_false_for_networks_that_are_not_piecewise_linear(self, name, tmp_path):
+        """Incomplete by the measured residual, even if every module counts as exact."""
         model, image = zoo.build(name)
         path = traces.write_step(tmp_path / "t", traces.reduced(zoo.autograd_terms(model, image), model))
         found = explain(traces.read_step(tmp_path / "t", path))
@@ -322,7 +322,7 @@ class TestComplete:
         assert all(np.isfinite(explanation.saliency).all() for explanation in found)
 
     @pytest.mark.parametrize("form", [traces.reduced, traces.full])
-    def test_a_forgotten_layer(self, form, tmp_path):
+    def test_is_false_when_a_layer_is_missing(self, form, tmp_path):
         model, image = zoo.build("VGG, no BatchNorm, non-square")
         terms = zoo.autograd_terms(model, image)
         modules = {name: part for name, part in terms.modules.items() if name != "2"}
@@ -346,7 +346,7 @@ class TestComplete:
             (0.0, 1e-9, 0.0, False),
         ],
     )
-    def test_the_rule(self, logit, total, sum_abs, complete, explanation):
+    def test_depends_on_both_tolerances(self, logit, total, sum_abs, complete, explanation):
         changed = dataclasses.replace(explanation, logit=logit, total=total, sum_abs=sum_abs)
         assert changed.complete is complete
         assert changed.residual == pytest.approx(abs(logit - total))
@@ -355,7 +355,7 @@ class TestComplete:
         else:
             assert changed.relative_error is None
 
-    def test_the_explanation_of_a_random_network_is_never_complete(self, explanation):
+    def test_is_false_for_random_networks(self, explanation):
         exact = dataclasses.replace(explanation, logit=10.0, total=10.0, inexact=())
         assert exact.complete
         random = f"Net: {trace_format.RANDOM} (bernoulli in eval mode)"
@@ -363,7 +363,7 @@ class TestComplete:
         assert dataclasses.replace(exact, inexact=("act: SiLU is not piecewise linear",)).complete
 
 
-def test_the_table_in_the_docs_names_every_network():
+def test_docs_list_every_network():
     """docs/completeness.md, which ``make bench MODULE=completeness`` writes."""
     page = (Path(__file__).parents[2] / "docs" / "completeness.md").read_text()
     rows = [
@@ -381,7 +381,7 @@ class TestEdges:
 
     @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 5, 1), (1, 3, 1, 7), (3, 2, 4, 9)])
     @pytest.mark.parametrize("map_shape", [(1, 1), (1, 3), (6, 2)])
-    def test_any_shape(self, shape, map_shape):
+    def test_accepts_any_shape(self, shape, map_shape):
         n, channels, *size = shape
         gradient = self.term(n, channels, *map_shape)
         found = full_gradient(self.term(*shape), self.term(*shape), {"m": (self.term(channels), gradient)})
@@ -389,7 +389,7 @@ class TestEdges:
         assert np.isfinite(found.saliency).all()
         assert (found.saliency >= 0).all()
 
-    def test_no_gradient_at_all(self):
+    def test_zero_gradients_give_a_zero_map(self):
         zero = np.zeros((2, 3, 4, 4), np.float32)
         found = full_gradient(
             self.term(2, 3, 4, 4), zero, {"m": (self.term(3), zero), "fc": (self.term(3), zero[:, :, 0, 0])}
@@ -399,14 +399,14 @@ class TestEdges:
 
     @pytest.mark.parametrize("value", [1.0, 0.3, 1000.1, 1e-5])
     @pytest.mark.parametrize("shape", [(1, 37, 5, 5), (1, 1, 1, 1), (1, 99, 1, 1)])
-    def test_a_constant_map_rescales_to_zero(self, shape, value):
+    def test_constant_map_becomes_zero(self, shape, value):
         """min = max: the rescaled map is 0 as the authors' is, not 0/0 nor the rounding of Σ|term|."""
         flat = torch.full(shape, value)
         terms = zoo.Terms(torch.zeros(1, 1), torch.zeros(1), flat, flat, {"m": (flat[0, :, 0, 0], flat)})
         assert not authors_map(terms).any()
         assert not full_gradient(*arrays(terms)).saliency.any()
 
-    def test_almost_the_same_everywhere(self):
+    def test_nearly_constant_map_stays_finite(self):
         """Close to flat, the rounding of Σ|term| is seen, but stays small beside the map."""
         torch.manual_seed(0)
         flat = 1 + 1e-3 * torch.rand(1, 16, 8, 8)
@@ -415,14 +415,14 @@ class TestEdges:
         theirs = authors_map(terms)
         assert np.abs(full_gradient(*arrays(terms)).saliency - theirs).max() < 1e-2 * np.ptp(theirs)
 
-    def test_a_difference_of_rounding_is_no_map(self):
+    def test_differences_of_rounding_are_left_out(self):
         feature = np.full((1, 37, 4, 4), 0.7, np.float32)
         feature[0, ::2] = np.nextafter(np.float32(0.7), np.float32(1))
         zero = np.zeros((1, 1, 4, 4), np.float32)
         assert not full_gradient(zero, zero, {"m": (np.ones(37, np.float32), feature)}).saliency.any()
 
-    def test_never_below_zero(self):
-        """Σ|term| is rounded: where every channel is at its minimum, it may lie below C·min."""
+    def test_map_is_never_negative(self):
+        """Σ|term| is rounded: if every channel is at its minimum, it may be below C·min."""
         zero = np.zeros((1, 1, 2, 2), np.float32)
         for channels in range(2, 400, 7):
             feature = np.ones((1, channels, 2, 2), np.float32)
@@ -430,8 +430,8 @@ class TestEdges:
             found = full_gradient(zero, zero, {"m": (np.full(channels, 0.7, np.float32), feature)})
             assert (found.saliency >= 0).all()
 
-    def test_any_order_in_memory(self):
-        """Channels-last networks give gradients whose channels lie next to each other."""
+    def test_memory_order_does_not_matter(self):
+        """Channels-last networks give gradients with adjacent channels."""
         image, gradient, feature, bias = (
             self.term(*s) for s in [(2, 3, 8, 8), (2, 3, 8, 8), (2, 4, 4, 4), (4,)]
         )
@@ -445,7 +445,7 @@ class TestEdges:
         np.testing.assert_allclose(found.saliency, expected.saliency, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found.sum_abs, expected.sum_abs, rtol=1e-6)
 
-    def test_inputs_are_not_changed(self):
+    def test_does_not_change_its_inputs(self):
         image, gradient, bias = self.term(1, 3, 4, 4), self.term(1, 3, 4, 4), self.term(3)
         before = image.copy(), gradient.copy(), bias.copy()
         full_gradient(image, gradient, {"m": (bias, gradient)})
@@ -456,12 +456,12 @@ class TestEdges:
         ("bias", "gradient"),
         [((3,), (1, 2, 4, 4)), ((3,), (2, 3, 4, 4)), ((3,), (1,)), ((3, 1), (1, 3, 4, 4))],
     )
-    def test_shapes_that_do_not_fit(self, bias, gradient):
+    def test_refuses_other_shapes(self, bias, gradient):
         image = self.term(1, 3, 8, 8)
         with pytest.raises(ValueError, match=r"conv: expected a gradient of"):
             full_gradient(image, image, {"conv": (self.term(*bias), self.term(*gradient))})
 
-    def test_an_image_gradient_that_does_not_fit(self):
+    def test_refuses_an_image_gradient_of_another_shape(self):
         with pytest.raises(ValueError, match=r"image gradient: expected \(1, 3, 8, 8\), got \(1, 1, 8, 8\)"):
             full_gradient(self.term(1, 3, 8, 8), self.term(1, 1, 8, 8), {})
 
@@ -469,7 +469,7 @@ class TestEdges:
 class TestPinned:
     """Numbers of a fixed case, worked out once with torch's F.interpolate in float64."""
 
-    def test_numbers(self):
+    def test_values_stay_the_same(self):
         def wave(*shape, by):
             return np.cos(by * np.arange(math.prod(shape), dtype=np.float32)).reshape(shape)
 
@@ -498,15 +498,15 @@ class Bucket(dict):
 
 
 class TestChain:
-    """From the hook's own events to the explanation, for every network of the zoo."""
+    """From the recorder's events to the explanation, for every network of the zoo."""
 
     @pytest.mark.parametrize("form", [trace_format.REDUCED, trace_format.FULL])
     @pytest.mark.parametrize("name", list(zoo.ZOO))
-    def test_hook_to_explanation(self, name, form):
+    def test_recorder_to_explanation(self, name, form):
         model, image = zoo.build(name)
         expected = zoo.autograd_terms(model, image)
-        picture = np.arange(image[:, 0].numel() * image.shape[1], dtype=np.uint8)
-        picture = picture.reshape(len(image), *image.shape[2:], image.shape[1])
+        input_image = np.arange(image[:, 0].numel() * image.shape[1], dtype=np.uint8)
+        input_image = input_image.reshape(len(image), *image.shape[2:], image.shape[1])
         bucket = Bucket()
         recorder = TensorRecorder(
             model,
@@ -518,7 +518,7 @@ class TestChain:
             utcnow=lambda: datetime(2026, 11, 23, 10, tzinfo=UTC),
         )
         request = {"inference_id": "id-1", "custom_attributes": "glassbox=1", "sha256": "0" * 64}
-        recorder.predict(image, picture, request, [f"class {i}" for i in range(10)])
+        recorder.predict(image, input_image, request, [f"class {i}" for i in range(10)])
         recorder.close()
 
         (key,) = [key for key in bucket if "/index/" in key]
@@ -530,7 +530,7 @@ class TestChain:
             assert explanation.target == expected.target[i]
             assert explanation.class_name == f"class {explanation.target}"
             assert explanation.request["custom_attributes"] == "glassbox=1"
-            np.testing.assert_array_equal(explanation.input_image, picture[i])
+            np.testing.assert_array_equal(explanation.input_image, input_image[i])
             assert explanation.complete is zoo.ZOO[name].exact
             assert (explanation.inexact == ()) is zoo.ZOO[name].exact
             if zoo.ZOO[name].exact:
@@ -543,7 +543,7 @@ class TestChain:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """The tensors of a good trace of each form, and what writes and explains a changed one."""
+    """Return a function that explains a valid trace of a form after changes to its tensors."""
     model, image = zoo.build("1×1 maps, one channel")
     terms = zoo.autograd_terms(model, image, dtype=torch.float32)
     folder = tmp_path_factory.mktemp("good")
@@ -567,35 +567,35 @@ def explanation(good):
 
 
 class TestExplanation:
-    def test_says_what_the_model_said(self, good, explanation):
+    def test_holds_the_models_answer(self, good, explanation):
         model, image = zoo.build("1×1 maps, one channel")
         logits = model(image).detach().double()
         probabilities = logits.softmax(1)
-        for i, said in enumerate(good("reduced", {})):
-            assert said.sample == i
-            assert said.target == logits[i].argmax()
-            assert said.class_name == ["Stop", "Yield"][i]
-            assert said.logit == pytest.approx(logits[i].max().item(), rel=1e-6)
-            assert said.probability == pytest.approx(probabilities[i].max().item(), rel=1e-5)
-            np.testing.assert_allclose(said.probabilities, probabilities[i], rtol=1e-5)
+        for i, found in enumerate(good("reduced", {})):
+            assert found.sample == i
+            assert found.target == logits[i].argmax()
+            assert found.class_name == ["Stop", "Yield"][i]
+            assert found.logit == pytest.approx(logits[i].max().item(), rel=1e-6)
+            assert found.probability == pytest.approx(probabilities[i].max().item(), rel=1e-5)
+            np.testing.assert_allclose(found.probabilities, probabilities[i], rtol=1e-5)
             values, classes = probabilities[i].topk(3)
-            assert [c for c, _ in said.top] == classes.tolist()
-            assert [p for _, p in said.top] == pytest.approx(values.tolist(), rel=1e-5)
-            assert said.input_image.shape == (16, 16, 3)
-            assert said.saliency.shape == (16, 16)
-            assert said.request["inference_id"] == "request-1"
+            assert [c for c, _ in found.top] == classes.tolist()
+            assert [p for _, p in found.top] == pytest.approx(values.tolist(), rel=1e-5)
+            assert found.input_image.shape == (16, 16, 3)
+            assert found.saliency.shape == (16, 16)
+            assert found.request["inference_id"] == "request-1"
 
-    def test_probabilities_of_huge_logits(self, good):
-        said = good("reduced", {trace_format.LOGITS: lambda t: t * np.float32(1e30)})[0]
-        assert said.probability == 1.0
-        assert said.probabilities.sum() == pytest.approx(1.0)
+    def test_probabilities_of_huge_logits_are_finite(self, good):
+        found = good("reduced", {trace_format.LOGITS: lambda t: t * np.float32(1e30)})[0]
+        assert found.probability == 1.0
+        assert found.probabilities.sum() == pytest.approx(1.0)
 
-    def test_the_target_need_not_be_the_predicted_class(self, good):
-        said = good("reduced", {trace_format.TARGET: lambda t: (t + 1) % 10})[0]
-        assert said.top[0][0] != said.target
-        assert said.probability < said.top[0][1]
+    def test_target_may_differ_from_the_most_probable_class(self, good):
+        found = good("reduced", {trace_format.TARGET: lambda t: (t + 1) % 10})[0]
+        assert found.top[0][0] != found.target
+        assert found.probability < found.top[0][1]
 
-    def test_no_labels(self, good):
+    def test_class_name_is_none_without_labels(self, good):
         change = {trace_format.META: lambda t: _replaced(t, b'["Stop", "Yield"]', b"null")}
         assert good("reduced", change)[0].class_name is None
 
@@ -670,7 +670,7 @@ class TestExplanation:
         ],
     )
     @pytest.mark.filterwarnings("error::RuntimeWarning:glassbox")
-    def test_tensors_that_do_not_fit(self, good, form, name, change, reason):
+    def test_refuses_invalid_tensors(self, good, form, name, change, reason):
         with pytest.raises(BadInputError, match=f"worker_0.tfevents: .*{reason}"):
             good(form, {name: change})
 
@@ -680,7 +680,7 @@ WHOLE, CONTRADICT = "expected whole numbers of channels", r"expected \|sum\| ≤
 
 @pytest.mark.filterwarnings("error::RuntimeWarning:glassbox")
 class TestReducedMaps:
-    """What is drawn is what adds up to the logit, or the trace is refused."""
+    """A heat map shows the terms that sum to the logit, or the trace is refused."""
 
     @pytest.mark.parametrize(
         ("change", "reason"),
@@ -697,7 +697,7 @@ class TestReducedMaps:
             (lambda t: t * [np.nan, 1, 1, 1, 1], WHOLE),
         ],
     )
-    def test_statistics_of_no_terms(self, good, change, reason):
+    def test_refuses_contradictory_statistics(self, good, change, reason):
         with pytest.raises(BadInputError, match=f"worker_0.tfevents: glassbox/stats: {reason}"):
             good("reduced", {trace_format.STATS_TENSOR: change})
 
@@ -714,7 +714,7 @@ class TestReducedMaps:
             lambda t: 1e6 * np.cos(np.arange(t.size)).reshape(t.shape),
         ],
     )
-    def test_a_map_of_other_terms(self, good, change):
+    def test_refuses_a_map_of_other_terms(self, good, change):
         reason = "glassbox/abs/3: the map of sample 0 contradicts glassbox/stats"
         with pytest.raises(BadInputError, match=f"worker_0.tfevents: {reason}"):
             good("reduced", {"glassbox/abs/3": lambda t: change(t).astype(np.float32)})
@@ -729,7 +729,7 @@ class TestReducedMaps:
             lambda channels, low, high, total, sum_abs: (channels, low, high, total, 1.001 * sum_abs),
         ],
     )
-    def test_statistics_of_other_terms(self, tmp_path, change):
+    def test_refuses_statistics_of_other_terms(self, tmp_path, change):
         """In a network without ReLU no term is 0, so that the least one counts."""
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 5))
@@ -744,7 +744,7 @@ class TestReducedMaps:
         ):
             explain(traces.read_step(tmp_path / "t", step))
 
-    def test_a_module_without_pixels_needs_no_map(self, good):
+    def test_module_without_pixels_has_no_map(self, good):
         names = [layer.name for layer in good("reduced", {})[0].layers]
         assert names[-2:] == ["10", "11"]
         with pytest.raises(BadInputError, match="glassbox/abs/10: expected a tensor"):

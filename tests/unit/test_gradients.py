@@ -20,7 +20,7 @@ def one_thread():
 
 
 def same(found, expected):
-    """Whether two passes gave the same logits: with gradients, other kernels may run, and they round differently."""
+    """Whether two passes gave the same logits; with gradients, other kernels may run, and kernels round differently."""
     return found.shape == expected.shape and torch.allclose(
         found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
     )
@@ -46,7 +46,7 @@ def recorded(model, image, target=None):
 
 class TestRecord:
     @pytest.mark.parametrize("name", list(zoo.ZOO))
-    def test_gives_the_plain_logits(self, name):
+    def test_returns_the_plain_logits(self, name):
         model, image = zoo.build(name)
         with torch.inference_mode():
             plain = model(image)
@@ -55,7 +55,7 @@ class TestRecord:
         assert torch.equal(recording.target, recording.logits.argmax(1))
 
     @pytest.mark.parametrize("name", list(zoo.ZOO))
-    def test_every_reduced_tensor_is_what_autograd_recomputes(self, name):
+    def test_reduced_tensors_equal_autograds(self, name):
         model, image = zoo.build(name, samples=3)
         terms = zoo.autograd_terms(model, image)
         recording, biases = recorded(model, image, terms.target)
@@ -85,7 +85,7 @@ class TestRecord:
         assert not found
 
     @pytest.mark.parametrize("seed", range(6))
-    def test_the_sums_add_up_to_the_logit(self, seed):
+    def test_terms_sum_to_the_logit(self, seed):
         """Of any class, with random BatchNorms that have channels of tiny variance and of none."""
         model, image = zoo.build("ResNet18 (BasicBlock)", seed, samples=10)
         recording, biases = recorded(model, image, torch.arange(10))
@@ -94,7 +94,7 @@ class TestRecord:
         residual = np.abs(stats[:, :, 3].sum(1) - logits)
         assert (residual <= 5e-7 * stats[:, :, 4].sum(1)).all()
 
-    def test_eps_is_in_the_bias(self):
+    def test_bias_of_batchnorm_includes_eps(self):
         """Without it, a variance of 0 gives no number; with another eps, another number."""
         norm = nn.BatchNorm2d(2, eps=1e-3)
         norm.running_mean[:], norm.running_var[:] = torch.tensor([2.0, 3.0]), torch.tensor([0.0, 1.0])
@@ -102,7 +102,7 @@ class TestRecord:
         assert torch.equal(gradients.effective_bias(norm), expected)
 
     @pytest.mark.parametrize("parameters", [True, False])
-    def test_the_bias_of_a_module_is_what_it_answers_to_zeros(self, parameters):
+    def test_bias_equals_the_modules_output_for_zeros(self, parameters):
         torch.manual_seed(0)
         for module in (
             nn.BatchNorm2d(6, affine=parameters),
@@ -122,7 +122,7 @@ class TestRecord:
             answer = module.eval()(zeros).detach().flatten(2)[0, :, 0]
             torch.testing.assert_close(gradients.effective_bias(module), answer)
 
-    def test_only_modules_with_a_bias_are_watched(self):
+    def test_records_only_modules_with_a_bias(self):
         model = nn.Sequential(
             nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False), nn.GroupNorm(2, 4),
             nn.LayerNorm(4), nn.InstanceNorm2d(4, affine=True), nn.Linear(4, 4, bias=False),
@@ -130,7 +130,7 @@ class TestRecord:
         )  # fmt: skip
         assert list(gradients.biased_modules(model)) == ["6", "7", "8"]
 
-    def test_modules_that_are_used_twice_unused_or_called_input(self):
+    def test_numbers_calls_of_modules_used_twice_or_named_input(self):
         class Net(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -155,7 +155,7 @@ class TestRecord:
         assert found[names.abs_map("input")].shape == (2, 32, 32)
         assert found[names.abs_map("input#0")].shape == (2, 30, 30)
 
-    def test_a_linear_layer_over_maps_has_its_channels_last(self):
+    def test_moves_the_channels_of_a_linear_layer_over_maps_first(self):
         class Net(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -174,7 +174,7 @@ class TestRecord:
         map_ = (biases["pixels"].view(-1, 1, 1) * gradient).abs().sum(1)
         np.testing.assert_allclose(found[names.abs_map("pixels")], map_, rtol=1e-5)
 
-    def test_the_order_of_the_numbers_in_memory_does_not_matter(self):
+    def test_memory_format_does_not_matter(self):
         model, image = zoo.build("ResNet18 (BasicBlock)")
         expected = gradients.reduced(*recorded(model, image))
         model = model.to(memory_format=torch.channels_last)
@@ -182,7 +182,7 @@ class TestRecord:
         for name, tensor in expected.items():
             np.testing.assert_allclose(found[name], tensor, rtol=1e-3, atol=1e-5 * np.abs(tensor).max())
 
-    def test_modules_that_give_no_tensor_or_none_that_depends_on_the_picture(self):
+    def test_ignores_outputs_that_are_not_tensors_or_do_not_depend_on_the_input(self):
         class Pair(nn.Conv2d):
             def forward(self, x):
                 return super().forward(x), x
@@ -202,12 +202,12 @@ class TestRecord:
             assert same(recording.logits, model(images()))
 
     @pytest.mark.parametrize("image", [torch.zeros(1, 3, 48, 48), torch.full((1, 3, 48, 48), 1e6)])
-    def test_numbers_are_finite_at_the_edges(self, image):
+    def test_terms_are_finite_for_extreme_inputs(self, image):
         model, _ = zoo.build("ResNet18 (BasicBlock)")
         recording, biases = recorded(model, image)
         assert all(np.isfinite(tensor).all() for tensor in gradients.reduced(recording, biases).values())
 
-    def test_no_hook_stays(self):
+    def test_removes_all_hooks(self):
         class Raises(nn.Module):
             def forward(self, x):
                 raise ArithmeticError("in the middle")

@@ -1,4 +1,4 @@
-"""The picture is read back: what it shows, what it says, and that nothing it is given breaks it."""
+"""Heat maps are decoded again: their panels, their texts, and extreme explanations."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ PAPER, ALARM = (255, 255, 255), (179, 38, 30)
 
 
 def explanation(height=48, width=48, channels=3, **changes):
-    """A picture of noise whose relevance grows from left to right."""
+    """An image of noise whose relevance grows from left to right."""
     rng = np.random.default_rng(0)
     saliency = np.broadcast_to(np.linspace(2, 9, width, dtype=np.float32), (height, width))
     made = Explanation(
@@ -55,13 +55,13 @@ def blocks(image):
     return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 20]
 
 
-class TestWhatItShows:
-    def test_three_panels_of_one_size(self):
+class TestPanels:
+    def test_draws_three_panels_of_one_size(self):
         panels = blocks(opened(explanation()))
         assert len(panels) == 3
         assert {right - left for left, right in panels} == {336}  # 7 × 48: a whole factor, at least 320
 
-    def test_the_input_is_the_picture(self):
+    def test_first_panel_is_the_input_image(self):
         image = opened(explanation(512, 512))
         (left, right), *_ = blocks(image)
         assert right - left == 512
@@ -81,7 +81,7 @@ class TestWhatItShows:
         assert r - max(g, b) > 150
         assert b0 - r0 > 100
 
-    def test_the_scale_shows_the_same_colours(self):
+    def test_scale_has_the_same_colours(self):
         image = opened(explanation())
         _, (left, right), _ = blocks(image)
         pixels = np.asarray(image)
@@ -91,14 +91,14 @@ class TestWhatItShows:
         ][-1]
         assert np.abs(pixels[scale, left:right].astype(int) - heat).mean() < 4
 
-    def test_one_outlier_does_not_darken_the_rest(self):
+    def test_outlier_does_not_darken_the_rest(self):
         usual, outlier = explanation(), explanation()
         outlier.saliency[0, 0] = 1e6
         heat = [np.asarray(opened(e))[250, 700].astype(int) for e in (usual, outlier)]
         assert np.abs(heat[0] - heat[1]).max() < 25
 
-    def test_the_overlay_shows_both(self):
-        """Where nothing is relevant the picture stays; the most relevant side takes the colour."""
+    def test_overlay_blends_image_and_heat(self):
+        """The image stays where nothing is relevant, and the most relevant side is coloured."""
         image = opened(explanation(64, 64, input_image=np.full((64, 64, 3), 128, np.uint8)))
         *_, (left, right) = blocks(image)
         row = np.asarray(image)[image.height // 2, left:right].astype(int)
@@ -116,13 +116,13 @@ class TestWhatItShows:
             ((900, 900), 640),
         ],
     )
-    def test_small_pictures_are_enlarged_and_large_ones_reduced(self, size, panel):
+    def test_enlarges_small_images_and_reduces_large_ones(self, size, panel):
         (left, right), *_ = blocks(opened(explanation(*size)))
         assert right - left == panel
 
     @pytest.mark.parametrize("size", [(30, 200), (200, 30), (1, 64), (64, 1), (7, 5), (2000, 3)])
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_any_shape(self, size, channels):
+    def test_draws_any_shape(self, size, channels):
         image = opened(explanation(*size, channels=channels))
         assert image.mode == "RGB"
         assert image.width >= 3 * 320
@@ -131,7 +131,7 @@ class TestWhatItShows:
         "saliency", [np.zeros((48, 48)), np.full((48, 48), 3e38), np.full((48, 48), 1e-45)]
     )
     @pytest.mark.filterwarnings("error::RuntimeWarning")
-    def test_a_map_without_differences_is_blue(self, saliency):
+    def test_constant_map_is_blue(self, saliency):
         image = opened(explanation(saliency=saliency.astype(np.float32)))
         _, (left, right), _ = blocks(image)
         r, _, b = np.asarray(image)[image.height // 2, left + 5 : right - 5].mean(0)
@@ -148,26 +148,26 @@ class TestPalettes:
         _, (left, right), _ = blocks(image)
         return np.asarray(image)[image.height // 2, left:right].astype(float)
 
-    def test_the_colourblind_one_only_grows_lighter(self):
+    def test_colourblind_palette_grows_lighter(self):
         """So its order can be read in any colour vision, and in print."""
         lightness = 116 * np.cbrt(self.luminance(self.ramp("colorblind"))) - 16
         assert (np.diff(lightness) > -0.5).all()
         assert lightness[-1] - lightness[0] > 75
 
-    def test_the_rainbow_palette_is_not_monotonic_in_lightness(self):
+    def test_rainbow_palette_is_not_monotonic_in_lightness(self):
         assert (np.diff(self.luminance(self.ramp("rainbow"))) < -0.001).any()
 
-    def test_an_unknown_one(self):
+    def test_raises_for_an_unknown_palette(self):
         with pytest.raises(KeyError, match="jet"):
             heatmap.render(explanation(), palette="jet")
 
 
-class TestWhatItSays:
+class TestTexts:
     def banner(self, image):
         """Whether the alarm's colour runs from the left to the right edge."""
         return (np.asarray(image) == ALARM).all(2)[:, [0, 1, -2, -1]].all(1).any()
 
-    def test_incomplete_is_seen_at_once(self):
+    def test_marks_incomplete_heat_maps(self):
         complete, incomplete = opened(explanation()), opened(explanation(total=7.0))
         assert self.banner(incomplete)
         assert not self.banner(complete)
@@ -176,7 +176,7 @@ class TestWhatItSays:
         middle = np.asarray(incomplete)[incomplete.height // 2]
         assert (middle == ALARM).all(1).sum() == 4 * 4
 
-    def test_the_text_chunks(self):
+    def test_text_chunks_hold_the_key_facts(self):
         text = opened(explanation()).text
         assert text["Title"] == "75.0%  class 14 · Stop"
         assert text["Description"] == "Complete: completeness error 1.2e-07 of the logit"
@@ -188,7 +188,7 @@ class TestWhatItSays:
         assert text["complete"] == "yes"
         assert text["request"] == "ab" * 32  # not the InferenceId, which a client chooses
 
-    def test_why_incomplete(self):
+    def test_names_why_it_is_incomplete(self):
         parts = (
             "act1: SiLU is not piecewise linear",
             "act2: SiLU is not piecewise linear",
@@ -201,16 +201,16 @@ class TestWhatItSays:
         )
         assert text["complete"] == "no"
 
-    def test_a_replay_is_known_by_its_event_id(self):
+    def test_text_chunk_holds_a_replays_event_id(self):
         changed = explanation(request={"replay_event_id": "event-1", "sha256": "cd" * 32})
         assert opened(changed).text["request"] == "event-1"
 
     @pytest.mark.parametrize(
-        ("probability", "said"),
+        ("probability", "text"),
         [(0.99996, ">99.9%"), (1.0, "100.0%"), (1e-5, "<0.1%"), (0.0, "0.0%"), (0.931, "93.1%")],
     )
-    def test_no_probability_is_rounded_to_certainty(self, probability, said):
-        assert opened(explanation(probability=probability)).text["Title"].startswith(said + " ")
+    def test_probabilities_are_not_rounded_to_certainty(self, probability, text):
+        assert opened(explanation(probability=probability)).text["Title"].startswith(text + " ")
 
     @pytest.mark.parametrize(
         "class_name",
@@ -226,7 +226,7 @@ class TestWhatItSays:
             "\ud800",
         ],
     )
-    def test_no_class_name_leaves_the_page(self, class_name):
+    def test_long_class_names_are_cut(self, class_name):
         image = opened(explanation(class_name=class_name, inexact=(str(class_name),) * 3, total=7.0))
         pixels = np.asarray(image)
         title = pixels[:48]
@@ -235,7 +235,7 @@ class TestWhatItSays:
         banner = (pixels == ALARM).all(2)[:, 0].nonzero()[0]
         assert (pixels[banner][:, -18:] == ALARM).all()
 
-    def test_accents_are_drawn_without(self):
+    def test_accents_are_dropped_in_the_drawing(self):
         """The built-in font has none; the text chunk keeps them."""
         with_accent, without = (
             opened(explanation(class_name=class_name)) for class_name in ("Überholen", "Uberholen")
@@ -243,13 +243,13 @@ class TestWhatItSays:
         assert with_accent.tobytes() == without.tobytes()
         assert with_accent.text["Title"].endswith("Überholen")
 
-    def test_the_same_explanation_gives_the_same_bytes(self):
+    def test_same_explanation_gives_the_same_bytes(self):
         assert heatmap.render(explanation()) == heatmap.render(explanation())
         assert heatmap.render(explanation()) != heatmap.render(explanation(probability=0.7))
 
 
 class TestFacts:
-    def test_all_of_them(self):
+    def test_hold_every_value(self):
         facts = json.loads(to_json(heatmap.facts(explanation())))
         assert facts == {
             "predicted_class": 14,
@@ -287,13 +287,13 @@ class TestFacts:
             "request": {"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
         }
 
-    def test_a_logit_of_nothing_has_no_relative_error(self):
+    def test_zero_logit_has_no_relative_error(self):
         facts = heatmap.facts(explanation(logit=0.0, total=0.0, sum_abs=0.0))
         assert facts.completeness.relative_error is None
         assert facts.completeness.complete is True
         assert opened(explanation(logit=0.0)).text["Description"].endswith("the logit is 0")
 
-    def test_numbers_that_json_has_no_word_for_never_get_in(self):
+    def test_values_stay_finite_for_extreme_logits(self):
         facts = heatmap.facts(explanation(logit=5e-324, total=1e300))
         assert read_facts(to_json(facts)) == facts
         assert math.isfinite(facts.completeness.residual)

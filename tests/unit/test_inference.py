@@ -72,7 +72,7 @@ def encoded(array, kind, **options):
     return stream.getvalue()
 
 
-def picture(*shape, seed=0):
+def image_array(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
@@ -102,7 +102,7 @@ def refusal(classifier, data, kind=NPY, accept=JSON):
 
 
 def independent(classifier, array):
-    """Softmax of the network's logits for one picture of the model's own size, from numpy."""
+    """Softmax of the network's logits for one image of the model's size, from numpy."""
     x = (array / 255 - np.array(CONFIG["mean"])) / np.array(CONFIG["std"])
     with torch.no_grad():
         logits = classifier.network(torch.tensor(x.transpose(2, 0, 1)[None], dtype=torch.float32))
@@ -110,8 +110,8 @@ def independent(classifier, array):
 
 
 class TestAnswer:
-    def test_is_the_networks_best_three_classes(self, classifier):
-        array = picture(24, 32, 3)
+    def test_holds_the_three_most_probable_classes(self, classifier):
+        array = image_array(24, 32, 3)
         (prediction,) = answer(classifier, npy(array))
         probabilities = independent(classifier, array)
         best = np.argsort(-probabilities)[:3]
@@ -122,8 +122,8 @@ class TestAnswer:
         assert [top["label"] for top in prediction["top3"]] == [CONFIG["labels"][i] for i in best]
         assert {k: prediction[k] for k in ("class", "label", "probability")} == prediction["top3"][0]
 
-    def test_a_batch_is_answered_in_its_order(self, classifier):
-        batch = picture(7, 24, 32, 3)
+    def test_batch_keeps_its_order(self, classifier):
+        batch = image_array(7, 24, 32, 3)
         together = answer(classifier, npy(batch))
         assert len(together) == 7
         for array, prediction in zip(batch, together, strict=True):
@@ -133,26 +133,26 @@ class TestAnswer:
 
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
     def test_floats_are_rounded_to_eight_bits(self, classifier, dtype):
-        array = picture(24, 32, 3)
+        array = image_array(24, 32, 3)
         exact = answer(classifier, npy(array))
         assert same(answer(classifier, npy((array / 255).astype(dtype))), exact)
         if dtype != np.float16:
             assert same(answer(classifier, npy(((array + 0.4) / 255).clip(0, 1).astype(dtype))), exact)
 
-    def test_any_size_is_resized_bilinearly(self, classifier):
-        array = picture(61, 40, 3)
+    def test_images_are_resized_bilinearly(self, classifier):
+        array = image_array(61, 40, 3)
         resized = np.asarray(Image.fromarray(array).resize((32, 24), Image.Resampling.BILINEAR))
         assert same(answer(classifier, npy(array)), answer(classifier, npy(resized)))
 
-    def test_files_are_read_as_their_pixels(self, classifier):
-        array = picture(24, 32, 3)
+    def test_files_equal_arrays_of_their_pixels(self, classifier):
+        array = image_array(24, 32, 3)
         assert same(answer(classifier, encoded(array, "PNG"), PNG), answer(classifier, npy(array)))
         jpeg = encoded(array, "JPEG", quality=95)
         pixels = np.asarray(Image.open(io.BytesIO(jpeg)))
         assert same(answer(classifier, jpeg, JPEG), answer(classifier, npy(pixels)))
 
-    def test_grey_palette_and_transparent_pictures_are_read_as_rgb(self, classifier):
-        grey = picture(24, 32)
+    def test_grey_palette_and_transparent_images_become_rgb(self, classifier):
+        grey = image_array(24, 32)
         expected = answer(classifier, npy(np.repeat(grey[..., None], 3, 2)))
         assert same(answer(classifier, encoded(grey, "PNG"), PNG), expected)
         stream = io.BytesIO()
@@ -161,46 +161,46 @@ class TestAnswer:
         opaque = np.dstack([*[grey] * 3, np.full_like(grey, 255)])
         assert same(answer(classifier, encoded(opaque, "PNG"), PNG), expected)
 
-    def test_fortran_order_and_slices_are_read_right(self, classifier):
-        array = picture(2, 24, 32, 3)
+    def test_memory_order_does_not_matter(self, classifier):
+        array = image_array(2, 24, 32, 3)
         assert same(answer(classifier, npy(np.asfortranarray(array))), answer(classifier, npy(array)))
 
-    def test_a_network_for_grey_pictures_without_labels(self, tmp_path):
+    def test_network_for_grey_images_without_labels(self, tmp_path):
         config = CONFIG | {"mean": [0.5], "std": [0.25], "labels": None}
         classifier = inference.model_fn(str(unpacked(tmp_path, config, in_channels=1, num_classes=2)))
-        grey = picture(50, 40)
+        grey = image_array(50, 40)
         (prediction,) = answer(classifier, encoded(grey, "PNG"), PNG)
         assert same([prediction], answer(classifier, npy(grey[..., None])))
         assert [top["label"] for top in prediction["top3"]] == [None, None]
         assert sum(top["probability"] for top in prediction["top3"]) == pytest.approx(1)
-        status, message = refusal(classifier, npy(picture(24, 32, 3)))
+        status, message = refusal(classifier, npy(image_array(24, 32, 3)))
         assert (status, message) == (
             400,
             "Array: expected shape (H, W, 1) or (N, H, W, 1), got (24, 32, 3).",
         )
 
     @pytest.mark.parametrize("data", [bytearray, memoryview, bytes])
-    def test_the_body_comes_as_servers_give_it(self, classifier, data):
-        body = npy(picture(24, 32, 3))
+    def test_accepts_every_type_of_body(self, classifier, data):
+        body = npy(image_array(24, 32, 3))
         assert same(answer(classifier, data(body)), answer(classifier, body))
 
     @pytest.mark.parametrize(
         "kind", ["application/x-npy; charset=binary", "Application/X-NPY", " application/x-npy"]
     )
-    def test_content_type_with_parameters_and_capitals(self, classifier, kind):
-        assert len(answer(classifier, npy(picture(24, 32, 3)), kind)) == 1
+    def test_content_type_may_have_parameters_and_capitals(self, classifier, kind):
+        assert len(answer(classifier, npy(image_array(24, 32, 3)), kind)) == 1
 
     @pytest.mark.parametrize(
         "accept", [JSON, "", None, "*/*", "application/*;q=0.8", "text/html, APPLICATION/JSON;q=0.9"]
     )
-    def test_accept(self, classifier, accept):
-        assert len(answer(classifier, npy(picture(24, 32, 3)), accept=accept)) == 1
+    def test_accepts_ranges_that_include_json(self, classifier, accept):
+        assert len(answer(classifier, npy(image_array(24, 32, 3)), accept=accept)) == 1
 
-    def test_a_model_without_sense_fails_loudly(self, tmp_path):
+    def test_raises_for_logits_that_are_not_finite(self, tmp_path):
         classifier = inference.model_fn(str(unpacked(tmp_path)))
         torch.nn.init.constant_(classifier.network.fc.bias, torch.nan)
         with pytest.raises(ArithmeticError, match="expected finite logits"):
-            inference.transform_fn(classifier, npy(picture(24, 32, 3)), NPY, JSON)
+            inference.transform_fn(classifier, npy(image_array(24, 32, 3)), NPY, JSON)
 
 
 def png_header(width, height, bits=8, colour=2):
@@ -225,7 +225,7 @@ class Exploding:
         return exec, ("raise SystemExit('unpickled')",)
 
 
-ARRAY = picture(24, 32, 3)
+ARRAY = image_array(24, 32, 3)
 NO_NPY = "Body: expected an array in the .npy format, got something else."
 PICKLED = "Array: expected numbers, got pickled objects."
 BYTES = "Array: expected the bytes of shape (24, 32, 3) uint8, got"
@@ -265,9 +265,9 @@ BAD = {
     "channels first": (npy(ARRAY.transpose(2, 0, 1)), NPY, f"{SHAPES} (3, 24, 32)."),
     "one channel": (npy(ARRAY[..., 0]), NPY, f"{SHAPES} (24, 32)."),
     "five axes": (npy(ARRAY[None, None]), NPY, f"{SHAPES} (1, 1, 24, 32, 3)."),
-    "no picture": (npy(ARRAY[None][:0]), NPY, f"{SHAPES} (0, 24, 32, 3)."),
+    "an empty batch": (npy(ARRAY[None][:0]), NPY, f"{SHAPES} (0, 24, 32, 3)."),
     "no pixel": (npy(ARRAY[:0]), NPY, f"{SHAPES} (0, 32, 3)."),
-    "too many pictures": (
+    "too many images": (
         npy(np.zeros((65, 1, 1, 3), np.uint8)), NPY,
         "Array: expected at most 64 images per request, got shape (65, 1, 1, 3)."),
     "integers": (npy(ARRAY.astype(np.int64)), NPY, f"{NUMBERS} int64."),
@@ -296,11 +296,11 @@ BAD = {
 class TestRefusal:
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize(("data", "kind", "message"), BAD.values(), ids=BAD)
-    def test_of_a_body(self, classifier, data, kind, message):
+    def test_refuses_invalid_bodies(self, classifier, data, kind, message):
         assert refusal(classifier, data, kind) == (400, message)
 
     @pytest.mark.parametrize("kind", ["", None, "text/csv", JSON, "image/gif", "image/*", "x" * 500])
-    def test_of_a_content_type(self, classifier, kind):
+    def test_refuses_other_content_types(self, classifier, kind):
         status, message = refusal(classifier, npy(ARRAY), kind)
         assert status == 415
         assert message.startswith("Content-Type: expected application/x-npy, image/png or image/jpeg, got '")
@@ -309,14 +309,14 @@ class TestRefusal:
     @pytest.mark.parametrize(
         "accept", ["text/csv", "image/png", "application/x-npy", "text/html, text/plain"]
     )
-    def test_of_an_accept(self, classifier, accept):
+    def test_refuses_other_accepts(self, classifier, accept):
         status, message = refusal(classifier, npy(ARRAY), accept=accept)
         assert (status, message) == (406, f"Accept: expected application/json, got {accept!r}.")
 
     @pytest.mark.parametrize("kind", [NPY, PNG, JPEG])
     @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
-    def test_corrupted_bodies_are_answered_or_refused(self, classifier, kind, data):
+    def test_damaged_bodies_are_answered_or_refused(self, classifier, kind, data):
         """An answer, or a refusal: nothing else comes out, and nothing large is allocated on the way."""
         good = npy(ARRAY) if kind == NPY else encoded(ARRAY, kind.removeprefix("image/").upper())
         broken = bytearray(good)
@@ -333,17 +333,17 @@ class TestRefusal:
 
 
 class Recorder:
-    """Stands where the recorder stands: keeps what it is asked."""
+    """A recorder that keeps its calls."""
 
     def __init__(self, network, wanted=True):
         self.network, self.wanted, self.asked, self.traced, self.closed = network, wanted, [], [], 0
 
     def wants(self, *request):
         self.asked.append(request)
-        return {"wanted": "as it is"} if self.wanted else None
+        return {"wanted": "yes"} if self.wanted else None
 
-    def predict(self, image, picture, request, labels):
-        self.traced.append((image, picture, request, labels))
+    def predict(self, image, input_image, request, labels):
+        self.traced.append((image, input_image, request, labels))
         with torch.no_grad():
             return self.network(image)
 
@@ -378,11 +378,11 @@ class TestTracing:
             (toolkit({k.upper(): v for k, v in HEADERS.items()}), "id-7", "a=1,glassbox=9"),
         ],
     )
-    def test_the_recorder_gets_the_picture_and_the_request(self, tmp_path, context, inference_id, attributes):
+    def test_recorder_gets_input_image_and_request(self, tmp_path, context, inference_id, attributes):
         plain = inference.model_fn(str(unpacked(tmp_path)))
         recorder = Recorder(plain.network)
         hooked = inference.Classifier(**{**vars(plain), "recorder": recorder})
-        body = encoded(picture(50, 60, 3), "PNG")
+        body = encoded(image_array(50, 60, 3), "PNG")
         assert same(answer(hooked, body, PNG, context=context), answer(plain, body, PNG, context=context))
 
         assert recorder.asked == [(body, attributes, inference_id)]
@@ -392,12 +392,12 @@ class TestTracing:
         mean, std = np.array(CONFIG["mean"]), np.array(CONFIG["std"])
         np.testing.assert_allclose(image[0].permute(1, 2, 0), (seen[0] / 255 - mean) / std, atol=1e-6)
         assert labels == CONFIG["labels"]
-        assert request == {"wanted": "as it is"}
+        assert request == {"wanted": "yes"}
         hooked.close()
         plain.close()
         assert recorder.closed == 1
 
-    def test_what_is_not_wanted_and_what_is_refused_is_not_traced(self, tmp_path):
+    def test_unwanted_and_refused_requests_are_not_traced(self, tmp_path):
         plain = inference.model_fn(str(unpacked(tmp_path)))
         recorder = Recorder(plain.network, wanted=False)
         hooked = inference.Classifier(**{**vars(plain), "recorder": recorder})
@@ -442,14 +442,14 @@ class TestModel:
             ),
         ],
     )
-    def test_a_config_that_cannot_be_used(self, tmp_path, change, problem):
+    def test_refuses_an_invalid_config(self, tmp_path, change, problem):
         unpacked(tmp_path, CONFIG | change)
         with pytest.raises(BadInputError, match=re.escape(problem)) as caught:
             inference.model_fn(str(tmp_path))
         assert str(caught.value).startswith(f"{tmp_path}/model/config.json: ")
 
     @pytest.mark.parametrize("text", ["", "{", "[1]", "null", "3", "[" * 100_000])
-    def test_a_config_that_is_no_json_object_is_refused(self, tmp_path, text):
+    def test_refuses_a_config_that_is_not_an_object(self, tmp_path, text):
         unpacked(tmp_path)
         (tmp_path / "model" / "config.json").write_text(text)
         with pytest.raises(BadInputError, match=r"config\.json: expected a JSON object"):
@@ -465,7 +465,7 @@ class TestModel:
             ),
         ],
     )
-    def test_a_config_that_does_not_fit_the_network(self, tmp_path, change, problem):
+    def test_refuses_a_config_of_another_network(self, tmp_path, change, problem):
         unpacked(tmp_path, CONFIG | change)
         with pytest.raises(BadInputError, match=re.escape(problem)):
             inference.model_fn(str(tmp_path))
@@ -481,7 +481,7 @@ class TestModel:
             lambda good: good[len(good) // 2 :],
         ],
     )
-    def test_weights_that_cannot_be_read(self, tmp_path, change):
+    def test_refuses_unreadable_weights(self, tmp_path, change):
         weights = unpacked(tmp_path) / "model" / "model.pt"
         weights.write_bytes(change(weights.read_bytes()))
         with pytest.raises(BadInputError, match="expected a state dict of tensors alone") as caught:
@@ -490,7 +490,7 @@ class TestModel:
 
     @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
-    def test_weights_whose_bytes_are_damaged(self, tmp_path_factory, data):
+    def test_damaged_weights_load_or_raise_bad_input(self, tmp_path_factory, data):
         """In the format before zip files, of which nothing has a checksum."""
         stream = io.BytesIO()
         torch.save({"a": torch.ones(3)}, stream, _use_new_zipfile_serialization=False)
@@ -503,7 +503,7 @@ class TestModel:
             inference.load_network(weights, inference.to_config(CONFIG))
 
     @pytest.mark.parametrize("name", ["model.pt", "config.json"])
-    def test_a_file_that_is_not_there(self, tmp_path, name):
+    def test_names_missing_files(self, tmp_path, name):
         (unpacked(tmp_path) / "model" / name).unlink()
         with pytest.raises(BadInputError, match=rf"model/{name}: No such file or directory"):
             inference.model_fn(str(tmp_path))
@@ -515,19 +515,19 @@ class TestModel:
             (b"\x89HDF\r\n\x1a\n" + bytes(80), "an HDF5 file"),
         ],
     )
-    def test_other_frameworks_files_are_named(self, tmp_path, content, found):
+    def test_names_files_of_other_frameworks(self, tmp_path, content, found):
         (unpacked(tmp_path) / "model" / "model.pt").write_bytes(content)
         with pytest.raises(BadInputError, match=f"expected a state dict of tensors alone, .* got {found}"):
             inference.model_fn(str(tmp_path))
 
-    def test_a_torchscript_archive_is_named(self, tmp_path):
+    def test_names_torchscript_archives(self, tmp_path):
         unpacked(tmp_path)
         scripted = torch.jit.trace(torch.nn.Linear(3, 4).eval(), torch.zeros(1, 3))
         torch.jit.save(scripted, tmp_path / "model" / "model.pt")
         with pytest.raises(BadInputError, match=r"got a TorchScript archive\. Save torch\.jit\.load"):
             inference.model_fn(str(tmp_path))
 
-    def test_weights_that_are_no_numbers(self, tmp_path):
+    def test_refuses_weights_that_are_not_finite(self, tmp_path):
         unpacked(tmp_path)
         weights = ResNet18(num_classes=5, width=4).state_dict()
         weights["layer1.0.bn1.running_var"][2] = torch.nan
@@ -535,7 +535,7 @@ class TestModel:
         with pytest.raises(BadInputError, match=r"got NaN or infinity in layer1\.0\.bn1\.running_var"):
             inference.model_fn(str(tmp_path))
 
-    def test_a_training_checkpoint_is_loaded(self, tmp_path):
+    def test_loads_training_checkpoints(self, tmp_path):
         unpacked(tmp_path)
         weights = torch.load(tmp_path / "model" / "model.pt", weights_only=True)
         wrapped = {"epoch": 7, "state_dict": {f"model.{key}": value for key, value in weights.items()}}
@@ -549,7 +549,7 @@ class TestModel:
         with pytest.raises(BadInputError, match="expected a state dict of tensors alone"):
             inference.model_fn(str(tmp_path))
 
-    def test_is_plain_unless_told_otherwise(self, tmp_path, monkeypatch):
+    def test_is_plain_without_tensors_output(self, tmp_path, monkeypatch):
         unpacked(tmp_path)
         assert inference.model_fn(str(tmp_path)).recorder is None
         monkeypatch.setenv("tensors_output", " ")
@@ -559,7 +559,7 @@ class TestModel:
         hooked.close()
         assert type(hooked.recorder).__name__ == "TensorRecorder"
 
-    def test_replays_are_verified_with_the_key_of_the_environment(self, tmp_path, monkeypatch, caplog):
+    def test_verifies_replays_with_the_key_of_the_environment(self, tmp_path, monkeypatch, caplog):
         unpacked(tmp_path)
         incident = f"{datetime.now(UTC):%Y%m%dt%H%M%S}-operator"
         marker = replays.marker(incident=incident)
@@ -575,7 +575,7 @@ class TestModel:
         with pytest.raises(BadInputError, match="replay key"):
             inference.model_fn(str(tmp_path))
 
-    def test_the_key_may_be_read_of_kms_at_start(self, tmp_path, monkeypatch):
+    def test_reads_the_replay_key_from_kms(self, tmp_path, monkeypatch):
         unpacked(tmp_path)
         with mock_aws():
             kms = boto3.client("kms")
@@ -600,7 +600,7 @@ class TestModel:
             ("tensors_output", "bucket/x"),
         ],
     )
-    def test_settings_that_cannot_be_used(self, tmp_path, monkeypatch, name, value):
+    def test_refuses_invalid_settings(self, tmp_path, monkeypatch, name, value):
         unpacked(tmp_path)
         monkeypatch.setenv("tensors_output", "s3://bucket/tensors/signs")
         monkeypatch.setenv(name, value)
@@ -638,11 +638,11 @@ class TestOwnNetwork:
         torch.save(network.state_dict(), folder / "model" / "model.pt")
         return inference.model_fn(str(folder))
 
-    def test_is_built_with_its_arguments_and_answers(self, tmp_path, tiny):
+    def test_builds_the_class_with_its_arguments(self, tmp_path, tiny):
         network = tiny(5)
         classifier = self.archive(tmp_path, network)
         assert not classifier.network.training
-        array = picture(24, 32, 3)
+        array = image_array(24, 32, 3)
         (prediction,) = answer(classifier, npy(array))
         best = int(independent(classifier, array).argmax())
         assert (prediction["class"], prediction["label"]) == (best, CONFIG["labels"][best])
@@ -672,11 +672,11 @@ class TestOwnNetwork:
             ("collections:OrderedDict", {}, "expected a torch.nn.Module, got a OrderedDict"),
         ],
     )
-    def test_a_class_that_cannot_be_made(self, tmp_path, tiny, architecture, arguments, reason):
+    def test_names_why_a_class_cannot_be_built(self, tmp_path, tiny, architecture, arguments, reason):
         with pytest.raises(BadInputError, match=f"^{architecture}: {reason}"):
             self.archive(tmp_path, tiny(5), architecture=architecture, arguments=arguments)
 
-    def test_a_network_that_does_not_take_the_picture(self, tmp_path, tiny):
+    def test_refuses_a_network_for_other_images(self, tmp_path, tiny):
         module = tmp_path / "code" / "narrow_net.py"
         module.write_text(NETWORK.replace("x = self.conv(x)", "n, c, h = x.shape; x = self.conv(x)"))
         with pytest.raises(
@@ -685,14 +685,14 @@ class TestOwnNetwork:
         ):
             self.archive(tmp_path, tiny(5), architecture="narrow_net:Tiny")
 
-    def test_says_whose_weights_they_are_not(self, tmp_path, tiny):
+    def test_refuses_weights_of_another_network(self, tmp_path, tiny):
         with pytest.raises(
             BadInputError, match=r"tiny_net:Tiny: expected its own weights, got others: .*fc\.weight"
         ):
             self.archive(tmp_path, tiny(4))
 
     @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
-    def test_takes_weights_that_a_wrapper_saved(self, tmp_path, tiny, prefix):
+    def test_loads_weights_with_a_wrappers_prefix(self, tmp_path, tiny, prefix):
         network = tiny(5)
         weights = network.state_dict()
         saved = SimpleNamespace(state_dict=lambda: {f"{prefix}{key}": v for key, v in weights.items()})
@@ -726,21 +726,21 @@ class TestOwnNetwork:
             ("z.softmax(1)", r"probabilities\. Leave out the softmax"),
         ],
     )
-    def test_that_gives_no_logits_is_refused(self, tmp_path, tiny, forward, found):
+    def test_refuses_a_network_without_logits(self, tmp_path, tiny, forward, found):
         wanted = r"^net_\w+:Tiny: expected logits of the shape \(N, K\) with K >= 2 classes, got "
         with pytest.raises(BadInputError, match=wanted + found):
             self.own(tmp_path, tiny, forward)
 
-    def test_of_one_output_unit_is_refused_with_the_way_out(self, tmp_path, tiny):
+    def test_refuses_one_output_unit_with_advice(self, tmp_path, tiny):
         with pytest.raises(BadInputError, match=r"return torch\.cat\(\[torch\.zeros_like\(z\), z\], 1\)"):
             self.own(tmp_path, tiny, "z", classes=1)
 
-    def test_of_one_output_unit_made_two_is_answered(self, tmp_path, tiny):
+    def test_accepts_one_output_unit_made_two(self, tmp_path, tiny):
         classifier = self.own(tmp_path, tiny, "torch.cat([torch.zeros_like(z), z], 1)", classes=1)
-        (prediction,) = answer(classifier, npy(picture(24, 32, 3)))
+        (prediction,) = answer(classifier, npy(image_array(24, 32, 3)))
         assert 0.5 < prediction["probability"] < 1
 
-    def test_log_probabilities_are_logits(self, tmp_path, tiny):
+    def test_accepts_log_probabilities(self, tmp_path, tiny):
         classifier = self.own(tmp_path, tiny, "z.log_softmax(1)")
         (prediction,) = answer(classifier, npy(ARRAY))
         x = (ARRAY / 255 - np.array(CONFIG["mean"])) / np.array(CONFIG["std"])
@@ -749,14 +749,14 @@ class TestOwnNetwork:
         assert prediction["probability"] == pytest.approx(log.max().exp().item(), rel=1e-5)
 
     @pytest.mark.parametrize("asserted", ["False, 'Input size is 24, expected 224'", "1 / 0"])
-    def test_whatever_the_networks_code_raises_is_said(self, tmp_path, tiny, asserted):
+    def test_names_any_error_of_the_networks_code(self, tmp_path, tiny, asserted):
         module = NETWORK.replace("x = self.conv(x)", f"assert {asserted}; x = self.conv(x)")
         (tmp_path / "code" / "strict_net.py").write_text(module)
         with pytest.raises(BadInputError, match=r"got (AssertionError: Input size is 24|ZeroDivisionError)"):
             self.archive(tmp_path, tiny(5), architecture="strict_net:Tiny")
         sys.modules.pop("strict_net")
 
-    def test_its_input_is_in_the_order_that_view_needs(self, tmp_path, tiny):
+    def test_input_is_contiguous(self, tmp_path, tiny):
         """A network of Linear layers flattens its input by ``view``, which only a contiguous tensor allows."""
         module = NETWORK.replace("x = self.conv(x)", "x.view(len(x), -1); x = self.conv(x)")
         (tmp_path / "code" / "flat_net.py").write_text(module)
@@ -768,7 +768,7 @@ class TestOwnNetwork:
         ]:
             assert len(answer(classifier, body, kind)) == 1
 
-    def test_has_to_give_logits(self, tmp_path, tiny):
+    def test_refuses_a_list_of_logits(self, tmp_path, tiny):
         arguments = {"classes": 5, "flat": False}
         with pytest.raises(
             BadInputError, match=r"expected logits of the shape \(N, K\) .* got a list\. Return the tensor"

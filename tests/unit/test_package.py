@@ -30,7 +30,7 @@ def config_of(archive):
         return json.load(packed.extractfile("model/config.json"))
 
 
-def test_holds_the_model_and_all_that_its_code_imports(tmp_path, weights):
+def test_holds_the_model_and_its_code(tmp_path, weights):
     package.package(weights, tmp_path / "model.tar.gz")
     with tarfile.open(tmp_path / "model.tar.gz") as packed:
         members = packed.getmembers()
@@ -58,7 +58,7 @@ def test_holds_the_model_and_all_that_its_code_imports(tmp_path, weights):
         assert packed.extractfile("code/recorder.py").read() == (ROOT / "model_code/recorder.py").read_bytes()
 
 
-def test_the_same_content_gives_the_same_bytes(tmp_path, weights):
+def test_same_content_gives_the_same_bytes(tmp_path, weights):
     package.package(weights, tmp_path / "one.tar.gz")
     os.utime(weights, (1, 1))
     package.package(weights, tmp_path / "other.tar.gz")
@@ -68,7 +68,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path, weights):
     assert one != (tmp_path / "other.tar.gz").read_bytes()
 
 
-def test_the_config_is_the_given_one_or_lies_beside_the_weights_or_is_the_default(tmp_path, weights):
+def test_config_is_given_or_beside_the_weights_or_the_default(tmp_path, weights):
     archive = tmp_path / "model.tar.gz"
     package.package(weights, archive)
     assert config_of(archive) == package.DEFAULT_CONFIG
@@ -80,7 +80,7 @@ def test_the_config_is_the_given_one_or_lies_beside_the_weights_or_is_the_defaul
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{", "", "[" * 100_000, "\ufeff{}"])
-def test_a_config_beside_the_weights_that_is_no_object_is_named(weights, text):
+def test_names_a_config_that_is_not_an_object(weights, text):
     weights.with_suffix(".json").write_text(text, encoding="utf-8")
     with pytest.raises(
         ValueError, match=rf"^{re.escape(str(weights.with_suffix('.json')))}: expected a JSON object"
@@ -89,7 +89,7 @@ def test_a_config_beside_the_weights_that_is_no_object_is_named(weights, text):
 
 
 class TestLabels:
-    def test_are_ordered_by_class(self, tmp_path):
+    def test_labels_are_ordered_by_class(self, tmp_path):
         file = tmp_path / "labels.csv"
         file.write_text('class_id,name,sign\n1,"Yield, soon",205\n0,Stop,206\n', encoding="utf-8")
         assert package.read_labels(file) == ["Stop", "Yield, soon"]
@@ -103,7 +103,7 @@ class TestLabels:
             ("class_id,name\n1,Stop\n", "got none for 0"),
         ],
     )
-    def test_that_cannot_be_used(self, tmp_path, text, reason):
+    def test_refuses_invalid_label_files(self, tmp_path, text, reason):
         (tmp_path / "labels.csv").write_text(text)
         with pytest.raises(ValueError, match=reason):
             package.read_labels(tmp_path / "labels.csv")
@@ -120,7 +120,7 @@ def run(*arguments):
 
 
 class TestCommand:
-    def test_packs_what_loads(self, tmp_path, weights):
+    def test_packs_a_model_that_loads(self, tmp_path, weights):
         (tmp_path / "labels.csv").write_text("class_id,name\n0,Stop\n1,Yield\n2,Priority\n")
         (tmp_path / "config.json").write_text('{"image_size": [32, 32]}')
         out = tmp_path / "model.tar.gz"
@@ -133,7 +133,7 @@ class TestCommand:
         assert config_of(out)["labels"] == ["Stop", "Yield", "Priority"]
         assert config_of(out)["image_size"] == [32, 32]
 
-    def test_says_why_an_archive_would_not_load(self, tmp_path, weights):
+    def test_names_why_an_archive_does_not_load(self, tmp_path, weights):
         (tmp_path / "labels.csv").write_text("class_id,name\n0,Stop\n")
         out = tmp_path / "model.tar.gz"
         done = run("--weights", weights, "--out", out, "--labels", tmp_path / "labels.csv")
@@ -142,7 +142,7 @@ class TestCommand:
         assert "labels must be null or 3 texts" in done.stderr
         assert not out.exists()
 
-    def test_leaves_an_archive_that_is_there_where_the_new_one_does_not_load(self, tmp_path, weights):
+    def test_keeps_the_old_archive_when_the_new_one_does_not_load(self, tmp_path, weights):
         out = tmp_path / "model.tar.gz"
         assert run("--weights", weights, "--out", out).returncode == 0
         before = out.read_bytes()
@@ -170,7 +170,7 @@ class TestCommand:
             ({"--network": "net.py"}, "--network net.py: expected FILE.py:CLASS or FOLDER:CLASS"),
         ],
     )
-    def test_says_what_is_not_understood(self, tmp_path, weights, given, reason):
+    def test_names_invalid_options(self, tmp_path, weights, given, reason):
         ((option, value),) = given.items()
         if option == "--config":
             (tmp_path / "config.json").write_text(value)
@@ -180,7 +180,7 @@ class TestCommand:
         assert reason in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_packs_a_network_of_somebodys_own(self, tmp_path):
+    def test_packs_an_own_network(self, tmp_path):
         net, parts, weights = tmp_path / "net.py", tmp_path / "parts.py", tmp_path / "weights.pt"
         parts.write_text("from torch import nn\ndef head(n): return nn.Linear(3, n)\n")
         net.write_text(
@@ -230,7 +230,7 @@ class TestCommand:
             "__init__.py", "model.py", "parts/__init__.py", "parts/deep.py", "parts/heads.py", "parts/sizes.json",
         ]  # fmt: skip
 
-    def test_takes_a_folder_of_code_along(self, tmp_path):
+    def test_packs_folders_of_code(self, tmp_path):
         (tmp_path / "blocks").mkdir()
         (tmp_path / "blocks" / "heads.py").write_text(
             "from torch import nn\ndef head(n): return nn.Linear(3, n)\n"
@@ -257,7 +257,7 @@ class TestCommand:
             (["parts/.hidden"], "expected a package folder, got one without a file"),
         ],
     )
-    def test_refuses_code_that_cannot_be_packed(self, tmp_path, weights, names, reason):
+    def test_refuses_duplicate_names_of_code(self, tmp_path, weights, names, reason):
         code = []
         for name in names:
             file = tmp_path / name
@@ -281,7 +281,7 @@ class TestCommand:
         with pytest.raises(ValueError, match=f"^--network {re.escape(given)}: {re.escape(reason)}"):
             package.network_class(given)
 
-    def test_says_that_the_process_that_tries_the_model_was_killed(self, tmp_path):
+    def test_names_a_killed_process(self, tmp_path):
         net, weights, out = tmp_path / "net.py", tmp_path / "weights.pt", tmp_path / "model.tar.gz"
         net.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
         torch.save({"fc.weight": torch.randn(4, 3)}, weights)
@@ -289,7 +289,7 @@ class TestCommand:
         assert (done.returncode, done.stderr) == (
             1, f"package: {out} does not load: its process ended with -9\n")  # fmt: skip
 
-    def test_refuses_a_file_that_would_replace_ours(self, tmp_path, weights):
+    def test_refuses_the_name_of_a_packed_file(self, tmp_path, weights):
         (tmp_path / "recorder.py").write_text("")
         out = tmp_path / "model.tar.gz"
         done = run("--weights", weights, "--out", out, "--code", tmp_path / "recorder.py")
@@ -297,7 +297,7 @@ class TestCommand:
         assert "code/recorder.py is a file of ours" in done.stderr
         assert not out.exists()
 
-    def test_says_what_is_missing(self, tmp_path):
+    def test_names_a_missing_file(self, tmp_path):
         done = run("--weights", tmp_path / "none.pt", "--out", tmp_path / "model.tar.gz")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("package: ")

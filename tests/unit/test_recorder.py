@@ -1,4 +1,4 @@
-"""The hook: what it records is what autograd computes, what it writes smdebug reads, and no answer is ever lost."""
+"""The recorder traces the right requests, smdebug reads its files, and failures never lose an answer."""
 
 import gc
 import hashlib
@@ -57,7 +57,7 @@ REPLAYED = {names.REPLAY_EVENT_ID: "event-1", names.REPLAY_INCIDENT: replays.INC
 
 
 class Bucket(dict):
-    """An S3 client that keeps objects in the order of their arrival; while ``away``, it refuses."""
+    """An S3 client that keeps objects in the order of their upload, or fails while ``away``."""
 
     away = False
 
@@ -91,7 +91,7 @@ class Stuck:
 
 @pytest.fixture
 def trace_to():
-    """Makes tracers, and closes them in the end."""
+    """Return a factory of recorders, and close them at the end."""
     made = []
 
     def make(
@@ -127,12 +127,12 @@ def images(n=1, seed=0):
     return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def pictures(n=1):
+def input_images(n=1):
     return np.zeros((n, 32, 32, 3), np.uint8)
 
 
 def predict(recorder, image, **request):
-    return recorder.predict(image, pictures(len(image)), REQUEST | request, None)
+    return recorder.predict(image, input_images(len(image)), REQUEST | request, None)
 
 
 def hooks_of(model):
@@ -154,26 +154,26 @@ class TestRateLimit:
         gaps=st.lists(st.floats(0, 30), min_size=1, max_size=80),
         limit=st.integers(0, 12),
     )
-    def test_never_more_than_the_limit_in_any_minute(self, gaps, limit):
+    def test_allows_the_limit_in_any_60_seconds(self, gaps, limit):
         now = 0.0
         rate = RateLimit(limit, lambda: now)
         taken = []
         for gap in gaps:
             now += gap
             before = [t for t in taken if now - t < 60]
-            # exactly: refused only where one more would be too many
+            # Refused only if one more would exceed the limit.
             assert rate.take() is (len(before) < limit)
             if len(before) < limit:
                 taken.append(now)
 
-    def test_at_fifty_requests_a_second(self):
+    def test_limits_fifty_requests_per_second(self):
         ticks = itertools.count()
         rate = RateLimit(10, lambda: next(ticks) / 50)
         taken = [rate.take() for _ in range(50 * 180)]
         assert sum(taken) == 30
         assert all(sum(taken[i : i + 3000]) <= 10 for i in range(len(taken) - 3000))
 
-    def test_threads_share_it(self):
+    def test_threads_share_the_limit(self):
         rate, taken = RateLimit(10, lambda: 0.0), []
         threads = [
             threading.Thread(target=lambda: taken.extend(rate.take() for _ in range(200))) for _ in range(8)
@@ -186,9 +186,9 @@ class TestRateLimit:
         assert sum(taken) == 10
 
 
-class TestStep:
+class TestTraceFiles:
     @pytest.mark.parametrize("step", [0, 7, 999, 1000, 123_456_789])
-    def test_lies_where_smdebug_puts_it(self, tmp_path, step):
+    def test_keys_are_smdebugs(self, tmp_path, step):
         from smdebug.core.locations import IndexFileLocationUtils, TensorFileLocation
 
         events, index = trace_writer.write_step(tmp_path, step, {"a": np.ones(3)})
@@ -206,8 +206,8 @@ class TestStep:
         bucket = Bucket()
         model, image = zoo.build(name)
         recorder = trace_to(bucket, model, trace_form=names.FULL)
-        logits = recorder.predict(image, pictures(2), REQUEST, None)
-        recorder.predict(image.flip(0), pictures(2), REQUEST, None)
+        logits = recorder.predict(image, input_images(2), REQUEST, None)
+        recorder.predict(image.flip(0), input_images(2), REQUEST, None)
         recorder.close()
         for key, body in bucket.items():
             path = tmp_path / key.split("/", 3)[3]
@@ -267,18 +267,18 @@ class InPlace(nn.Module):
 
 
 class TestTensorRecorder:
-    def test_parameters_take_no_gradient(self, trace_to):
+    def test_parameters_are_frozen(self, trace_to):
         model = ResNet18(num_classes=5, width=4)
         predict(trace_to(Bucket(), model), images())
         assert not model.training
         assert all(p.grad is None and not p.requires_grad for p in model.parameters())
 
-    def test_a_trace_says_what_was_asked_and_answered(self, trace_to):
+    def test_trace_holds_request_and_answer(self, trace_to):
         bucket, labels = Bucket(), ["a", "b", "c", "d", "e"]
         model = ResNet18(num_classes=5, width=4).eval()
         recorder = trace_to(bucket, model)
-        image, picture = images(3), np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-        logits = recorder.predict(image, picture, REQUEST, labels)
+        image, input_image = images(3), np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+        logits = recorder.predict(image, input_image, REQUEST, labels)
         recorder.close()
         with torch.inference_mode():
             assert same(logits, model(image))
@@ -287,7 +287,7 @@ class TestTensorRecorder:
         index = read_index(key, bucket[key])
         tensors = read_tensors(index, bucket[index.events_key])
         assert torch.equal(torch.tensor(tensors[names.LOGITS]), logits)
-        np.testing.assert_array_equal(tensors[names.INPUT_IMAGE], picture)
+        np.testing.assert_array_equal(tensors[names.INPUT_IMAGE], input_image)
         assert tensors[names.TARGET].tolist() == logits.argmax(1).tolist()
         meta = json.loads(tensors[names.META].tobytes())
         assert meta["class_names"] == [labels[i] for i in logits.argmax(1)]
@@ -298,7 +298,7 @@ class TestTensorRecorder:
         assert meta["modules"][-1] == {"name": "fc", "type": "Linear", "eps": None, "map": False}
         assert len(meta["modules"]) == 21
 
-    def test_a_large_batch_is_one_step_of_its_samples(self, trace_to):
+    def test_large_batch_is_one_step(self, trace_to):
         bucket = Bucket()
         recorder = trace_to(bucket)
         image = images(2 * SAMPLES + 3)
@@ -322,15 +322,13 @@ class TestTensorRecorder:
             ("full", 64, 256, 5, 4),
         ],
     )
-    def test_a_step_that_would_be_too_large_holds_the_first_samples(
-        self, trace_to, trace_form, width, size, samples, traced
-    ):
+    def test_large_step_holds_the_first_samples(self, trace_to, trace_form, width, size, samples, traced):
         torch.manual_seed(0)
         bucket, model = Bucket(), ResNet18(num_classes=5, width=width).eval()
-        image, picture = torch.randn(samples, 3, size, size), np.zeros((samples, size, size, 3), np.uint8)
-        picture += np.arange(samples, dtype=np.uint8)[:, None, None, None]
+        image, input_image = torch.randn(samples, 3, size, size), np.zeros((samples, size, size, 3), np.uint8)
+        input_image += np.arange(samples, dtype=np.uint8)[:, None, None, None]
         recorder = trace_to(bucket, model, trace_form=trace_form)
-        logits = recorder.predict(image, picture, REQUEST, None)
+        logits = recorder.predict(image, input_image, REQUEST, None)
         recorder.close()
         with torch.inference_mode():
             torch.testing.assert_close(logits, model(image), rtol=1e-4, atol=1e-4)
@@ -344,7 +342,7 @@ class TestTensorRecorder:
         limit = inspect.signature(Objects.get).parameters["at_most"].default
         assert max(map(len, bucket.values())) <= limit
 
-    def test_a_picture_that_is_too_large_is_answered_without_a_trace(self, trace_to, caplog):
+    def test_large_input_image_is_answered_without_a_trace(self, trace_to, caplog):
         model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
         recorder = trace_to(Bucket(), model.eval(), trace_form=names.FULL)
         image = torch.randn(1, 3, 512, 512)
@@ -354,7 +352,7 @@ class TestTensorRecorder:
         assert recorder.dropped == 1
         assert "input image (3, 512, 512): larger than a step may hold" in caplog.text
 
-    def test_the_gradients_of_a_part_are_gone_when_the_next_is_recorded(self, trace_to):
+    def test_frees_the_gradients_of_a_part_before_the_next(self, trace_to):
         alive = []
 
         class Counts(nn.Module):
@@ -371,9 +369,9 @@ class TestTensorRecorder:
         recorder = trace_to(Bucket(), model.eval())
         predict(recorder, images(3 * SAMPLES))
         assert recorder.dropped == 0
-        assert alive == [0, 0, 0, 0], "once to look at the network, and once for each part"
+        assert alive == [0, 0, 0, 0], "one pass finds the inexact parts, then one pass per part"
 
-    def test_keys_and_their_order(self, trace_to):
+    def test_uploads_collections_then_events_then_index(self, trace_to):
         bucket = Bucket()
         recorder = trace_to(bucket)
         for _ in range(2):
@@ -390,7 +388,7 @@ class TestTensorRecorder:
         ]
         assert all(re.fullmatch(r"tensors/signs/[A-Za-z0-9/._=-]+", key) for key in bucket)
 
-    def test_a_network_that_normalises_its_input_in_place(self, trace_to):
+    def test_explains_a_network_that_normalises_its_input_in_place(self, trace_to):
         bucket, image, model = Bucket(), images(2), InPlace().eval()
         with torch.inference_mode():
             expected = model(image.clone())
@@ -402,7 +400,7 @@ class TestTensorRecorder:
         first, second = (explain(bucket.trace(key)) for key in bucket.indexes)
         assert all(explanation.complete for explanation in (*first, *second))
 
-    def test_a_restart_writes_over_nothing(self, trace_to):
+    def test_restart_overwrites_nothing(self, trace_to):
         bucket = Bucket()
         for _ in range(2):
             recorder = trace_to(bucket)
@@ -410,7 +408,7 @@ class TestTensorRecorder:
             recorder.close()
         assert len(bucket) == 6
 
-    def test_a_plain_request_meets_no_hook_while_another_is_traced(self, trace_to):
+    def test_plain_requests_run_without_hooks_during_a_trace(self, trace_to):
         inside, go_on = threading.Event(), threading.Event()
 
         class Waits(nn.Module):
@@ -427,7 +425,7 @@ class TestTensorRecorder:
         thread = threading.Thread(target=predict, args=(recorder, image))
         thread.start()
         assert inside.wait(30)
-        # Neither the question nor the answer waits for the trace, and the trace does not see it.
+        # Other requests do not wait for the trace, and their forward passes do not enter it.
         assert recorder.wants(replays.BODY, replays.marker(incident=OPEN))
         assert recorder.wants(b"")
         with torch.inference_mode():
@@ -439,17 +437,17 @@ class TestTensorRecorder:
         assert len(bucket.trace(key).meta.modules) == 21
         assert not hooks_of(model)
 
-    def test_concurrent_requests_do_not_mix(self, trace_to):
+    def test_concurrent_traces_stay_separate(self, trace_to):
         bucket, model = Bucket(), zoo.build("ResNet18 (BasicBlock)")[0]
         recorder, answers = trace_to(bucket, model), {}
 
         def client(number):
             for i in range(3):
                 image = images(1 + i, seed=10 * number + i)
-                picture = np.full((1 + i, 32, 32, 3), 10 * number + i, np.uint8)
-                sha256 = hashlib.sha256(picture.tobytes()).hexdigest()
-                logits = recorder.predict(image, picture, REQUEST | {"sha256": sha256}, None)
-                answers[sha256] = (image, picture, logits)
+                input_image = np.full((1 + i, 32, 32, 3), 10 * number + i, np.uint8)
+                sha256 = hashlib.sha256(input_image.tobytes()).hexdigest()
+                logits = recorder.predict(image, input_image, REQUEST | {"sha256": sha256}, None)
+                answers[sha256] = (image, input_image, logits)
 
         threads = [threading.Thread(target=client, args=(n,)) for n in range(2)]
         for thread in threads:
@@ -461,8 +459,8 @@ class TestTensorRecorder:
         assert len(bucket.indexes) == len(answers) == 6
         for key in bucket.indexes:
             trace = bucket.trace(key)
-            image, picture, logits = answers.pop(trace.meta.request["sha256"])
-            np.testing.assert_array_equal(trace.tensors[names.INPUT_IMAGE], picture)
+            image, input_image, logits = answers.pop(trace.meta.request["sha256"])
+            np.testing.assert_array_equal(trace.tensors[names.INPUT_IMAGE], input_image)
             np.testing.assert_array_equal(trace.tensors[names.LOGITS], logits)
             alone, biases = recorded(model, image)
             for name, tensor in gradients.reduced(alone, biases).items():
@@ -470,7 +468,7 @@ class TestTensorRecorder:
                     trace.tensors[name], tensor, rtol=1e-3, atol=1e-5 * np.abs(tensor).max()
                 )
 
-    def test_replays_are_always_traced_and_live_requests_within_the_limit(self, trace_to):
+    def test_traces_all_replays_and_live_requests_within_the_limit(self, trace_to):
         now = 0.0
         recorder = trace_to(Bucket(), per_minute=2, clock=lambda: now)
         replay = f"user=7, {replays.marker(incident=OPEN)}"
@@ -481,7 +479,7 @@ class TestTensorRecorder:
         now = 60.0
         assert [bool(recorder.wants(b"")) for _ in range(3)] == [True, True, False]
 
-    def test_a_trace_records_what_the_verified_marker_states(self, trace_to):
+    def test_request_holds_the_verified_markers_ids(self, trace_to):
         recorder = trace_to(Bucket())
         attributes = f"user=7,{replays.marker(incident=OPEN)}"
         assert recorder.wants(replays.BODY, attributes, "id-9") == {
@@ -503,7 +501,7 @@ class TestTensorRecorder:
             f"glassbox-replay=1,glassbox-incident={OPEN}",
         ],
     )
-    def test_a_marker_that_does_not_verify_is_live_traffic(self, trace_to, attributes):
+    def test_unverified_marker_is_live_traffic(self, trace_to, attributes):
         recorder = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0)
         assert recorder.wants(replays.BODY, attributes).keys() == {
             "inference_id",
@@ -512,14 +510,14 @@ class TestTensorRecorder:
         }
         assert recorder.wants(replays.BODY, attributes) is None
 
-    def test_a_repaired_input_is_never_traced_and_takes_none_of_the_limit(self, trace_to):
+    def test_repaired_inputs_are_not_traced_or_counted(self, trace_to):
         recorder = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0)
         repaired = replays.marker(incident=OPEN, purpose="repair")
         assert [recorder.wants(replays.BODY, repaired) for _ in range(3)] == [None] * 3
         assert recorder.wants(replays.BODY, repaired.replace(".repair.", ".trace."))
         assert recorder.wants(replays.BODY) is None
 
-    def test_without_a_key_every_request_is_live_traffic(self, trace_to):
+    def test_every_request_is_live_traffic_without_a_key(self, trace_to):
         recorder = trace_to(Bucket(), per_minute=1, clock=lambda: 0.0, replay_key=None)
         marker = replays.marker(incident=OPEN)
         assert [bool(recorder.wants(replays.BODY, marker)) for _ in range(2)] == [True, False]
@@ -533,7 +531,7 @@ class TestTensorRecorder:
             ("full", "s3://bucket/", "expected s3://bucket/prefix, got"),
         ],
     )
-    def test_settings_that_cannot_work_are_refused(self, trace_form, destination, reason):
+    def test_refuses_invalid_settings(self, trace_form, destination, reason):
         with pytest.raises(SettingsError, match=re.escape(reason)):
             TensorRecorder(
                 ResNet18(num_classes=5, width=4),
@@ -546,10 +544,10 @@ class TestTensorRecorder:
             )
 
 
-class TestTrouble:
-    """Whatever happens to a trace, the request is answered, the loss is counted, and the next trace is tried."""
+class TestFailures:
+    """After every failure the request is answered, the loss is counted, and the next trace is uploaded."""
 
-    def test_s3_is_away_and_comes_back(self, trace_to, caplog):
+    def test_recovers_after_s3_was_unreachable(self, trace_to, caplog):
         bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
         recorder = trace_to(bucket, model)
         bucket.away = True
@@ -563,14 +561,14 @@ class TestTrouble:
         assert same(predict(recorder, images()), expected)
         recorder.close()
         assert recorder.dropped == 2
-        # The run is whole: a step may be missing, but not the collections that the first was to bring.
+        # A step may be missing, but not the collections, which the first step uploads.
         assert [key.split("/")[3] for key in bucket] == ["collections", "events", "index"]
         assert bucket.indexes[0].endswith("/000000000002_worker_0.json")
         assert [r.getMessage() for r in caplog.records] == [
             f"trace dropped, {i} so far: ConnectionError: no route to S3" for i in (1, 2)
         ]
 
-    def test_an_index_never_comes_without_its_events(self, trace_to):
+    def test_index_is_uploaded_only_after_its_events(self, trace_to):
         class Flaky(Bucket):
             def put_object(self, Key, **rest):
                 if "/events/000000000001/" in Key or "/index/000000000/000000000002" in Key:
@@ -590,7 +588,7 @@ class TestTrouble:
         for key in bucket.indexes:
             assert bucket.trace(key).meta.trace_form == names.REDUCED
 
-    def test_s3_hangs(self, trace_to):
+    def test_drops_traces_while_s3_hangs(self, trace_to):
         stuck = Stuck()
         recorder = trace_to(stuck)
         predict(recorder, images())
@@ -599,10 +597,10 @@ class TestTrouble:
             predict(recorder, images())
         assert recorder.dropped == 3
         recorder.close(0.2)
-        assert not stuck.left.is_set(), "it returned while S3 was still hanging"
+        assert not stuck.left.is_set(), "close() waited for S3"
         stuck.release()
 
-    def test_s3_hangs_while_traces_are_large(self, trace_to, monkeypatch):
+    def test_bounds_the_waiting_bytes_while_s3_hangs(self, trace_to, monkeypatch):
         monkeypatch.setattr(trace_upload, "QUEUE_BYTES", 1 << 20)
         stuck = Stuck()
         recorder = trace_to(stuck, trace_form=names.FULL)
@@ -623,7 +621,7 @@ class TestTrouble:
 
         wait_until(accepts)
 
-    def test_the_disk_is_gone_and_comes_back(self, trace_to, tmp_path, monkeypatch):
+    def test_recovers_after_the_disk_was_missing(self, trace_to, tmp_path, monkeypatch):
         bucket = Bucket()
         recorder = trace_to(bucket)
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
@@ -635,7 +633,7 @@ class TestTrouble:
         assert (recorder.dropped, len(bucket.indexes)) == (1, 1)
         assert not list((tmp_path / "gone").iterdir())
 
-    def test_the_trace_fails_where_the_model_does_not(self, trace_to, caplog):
+    def test_answers_when_only_the_trace_fails(self, trace_to, caplog):
         class Refuses(nn.Module):
             def forward(self, x):
                 if torch.is_grad_enabled():
@@ -652,8 +650,8 @@ class TestTrouble:
         assert "no gradient for this one" in caplog.text
         assert not hooks_of(model)
 
-    def test_a_replay_whose_trace_fails_says_why(self, trace_to):
-        """A replay ends in a picture or a refusal; live traffic in nothing."""
+    def test_uploads_the_reason_when_a_replays_trace_fails(self, trace_to):
+        """A replay ends in a heat map or in a refusal."""
 
         class Refuses(nn.Module):
             def forward(self, x):
@@ -679,7 +677,7 @@ class TestTrouble:
         assert REPLAYED.items() <= trace.meta.request.items()
         assert recorder.dropped == 1
 
-    def test_a_replay_that_the_queue_does_not_take_says_why(self, trace_to, monkeypatch):
+    def test_uploads_the_reason_when_the_queue_is_full(self, trace_to, monkeypatch):
         monkeypatch.setattr(trace_upload, "QUEUE", 0)
         bucket = Bucket()
         monkeypatch.setattr(trace_upload, "REFUSALS", 1000)
@@ -691,7 +689,7 @@ class TestTrouble:
         assert "too many traces" in bucket.trace(index).meta.refused
         assert recorder.dropped == 2
 
-    def test_a_replayed_batch_whose_samples_take_different_ways_says_so(self, trace_to):
+    def test_uploads_the_reason_when_samples_of_a_replay_take_different_paths(self, trace_to):
         class Chooses(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -708,15 +706,15 @@ class TestTrouble:
         (index,) = bucket.indexes
         assert "different paths" in bucket.trace(index).meta.refused
 
-    def test_an_input_that_the_model_refuses_leaves_no_refusal(self, trace_to):
+    def test_uploads_nothing_when_the_model_refuses_the_input(self, trace_to):
         bucket = Bucket()
         recorder = trace_to(bucket)
         with pytest.raises(RuntimeError, match="channels"):
-            recorder.predict(torch.zeros(1, 7, 32, 32), pictures(), REQUEST | REPLAYED, None)
+            recorder.predict(torch.zeros(1, 7, 32, 32), input_images(), REQUEST | REPLAYED, None)
         recorder.close()
         assert not bucket
 
-    def test_the_trace_fails_when_the_input_is_normalised_in_place(self, trace_to):
+    def test_input_is_unchanged_when_the_trace_fails(self, trace_to):
         model, image = InPlace(fails=True).eval(), images()
         with torch.inference_mode():
             expected = model(image.clone())
@@ -724,7 +722,7 @@ class TestTrouble:
         assert same(predict(recorder, image), expected)
         assert recorder.dropped == 1
 
-    def test_a_batch_whose_samples_take_different_ways(self, trace_to, caplog):
+    def test_drops_a_batch_whose_samples_take_different_paths(self, trace_to, caplog):
         class Chooses(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -742,7 +740,7 @@ class TestTrouble:
         assert (recorder.dropped, len(bucket.indexes)) == (1, 1)
         assert "the samples of the batch took different paths through the network" in caplog.text
 
-    def test_logits_that_do_not_depend_on_the_picture(self, trace_to):
+    def test_drops_a_trace_whose_logits_do_not_depend_on_the_input(self, trace_to):
         class Blind(nn.Module):
             def forward(self, x):
                 return x.detach().mean((2, 3))
@@ -751,12 +749,12 @@ class TestTrouble:
         assert same(predict(recorder, images()), images().mean((2, 3)))
         assert recorder.dropped == 1
 
-    def test_a_model_that_fails_says_so(self, trace_to):
+    def test_raises_the_models_error(self, trace_to):
         recorder = trace_to(Bucket())
         with pytest.raises(RuntimeError, match="channels"):
-            recorder.predict(torch.zeros(1, 7, 32, 32), pictures(), REQUEST, None)
+            recorder.predict(torch.zeros(1, 7, 32, 32), input_images(), REQUEST, None)
 
-    def test_nothing_is_left_on_the_disk(self, trace_to, tmp_path, monkeypatch):
+    def test_removes_its_files(self, trace_to, tmp_path, monkeypatch):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         recorder = trace_to(Bucket())
         predict(recorder, images())
@@ -771,7 +769,7 @@ def wait_until(happened, seconds=120):
         time.sleep(0.005)
 
 
-def test_the_time_of_a_request_is_its_own(trace_to):
+def test_every_trace_has_its_own_time(trace_to):
     bucket = Bucket()
     times = iter([NOW, NOW + timedelta(seconds=1), NOW + timedelta(seconds=61)])
     recorder = TensorRecorder(

@@ -1,4 +1,4 @@
-"""A step in S3 -> its pictures in S3; the step is one that smdebug's writer wrote."""
+"""Steps that smdebug's writer wrote are rendered as heat maps in S3."""
 
 import json
 from dataclasses import replace
@@ -73,18 +73,18 @@ def names(objects):
     return {key for _, key in objects.objects if key.startswith("saliency/")}
 
 
-def test_every_sample_gets_a_picture_and_its_facts_named_by_run_and_step(step):
+def test_live_samples_get_heat_maps_named_by_run_and_step(step):
     objects = step()
     drawn = render(objects, FakeIncidents())
     stem = f"saliency/traffic-signs/live/{RUN}-000000"
     assert names(objects) == {f"{stem}.png", f"{stem}.json", f"{stem}-1.png", f"{stem}-1.json"}
-    assert [picture.key for picture in drawn] == [f"{stem}.png", f"{stem}-1.png"]
+    assert [heat_map.key for heat_map in drawn] == [f"{stem}.png", f"{stem}-1.png"]
     assert objects.get("bucket", f"{stem}.png").startswith(b"\x89PNG")
     facts = json.loads(objects.get("bucket", f"{stem}.json"))
     assert facts["completeness"]["complete"] is drawn[0].complete is True
 
 
-def test_a_step_that_comes_twice_writes_the_same_again(step):
+def test_duplicate_events_write_the_same_objects(step):
     objects = step()
     render(objects, FakeIncidents())
     once = dict(objects.objects)
@@ -92,7 +92,7 @@ def test_a_step_that_comes_twice_writes_the_same_again(step):
     assert objects.objects == once
 
 
-def test_a_replay_is_named_by_the_captured_event_and_belongs_to_the_incident(step, incident):
+def test_replay_is_named_by_its_event_id_in_its_incident(step, incident):
     objects, incidents = step("0f6f4a0e-5f39", incident.id), FakeIncidents()
     incidents.open(incident)
     render(objects, incidents)
@@ -100,7 +100,7 @@ def test_a_replay_is_named_by_the_captured_event_and_belongs_to_the_incident(ste
     assert incidents.current("traffic-signs").heatmaps == {"0f6f4a0e-5f39", "0f6f4a0e-5f39-1"}
 
 
-def test_a_replay_belongs_to_the_incident_that_sent_it_whichever_is_open(step, incident):
+def test_replay_belongs_to_the_incident_that_sent_it(step, incident):
     incidents, late = FakeIncidents(), step("event-1", "an-earlier-one")
     incidents.open(incident)
     render(late, incidents)
@@ -113,14 +113,14 @@ def test_a_replay_belongs_to_the_incident_that_sent_it_whichever_is_open(step, i
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "", "x" * 65, "ä", None])
-def test_an_id_that_may_not_stand_in_a_key_is_not_used(step, name):
+def test_ids_that_are_unsafe_in_keys_are_ignored(step, name):
     for ids in ((name, "an-incident"), ("event-1", name)):
         objects = step(*ids)
         render(objects, FakeIncidents())
         assert all(key.startswith(f"saliency/traffic-signs/live/{RUN}-000000") for key in names(objects))
 
 
-def test_live_traffic_beyond_the_incidents_quota_is_not_drawn_but_replays_are(step, incident):
+def test_only_replays_are_rendered_above_max_heatmaps(step, incident):
     incidents = FakeIncidents()
     incidents.open(replace(incident, heatmaps=frozenset("ab")))
     objects = step()
@@ -130,7 +130,7 @@ def test_live_traffic_beyond_the_incidents_quota_is_not_drawn_but_replays_are(st
     assert len(render(step("c", incident.id), incidents, max_heatmaps=2)) == 2
 
 
-def test_a_picture_after_the_incident_is_live_traffic_again(step, incident):
+def test_heat_maps_after_the_incident_are_live_traffic(step, incident):
     incidents = FakeIncidents()
     incidents.open(replace(incident, state=State.NORMAL))
     objects = step()
@@ -147,12 +147,12 @@ def test_a_picture_after_the_incident_is_live_traffic_again(step, incident):
         INDEX.replace("worker_0.json", "worker_0.tfevents"),
     ],
 )
-def test_a_key_that_is_not_of_this_endpoints_steps_is_refused_unread(key):
+def test_refuses_other_keys_without_reading(key):
     with pytest.raises(BadInputError, match="expected the index of a step"):
         render(FakeObjects({("bucket", key): b"{}"}), FakeIncidents(), key)
 
 
-def test_a_step_whose_events_are_gone_is_refused_by_name(step):
+def test_names_missing_events(step):
     objects = step()
     del objects.objects[
         "bucket", INDEX.replace("index/000000000/", "events/000000000000/").replace("json", "tfevents")
@@ -173,7 +173,7 @@ def broken(objects, network, tmp_path, request):
             objects.objects["bucket", f"tensors/traffic-signs/{RUN}/{name}"] = path.read_bytes()
 
 
-def test_a_replay_that_cannot_be_explained_ends_in_a_refusal_with_its_reason(network, tmp_path, incident):
+def test_writes_a_refusal_when_a_replay_cannot_be_explained(network, tmp_path, incident):
     objects, incidents = FakeObjects(), FakeIncidents()
     incidents.open(replace(incident, replays=frozenset({"event-1"})))
     broken(objects, network, tmp_path, {"replay_event_id": "event-1", "replay_incident": incident.id})
@@ -194,7 +194,7 @@ def unreadable(objects):
     objects.objects[key] = objects.objects[key][:-40]
 
 
-def test_a_replay_whose_trace_cannot_be_read_ends_in_a_refusal_where_it_names_itself(step, incident):
+def test_writes_a_refusal_when_a_trace_with_readable_ids_is_damaged(step, incident):
     objects, incidents = step("event-1", incident.id), FakeIncidents()
     incidents.open(replace(incident, replays=frozenset({"event-1"})))
     unreadable(objects)
@@ -204,7 +204,7 @@ def test_a_replay_whose_trace_cannot_be_read_ends_in_a_refusal_where_it_names_it
     assert incidents.current("traffic-signs").refused == {"event-1"}
 
 
-def test_a_replay_that_the_endpoint_could_not_trace_ends_in_its_refusal(network, tmp_path, incident):
+def test_writes_a_refusal_when_the_endpoint_could_not_trace(network, tmp_path, incident):
     model, terms = network
     request = {"replay_event_id": "event-1", "replay_incident": incident.id}
     meta = json.loads(traces.reduced(terms, model, request=request)["glassbox/meta"].tobytes())
@@ -221,7 +221,7 @@ def test_a_replay_that_the_endpoint_could_not_trace_ends_in_its_refusal(network,
     assert incidents.current("traffic-signs").refused == {"event-1"}
 
 
-def test_live_traffic_whose_trace_cannot_be_read_is_bad_input(step):
+def test_raises_for_unreadable_live_traffic(step):
     objects = step()
     unreadable(objects)
     with pytest.raises(BadInputError, match="tfevents: tensor"):
@@ -229,7 +229,7 @@ def test_live_traffic_whose_trace_cannot_be_read_is_bad_input(step):
     assert names(objects) == set()
 
 
-def test_a_refusal_after_a_picture_leaves_the_picture(step, network, tmp_path, incident):
+def test_refusal_does_not_replace_a_heat_map(step, network, tmp_path, incident):
     """A replay that was sent twice is traced twice."""
     objects, incidents = step("event-1", incident.id), FakeIncidents()
     incidents.open(replace(incident, replays=frozenset({"event-1"})))
@@ -242,7 +242,7 @@ def test_a_refusal_after_a_picture_leaves_the_picture(step, network, tmp_path, i
     assert incidents.current("traffic-signs").refused == frozenset()
 
 
-def test_of_a_replayed_batch_so_many_are_drawn(step, incident):
+def test_renders_max_heatmaps_of_a_replayed_batch(step, incident):
     """A client decides how large a batch is; drawing it all may take longer than the function may run."""
     incidents, objects = FakeIncidents(), step("event-1", incident.id)
     incidents.open(replace(incident, replays=frozenset({"event-1"})))
@@ -250,7 +250,7 @@ def test_of_a_replayed_batch_so_many_are_drawn(step, incident):
     assert incidents.current("traffic-signs").heatmaps == {"event-1"}
 
 
-def test_live_traffic_that_cannot_be_explained_is_bad_input(network, tmp_path, incident):
+def test_raises_when_live_traffic_cannot_be_explained(network, tmp_path, incident):
     objects, incidents = FakeObjects(), FakeIncidents()
     incidents.open(incident)
     broken(objects, network, tmp_path, {})
@@ -260,7 +260,7 @@ def test_live_traffic_that_cannot_be_explained_is_bad_input(network, tmp_path, i
     assert incidents.current("traffic-signs").refused == frozenset()
 
 
-def test_a_refusal_of_an_earlier_incident_is_none_of_the_open_one(network, tmp_path, incident):
+def test_refusal_of_an_earlier_incident_is_not_the_open_ones(network, tmp_path, incident):
     objects, incidents = FakeObjects(), FakeIncidents()
     incidents.open(incident)
     broken(objects, network, tmp_path, {"replay_event_id": "event-1", "replay_incident": "an-earlier-one"})

@@ -46,7 +46,7 @@ def test_only_the_first_convolution_depends_on_the_input(channels, count):
     assert parameters(ResNet18(num_classes=1000, in_channels=channels)) == count
 
 
-def test_shrinks_the_picture_thirty_two_times_before_the_average():
+def test_reduces_the_image_32_times_before_the_average():
     network = ResNet18(num_classes=5, width=8).eval()
     shapes = {}
     for name in ("maxpool", "layer1", "layer2", "layer3", "layer4", "fc"):
@@ -72,7 +72,7 @@ def test_a_block_adds_its_input_before_the_last_relu():
 
 
 @pytest.mark.parametrize("sizes", [{"num_classes": 7, "width": 8, "in_channels": 1}, {"width": 16}])
-def test_reads_every_size_off_the_shapes(sizes):
+def test_takes_every_size_from_the_shapes(sizes):
     network = randomised(**sizes)
     again = from_state_dict(network.state_dict())
     x = torch.rand(2, network.conv1.in_channels, 48, 48)
@@ -81,7 +81,7 @@ def test_reads_every_size_off_the_shapes(sizes):
         torch.testing.assert_close(again(x), network(x))
 
 
-def test_loads_a_model_trained_elsewhere(shared):
+def test_loads_torchvisions_weights(shared):
     weights = torch.load(shared / "models" / "resnet18_w16_gtsrb.pt", weights_only=True)
     network = from_state_dict(weights)
     assert (network.conv1.out_channels, network.fc.out_features) == (16, 43)
@@ -117,7 +117,7 @@ CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("saved", CHECKPOINTS.values(), ids=CHECKPOINTS)
-def test_reads_the_checkpoints_that_training_loops_write(saved):
+def test_reads_checkpoints_of_training_loops(saved):
     weights = randomised(num_classes=5, width=8).state_dict()
     network = from_state_dict(saved(weights))
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
@@ -169,6 +169,6 @@ def without(key):
         (ResNet18(width=8).state_dict() | {"conv1.weight": torch.zeros(16, 3, 7, 7)}, "and 95 more"),
     ],
 )
-def test_a_foreign_state_dict_is_refused_with_what_differs(state_dict, names):
+def test_names_the_differences_of_another_state_dict(state_dict, names):
     with pytest.raises(BadInputError, match=names):
         from_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""serve.py bounds what requests take at once: predictions by the cores, bodies in memory by a number."""
+"""serve.py bounds concurrent predictions by the cores, and the bodies in memory."""
 
 import asyncio
 import os
@@ -63,7 +63,7 @@ def inference(transform_fn):
     return SimpleNamespace(transform_fn=transform_fn, RequestError=LookupError)
 
 
-def test_as_many_predictions_run_at_once_as_there_are_cores():
+def test_runs_one_prediction_per_core():
     cores = len(os.sched_getaffinity(0))
     model = Model(cores)
     app = serve.application(inference(model.predict), model)
@@ -71,14 +71,14 @@ def test_as_many_predictions_run_at_once_as_there_are_cores():
     assert model.most == cores
 
 
-def test_a_bounded_number_of_bodies_is_in_memory():
+def test_bounds_the_bodies_in_memory():
     reading = SimpleNamespace(now=0, most=0)
     app = serve.application(inference(lambda *_: ("{}", "application/json")), Model(1))
     assert asyncio.run(posts(app, 5 * serve.BODIES, reading)) == [200] * 5 * serve.BODIES
     assert reading.most == serve.BODIES
 
 
-def test_a_request_that_fails_makes_room_for_the_next():
+def test_failed_requests_free_their_place():
     def fail(*_):
         raise MemoryError("too large")
 

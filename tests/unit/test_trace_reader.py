@@ -1,4 +1,4 @@
-"""What smdebug wrote is read bit for bit; what it did not write is refused with key and reason."""
+"""Files of smdebug are read bit for bit; all others are refused with key and reason."""
 
 import json
 import struct
@@ -63,7 +63,7 @@ def step(tmp_path_factory):
 
 
 class TestReading:
-    def test_gives_what_create_trial_gives_bit_for_bit(self, tmp_path):
+    def test_equals_create_trial_bit_for_bit(self, tmp_path):
         from smdebug.core.modes import ModeKeys
         from smdebug.trials import create_trial
 
@@ -88,7 +88,7 @@ class TestReading:
             assert (value.dtype, value.shape) == (theirs.dtype, theirs.shape), name
             assert value.tobytes() == theirs.tobytes() == tensors[name].tobytes(), name
 
-    def test_copies_nothing_and_lets_nothing_be_changed(self, step):
+    def test_tensors_are_read_only_views(self, step):
         folder, path = step
         index = read_index(path, (folder / path).read_bytes())
         events = (folder / index.events_key).read_bytes()
@@ -97,12 +97,12 @@ class TestReading:
             assert not tensor.flags.writeable
 
     @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,) * 8])
-    def test_shapes_at_the_edge(self, shape):
+    def test_reads_empty_and_scalar_tensors(self, shape):
         count = int(np.prod(shape))
         found = read(frame(shape=shape, content=struct.pack(f"<{count}f", *range(count))))["a"]
         assert found.shape == shape
 
-    def test_the_trace_says_what_the_hook_said(self, step):
+    def test_trace_holds_the_recorders_meta(self, step):
         trace = traces.read_step(*step)
         assert trace.step == 7
         assert trace.meta.trace_form == trace_format.REDUCED
@@ -118,7 +118,7 @@ class TestReading:
         assert trace.meta.request["inference_id"] == "request-1"
         assert trace.tensors[trace_format.INPUT_IMAGE].shape == (2, 16, 16, 3)
 
-    def test_the_events_lie_where_the_index_lies(self):
+    def test_events_key_has_the_indexs_run(self):
         index = read_index(KEY, index_of(("a", 0, 20)))
         assert index.events_key == f"tensors/signs/run-1/{EVENTS}"
         assert index.step == 7
@@ -136,7 +136,7 @@ class TestBrokenIndex:
             "",
         ],
     )
-    def test_of_another_name(self, key):
+    def test_refuses_other_keys(self, key):
         with pytest.raises(BadInputError, match="expected the key of a step's index"):
             read_index(key, index_of(("a", 0, 20)))
 
@@ -152,7 +152,7 @@ class TestBrokenIndex:
             7,
         ],
     )
-    def test_that_names_other_events_is_not_followed(self, events):
+    def test_refuses_an_index_of_other_events(self, events):
         with pytest.raises(BadInputError, match=r"000000000007_worker_0\.json: .*event_file_name"):
             read_index(KEY, index_of(("a", 0, 20), events=events))
 
@@ -187,7 +187,7 @@ class TestBrokenIndex:
             (b" " * (5 << 20), "expected at most 4194304 bytes"),
         ],
     )
-    def test_of_another_content(self, data, reason):
+    def test_refuses_other_content(self, data, reason):
         with pytest.raises(BadInputError, match=reason) as error:
             read_index(KEY, data)
         assert str(error.value).startswith(KEY)
@@ -200,44 +200,44 @@ class TestBrokenEvents:
         assert EVENTS in str(error.value)
         assert "'a'" in str(error.value)
 
-    def test_cut_short(self):
+    def test_refuses_truncated_files(self):
         whole = frame()
         for length in range(len(whole)):
             self.fails("got a file of", whole[:length], ("a", 0, len(whole)))
 
-    def test_a_range_that_is_no_record(self):
+    def test_refuses_ranges_that_are_not_a_record(self):
         whole = frame()
         for start, length in [(1, len(whole) - 1), (0, len(whole) - 1), (0, 16), (0, 1), (len(whole) - 4, 4)]:
             self.fails("expected a record|expected a tensor", whole, ("a", start, length))
 
-    def test_far_beyond_the_file(self):
+    def test_refuses_ranges_beyond_the_file(self):
         self.fails("got a file of", frame(), ("a", 10**30, 10**30))
 
-    def test_another_tensor_in_its_place(self):
+    def test_refuses_another_tensor(self):
         other = frame("b")
         self.fails("expected this tensor, found 'b'", other, ("a", 0, len(other)))
 
-    def test_another_step(self):
+    def test_refuses_another_step(self):
         other = frame(step=8)
         self.fails("expected step 7, got 8", other, ("a", 0, len(other)))
 
     @pytest.mark.parametrize("dtype", [0, 7, 11, 14, 20, 99])
-    def test_unknown_dtype(self, dtype):
+    def test_refuses_unknown_dtypes(self, dtype):
         other = frame(dtype=dtype)
         self.fails(f"dtype: expected .*, got {dtype}$", other, ("a", 0, len(other)))
 
     @pytest.mark.parametrize(
         "shape", [(3,), (1,), (), (0,), (2, 2), (-1,), (-2, -1), (2**62, 2**62), (2**32, 2**32), (2,) * 3]
     )
-    def test_shape_does_not_fit_the_content(self, shape):
+    def test_refuses_shapes_of_other_contents(self, shape):
         other = frame(shape=shape)
         self.fails("got 8 bytes", other, ("a", 0, len(other)))
 
-    def test_too_many_dimensions(self):
+    def test_refuses_too_many_dimensions(self):
         other = frame(shape=(1,) * 9 + (2,))
         self.fails("expected at most 8 dimensions, got 10", other, ("a", 0, len(other)))
 
-    def test_texts_are_no_tensor(self):
+    def test_refuses_tensors_of_text(self):
         other = frame(tensor=TensorProto(string_val=[b"x"]))
         self.fails("dtype: expected .*, got 0$", other, ("a", 0, len(other)))
 
@@ -250,12 +250,12 @@ class TestBrokenEvents:
             Event(step=7, summary=Summary(value=[Summary.Value(tensor=TensorProto(dtype=FLOAT))])),
         ],
     )
-    def test_a_record_without_a_tensor(self, event):
+    def test_refuses_records_without_a_tensor(self, event):
         event = event.SerializeToString()
         other = struct.pack("<QI", len(event), 0) + event + b"\0\0\0\0"
         self.fails("expected a tensor in the record, got none", other, ("a", 0, len(other)))
 
-    def test_a_content_that_is_cut_off_though_its_shape_fits(self):
+    def test_refuses_truncated_content_that_fits_its_shape(self):
         """Eight bytes are there and fit the shape, but twelve are announced."""
         whole = frame(shape=(2,), content=b"\1\2\3\4\5\6\7\x7f" + b"last")
         at = whole.index(b"\1\2\3\4\5\6\7\x7f")
@@ -264,7 +264,7 @@ class TestBrokenEvents:
         cut = struct.pack("<Q", len(cut) - 12) + cut[8:] + b"\0\0\0\0"
         self.fails("truncated record", cut, ("a", 0, len(cut)))
 
-    def test_a_number_without_end(self):
+    def test_refuses_endless_varints(self):
         """protobuf's numbers have ten bytes at most; Python's could take hours."""
         event = b"\x10" + b"\x80" * 10 + b"\x00" + frame()[12:-4]
         other = struct.pack("<QI", len(event), 0) + event + b"\0\0\0\0"
@@ -281,7 +281,7 @@ class TestBrokenEvents:
             b"\x80" * 9,
         ],
     )
-    def test_bytes_that_are_no_protobuf(self, garbage):
+    def test_refuses_bytes_that_are_not_protobuf(self, garbage):
         other = struct.pack("<QI", len(garbage), 0) + garbage + b"\0\0\0\0"
         self.fails("truncated record|corrupt record|expected a tensor", other, ("a", 0, len(other)))
 
@@ -300,20 +300,20 @@ class TestMeta:
         whole = frame(trace_format.META, dtype=4, shape=(len(content),), content=content)
         return read_trace(read_index(KEY, index_of((trace_format.META, 0, len(whole)))), whole)
 
-    def test_a_minimal_one_is_read(self):
+    def test_reads_a_minimal_meta(self):
         assert self.trace().meta.modules == ()
 
-    def test_fields_of_later_hooks_are_ignored(self):
+    def test_ignores_unknown_members(self):
         assert self.trace(gpu=True).meta == self.trace().meta
 
-    def test_a_label_enters_e_mails_as_one_line_of_bounded_length(self):
+    def test_class_names_are_one_short_line(self):
         class_names = self.trace(class_names=["Stop\nSubject: x\x1b[2J", "x" * 5000, None]).meta.class_names
         assert class_names[0] == r"Stop\nSubject: x\x1b[2J"
         assert len(class_names[1]) <= 200
         assert class_names[2] is None
 
     @pytest.mark.parametrize("version", [0, 1, 2, 3, "4", None, 1.5, [2]])
-    def test_another_version_is_refused(self, version):
+    def test_refuses_another_version(self, version):
         with pytest.raises(BadInputError, match=r"glassbox/meta: version: expected 4, got "):
             self.trace(version=version)
 
@@ -350,7 +350,7 @@ class TestMeta:
             ({"request": {"inference_id": 7}}, r"got `int` - at `\$\.request\[\.\.\.\]`"),
         ],
     )
-    def test_that_does_not_fit_is_refused(self, meta, reason):
+    def test_refuses_invalid_members(self, meta, reason):
         with pytest.raises(BadInputError, match=f"{EVENTS}: glassbox/meta: .*{reason}"):
             self.trace(**meta)
 
@@ -364,12 +364,12 @@ class TestMeta:
             (4, (2 << 20,), b" " * (2 << 20), "expected at most 1048576 bytes of text"),
         ],
     )
-    def test_that_is_no_text_is_refused(self, dtype, shape, content, reason):
+    def test_refuses_a_tensor_that_is_not_text(self, dtype, shape, content, reason):
         whole = frame(trace_format.META, dtype=dtype, shape=shape, content=content)
         with pytest.raises(BadInputError, match=reason):
             read_trace(read_index(KEY, index_of((trace_format.META, 0, len(whole)))), whole)
 
-    def test_a_step_of_another_hook_is_refused(self):
+    def test_refuses_a_step_of_another_program(self):
         whole = frame()
         with pytest.raises(BadInputError, match="Another program wrote the step"):
             read_trace(read_index(KEY, index_of(("a", 0, len(whole)))), whole)
@@ -447,7 +447,7 @@ class TestCorruption:
         st.floats(0, 1, exclude_max=True),
         st.integers(1, 255),
     )
-    def test_a_flipped_byte_of_a_tensor_is_refused(self, sealed, name, where, flip):
+    def test_flipped_byte_of_a_tensor_is_refused(self, sealed, name, where, flip):
         path, index_bytes, events = sealed
         events = bytearray(events)
         content = read_tensors(read_index(path, index_bytes), events)[name].reshape(-1).view(np.uint8)
@@ -457,7 +457,7 @@ class TestCorruption:
 
     @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(blows=damage, of_index=st.booleans())
-    def test_of_what_the_hook_wrote_changes_no_picture(self, sealed, undamaged, blows, of_index):
+    def test_damage_with_a_checksum_changes_no_heat_map(self, sealed, undamaged, blows, of_index):
         path, index_bytes, events = sealed
         broken = (damaged(index_bytes, blows), events) if of_index else (index_bytes, damaged(events, blows))
         assert self.render(path, *broken) in (None, undamaged)
@@ -465,7 +465,7 @@ class TestCorruption:
     @pytest.mark.filterwarnings("error::RuntimeWarning")
     @settings(max_examples=250, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(blows=damage)
-    def test_of_the_events(self, step, blows):
+    def test_damaged_events_are_safe(self, step, blows):
         folder, path = step
         index = (folder / path).read_bytes()
         events = (folder / read_index(path, index).events_key).read_bytes()
@@ -474,7 +474,7 @@ class TestCorruption:
     @pytest.mark.filterwarnings("error::RuntimeWarning")
     @settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(blows=damage)
-    def test_of_the_index(self, step, blows):
+    def test_damaged_index_is_safe(self, step, blows):
         folder, path = step
         index = (folder / path).read_bytes()
         events = (folder / read_index(path, index).events_key).read_bytes()
@@ -489,7 +489,7 @@ class TestCorruption:
         st.floats(0, 1, exclude_max=True),
         st.sampled_from([np.nan, np.inf, -np.inf, 1e38, -1e38, 1e308, 0.0, -1.0]),
     )
-    def test_of_single_values(self, step, name, where, value):
+    def test_extreme_values_are_safe(self, step, name, where, value):
         folder, path = step
         index_bytes = (folder / path).read_bytes()
         index = read_index(path, index_bytes)

@@ -25,7 +25,7 @@ def one_thread():
 
 @pytest.fixture
 def folder(tmp_path):
-    """An image folder of three classes, two pictures each: all red, all green, all blue."""
+    """An image folder of three classes, two images each: all red, all green, all blue."""
     for name, colour in {"2": (255, 0, 0), "9": (0, 255, 0), "10": (0, 0, 255)}.items():
         (tmp_path / "data" / name).mkdir(parents=True)
         for number, size in enumerate([(30, 20), (64, 64)]):
@@ -37,11 +37,11 @@ def committed():
     return from_state_dict(torch.load(WEIGHTS, weights_only=True))
 
 
-def test_committed_weights_know_drawn_signs_of_a_seed_they_were_not_trained_on():
+def test_committed_weights_classify_signs_of_another_seed():
     assert train.accuracy(committed(), train.drawn(430, seed=20_26, size=48)) >= 0.95
 
 
-def test_committed_weights_carry_the_config_of_their_model():
+def test_committed_config_is_of_the_weights():
     config = json.loads(WEIGHTS.with_suffix(".json").read_text())
     network = committed()
     assert config == {
@@ -57,12 +57,12 @@ def test_committed_weights_carry_the_config_of_their_model():
 
 
 def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_network():
-    pictures = train.drawn(344, seed=0, size=32)
+    samples = train.drawn(344, seed=0, size=32)
     losses, networks = [], []
     for _ in range(2):
         torch.manual_seed(0)
         network = ResNet18(43, width=8)
-        losses.append(list(train.fit(network, pictures, epochs=4, seed=0)))
+        losses.append(list(train.fit(network, samples, epochs=4, seed=0)))
         networks.append(network.state_dict())
     assert losses[0][-1] < 0.95 * losses[0][0]
     # threads may sum in another order, and training multiplies what that rounds
@@ -71,7 +71,7 @@ def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_network():
         torch.testing.assert_close(value, networks[1][key], rtol=0.05, atol=0.05)
 
 
-def test_a_photo_is_turned_upright(tmp_path):
+def test_turns_photos_upright(tmp_path):
     """Orientation 6: what is stored at the left belongs to the top."""
     (tmp_path / "0").mkdir()
     stored = np.zeros((32, 32, 3), np.uint8)
@@ -84,7 +84,7 @@ def test_a_photo_is_turned_upright(tmp_path):
     assert (image[:, 16:] == 0).all()
 
 
-def test_the_command_trains_on_a_folder_and_writes_what_can_be_served(folder, tmp_path, capsys):
+def test_command_trains_on_a_folder_and_writes_a_servable_model(folder, tmp_path, capsys):
     (tmp_path / "names.csv").write_text("class_id,name\n10,blue\n2,red\n9,green\n")
     out = tmp_path / "models" / "three.pt"
     sources = ["--data", folder, "--test", folder, "--labels", tmp_path / "names.csv", "--out", out]
@@ -99,7 +99,7 @@ def test_the_command_trains_on_a_folder_and_writes_what_can_be_served(folder, tm
     assert (config["labels"], config["image_size"]) == (["red", "green", "blue"], [32, 32])
 
 
-def test_the_command_trains_on_drawn_signs(tmp_path, capsys):
+def test_command_trains_on_drawn_signs(tmp_path, capsys):
     out = tmp_path / "drawn.pt"
     arguments = ["--out", out, "--drawn", 43, "--epochs", 1, "--width", 4, "--size", 32, "--threads", 1]
     train.main([str(argument) for argument in arguments])
@@ -112,26 +112,26 @@ def test_class_folders_with_numbers_are_sorted_as_numbers(folder):
 
 
 def test_reads_a_folder_in_the_order_of_the_classes(folder):
-    pictures = train.read_folder(folder, 32, ["2", "9", "10"])
-    assert (pictures.images.shape, pictures.images.dtype) == ((6, 3, 32, 32), torch.uint8)
-    assert pictures.classes.tolist() == [0, 0, 1, 1, 2, 2]
-    assert (pictures.images.flatten(2).float().mean(2) == torch.eye(3).repeat_interleave(2, 0) * 255).all()
+    samples = train.read_folder(folder, 32, ["2", "9", "10"])
+    assert (samples.images.shape, samples.images.dtype) == ((6, 3, 32, 32), torch.uint8)
+    assert samples.classes.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (samples.images.flatten(2).float().mean(2) == torch.eye(3).repeat_interleave(2, 0) * 255).all()
 
 
-def test_other_files_than_pictures_are_ignored(folder):
+def test_ignores_files_that_are_not_images(folder):
     (folder / "2" / "GT-2.csv").write_text("Filename;Width\n")
     (folder / "README.md").write_text("read me")
     assert len(train.read_folder(folder, 32, ["2", "9", "10"]).images) == 6
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n cut off"])
-def test_an_unreadable_picture_is_named(folder, content):
+@pytest.mark.parametrize("content", [b"", b"not a image", b"\x89PNG\r\n\x1a\n cut off"])
+def test_names_an_unreadable_image(folder, content):
     (folder / "9" / "7.png").write_bytes(content)
     with pytest.raises(BadInputError, match=r"9/7\.png: expected an image that Pillow reads"):
         train.read_folder(folder, 32, ["2", "9", "10"])
 
 
-def test_a_truncated_picture_is_named(folder):
+def test_names_a_truncated_image(folder):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     path = folder / "10" / "cut.png"
     Image.fromarray(noise).save(path)
@@ -140,16 +140,16 @@ def test_a_truncated_picture_is_named(folder):
         train.read_folder(folder, 32, ["2", "9", "10"])
 
 
-def test_a_test_folder_with_a_class_that_was_not_trained_is_refused(folder):
+def test_refuses_a_test_folder_with_an_unknown_class(folder):
     with pytest.raises(BadInputError, match=r"data/10: expected one of the 2 classes"):
         train.read_folder(folder, 32, ["2", "9"])
 
 
-def test_leading_zeros_do_not_make_another_class(folder):
+def test_ignores_leading_zeros_of_classes(folder):
     assert train.read_folder(folder, 32, ["00010", "00002", "00009"]).classes.tolist() == [1, 1, 2, 2, 0, 0]
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path):
+def test_refuses_a_folder_without_images(tmp_path):
     with pytest.raises(BadInputError, match=f"{tmp_path}: expected one folder of images"):
         train.class_folders(tmp_path)
     with pytest.raises(BadInputError, match="missing: expected one folder of images"):
@@ -159,7 +159,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
         train.read_folder(tmp_path, 32, ["0"])
 
 
-def test_the_command_says_what_is_wrong_without_a_traceback(folder, tmp_path, capsys):
+def test_command_reports_errors_without_a_traceback(folder, tmp_path, capsys):
     (folder / "9" / "7.png").write_bytes(b"")
     with pytest.raises(SystemExit) as stopped:
         train.main(["--data", str(folder), "--test", str(folder), "--out", str(tmp_path / "m.pt")])
@@ -169,14 +169,14 @@ def test_the_command_says_what_is_wrong_without_a_traceback(folder, tmp_path, ca
 
 
 @pytest.mark.parametrize("option", ["--epochs=0", "--drawn=-5", "--width=1.5", "--size=", "--threads=two"])
-def test_the_command_refuses_what_is_no_number_of_things(tmp_path, capsys, option):
+def test_command_refuses_other_than_positive_whole_numbers(tmp_path, capsys, option):
     with pytest.raises(SystemExit) as stopped:
         train.main(["--out", str(tmp_path / "m.pt"), option])
     assert stopped.value.code == 2
     assert "expected a whole number above 0" in capsys.readouterr().err
 
 
-def test_the_command_names_a_file_of_names_that_is_missing(folder, tmp_path, capsys):
+def test_command_names_a_missing_label_file(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(
             [
@@ -194,13 +194,13 @@ def test_the_command_names_a_file_of_names_that_is_missing(folder, tmp_path, cap
     assert "no.csv" in capsys.readouterr().err
 
 
-def test_a_last_batch_of_one_picture_does_not_stop_the_training():
-    pictures = train.drawn(train.BATCH + 1, seed=0, size=32)
-    (loss,) = train.fit(ResNet18(43, width=4), pictures, epochs=1, seed=0)
+def test_trains_when_one_image_is_left_for_the_last_batch():
+    samples = train.drawn(train.BATCH + 1, seed=0, size=32)
+    (loss,) = train.fit(ResNet18(43, width=4), samples, epochs=1, seed=0)
     assert np.isfinite(loss)
 
 
-def test_a_folder_is_not_tested_on_what_it_trained_on(folder, tmp_path, capsys):
+def test_command_requires_a_test_folder(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         train.main(["--data", str(folder), "--out", str(tmp_path / "m.pt")])
     assert stopped.value.code == 2
@@ -215,7 +215,7 @@ def test_a_folder_is_not_tested_on_what_it_trained_on(folder, tmp_path, capsys):
         (["cat", "dog"], ["cat", "dog"]),
     ],
 )
-def test_classes_are_called_as_their_folders_unless_they_are_gtsrbs(folders, labels):
+def test_labels_are_gtsrbs_or_the_folders_names(folders, labels):
     assert train.class_labels(folders) == labels
 
 
@@ -223,23 +223,23 @@ def test_classes_are_called_as_their_folders_unless_they_are_gtsrbs(folders, lab
     ("content", "names"),
     [("id,label\n0,a\n", "line 1"), ("class_id,name\n0,a\n", "got none for 01"), ("", "line 1")],
 )
-def test_a_file_of_names_must_name_every_class(tmp_path, content, names):
+def test_refuses_a_label_file_without_every_class(tmp_path, content, names):
     path = tmp_path / "names.csv"
     path.write_text(content)
     with pytest.raises(BadInputError, match=rf"names\.csv: .*{names}"):
         train.class_labels(["00", "01"], path)
 
 
-def test_augmentation_stays_a_picture_and_is_never_mirrored():
+def test_augmentation_stays_in_range_and_is_never_mirrored():
     arrow = torch.from_numpy(np.asarray(signs.clean(38, 48).convert("RGB")).copy()).permute(2, 0, 1)
-    pictures = train.augmented(arrow.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0))
-    assert (pictures.shape, pictures.dtype) == ((200, 3, 48, 48), torch.float32)
-    assert 0 <= pictures.min() <= pictures.max() <= 1
-    assert (pictures - pictures[0]).abs().mean((1, 2, 3))[1:].min() > 0.01
-    mean = (pictures.mean((0, 1)) - pictures.mean()).flatten()
+    samples = train.augmented(arrow.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert (samples.shape, samples.dtype) == ((200, 3, 48, 48), torch.float32)
+    assert 0 <= samples.min() <= samples.max() <= 1
+    assert (samples - samples[0]).abs().mean((1, 2, 3))[1:].min() > 0.01
+    mean = (samples.mean((0, 1)) - samples.mean()).flatten()
     as_drawn, mirrored = (mean @ (a - a.mean()).flatten() for a in _both_ways(arrow.float().mean(0)))
     assert as_drawn > 2 * mirrored
 
 
-def _both_ways(picture):
-    return picture, picture.flip(-1)
+def _both_ways(image):
+    return image, image.flip(-1)

@@ -7,7 +7,7 @@ import msgspec
 
 
 class Completeness(msgspec.Struct, frozen=True):
-    """How far the terms' sum is from the logit; see :class:`glassbox.explanation.fullgrad.Explanation`."""
+    """The distance of the terms' sum from the logit, as in fullgrad's ``Explanation``."""
 
     complete: bool
     logit: float
@@ -35,7 +35,7 @@ class ClassProbability(msgspec.Struct, frozen=True):
 
 
 class Display(msgspec.Struct, frozen=True):
-    """The range of the map that the colours cover: percentiles, and their values."""
+    """The percentiles of the map that the colours cover, and their values."""
 
     percentiles: tuple[float, float]
     low: float
@@ -70,7 +70,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Why a replay has no heat map; written in place of its :class:`Facts`."""
+    """The reason why a replay has no heat map, written in place of its :class:`Facts`."""
 
     refused: str
 

@@ -104,7 +104,7 @@ class Explanation:
 
     @property
     def relative_error(self) -> float | None:
-        """The completeness error relative to the logit; None for a logit of 0."""
+        """The completeness error relative to the logit, None for a logit of 0."""
         relative = self.residual / abs(self.logit) if self.logit else math.inf
         return relative if math.isfinite(relative) else None
 
@@ -122,7 +122,7 @@ class Explanation:
 
 
 def effective_bias_bn(weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> Float64:
-    """Return the bias of a BatchNorm in eval mode, an affine map: bias − mean · weight / √(var + eps).
+    """Return the bias of a BatchNorm in eval mode, bias − mean · weight / √(var + eps).
 
     All arrays are (C,). Without eps, a channel of variance 0 gives NaN, and small variances a wrong bias.
     """

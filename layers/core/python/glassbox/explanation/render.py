@@ -17,7 +17,7 @@ _ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 @dataclass(frozen=True)
 class Rendered:
-    """One sample's result: the key of its heat map, or the key of its refusal and the reason."""
+    """The key of a sample's heat map, or the key of its refusal and the reason."""
 
     key: str
     complete: bool

@@ -80,12 +80,12 @@ def abs_map(module: str) -> str:
 
 
 def output_gradient(module: str) -> str:
-    """Return smdebug's name for the gradient of the logit with respect to the output of ``module``."""
+    """Return smdebug's name for the gradient with respect to the output of ``module``."""
     return f"gradient/{module}_output"
 
 
 def parameter(model: str, module: str, parameter_name: str) -> str:
-    """Return smdebug's name for a parameter; the ``#call`` suffix of ``module`` is dropped."""
+    """Return smdebug's name for a parameter, without the ``#call`` suffix of ``module``."""
     return f"{model}_{module.partition('#')[0]}.{parameter_name}"
 
 
@@ -95,7 +95,10 @@ def output(module: str) -> str:
 
 
 def running(module: str, statistic: str) -> str:
-    """Return the name of a BatchNorm's ``running_mean`` or ``running_var``, written as an output of the module."""
+    """Return the name of a BatchNorm's statistic, written as an output of the module.
+
+    ``statistic`` is ``running_mean`` or ``running_var``.
+    """
     return output(f"{module.partition('#')[0]}.{statistic}")
 
 

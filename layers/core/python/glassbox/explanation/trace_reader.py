@@ -103,7 +103,10 @@ class Module(msgspec.Struct, frozen=True):
 
 
 class Meta(msgspec.Struct, frozen=True):
-    """``glassbox/meta``, see :mod:`glassbox.explanation.trace_format`; ``refused`` is empty for a trace."""
+    """``glassbox/meta``, which :mod:`glassbox.explanation.trace_format` documents.
+
+    ``refused`` is empty for a trace.
+    """
 
     trace_form: Literal["reduced", "full"]
     model: str
@@ -124,7 +127,7 @@ class _Requested(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Trace:
-    """One traced request: its meta, and its tensors as read-only views on the events."""
+    """The meta of a traced request, and its tensors as read-only views on the events."""
 
     key: str
     step: int
@@ -203,7 +206,10 @@ def read_trace(index: Index, events: bytes) -> Trace:
 
 
 def read_request(index: Index, events: bytes) -> Mapping[str, str | None]:
-    """Return the meta's ``request``, even of a step that :func:`read_trace` refuses; empty if unreadable."""
+    """Return the meta's ``request``, empty if unreadable.
+
+    It is readable even for steps that :func:`read_trace` refuses, such as those of another version.
+    """
     place = index.ranges.get(trace_format.META)
     if place is None:
         return {}

@@ -133,8 +133,9 @@ deploy-test: build $(READY) .venv-deploy/.ready ## test the deploy tool on the e
 lock: $(READY) ## write the lock files requirements*.txt from pyproject.toml (UPGRADE=1 takes the newest versions)
 	UPGRADE=$(UPGRADE) TORCH_ARGS='$(TORCH_ARGS)' $(VENV)/bin/python .ci/lock.py
 
-docs: $(READY) ## write docs/configuration.md from the template
+docs: $(READY) ## write docs/configuration.md and docs/imports.md
 	@$(RUN) docs/write_configuration.py
+	@$(RUN) docs/write_imports.py
 
 # ------------------------------------------------------------------ maintenance
 format: $(READY) ## format and fix with ruff

@@ -20,19 +20,40 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.fixture(scope="module")
-def configuration():
-    spec = importlib.util.spec_from_file_location("write_configuration", ROOT / "docs/write_configuration.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_parameters_are_those_of_the_template(configuration):
+def test_the_parameters_are_those_of_the_template():
+    configuration = script("write_configuration")
     template = configuration.read_template()
     listed = re.findall(r"^\| `(\w+)`", configuration.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(template["Parameters"])
     assert configuration.PAGE.read_text(encoding="utf-8") == configuration.page(template), "run make docs"
+
+
+def test_each_behaviour_is_in_the_function_that_the_page_names():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    places = re.findall(r"\| `([\w/]+\.py)`: `(\w+)` \|", text)
+    assert len(places) == 10
+    for file, name in places:
+        source = (ROOT / "layers/core/python/glassbox" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{file}: {name}"
+
+
+def test_the_import_graph_is_that_of_the_core():
+    imports = script("write_imports")
+    graph = imports.import_graph()
+    assert {"ports", "violation"} <= graph["incidents.workflow"]
+    assert imports.PAGE.read_text(encoding="utf-8") == imports.page(graph), "run make docs"
+
+
+def test_the_import_graph_omits_imports_that_follow_from_others():
+    page = script("write_imports").page({"a": {"p.b", "c"}, "p.b": {"c"}, "c": set(), "d": {"c"}})
+    assert re.findall(r"(\w+) --> (\w+)", page) == [("a", "p_b"), ("p_b", "c"), ("d", "c")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

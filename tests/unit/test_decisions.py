@@ -243,8 +243,10 @@ def test_updates_an_endpoint_only_from_the_other_of_its_two_configs():
 )
 def test_a_failed_restore_names_the_reason_of_sagemaker(failure, reason):
     live = EndpointState("InService", "hooked", failure)
-    failed = decisions.decide(INCIDENTS["RESTORING, accepted"], live, NOW, LIMITS, CONFIGS).incident
+    now = NOW + 3 * MINUTE
+    failed = decisions.decide(INCIDENTS["RESTORING, accepted"], live, now, LIMITS, CONFIGS).incident
     assert f"could not restore the endpoint to plain: {reason}" in failed.failure
+    assert "Glassbox retries at 10:34 UTC" in failed.failure  # 10 minutes after the failure
 
 
 def test_explains_for_the_time_limit_from_when_the_hooked_model_is_in_service():
@@ -671,6 +673,15 @@ def test_a_claim_holds_for_a_minute_and_what_was_sent_is_not_sent_again(sent, cl
     claims = {} if claimed is None else {"opened": NOW}
     before = incident("HOOKED", sent_notifications=frozenset(sent), claims=claims)
     assert decisions.is_unclaimed(before, "opened", NOW + (claimed or timedelta(0))) is unclaimed
+
+
+@pytest.mark.parametrize(("lines", "omits"), [(59, False), (60, True), (61, True)])
+def test_the_timeline_keeps_its_first_and_last_lines(lines, omits):
+    before = incident("HOOKED", timeline=tuple(map(str, range(lines))))
+    after = decisions.noted(before, NOW, "last").timeline
+    assert len(after) == 60
+    assert ("(lines omitted)" in after) is omits
+    assert (after[0], after[19], after[-1]) == ("0", "19", "2026-11-23T10:21:05Z last")
 
 
 # ---------------------------------------------------------------- pure functions

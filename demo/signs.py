@@ -23,7 +23,7 @@ from demo.pictograms import SIGNS
 
 Pixels = NDArray[np.floating[Any]]
 
-CLASS_NAMES: tuple[str, ...] = tuple(label for label, _ in SIGNS)
+CLASS_NAMES: tuple[str, ...] = tuple(name for name, _ in SIGNS)
 
 
 def draw(class_id: int, rng: np.random.Generator, size: int = 64) -> NDArray[np.uint8]:

@@ -701,6 +701,7 @@ def test_decisions_import_data_and_texts_only():
         "glassbox.incidents",
         "glassbox.incidents.model",
         "glassbox.incidents.notifications",
+        "glassbox.replay_marker",
         "glassbox.violation",
     }
     calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

@@ -14,6 +14,7 @@ always added.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -87,19 +88,28 @@ class IncidentsTable:
         Raises:
             ConflictError: another invocation has changed the incident since ``before`` was read.
         """
+        unchanged, sizes = "", dict.fromkeys(_ADDED, 0)
         if before.is_open and not after.is_open:
-            # first: after a crash, the retry writes the same copy
+            # First: after a crash, the retry writes the same copy. The copy lacks what another invocation adds from now
+            # on, so the incident is only closed if nothing was added; the retry copies it.
             self._call("put_item", Item=_item(after, _past(after.opened)))
-        changed = {k: v for k, v in _plain(after).items() if v != _plain(before)[k] and k not in _ADDED}
+            sizes = {name: len(getattr(before, name)) for name in _ADDED}
+            unchanged = "".join(
+                f" AND size({name}) = :{name}" if size else f" AND attribute_not_exists({name})"
+                for name, size in sizes.items()
+            )
+        old = _plain(before)
+        changed = {k: v for k, v in _plain(after).items() if v != old[k] and k not in _ADDED}
         self._call(
             "update_item",
             Key=_key(before.endpoint, "current"),
             UpdateExpression="SET " + ", ".join(f"#{k} = :{k}" for k in changed),  # nothing is ever unset
-            ConditionExpression="id = :same_id AND revision = :same_revision",
+            ConditionExpression=f"id = :same_id AND revision = :same_revision{unchanged}",
             ExpressionAttributeNames={f"#{k}": k for k in changed},
             ExpressionAttributeValues=_typed(
                 {f":{k}": v for k, v in changed.items()}
                 | {":same_id": before.id, ":same_revision": before.revision}
+                | {f":{name}": size for name, size in sizes.items() if size}
             ),
         )
 
@@ -243,6 +253,7 @@ def _incident(item: dict[str, Any]) -> Incident:
     )
 
 
+@functools.lru_cache(maxsize=256)  # every save writes up to RELATED_KEPT of them
 def _violation_text(violation: Violation) -> str:
     return json.dumps(
         dataclasses.asdict(violation),

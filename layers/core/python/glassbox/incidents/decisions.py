@@ -40,6 +40,7 @@ from glassbox.incidents.model import (
     State,
 )
 from glassbox.incidents.notifications import Notice
+from glassbox.replay_marker import LIFETIME
 from glassbox.violation import OPERATOR_CHECK, Violation
 
 IN_PROGRESS = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})  # EndpointStatus
@@ -51,6 +52,9 @@ REPLAY_INTERVAL = timedelta(minutes=1)
 # a failed restore is retried after 10, 20, 40, … minutes
 FIRST_RETRY, LONGEST_RETRY = timedelta(minutes=10), timedelta(hours=4)
 DAY = timedelta(days=1)
+_ID_INTERVAL = timedelta(seconds=1)  # an id holds the second of the opening, and names a folder: no two share one
+# Markers expire LIFETIME after the opening: replays sent later would be counted as traffic.
+_REPLAY_MARGIN = timedelta(hours=1)
 
 # An incident is one DynamoDB item (400 KB at most), and every write of it must succeed: its texts are bounded.
 _RELATED_REASON_CHARACTERS = 400
@@ -149,7 +153,8 @@ def decide_violation(
         if sum(incident.opened >= now - DAY for incident in past) >= limits.incidents_per_day:
             notification = Notification("cap", notifications.cap_reached(last, violation, limits))
             return Decision(last, notification=notification, outcome=Outcome.CAP_REACHED)
-    new = _new_incident(violation, now, limits, configs)
+    opened = now if last is None else max(now, last.opened + _ID_INTERVAL)
+    new = _new_incident(violation, opened, limits, configs)
     if new.notify_only:
         return Decision(new, Action.OPEN, _opened(new, limits), outcome=Outcome.WATCHING)
     return Decision(new, Action.OPEN)
@@ -297,6 +302,8 @@ def _hooked(incident: Incident, live: EndpointState, now: datetime, configs: End
         return _begin_restore(incident, now, "an operator aborted it")
     is_resend_due = incident.unsent and incident.sent and now >= incident.sent + REPLAY_INTERVAL
     if incident.replays is None or is_resend_due:
+        if now >= incident.opened + LIFETIME - _REPLAY_MARGIN:
+            return after_replay(incident, Refusal("the incident is too old, replay markers expire"), now)
         return Decision(incident, Action.REPLAY)
     return Decision(incident)
 
@@ -433,8 +440,9 @@ def decide_restore(
 def decide_command(incident: Incident, command: Command, now: datetime) -> Decision:
     """Record an operator's command, which the next decisions follow."""
     if command.action == "abort" and incident.is_open:
-        after = noted(replace(incident, aborted=True), now, "an operator: abort")
-        return Decision(after, outcome=Outcome.ABORT)
+        # every abort is answered: where nothing is left to restore, by the notification of the failure once more
+        again = _unsent(incident, "failed") if incident.state is State.FAILED else incident
+        return Decision(noted(replace(again, aborted=True), now, "an operator: abort"), outcome=Outcome.ABORT)
     if command.action == "extend" and incident.state in (State.SWAPPING, State.HOOKED, State.WATCHING):
         until = max(command.until, incident.keep_hooked_until or command.until)
         what = "watch" if incident.notify_only else "keep the hooked model"
@@ -502,10 +510,13 @@ def _opened(incident: Incident, limits: Limits) -> Notification:
 
 def _begin_restore(incident: Incident, now: datetime, reason: str, **changes: Any) -> Decision:
     after = _move(incident, State.RESTORING, now, reason, requested=False, aborted=False, **changes)
-    # a second failure is notified again
-    sent = after.sent_notifications - {"failed"}
-    claims = {key: since for key, since in after.claims.items() if key != "failed"}
-    return Decision(replace(after, sent_notifications=sent, claims=claims), again=True)
+    return Decision(_unsent(after, "failed"), again=True)  # a second failure is notified again
+
+
+def _unsent(incident: Incident, key: str) -> Incident:
+    """Forget that a notification was sent, or is being sent: it is sent again."""
+    claims = {claim: since for claim, since in incident.claims.items() if claim != key}
+    return replace(incident, sent_notifications=incident.sent_notifications - {key}, claims=claims)
 
 
 def _close(incident: Incident, now: datetime, limits: Limits) -> Decision:

@@ -185,8 +185,13 @@ def _open(
     if last is not None:
         end = decisions.end_notification(last)
         sent = _attempt(lambda: notify_once(last, end, dependencies))
+        reason = ""
         if isinstance(sent, Refusal):  # a topic that refuses must not delay a swap
-            note = f"the end of incident {last.id} was not sent: {sent.reason}"
+            reason = sent.reason
+        elif end and end.key not in sent.sent_notifications:
+            reason = "another invocation was sending it"  # and may have crashed
+        if reason:
+            note = f"the end of incident {last.id} was not sent: {reason}"
             decision = replace(decision, incident=decisions.noted(decision.incident, now, note))
     dependencies.incidents.open(decision.incident)
     return decision

@@ -47,6 +47,10 @@ check: $(READY) ## check format, lint, types and templates
 	$(VENV)/bin/mypy --config-file tests/mypy.ini
 	$(VENV)/bin/cfn-lint template.yaml model-monitor.yaml
 
+simulate: $(READY) ## run the simulation for longer than make test does (SEEDS=200000 MINUTES=40)
+	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m simulation \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES))
+
 bench: $(READY) ## measure the performance claims as ratios against a peer (MODULE=completeness, ARGS)
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks$(if $(MODULE),.$(MODULE)) $(ARGS)
 
@@ -169,5 +173,5 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test test-all coverage check docs lock bench baseline train check-model build sam sam-test images images-test \
+.PHONY: help demo local test test-all coverage check docs lock simulate bench baseline train check-model build sam sam-test images images-test \
         plan deploy twin explain remove push smoke deploy-test format clean

@@ -34,6 +34,8 @@ from glassbox.incidents.notifications import Notice
 from glassbox.monitoring.counts import Window
 from glassbox.replay_marker import PublicKey
 from glassbox.violation import Violation
+from simulation.services import INCIDENTS
+from simulation.services import Aws as SimulatedAws
 
 AT = datetime(2026, 11, 23, 10, 21, tzinfo=UTC)
 CAUSE = Violation("traffic-signs", "class_share", AT, AT + timedelta(hours=1), "Class 14 …", "AllTraffic", 14)
@@ -50,10 +52,12 @@ def aws():
         yield
 
 
-@pytest.fixture(params=["fake", "table"])
+@pytest.fixture(params=["fake", "table", "simulated"])
 def incidents(request, aws):
     if request.param == "fake":
         return FakeIncidents()
+    if request.param == "simulated":
+        return IncidentsTable(SimulatedAws().client("dynamodb"), INCIDENTS)
     client = boto3.client("dynamodb")
     client.create_table(
         TableName="incidents",
@@ -250,10 +254,12 @@ def test_one_invocation_claims_the_report_of_a_config_and_another_takes_over_a_s
     assert not incidents.claim_config_report("traffic-signs", "new", AT + 9 * minute, AT + 8 * minute)
 
 
-@pytest.fixture(params=["fake", "s3"])
+@pytest.fixture(params=["fake", "s3", "simulated"])
 def objects(request, aws):
     if request.param == "fake":
         return FakeObjects()
+    if request.param == "simulated":
+        return Objects(SimulatedAws().client("s3"))
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="bucket")
     return Objects(client)

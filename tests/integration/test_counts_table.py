@@ -20,6 +20,8 @@ from glassbox.errors import BadInputError, RetryableError
 from glassbox.monitoring.checks import Bounds, PublishedViolation, class_share
 from glassbox.monitoring.count_file import CountingDependencies, CountingSettings, check_file, count_file
 from glassbox.monitoring.counts import UNKNOWN, Counts, Window, total
+from simulation.services import COUNTS
+from simulation.services import Aws as SimulatedAws
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
 HOUR = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -64,8 +66,10 @@ def count_and_check(event, files, counts, events):
     check_file(count_file(event, NOW, dependencies), dependencies)
 
 
-@pytest.fixture(params=["fake", "table"])
+@pytest.fixture(params=["fake", "table", "simulated"])
 def counts(request):
+    if request.param == "simulated":
+        return CountsTable(SimulatedAws().client("dynamodb"), COUNTS)
     return FakeCounts() if request.param == "fake" else request.getfixturevalue("counts_table")
 
 

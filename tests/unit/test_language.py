@@ -148,6 +148,7 @@ CHECKED = [
     "tests/fakes.py",
     "tests/integration/test_confirm_endpoint.py",
     "tests/replays.py",
+    "tests/simulation",
     "tests/unit/test_decisions.py",
     "tests/unit/test_incident.py",
     "tests/unit/test_incident_messages.py",

@@ -1,0 +1,542 @@
+"""What must hold after every step, and what must hold once the faults have stopped.
+
+Each invariant is one function; its docstring is the reason. They state the rules a second time, from the documentation
+and from what the simulated AWS saw, and use none of the code under test.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from glassbox.errors import BadInputError
+from simulation.services import BUCKET, ENDPOINT, HOOKED, INCIDENTS, PLAIN
+
+DIAGRAM = {
+    ("NORMAL", "SWAPPING"),
+    ("NORMAL", "WATCHING"),
+    ("SWAPPING", "HOOKED"),
+    ("SWAPPING", "FAILED"),
+    ("HOOKED", "RESTORING"),
+    ("HOOKED", "FAILED"),
+    ("RESTORING", "NORMAL"),
+    ("RESTORING", "FAILED"),
+    ("FAILED", "NORMAL"),
+    ("FAILED", "RESTORING"),
+    ("WATCHING", "NORMAL"),
+}
+BEGINS, ENDS = {"swapping", "watching"}, {"restored", "closed"}
+CLAIM = timedelta(seconds=60)  # after which another invocation may publish what one has claimed
+SLACK = timedelta(minutes=6)  # of sweeps, in all
+
+
+class InvariantError(Exception):
+    """An invariant does not hold."""
+
+
+@dataclass
+class Track:
+    """What the writes of one incident have shown."""
+
+    id: str
+    opened: datetime
+    operator: bool
+    entries: list = field(default_factory=list)  # (state, true time)
+    aborts: list = field(default_factory=list)
+    asked: int = 0  # aborts while it had failed
+    closed: bool = False
+
+
+class History:
+    """Facts of a run, gathered from the simulated AWS after every step."""
+
+    def __init__(self, system):
+        self.system, self.tracks = system, {}
+        self.published = self.updates = self.replayed = 0
+        self.sent = defaultdict(list)  # (incident, what) -> [Published]
+        self.hooked_since = self.last_hooked = None
+        self.writes = []
+
+    def gather(self):
+        """Take in what happened in the last step."""
+        aws = self.system.aws
+        self.writes, aws.writes = aws.writes, []
+        self.counted, aws.counted = aws.counted, []
+        for (_, sk), before, after, _, at in self.writes:
+            if sk == "current":
+                self._track(before, after, at)
+        self.new_published, self.published = aws.published[self.published :], len(aws.published)
+        self.new_updates, self.updates = aws.updates[self.updates :], len(aws.updates)
+        self.new_replayed, self.replayed = aws.replayed[self.replayed :], len(aws.replayed)
+        for message in self.new_published:
+            self.sent[self._what(message)].append(message)
+        live = aws.endpoint
+        if live and live.status == "InService" and live.config == HOOKED:
+            self.hooked_since = self.hooked_since or aws.now
+            self.last_hooked = aws.now
+        else:
+            self.hooked_since = None
+
+    def _track(self, before, after, now):
+        name, state = text(after, "id"), text(after, "state")
+        if name not in self.tracks:
+            operator = '"check": "operator"' in text(after, "cause")
+            self.tracks[name] = Track(name, now, operator)
+        track = self.tracks[name]
+        if before is None or text(before, "id") != name or text(before, "state") != state:
+            track.entries.append((state, now))
+        same = before is not None and text(before, "id") == name
+        unsent = same and "failed" in names(before, "sent_notifications") - names(after, "sent_notifications")
+        first = after["aborted"]["BOOL"] and not (same and before["aborted"]["BOOL"])
+        if first or (unsent and state == "FAILED"):
+            track.aborts.append(now)
+            track.asked += state == "FAILED"
+        track.closed = state == "NORMAL"
+
+    def _what(self, message):
+        if message.event in BEGINS:
+            return message.incident, "begins"
+        if message.event in ENDS:
+            return message.incident, "ends"
+        if message.event == "failed":
+            track = self.tracks.get(message.incident)
+            # an abort of a failed incident is answered with the failure again
+            failures = sum(state == "FAILED" for state, _ in track.entries) + track.asked if track else 0
+            return message.incident, f"failed {failures}"
+        check = message.subject + (message.text.partition("\n")[0] if message.event == "stale-twin" else "")
+        if (
+            message.event == "cooling-down"
+        ):  # once for each check, which the reasons of the simulation begin with
+            check = message.text.partition(":" if ": " in message.text.partition("\n")[0] else " ")[0]
+        return message.incident, f"{message.event} {check}"
+
+    @property
+    def skew(self):
+        return 2 * max((abs(skew) for skew in self.system.aws.skews.values()), default=timedelta())
+
+
+def text(item, name):
+    return item.get(name, {}).get("S", "")
+
+
+def names(item, name):
+    return set(item.get(name, {}).get("SS", ()))
+
+
+def time(item, name):
+    found = text(item, name)
+    return datetime.fromisoformat(found) if found else None
+
+
+def minutes(system, name):
+    return timedelta(minutes=float(system.settings[name]))
+
+
+def moves(history):
+    """Return the writes of the current incident, as (before, after, task id)."""
+    return [(b, a, task) for (_, sk), b, a, task, _ in history.writes if sk == "current"]
+
+
+def changes(history):
+    """Return the writes that changed the state of an incident, as (before, after, task)."""
+    for before, after, task in moves(history):
+        same = before is not None and text(before, "id") == text(after, "id")
+        if same and text(before, "state") != text(after, "state"):
+            yield before, after, task_of(history, task)
+
+
+def task_of(history, number):
+    system = history.system
+    return system.finished.get(number) or next((t for t in system.tasks if t.id == number), None)
+
+
+# ---------------------------------------------------------------- after every step
+
+
+def counts_equal_the_files(history):
+    """Each item of the counts table holds the sum of the files whose ids it holds: exactly once, forged ones
+    included, verified replays apart."""
+    system = history.system
+    for key in set(history.counted):
+        if "#" not in key[0]:
+            continue
+        item = system.counts_item(*key)
+        expected = Counter()
+        for file_id in item["files"]["BS"]:
+            expected.update(system.files[file_id][key])
+        found = {n: int(v["N"]) for n, v in item.items() if n not in ("pk", "sk", "files", "expires")}
+        if found != dict(expected):
+            raise InvariantError(f"{key}: expected {dict(expected)}, got {found}")
+
+
+def one_open_incident(history):
+    """A new incident takes the place of a closed one only, and begins in one of two states."""
+    for before, after, _ in moves(history):
+        if before is None or text(before, "id") != text(after, "id"):
+            if before is not None and text(before, "state") != "NORMAL":
+                raise InvariantError(f"{text(after, 'id')} replaced the open {text(before, 'id')}")
+            if text(after, "state") not in ("SWAPPING", "WATCHING"):
+                raise InvariantError(f"{text(after, 'id')} began as {text(after, 'state')}")
+
+
+def incident_ids_are_new(history):
+    """An incident's id names its folder in S3 and its notifications, so no two incidents share one."""
+    for before, after, _ in moves(history):
+        if before is None or text(before, "id") != text(after, "id"):
+            entries = history.tracks[text(after, "id")].entries
+            if len([1 for state, _ in entries if state in ("SWAPPING", "WATCHING")]) > 1:
+                raise InvariantError(f"a second incident {text(after, 'id')}")
+
+
+def states_follow_the_diagram(history):
+    """docs/architecture.md draws the states; anything else is not documented."""
+    for before, after, _ in changes(history):
+        if (text(before, "state"), text(after, "state")) not in DIAGRAM:
+            raise InvariantError(f"{text(before, 'state')} -> {text(after, 'state')}")
+
+
+def writes_lose_nothing(history):
+    """Names are only ever added, and the revision only grows: a concurrent write must not be overwritten."""
+    for before, after, _ in moves(history):
+        if before is None or text(before, "id") != text(after, "id"):
+            continue
+        for name in ("heatmaps", "refused", "related_violations"):
+            if not names(before, name) <= names(after, name):
+                raise InvariantError(f"{name} lost {names(before, name) - names(after, name)}")
+        lost = names(before, "sent_notifications") - names(after, "sent_notifications")
+        allowed = {"failed"} if text(after, "state") == "RESTORING" or after["aborted"]["BOOL"] else set()
+        if lost - allowed:
+            raise InvariantError(f"sent_notifications lost {lost}")
+        if int(after["revision"]["N"]) < int(before["revision"]["N"]):
+            raise InvariantError("the revision decreased")
+        kept = time(before, "keep_hooked_until")
+        if kept and time(after, "keep_hooked_until") < kept:
+            raise InvariantError("a second extend shortened the first")
+
+
+def the_configs_of_others_are_never_updated(history):
+    """Glassbox updates an endpoint only after DescribeEndpoint showed it InService on one of its own two configs."""
+    for _, live, target, options, task in history.new_updates:
+        if task is None or task.described not in (PLAIN, HOOKED):
+            raise InvariantError(f"updated {live} to {target} after it saw {task and task.described!r}")
+        if target not in (PLAIN, HOOKED) or target == task.described:
+            raise InvariantError(f"updated {task.described} to {target}")
+        if history.system.settings["react"] == "false":
+            raise InvariantError(f"updated {live} to {target} in notify-only mode")
+        if not options.get("RetainAllVariantProperties"):
+            raise InvariantError("an update resets the instance counts")
+        if ("DeploymentConfig" in options) is not (target == HOOKED):
+            raise InvariantError(f"an update to {target} is guarded by {options.get('DeploymentConfig')}")
+
+
+def states_follow_describe_endpoint(history):
+    """A state is entered only after DescribeEndpoint showed it: a failed update returns silently to the old config."""
+    for before, after, task in changes(history):
+        old, new = text(before, "state"), text(after, "state")
+        if task is None:
+            raise InvariantError(f"{old} -> {new} without an invocation")
+        if (old, new) == ("SWAPPING", "HOOKED") and task.described != HOOKED:
+            raise InvariantError(f"HOOKED after {task.described} was seen")
+        if new == "RESTORING" and task.described not in (HOOKED, PLAIN):
+            raise InvariantError(f"RESTORING after {task.described} was seen")
+        if (old, new) == ("RESTORING", "NORMAL") and task.described != PLAIN:
+            raise InvariantError(f"restored after {task.described} was seen")
+
+
+def notifications_are_sent_once(history):
+    """Ops get a notification a second time only where the invocation that sent it first could not record that."""
+    system = history.system
+    running = {task.id: task for task in system.tasks}
+    for (incident, what), messages in history.sent.items():
+        if what.startswith("failed") and history.tracks[incident].asked:
+            continue  # one may be on its way when the abort asks for another
+        for message in messages[:-1]:
+            task = system.finished.get(message.task)
+            if message.task in running or task is None:
+                continue
+            if not task.disturbed and not task.slow:
+                raise InvariantError(f"{what!r} of {incident} was sent {len(messages)} times")
+
+
+def a_sent_notification_was_published(history):
+    """``sent_notifications`` must not name what SNS never accepted."""
+    known = {"opened": "begins", "closed": "ends"}
+    for _, after, _ in moves(history):
+        name = text(after, "id")
+        for sent in names(after, "sent_notifications"):
+            if sent in known and not history.sent.get((name, known[sent])):
+                raise InvariantError(f"{sent} of {name} is recorded, and was not published")
+            if sent == "failed" and not any(
+                key[0] == name and key[1].startswith("failed") for key in history.sent
+            ):
+                raise InvariantError(f"the failure of {name} is recorded, and was not published")
+
+
+def notifications_are_true(history):
+    """A notification that an incident ended follows the end; one that a swap began follows UpdateEndpoint."""
+    for message in history.new_published:
+        track = history.tracks.get(message.incident)
+        if message.event in ENDS and not (track and track.closed):
+            raise InvariantError(f"{message.subject!r}, but {message.incident} is open")
+        if message.event == "swapping" and message.subject.endswith("swapping to the hooked model"):
+            hooked = any(
+                target == HOOKED and at >= track.opened for at, _, target, _, _ in history.system.aws.updates
+            )
+            if not hooked and not (history.last_hooked and history.last_hooked >= track.opened):
+                raise InvariantError(f"{message.subject!r}, but nothing was swapped")
+
+
+def cooldown_and_daily_cap_hold(history):
+    """An attack that lasts must not keep the endpoint in updates; an operator may open at any time."""
+    system = history.system
+    for before, after, _ in moves(history):
+        if before is None or text(before, "id") == text(after, "id"):
+            continue
+        track = history.tracks[text(after, "id")]
+        if track.operator:
+            continue
+        now = system.aws.now + history.skew
+        if now < time(before, "since") + minutes(system, "cooldown_minutes"):
+            raise InvariantError(f"{track.id} opened {now - time(before, 'since')} after the last one ended")
+        day = system.aws.now - timedelta(days=1) + history.skew + timedelta(minutes=2)
+        opened = [other.opened for other in history.tracks.values() if other is not track]
+        if sum(at > day for at in opened) >= int(system.settings["incidents_per_day"]):
+            raise InvariantError(f"{track.id} is one too many in 24 hours")
+
+
+def restored_for_a_reason(history):
+    """The hooked model stays until its replays are explained or the time is up; an operator may shorten or extend."""
+    system = history.system
+    for before, after, task in changes(history):
+        if (text(before, "state"), text(after, "state")) != ("HOOKED", "RESTORING"):
+            continue
+        if before["aborted"]["BOOL"] or task.described == PLAIN:
+            continue
+        now = system.aws.now + history.skew
+        kept, deadline = time(before, "keep_hooked_until"), time(before, "deadline")
+        if kept and now < kept:
+            raise InvariantError("restored before the time that an operator asked for")
+        if now >= deadline:
+            continue
+        explained = names(before, "heatmaps")
+        replays = names(before, "replays")
+        if not before["replayed"]["BOOL"] or not replays <= explained | names(before, "refused"):
+            raise InvariantError("restored before the replays were explained")
+        if not replays and len(explained) < int(system.settings["max_heatmaps"]):
+            raise InvariantError("restored before its quota of heat maps")
+
+
+def times_are_the_settings(history):
+    """The time to explain counts from when the hooked model is in service."""
+    system = history.system
+    for before, after, task in changes(history):
+        if text(after, "state") == "HOOKED":
+            expected = task.started + minutes(system, "explain_minutes")
+            if abs(time(after, "deadline") - expected) > history.skew:
+                raise InvariantError(f"the deadline is {time(after, 'deadline')}, expected {expected}")
+        watched = (text(before, "state"), text(after, "state")) == ("WATCHING", "NORMAL")
+        if watched and not before["aborted"]["BOOL"]:
+            end = datetime.fromisoformat(text(before, "cause").split('"window_end": "')[1].split('"')[0])
+            kept = time(before, "keep_hooked_until")
+            if system.aws.now + history.skew < max(end, kept or end):
+                raise InvariantError("a notify-only incident ended before its window")
+
+
+def a_closed_incident_has_its_report(history):
+    """What the end names is there: the page, or why there is none, and the copy among the past incidents."""
+    aws = history.system.aws
+    for before, after, _ in changes(history):
+        if text(after, "state") != "NORMAL":
+            continue
+        if (text(before, "state")) in ("RESTORING", "WATCHING"):
+            report = text(after, "report")
+            if not report and not text(after, "unreported"):
+                raise InvariantError("closed without a report and without a reason")
+            if report and (BUCKET, report.removeprefix(f"s3://{BUCKET}/")) not in aws.objects:
+                raise InvariantError(f"{report} does not exist")
+        past = [
+            sk for sk, item in aws.tables.tables[INCIDENTS][ENDPOINT].items() if item.get("id") == after["id"]
+        ]
+        if len(past) != 2:
+            raise InvariantError(f"{text(after, 'id')} is closed, and no copy of it is kept")
+
+
+def only_replays_are_replayed(history):
+    """A replay goes to the hooked model, of a captured request, with a marker of its own."""
+    for config, event_id, attributes, body, _ in history.new_replayed:
+        if not history.system.is_replay(event_id, attributes, body):
+            raise InvariantError(f"{event_id} was sent to {config} with {attributes!r}")
+
+
+def heatmaps_of_replays_are_recorded(history):
+    """The page and the way back count what was drawn: the facts in S3 come after the name in the table."""
+    for _, after, _ in moves(history):
+        folder = f"saliency/{ENDPOINT}/{text(after, 'id')}/"
+        for name in names(after, "heatmaps"):
+            if (
+                BUCKET,
+                f"{folder}{name}.png",
+            ) not in history.system.aws.objects and not history.system.objects_deleted:
+                raise InvariantError(f"{name} is recorded, and was not drawn")
+
+
+def only_faults_and_bad_input_fail(history):
+    """An invocation that no fault disturbed succeeds, unless no function can read its message."""
+    system = history.system
+    for task, error in system.failed:
+        if isinstance(error, BadInputError):
+            if not system.may_be_bad(task):
+                raise InvariantError(f"{task.function} refused {task.message.body[:200]}: {error}")
+        elif not task.disturbed:
+            raise InvariantError(f"{task.function} failed without a fault: {error}")
+    system.failed = []
+
+
+def dynamodb_takes_every_write(history):
+    """An item of 400 KB takes no write at all, so no client may be able to fill one."""
+    aws = history.system.aws
+    if aws.invalid:
+        raise InvariantError(f"DynamoDB refused {aws.invalid}")
+
+
+STEP = (
+    counts_equal_the_files,
+    one_open_incident,
+    incident_ids_are_new,
+    states_follow_the_diagram,
+    writes_lose_nothing,
+    the_configs_of_others_are_never_updated,
+    states_follow_describe_endpoint,
+    notifications_are_sent_once,
+    a_sent_notification_was_published,
+    notifications_are_true,
+    cooldown_and_daily_cap_hold,
+    restored_for_a_reason,
+    times_are_the_settings,
+    a_closed_incident_has_its_report,
+    only_replays_are_replayed,
+    heatmaps_of_replays_are_recorded,
+    only_faults_and_bad_input_fail,
+    dynamodb_takes_every_write,
+)
+
+
+# ---------------------------------------------------------------- once the faults have stopped
+
+
+def it_ends(history):
+    """Within the limits the incident is over, or it has failed, ops were notified, and Glassbox retries."""
+    system = history.system
+    state, item, live = system.state(), system.incident_item(), system.aws.endpoint
+    if state in ("NORMAL",):
+        return
+    if state != "FAILED":
+        raise InvariantError(f"still {state} {system.aws.now - system.quiet_since} after the last fault")
+    if "failed" not in names(item, "sent_notifications"):
+        raise InvariantError("failed, and ops were not notified")
+    if live and live.status == "InService":
+        restorable = PLAIN in system.aws.configs or live.config != HOOKED
+        if restorable:
+            raise InvariantError(
+                f"still FAILED on {live.config}, {system.aws.now - system.quiet_since} after the last fault"
+            )
+        if not system.retried_since_quiet():
+            raise InvariantError("FAILED on the hooked config, and the way back was not tried again")
+
+
+def the_endpoint_is_restored(history):
+    """Outside an incident the endpoint does not serve the hooked model, unless its owner put it there."""
+    system = history.system
+    live = system.aws.endpoint
+    hooked = live and live.status == "InService" and live.config == HOOKED and not live.by_owner
+    if hooked and system.state() == "NORMAL":
+        raise InvariantError("NORMAL, and the endpoint serves the hooked model")
+
+
+def every_file_is_counted(history):
+    """Each distinct capture file is counted in every item that it touches."""
+    system = history.system
+    for file_id, items in system.files.items():
+        if file_id in system.gone:
+            continue
+        for key in items:
+            item = system.counts_item(*key)
+            if item is None or file_id not in item["files"]["BS"]:
+                raise InvariantError(f"a file of {items} is not in {key}")
+
+
+def begins_and_ends_were_sent(history):
+    """Of each incident ops got the beginning and the end; a failure is both. Where SNS refused the end for so long
+    that the next incident began, that one names it in its time line."""
+    for name, track in history.tracks.items():
+        failed = any(key[0] == name and key[1].startswith("failed") for key in history.sent)
+        ended = history.sent.get((name, "ends")) or failed or named_by_the_next(history, name)
+        begun = history.sent.get((name, "begins")) or ended
+        if not begun or not ended:
+            raise InvariantError(f"{name}: begun {bool(begun)}, ended {bool(ended)} ({track.entries})")
+
+
+def named_by_the_next(history, name):
+    """Whether a later incident's time line names the end of this one, which SNS refused for too long."""
+    rows = history.system.aws.tables.tables[INCIDENTS].get(ENDPOINT, {}).values()
+    return any(
+        f"incident {name}" in line["S"] for item in rows for line in item.get("timeline", {}).get("L", ())
+    )
+
+
+def abort_is_answered(history):
+    """An operator who aborts gets a notification afterwards."""
+    for name, track in history.tracks.items():
+        for at in track.aborts:
+            answers = [m for key, sent in history.sent.items() if key[0] == name for m in sent if m.at >= at]
+            answered = any(m.event in ENDS or m.event == "failed" for m in answers)
+            if not answered and not named_by_the_next(history, name):
+                raise InvariantError(f"{name} was aborted at {at}: no answer")
+
+
+def violations_are_reported(history):
+    """A violation that was delivered belongs to an incident, or a notification explains why it opened none."""
+    system = history.system
+    tables = system.aws.tables.tables[INCIDENTS].get(ENDPOINT, {})
+    known = [
+        cause
+        for item in tables.values()
+        if "cause" in item
+        for cause in [text(item, "cause"), *names(item, "related_violations")]
+    ]
+    full = any(len(names(item, "related_violations")) >= 32 for item in tables.values())
+    events = {message.event for message in system.aws.published}
+    if system.delivered_violations and not known:
+        raise InvariantError("violations were delivered, and no incident holds one")
+    for check in system.delivered_violations:
+        covered = any(f'"check": "{check}"' in cause for cause in known)
+        if not covered and not full and not events & {"cooling-down", "cap-reached"}:
+            raise InvariantError(f"a violation of {check} is in no incident, and no notification explains it")
+
+
+END = (
+    it_ends,
+    the_endpoint_is_restored,
+    every_file_is_counted,
+    begins_and_ends_were_sent,
+    abort_is_answered,
+    violations_are_reported,
+)
+
+
+def hooked_within_the_limits(history):
+    """The endpoint is not hooked for longer than the limits allow, unless ops were notified."""
+    system = history.system
+    if history.hooked_since is None:
+        return
+    if system.aws.endpoint.by_owner:
+        return
+    item = system.incident_item()
+    kept = item and time(item, "keep_hooked_until")
+    since = max(history.hooked_since, system.quiet_since, kept or history.hooked_since)
+    limit = minutes(system, "explain_minutes") + minutes(system, "update_minutes") + SLACK
+    notified = any(
+        message.at >= history.hooked_since and message.event == "failed" for message in system.aws.published
+    )
+    notified = notified or (item is not None and "failed" in names(item, "sent_notifications"))
+    if system.aws.now > since + limit and not notified:
+        raise InvariantError(f"hooked since {history.hooked_since}, and ops were not notified")

@@ -52,7 +52,8 @@ REPLAY_INTERVAL = timedelta(minutes=1)
 # a failed restore is retried after 10, 20, 40, … minutes
 FIRST_RETRY, LONGEST_RETRY = timedelta(minutes=10), timedelta(hours=4)
 DAY = timedelta(days=1)
-_ID_INTERVAL = timedelta(seconds=1)  # an id holds the second of the opening, and names a folder: no two share one
+# An id contains the second of the opening and names a folder, so no two incidents share one.
+_ID_INTERVAL = timedelta(seconds=1)
 # Markers expire LIFETIME after the opening: replays sent later would be counted as traffic.
 _REPLAY_MARGIN = timedelta(hours=1)
 

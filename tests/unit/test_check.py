@@ -68,19 +68,30 @@ def test_reports_modules_completeness_latency_and_bytes(tmp_path, weights):
         assert heatmap.format == "PNG"
 
 
-def test_warns_of_an_inexact_network(tmp_path):
-    (tmp_path / "smooth.py").write_text(OWN)
+def packed(folder, name, source):
+    """Pack a network of a convolution and a linear layer, with random weights."""
     torch.manual_seed(0)
-    network = {
+    weights = {
         "conv.weight": torch.randn(4, 1, 3, 3),
         "conv.bias": torch.randn(4),
         "fc.weight": torch.randn(3, 4),
         "fc.bias": torch.randn(3),
     }
-    torch.save(network, tmp_path / "weights.pt")
-    config = {"architecture": "smooth:Smooth", "image_size": [32, 40], "mean": [0.5], "std": [0.25]}
-    package.package(tmp_path / "weights.pt", tmp_path / "model.tar.gz", config, code=[tmp_path / "smooth.py"])
-    done = check(tmp_path / "model.tar.gz")
+    torch.save(weights, folder / "weights.pt")
+    code = folder / f"{name.lower()}.py"
+    code.write_text(source)
+    config = {
+        "architecture": f"{name.lower()}:{name}",
+        "image_size": [32, 40],
+        "mean": [0.5],
+        "std": [0.25],
+    }
+    package.package(folder / "weights.pt", folder / "model.tar.gz", config, code=[code])
+    return folder / "model.tar.gz"
+
+
+def test_warns_of_an_inexact_network(tmp_path):
+    done = check(packed(tmp_path, "Smooth", OWN))
     assert (done.returncode, done.stderr) == (0, "")
     assert "INCOMPLETE" in done.stdout
     assert "WARNING: FullGrad is not exact here: act: SiLU is not piecewise linear" in done.stdout
@@ -88,24 +99,9 @@ def test_warns_of_an_inexact_network(tmp_path):
 
 
 def test_reports_a_random_network_as_incomplete(tmp_path):
-    (tmp_path / "dropping.py").write_text(
-        OWN.replace("Smooth", "Dropping").replace(
-            "self.act(self.conv(x))", "nn.functional.dropout(self.conv(x).relu())"
-        )
-    )
-    torch.manual_seed(0)
-    network = {
-        "conv.weight": torch.randn(4, 1, 3, 3),
-        "conv.bias": torch.randn(4),
-        "fc.weight": torch.randn(3, 4),
-        "fc.bias": torch.randn(3),
-    }
-    torch.save(network, tmp_path / "weights.pt")
-    config = {"architecture": "dropping:Dropping", "image_size": [32, 40], "mean": [0.5], "std": [0.25]}
-    package.package(
-        tmp_path / "weights.pt", tmp_path / "model.tar.gz", config, code=[tmp_path / "dropping.py"]
-    )
-    done = check(tmp_path / "model.tar.gz")
+    dropout = "nn.functional.dropout(self.conv(x).relu())"
+    source = OWN.replace("Smooth", "Dropping").replace("self.act(self.conv(x))", dropout)
+    done = check(packed(tmp_path, "Dropping", source))
     assert (done.returncode, done.stderr) == (0, "")
     assert "away: INCOMPLETE" in done.stdout
     assert (

@@ -298,6 +298,16 @@ class TestTensorRecorder:
         assert meta["modules"][-1] == {"name": "fc", "type": "Linear", "eps": None, "map": False}
         assert len(meta["modules"]) == 21
 
+    def test_class_names_with_half_a_surrogate_pair_stay_readable(self, trace_to):
+        bucket, labels = Bucket(), [*"abcd", "Stop\ud800"]
+        recorder = trace_to(bucket)
+        logits = recorder.predict(images(8), input_images(8), REQUEST, labels)
+        recorder.predict(images(8), input_images(8), REQUEST, [labels[4]] * 5)
+        recorder.close()
+        first, second = (bucket.trace(key).meta.class_names for key in bucket.indexes)
+        assert first == tuple(labels[i].replace("\ud800", r"\ud800") for i in logits.argmax(1))
+        assert second == (r"Stop\ud800",) * 8
+
     def test_large_batch_is_one_step(self, trace_to):
         bucket = Bucket()
         recorder = trace_to(bucket)

@@ -85,7 +85,7 @@ def terms(trace: Trace) -> tuple[Array, Array, dict[str, tuple[Array, Array]]]:
     """Return the arguments of ``full_gradient`` and of the article's loop from a full trace."""
     tensors, model = trace.tensors, trace.meta.model
     modules = {}
-    for module in trace.meta.modules:
+    for module in trace.meta.terms:
         bias = tensors[names.parameter(model, module.name, "bias")]
         if module.type == "BatchNorm2d":
             assert module.eps is not None

@@ -1,4 +1,4 @@
-"""Report on an unpacked model: its modules, its completeness error, its latency and the bytes of a trace.
+"""Report on an unpacked model: its terms, its completeness error, its latency and the bytes of a trace.
 
 ``check.py`` runs it in a process of its own, in which ``inference`` and the other modules are those of the archive.
 """
@@ -8,7 +8,7 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -16,18 +16,16 @@ from statistics import median
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import nn
 
 import inference
 from glassbox.explanation import heatmap
 from glassbox.explanation.fullgrad import Explanation, explain
 from glassbox.explanation.trace_format import FULL, REDUCED
 from glassbox.explanation.trace_reader import read_index, read_trace
-from gradients import biased_modules
 from recorder import TensorRecorder
 
 ROUNDS, WARM_UP = 20, 3
-LISTED = 60  # modules
+LISTED = 60  # terms
 PAUSE = (
     0.05  # seconds between traced requests: the upload's thread still frees memory after a step is uploaded
 )
@@ -97,7 +95,7 @@ def report(name: str, root: Path, image: Path | None, heatmap_path: Path | None)
         heatmap_path: where the heat map is written.
     """
     plain = inference.model_fn(str(root))
-    yield from _described(name, plain, biased_modules(plain.network))
+    yield from _described(name, plain)
     body = _png(image, plain)
     traced = TracedModel(plain, REDUCED)
     traced.request(body)
@@ -114,19 +112,13 @@ def report(name: str, root: Path, image: Path | None, heatmap_path: Path | None)
     yield f"Bytes of a trace: {traced.step_bytes():,} reduced, {full.step_bytes():,} full"
 
 
-def _described(name: str, model: inference.Classifier, modules: Mapping[str, nn.Module]) -> Iterator[str]:
+def _described(name: str, model: inference.Classifier) -> Iterator[str]:
     parameters = sum(p.numel() for p in model.network.parameters())
     height, width = model.image_size
     yield (
         f"{name}: {type(model.network).__name__}, {parameters:,} parameters, images of {height} × {width} px "
         f"and {len(model.mean)} channel(s), {'with' if model.labels else 'without'} labels"
     )
-    yield ""
-    yield f"{len(modules)} modules add a bias, which enters the sum:"
-    for module, kind in list(modules.items())[:LISTED]:
-        yield f"  {module:32} {type(kind).__name__}"
-    if len(modules) > LISTED:
-        yield f"  and {len(modules) - LISTED} more"
     yield ""
 
 
@@ -137,9 +129,17 @@ def _explained(e: Explanation, image: Path | None) -> Iterator[str]:
         f"Completeness: sum of contributions: {e.total:.6g}, {e.residual / max(abs(e.logit), 1e-300):.1e} of the logit "
         f"and {e.residual / max(e.sum_abs, 1e-300):.1e} of Σ|terms| away: {'complete' if e.complete else 'INCOMPLETE'}"
     )
-    for part in e.inexact:
-        yield f"WARNING: FullGrad is not exact here: {part}"
-    if not e.complete and not e.inexact:
+    if e.held:
+        held = ", ".join(f"{rule} {places}" for rule, places in sorted(e.held.items()))
+        yield f"Held coefficients: {held}"
+    yield f"{len(e.layers)} terms, with their share of Σ|terms|:"
+    for layer in e.layers[:LISTED]:
+        yield f"  {layer.name:32} {layer.type:20} {layer.share:6.1%}"
+    if len(e.layers) > LISTED:
+        yield f"  and {len(e.layers) - LISTED} more"
+    for part in e.unaccounted:
+        yield f"WARNING: the sum may miss a part: {part}"
+    if not e.complete and not e.unaccounted:
         yield "WARNING: the sum differs from the logit for an unknown reason. Its heat maps will be marked INCOMPLETE."
 
 

@@ -27,8 +27,10 @@ HERE = Path(__file__).resolve().parent
 CORE = HERE.parent / "layers" / "core" / "python" / "glassbox"
 
 CODE = (
+    "complete_gradients.py",
     "decode.py",
-    "exactness.py",
+    "gradient_rules.py",
+    "gradient_self_test.py",
     "gradients.py",
     "inference.py",
     "recorder.py",

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from glassbox.errors import SettingsError, printable
 from glassbox.explanation import trace_format as names
 from glassbox.replay_marker import REPAIR, PublicKey, verified_marker
-from gradients import Gradients, Terms
+from gradients import Gradients, SampleTerms, merged
 from trace_upload import TraceUploader
-
-SAMPLES = 8  # per pass of a larger batch: the backward pass keeps every activation in memory
 
 Array = npt.NDArray[Any]
 Request = Mapping[str, str | None]
@@ -52,7 +50,7 @@ class TensorRecorder:
     """Predicts with a trace, and decides which requests get one.
 
     Args:
-        model: a CNN that takes (N, C, H, W) float32 and returns (N, K) logits. Its parameters are frozen, and their
+        model: takes (N, C, H, W) float32 and returns (N, K) logits. Its parameters are frozen, and their
             values must not change afterwards.
         destination: ``s3://bucket/prefix``; every TensorRecorder writes into a folder of its own below it.
         client: a boto3 ``s3`` client.
@@ -126,18 +124,17 @@ class TensorRecorder:
         """
         try:
             with self._lock:
-                inexact = self._gradients.inexact_parts(images)
-                parts = self._parts(images, input_images)
-            logits = [part.logits for part in parts]
-            traced = sum(map(len, logits))
+                samples = self._samples(images, input_images)
+            logits = [sample.output for sample in samples]
+            traced = len(samples)
             if traced < len(images):
                 with torch.inference_mode():
                     logits.append(self._model(images[traced:]))
             now = f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
             request = {**request, "time": now, "samples": str(len(images))}
             input_images = input_images[:traced].copy()
-            size = input_images.nbytes + sum(part.nbytes for part in parts)
-            step = partial(self._step, parts, input_images, request, labels, inexact)
+            size = input_images.nbytes + sum(sample.nbytes for sample in samples)
+            step = partial(self._step, samples, input_images, request, labels)
             if not self._uploader.put(step, size):
                 self._refuse(request, "the endpoint had too many traces to upload")
             return torch.cat(logits)
@@ -158,7 +155,7 @@ class TensorRecorder:
         """Upload the waiting traces for ``seconds`` at most."""
         self._uploader.close(seconds)
 
-    def _parts(self, images: Tensor, input_images: Array) -> list[Terms]:
+    def _samples(self, images: Tensor, input_images: Array) -> list[SampleTerms]:
         """Return the terms of the first samples, as many as a step may hold.
 
         Raises:
@@ -166,39 +163,38 @@ class TensorRecorder:
         """
         available = names.STEP_BYTES - sum(tensor.nbytes for tensor in self._gradients.parameters.values())
         limit = min(len(images), names.STEP_PIXELS // input_images[0, ..., 0].size)
-        parts: list[Terms] = []
-        traced = 0
-        while traced < limit:
-            part = self._gradients.compute(images[traced:limit][:SAMPLES])
-            limit = min(limit, available // (part.nbytes // len(part.logits) + input_images[0].nbytes))
-            parts.append(part.first(max(0, limit - traced)))
-            traced += len(parts[-1].logits)
-        if limit < 1:
+        samples: list[SampleTerms] = []
+        # One at a time: the backward pass keeps every activation in memory.
+        for image, input_image in zip(images[:limit], input_images[:limit], strict=True):
+            sample = self._gradients.compute(image[None])
+            available -= sample.nbytes + input_image.nbytes
+            if available < 0:
+                break
+            samples.append(sample)
+        if not samples:
             raise ValueError(f"input image {tuple(images[0].shape)}: larger than a step may hold")
-        return parts
+        return samples
 
     def _step(
         self,
-        parts: Sequence[Terms],
+        samples: Sequence[SampleTerms],
         input_images: Array,
         request: Request,
         labels: Sequence[str] | None,
-        inexact: list[str],
     ) -> dict[str, Array]:
-        modules = parts[0].modules
-        if any(part.modules != modules for part in parts):
-            reason = "the samples of the batch took different paths through the network"
+        try:
+            meta, tensors = merged(samples)
+        except ValueError as error:
             if names.REPLAY_EVENT_ID not in request:
-                raise ValueError(reason)
-            self._uploader.drop(reason)
-            return self._refusal(request, reason)
-        tensors = {name: np.concatenate([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+                raise
+            self._uploader.drop(str(error))
+            return self._refusal(request, str(error))
         # Shortened, because long names of a large batch would make the meta larger than the reader accepts.
         class_names = labels and [
             printable(labels[t], names.CLASS_NAME_CHARACTERS) for t in tensors[names.TARGET].tolist()
         ]
-        meta = self._meta(request, modules=modules, inexact=inexact, class_names=class_names)
-        return {names.META: meta, names.INPUT_IMAGE: input_images, **tensors, **self._gradients.parameters}
+        content = self._meta(request, **meta, class_names=class_names)
+        return {names.META: content, names.INPUT_IMAGE: input_images, **tensors, **self._gradients.parameters}
 
     def _refuse(self, request: Request, reason: str) -> None:
         """Upload why a replay has no trace; nothing for live traffic."""
@@ -208,7 +204,8 @@ class TensorRecorder:
     def _refusal(self, request: Request, reason: str) -> dict[str, Array]:
         """Return a step without tensors that holds the reason."""
         refused = reason[: names.REASON_CHARACTERS]
-        return {names.META: self._meta(request, modules=[], inexact=[], class_names=None, refused=refused)}
+        nothing: dict[str, Any] = {"terms": [], "held": {}, "unaccounted": [], "class_names": None}
+        return {names.META: self._meta(request, **nothing, refused=refused)}
 
     def _meta(self, request: Request, **entries: Any) -> Array:
         meta = {

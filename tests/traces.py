@@ -19,17 +19,19 @@ def meta(terms, model, trace_form, **other):
         "version": trace_format.VERSION,
         "trace_form": trace_form,
         "model": model._get_name(),
-        "modules": [
+        "terms": [
             {
                 "name": name,
                 "type": type(module).__name__,
+                "rule": "batch norm" if isinstance(module, BATCH_NORM) else "bias",
                 "eps": getattr(module, "eps", None),
                 "map": gradient.ndim == 4,
             }
             for name, (_, gradient) in terms.modules.items()
             for module in [modules[name.partition("#")[0]]]
         ],
-        "inexact": [],
+        "held": {},
+        "unaccounted": [],
         "class_names": None,
         "request": {
             "inference_id": "request-1",

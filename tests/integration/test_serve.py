@@ -304,7 +304,7 @@ class TestHooked:
         )
         for explanation in (*live, *replay):
             assert explanation.complete
-            assert explanation.inexact == ()
+            assert explanation.unaccounted == ()
         assert replay[0].request["custom_attributes"] == attributes
         assert replay[0].request["replay_event_id"] == replays.EVENT_ID
         assert replay[0].request["inference_id"] == "id-9"

@@ -1,4 +1,4 @@
-"""make check-model, as a process, for exact, inexact and missing models."""
+"""make check-model, as a process, for complete, random and missing models."""
 
 import os
 import re
@@ -55,8 +55,8 @@ def test_reports_modules_completeness_latency_and_bytes(tmp_path, weights):
     assert first == (
         f"{weights}: ResNet18, {parameters:,} parameters, images of 48 × 48 px and 3 channel(s), without labels"
     )
-    assert "21 modules add a bias, which enters the sum:" in lines
-    assert re.search(r"^  layer1\.0\.bn1 +BatchNorm2d$", done.stdout, re.M)
+    assert "22 terms, with their share of Σ|terms|:" in lines
+    assert re.search(r"^  layer1\.0\.bn1 +BatchNorm2d +\d+\.\d%$", done.stdout, re.M)
     assert re.search(rf"^{re.escape(str(image))}: class [012], probability \d", done.stdout, re.M)
     assert re.search(r"^Completeness: .* away: complete$", done.stdout, re.M)
     assert re.search(r"\d ms plain, [\d.]+ ms traced \([\d.]+x\)$", done.stdout, re.M)
@@ -90,11 +90,12 @@ def packed(folder, name, source):
     return folder / "model.tar.gz"
 
 
-def test_warns_of_an_inexact_network(tmp_path):
+def test_counts_the_held_coefficients_of_a_smooth_network(tmp_path):
     done = check(packed(tmp_path, "Smooth", OWN))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "INCOMPLETE" in done.stdout
-    assert "WARNING: FullGrad is not exact here: act: SiLU is not piecewise linear" in done.stdout
+    assert "away: complete" in done.stdout
+    assert "Held coefficients: activation 1" in done.stdout
+    assert "WARNING" not in done.stdout
     assert "images of 32 × 40 px and 1 channel(s)" in done.stdout
 
 
@@ -105,7 +106,7 @@ def test_reports_a_random_network_as_incomplete(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "away: INCOMPLETE" in done.stdout
     assert (
-        "WARNING: FullGrad is not exact here: Dropping: gives different logits for the same image "
+        "WARNING: the sum may miss a part: Dropping: gives different logits for the same image "
         "(bernoulli in eval mode)" in done.stdout
     )
 

@@ -35,7 +35,8 @@ def explanation(height=48, width=48, channels=3, **changes):
         total=8.000001,
         sum_abs=100.0,
         layers=(Layer("input", "input", 5.0, 0.25), Layer("bn1", "BatchNorm2d", 3.000001, 0.75)),
-        inexact=(),
+        held={},
+        unaccounted=(),
         request={"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
     )
     return dataclasses.replace(made, **changes)
@@ -188,13 +189,20 @@ class TestTexts:
         assert text["complete"] == "yes"
         assert text["request"] == "ab" * 32  # not the InferenceId, which a client chooses
 
+    def test_states_how_many_gates_are_held(self):
+        text = opened(explanation(held={"gate": 16, "activation": 33})).text
+        assert text["Description"].startswith("Complete, gates held at 49 places: completeness error ")
+        assert text["places with held gates"] == "49"
+        one = opened(explanation(held={"gate": 1})).text
+        assert one["Description"].startswith("Complete, gates held at 1 place: ")
+
     def test_names_why_it_is_incomplete(self):
         parts = (
             "act1: SiLU is not piecewise linear",
             "act2: SiLU is not piecewise linear",
             "norm: LayerNorm",
         )
-        text = opened(explanation(total=7.0, inexact=parts)).text
+        text = opened(explanation(total=7.0, unaccounted=parts)).text
         assert text["Description"] == (
             "INCOMPLETE, do not rely on this map: completeness error 1.2e-01 of the logit "
             "(act1: SiLU is not piecewise linear, and 2 more)"
@@ -227,7 +235,7 @@ class TestTexts:
         ],
     )
     def test_long_class_names_are_cut(self, class_name):
-        image = opened(explanation(class_name=class_name, inexact=(str(class_name),) * 3, total=7.0))
+        image = opened(explanation(class_name=class_name, unaccounted=(str(class_name),) * 3, total=7.0))
         pixels = np.asarray(image)
         title = pixels[:48]
         assert (title[:, :18] == PAPER).all()
@@ -268,7 +276,8 @@ class TestFacts:
                 "residual": pytest.approx(1e-6),
                 "relative_error": pytest.approx(1.25e-7),
                 "sum_abs": 100.0,
-                "inexact": [],
+                "held": {},
+                "unaccounted": [],
             },
             "layers": [
                 {"name": "input", "type": "input", "contribution": 5.0, "share": 0.25},

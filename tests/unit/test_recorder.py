@@ -28,7 +28,7 @@ from glassbox.errors import SettingsError
 from glassbox.explanation import trace_format as names
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_reader import read_index, read_tensors, read_trace
-from recorder import SAMPLES, RateLimit, TensorRecorder
+from recorder import RateLimit, TensorRecorder
 from resnet import ResNet18
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:smdebug")
@@ -141,12 +141,10 @@ def hooks_of(model):
     ]
 
 
-def recorded(model, image, target=None):
-    """The recording of a network of the zoo, and its terms by autograd in float64."""
-    model.requires_grad_(False)
-    modules = gradients.biased_modules(model)
-    recording = gradients.record(model, modules, image, target)
-    return recording, {name: gradients.effective_bias(module) for name, module in modules.items()}
+def computed(model, x):
+    """The tensors of a batch, without the request."""
+    network = gradients.Gradients(model, names.REDUCED)
+    return gradients.merged([network.compute(image[None]) for image in x])[1]
 
 
 class TestRateLimit:
@@ -243,14 +241,24 @@ class TestTraceFiles:
         from smdebug.core.modes import ModeKeys
         from smdebug.trials import create_trial
 
-        recording, biases = recorded(*zoo.build("1×1 maps, one channel"))
-        tensors = gradients.reduced(recording, biases)
+        tensors = computed(*zoo.build("1×1 maps, one channel"))
         trace_writer.write_step(tmp_path, 3, tensors)
         trace_writer.write_collections(tmp_path, tensors)
         trial = create_trial(str(tmp_path))
         assert set(trial.tensor_names()) == set(tensors)
         for name, tensor in tensors.items():
             assert trial.tensor(name).value(3, mode=ModeKeys.PREDICT).tobytes() == tensor.tobytes()
+
+
+class Resizing(nn.Module):
+    """A network that looks at half of the pixels of bright images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x[..., ::2, ::2] if x.mean() > 0 else x).mean((2, 3)))
 
 
 class InPlace(nn.Module):
@@ -292,11 +300,12 @@ class TestTensorRecorder:
         meta = json.loads(tensors[names.META].tobytes())
         assert meta["class_names"] == [labels[i] for i in logits.argmax(1)]
         assert meta["request"] == REQUEST | {"time": "2026-11-23T10:00:01.123Z", "samples": "3"}
-        assert (meta["version"], meta["trace_form"], meta["model"]) == (4, "reduced", "ResNet18")
-        assert meta["inexact"] == []
-        assert meta["modules"][0] == {"name": "bn1", "type": "BatchNorm2d", "eps": 1e-5, "map": True}
-        assert meta["modules"][-1] == {"name": "fc", "type": "Linear", "eps": None, "map": False}
-        assert len(meta["modules"]) == 21
+        assert (meta["version"], meta["trace_form"], meta["model"]) == (5, "reduced", "ResNet18")
+        assert (meta["unaccounted"], meta["held"]) == ([], {})
+        first, *_, last = meta["terms"]
+        assert first == {"name": "bn1", "type": "BatchNorm2d", "rule": "batch norm", "eps": 1e-5, "map": True}
+        assert last == {"name": "fc", "type": "Linear", "rule": "bias", "eps": None, "map": False}
+        assert len(meta["terms"]) == 21
 
     def test_class_names_with_half_a_surrogate_pair_stay_readable(self, trace_to):
         bucket, labels = Bucket(), [*"abcd", "Stop\ud800"]
@@ -311,7 +320,7 @@ class TestTensorRecorder:
     def test_large_batch_is_one_step(self, trace_to):
         bucket = Bucket()
         recorder = trace_to(bucket)
-        image = images(2 * SAMPLES + 3)
+        image = images(19)
         together = predict(recorder, image)
         for one in image:
             predict(recorder, one[None])
@@ -362,7 +371,7 @@ class TestTensorRecorder:
         assert recorder.dropped == 1
         assert "input image (3, 512, 512): larger than a step may hold" in caplog.text
 
-    def test_frees_the_gradients_of_a_part_before_the_next(self, trace_to):
+    def test_frees_the_gradients_of_a_sample_before_the_next(self, trace_to):
         alive = []
 
         class Counts(nn.Module):
@@ -377,9 +386,9 @@ class TestTensorRecorder:
         conv = nn.Conv2d(3, 13, 1)
         model = nn.Sequential(Counts(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, 5))
         recorder = trace_to(Bucket(), model.eval())
-        predict(recorder, images(3 * SAMPLES))
+        predict(recorder, images(3))
         assert recorder.dropped == 0
-        assert alive == [0, 0, 0, 0], "one pass finds the inexact parts, then one pass per part"
+        assert alive == [0, 0, 0]
 
     def test_uploads_collections_then_events_then_index(self, trace_to):
         bucket = Bucket()
@@ -444,7 +453,7 @@ class TestTensorRecorder:
         thread.join()
         recorder.close()
         (key,) = bucket.indexes
-        assert len(bucket.trace(key).meta.modules) == 21
+        assert len(bucket.trace(key).meta.terms) == 21
         assert not hooks_of(model)
 
     def test_concurrent_traces_stay_separate(self, trace_to):
@@ -472,8 +481,7 @@ class TestTensorRecorder:
             image, input_image, logits = answers.pop(trace.meta.request["sha256"])
             np.testing.assert_array_equal(trace.tensors[names.INPUT_IMAGE], input_image)
             np.testing.assert_array_equal(trace.tensors[names.LOGITS], logits)
-            alone, biases = recorded(model, image)
-            for name, tensor in gradients.reduced(alone, biases).items():
+            for name, tensor in computed(model, image).items():
                 np.testing.assert_allclose(
                     trace.tensors[name], tensor, rtol=1e-3, atol=1e-5 * np.abs(tensor).max()
                 )
@@ -699,18 +707,10 @@ class TestFailures:
         assert "too many traces" in bucket.trace(index).meta.refused
         assert recorder.dropped == 2
 
-    def test_uploads_the_reason_when_samples_of_a_replay_take_different_paths(self, trace_to):
-        class Chooses(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.dark, self.light, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
-
-            def forward(self, x):
-                return self.fc((self.light if x.mean() > 0 else self.dark)(x).mean((2, 3)))
-
-        bucket, image = Bucket(), images(SAMPLES + 1).abs()
-        image[SAMPLES:] *= -1
-        recorder = trace_to(bucket, Chooses())
+    def test_uploads_the_reason_when_maps_of_a_replay_differ_in_size(self, trace_to):
+        bucket, image = Bucket(), images(2).abs()
+        image[1:] *= -1
+        recorder = trace_to(bucket, Resizing())
         predict(recorder, image, **REPLAYED)
         recorder.close()
         (index,) = bucket.indexes
@@ -732,8 +732,18 @@ class TestFailures:
         assert same(predict(recorder, image), expected)
         assert recorder.dropped == 1
 
-    def test_drops_a_batch_whose_samples_take_different_paths(self, trace_to, caplog):
-        class Chooses(nn.Module):
+    def test_drops_a_batch_whose_maps_differ_in_size(self, trace_to, caplog):
+        bucket, image = Bucket(), images(2).abs()
+        recorder = trace_to(bucket, Resizing())
+        assert predict(recorder, image).shape == (2, 5)
+        image[1:] *= -1
+        assert predict(recorder, image).shape == (2, 5)
+        recorder.close()
+        assert (recorder.dropped, len(bucket.indexes)) == (1, 1)
+        assert "The samples took different paths" in caplog.text
+
+    def test_traces_a_batch_whose_samples_take_different_paths(self, trace_to):
+        class Routed(nn.Module):
             def __init__(self):
                 super().__init__()
                 self.dark, self.light, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
@@ -741,14 +751,25 @@ class TestFailures:
             def forward(self, x):
                 return self.fc((self.light if x.mean() > 0 else self.dark)(x).mean((2, 3)))
 
-        bucket, image = Bucket(), images(SAMPLES + 1).abs()
-        recorder = trace_to(bucket, Chooses())
-        assert predict(recorder, image).shape == (SAMPLES + 1, 5)
-        image[SAMPLES:] *= -1
-        assert predict(recorder, image).shape == (SAMPLES + 1, 5)
+        bucket, image = Bucket(), images(2).abs()
+        image[1:] *= -1
+        recorder = trace_to(bucket, Routed())
+        predict(recorder, image)
         recorder.close()
-        assert (recorder.dropped, len(bucket.indexes)) == (1, 1)
-        assert "the samples of the batch took different paths through the network" in caplog.text
+        (index,) = bucket.indexes
+        assert all(explanation.complete for explanation in explain(bucket.trace(index)))
+
+    def test_answers_with_the_probabilities_of_a_network_that_ends_with_softmax(self, trace_to):
+        bucket, model = Bucket(), nn.Sequential(ResNet18(num_classes=5, width=4), nn.Softmax(1))
+        recorder = trace_to(bucket, model)
+        answer = predict(recorder, images(2))
+        recorder.close()
+        with torch.inference_mode():
+            assert same(answer, model(images(2)))
+        (index,) = bucket.indexes
+        first, second = explain(bucket.trace(index))
+        assert first.complete
+        assert [first.probability, second.probability] == pytest.approx(answer.amax(1).tolist(), rel=1e-4)
 
     def test_drops_a_trace_whose_logits_do_not_depend_on_the_input(self, trace_to):
         class Blind(nn.Module):

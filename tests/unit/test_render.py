@@ -208,7 +208,7 @@ def test_writes_a_refusal_when_the_endpoint_could_not_trace(network, tmp_path, i
     model, terms = network
     request = {"replay_event_id": "event-1", "replay_incident": incident.id}
     meta = json.loads(traces.reduced(terms, model, request=request)["glassbox/meta"].tobytes())
-    meta |= {"modules": [], "refused": "RuntimeError: no memory\x1b[31m"}
+    meta |= {"terms": [], "refused": "RuntimeError: no memory\x1b[31m"}
     traces.write_step(tmp_path, {"glassbox/meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)})
     objects, incidents = FakeObjects(), FakeIncidents()
     incidents.open(replace(incident, replays=frozenset({"event-1"})))

@@ -107,7 +107,7 @@ class TestReading:
         assert trace.step == 7
         assert trace.meta.trace_form == trace_format.REDUCED
         assert trace.meta.model == "Sequential"
-        described = [(m.name, m.type, m.has_map, m.eps) for m in trace.meta.modules]
+        described = [(m.name, m.type, m.has_map, m.eps) for m in trace.meta.terms]
         assert described[:3] == [
             ("0", "Conv2d", True, None),
             ("1", "BatchNorm2d", True, 1e-3),
@@ -289,11 +289,12 @@ class TestBrokenEvents:
 class TestMeta:
     def trace(self, **meta):
         described = {
-            "version": 4,
+            "version": 5,
             "trace_form": "reduced",
             "model": "M",
-            "modules": [],
-            "inexact": [],
+            "terms": [],
+            "held": {},
+            "unaccounted": [],
             "class_names": None,
         }
         content = json.dumps(described | {"request": {}} | meta).encode()
@@ -301,7 +302,7 @@ class TestMeta:
         return read_trace(read_index(KEY, index_of((trace_format.META, 0, len(whole)))), whole)
 
     def test_reads_a_minimal_meta(self):
-        assert self.trace().meta.modules == ()
+        assert self.trace().meta.terms == ()
 
     def test_ignores_unknown_members(self):
         assert self.trace(gpu=True).meta == self.trace().meta
@@ -312,9 +313,9 @@ class TestMeta:
         assert len(class_names[1]) <= 200
         assert class_names[2] is None
 
-    @pytest.mark.parametrize("version", [0, 1, 2, 3, "4", None, 1.5, [2]])
+    @pytest.mark.parametrize("version", [0, 1, 2, 3, 4, "5", None, 1.5, [2]])
     def test_refuses_another_version(self, version):
-        with pytest.raises(BadInputError, match=r"glassbox/meta: version: expected 4, got "):
+        with pytest.raises(BadInputError, match=r"glassbox/meta: version: expected 5, got "):
             self.trace(version=version)
 
     @pytest.mark.parametrize(
@@ -323,27 +324,40 @@ class TestMeta:
             ({"trace_form": "tiny"}, r"enum value 'tiny' - at `\$\.trace_form`"),
             ({"trace_form": ["reduced"]}, r"got `array` - at `\$\.trace_form`"),
             ({"model": None}, r"Expected `str`, got `null` - at `\$\.model`"),
-            ({"modules": None}, r"Expected `array`, got `null` - at `\$\.modules`"),
-            ({"modules": ["bn1"]}, r"Expected `object`, got `str` - at `\$\.modules\[0\]`"),
-            ({"modules": [{"name": "bn1", "map": True}]}, "required field `type`"),
-            ({"modules": [{"name": 1, "type": "BatchNorm2d", "map": True}]}, r"`\$\.modules\[0\]\.name`"),
+            ({"terms": None}, r"Expected `array`, got `null` - at `\$\.terms`"),
+            ({"terms": ["bn1"]}, r"Expected `object`, got `str` - at `\$\.terms\[0\]`"),
+            ({"terms": [{"name": "bn1", "map": True}]}, "required field `type`"),
             (
-                {"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": "small"}]},
-                r"`\$\.modules\[0\]\.eps`",
+                {"terms": [{"name": 1, "type": "BatchNorm2d", "rule": "batch norm", "map": True}]},
+                r"`\$\.terms\[0\]\.name`",
             ),
             (
-                {"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": -1}]},
-                r">= 0.0 - at `\$\.modules\[0\]\.eps`",
+                {"terms": [{"name": "bn1", "type": "BatchNorm2d", "rule": "batch norm", "eps": "small"}]},
+                r"`\$\.terms\[0\]\.eps`",
             ),
             (
-                {"modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": float("nan")}]},
+                {"terms": [{"name": "bn1", "type": "BatchNorm2d", "rule": "batch norm", "eps": -1}]},
+                r">= 0.0 - at `\$\.terms\[0\]\.eps`",
+            ),
+            (
+                {
+                    "terms": [
+                        {"name": "bn1", "type": "BatchNorm2d", "rule": "batch norm", "eps": float("nan")}
+                    ]
+                },
                 "malformed",
             ),
-            ({"modules": [{"name": "a", "type": "Linear"}]}, "required field `map`"),
-            ({"modules": [{"name": "a", "type": "Linear", "map": 1}]}, "Expected `bool`, got `int`"),
-            ({"modules": [{"name": "a", "type": "Linear", "map": False}] * 2}, "got a name twice"),
-            ({"inexact": "SiLU"}, r"Expected `array`, got `str` - at `\$\.inexact`"),
-            ({"inexact": [None]}, r"Expected `str`, got `null` - at `\$\.inexact\[0\]`"),
+            ({"terms": [{"name": "a", "type": "Linear", "rule": "bias"}]}, "required field `map`"),
+            (
+                {"terms": [{"name": "a", "type": "Linear", "rule": "bias", "map": 1}]},
+                "Expected `bool`, got `int`",
+            ),
+            (
+                {"terms": [{"name": "a", "type": "Linear", "rule": "bias", "map": False}] * 2},
+                "got a name twice",
+            ),
+            ({"unaccounted": "SiLU"}, r"Expected `array`, got `str` - at `\$\.unaccounted`"),
+            ({"unaccounted": [None]}, r"Expected `str`, got `null` - at `\$\.unaccounted\[0\]`"),
             ({"class_names": "Stop"}, r"got `str` - at `\$\.class_names`"),
             ({"class_names": [14]}, r"got `int` - at `\$\.class_names\[0\]`"),
             ({"request": None}, r"Expected `object`, got `null` - at `\$\.request`"),
@@ -360,7 +374,7 @@ class TestMeta:
             (FLOAT, (2,), b"\0" * 8, "bytes of text, got float32"),
             (4, (2, 1), b"{}", "bytes of text, got uint8"),
             (4, (2,), b"\xff\xff", "malformed"),
-            (4, (2,), b"{}", "version: expected 4, got None"),
+            (4, (2,), b"{}", "version: expected 5, got None"),
             (4, (2 << 20,), b" " * (2 << 20), "expected at most 1048576 bytes of text"),
         ],
     )

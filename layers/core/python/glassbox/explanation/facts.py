@@ -15,7 +15,8 @@ class Completeness(msgspec.Struct, frozen=True):
     residual: float
     relative_error: float | None
     sum_abs: float
-    inexact: tuple[str, ...]
+    held: Mapping[str, int]
+    unaccounted: tuple[str, ...]
 
 
 class LayerShare(msgspec.Struct, frozen=True):

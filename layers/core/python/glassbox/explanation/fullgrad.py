@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from glassbox.errors import BadInputError
 from glassbox.explanation import trace_format
-from glassbox.explanation.trace_reader import Array, Module, Trace
+from glassbox.explanation.trace_reader import Array, Term, Trace
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ RESCALE_EPS = 1e-6
 FLAT = 1e-6
 """A layer whose |terms| differ by less than this share is left out of the map: the difference is rounding."""
 
-RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-4, 1e-6
+RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-5, 1e-7
 
 MAP_TOLERANCE = 1e-5
 """Between a reduced map in float32 and its statistics; the recorder's differ by 1e-7."""
@@ -88,7 +88,10 @@ class Explanation:
     sum_abs: float
     """Σ of their absolute values."""
     layers: tuple[Layer, ...]
-    inexact: tuple[str, ...]
+    held: Mapping[str, int]
+    """Rule -> places where a coefficient is held; empty for a piecewise linear network."""
+    unaccounted: tuple[str, ...]
+    """What the sum may miss."""
     request: Mapping[str, str | None]
 
     @property
@@ -110,15 +113,21 @@ class Explanation:
 
     @property
     def complete(self) -> bool:
-        """Whether the terms sum to the logit within float32's rounding.
+        """Whether the terms sum to the logit within rounding, and all parts are accounted for.
 
-        False for a network that is random in eval mode: its terms sum to the logit of one draw. Rounding grows with
-        Σ|terms|, so a small logit made of large terms may miss the relative tolerance.
+        Up to 1e-5 of the logit is forgiven, or up to 1e-7 of Σ|terms|: rounding grows with Σ|terms|, so a small logit
+        made of large terms may miss the first. A sum that holds by chance is not complete: networks that are random in
+        eval mode are unaccounted for, since their terms sum to the logit of one draw.
         """
-        return not any(trace_format.RANDOM in part for part in self.inexact) and (
+        return not self.unaccounted and (
             self.residual <= RELATIVE_TOLERANCE * abs(self.logit)
             or self.residual <= ROUNDING_TOLERANCE * self.sum_abs
         )
+
+    @property
+    def held_places(self) -> int:
+        """Number of places where a coefficient is held."""
+        return sum(self.held.values())
 
 
 def effective_bias_bn(weight: Array, bias: Array, mean: Array, var: Array, eps: float) -> Float64:
@@ -212,17 +221,18 @@ def _explain(trace: Trace) -> list[Explanation]:
             probabilities=probabilities[i],
             total=float(totals[i, SUM]),
             sum_abs=float(totals[i, SUM_ABS]),
-            layers=_layers(stats[i], meta.modules),
-            inexact=meta.inexact,
+            layers=_layers(stats[i], meta.terms),
+            held=meta.held,
+            unaccounted=meta.unaccounted,
             request=meta.request,
         )
         for i in range(n)
     ]
 
 
-def _layers(stats: Float64, modules: Iterable[Module]) -> tuple[Layer, ...]:
+def _layers(stats: Float64, terms: Iterable[Term]) -> tuple[Layer, ...]:
     sum_abs = stats[:, SUM_ABS].sum() or 1.0
-    parts = [(trace_format.INPUT, "input"), *((module.name, module.type) for module in modules)]
+    parts = [(trace_format.INPUT, "input"), *((term.name, term.type) for term in terms)]
     return tuple(
         Layer(name, kind, float(row[SUM]), float(row[SUM_ABS] / sum_abs))
         for (name, kind), row in zip(parts, stats, strict=True)
@@ -250,7 +260,7 @@ def _expected_shape(ndim: int | None, n: int | None) -> str:
 
 
 def _reduced(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
-    names = [trace_format.INPUT, *(module.name for module in trace.meta.modules)]
+    names = [trace_format.INPUT, *(term.name for term in trace.meta.terms)]
     stats = _tensor(trace, trace_format.STATS_TENSOR, "f8", 3, n)
     if stats.shape[1:] != (len(names), len(trace_format.STATS)):
         raise ValueError(
@@ -266,7 +276,7 @@ def _reduced(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
         raise ValueError(
             f"{trace_format.STATS_TENSOR}: expected |sum| ≤ Σ|terms| and 0 ≤ min ≤ max ≤ Σ|terms|, got a contradiction"
         )
-    drawn = [0, *(i for i, module in enumerate(trace.meta.modules, 1) if module.has_map)]
+    drawn = [0, *(i for i, term in enumerate(trace.meta.terms, 1) if term.has_map)]
     maps = {i: _tensor(trace, trace_format.abs_map(names[i]), "f4", 3, n) for i in drawn}
     contradicted = ~_fit(stats[:, drawn], list(maps.values()))
     if contradicted.any():
@@ -296,25 +306,30 @@ def _fit(stats: Float64, maps: list[Float32]) -> npt.NDArray[np.bool_]:
 def _full(trace: Trace, n: int) -> tuple[Float64, list[Float32 | None]]:
     image = _tensor(trace, trace_format.model_input(trace.meta.model), "f4", 4, n)
     reduced = [_reduce_image(image, _tensor(trace, trace_format.IMAGE_GRADIENT, "f4", 4, n))]
-    for module in trace.meta.modules:
-        gradient = _tensor(trace, trace_format.output_gradient(module.name), "f4", None, n)
-        reduced.append(_reduce_bias(module.name, _bias(trace, module), gradient))
+    for term in trace.meta.terms:
+        values = trace_format.term_values(term.name)
+        if values in trace.tensors:
+            found = _reduce(_tensor(trace, values, "f4", None, n).copy())
+        else:
+            gradient = _tensor(trace, trace_format.output_gradient(term.name), "f4", None, n)
+            found = _reduce_bias(term.name, _bias(trace, term), gradient)
+        reduced.append(found)
     return np.stack([stats for stats, _ in reduced], 1), [map_ for _, map_ in reduced]
 
 
-def _bias(trace: Trace, module: Module) -> Array:
+def _bias(trace: Trace, term: Term) -> Array:
     def vector(name: str, default: float | None = None) -> Array:
         if default is not None and name not in trace.tensors:
             return np.full_like(mean, default)
         return _tensor(trace, name, "f4", 1)
 
-    weight, bias = (trace_format.parameter(trace.meta.model, module.name, p) for p in ("weight", "bias"))
-    statistics = [trace_format.running(module.name, s) for s in ("running_mean", "running_var")]
-    if not module.type.startswith("BatchNorm") and statistics[0] not in trace.tensors:
+    weight, bias = (trace_format.parameter(trace.meta.model, term.name, p) for p in ("weight", "bias"))
+    statistics = [trace_format.running(term.name, s) for s in ("running_mean", "running_var")]
+    if not term.type.startswith("BatchNorm") and statistics[0] not in trace.tensors:
         return vector(bias)
     mean, var = map(vector, statistics)
     # A BatchNorm with affine=False has neither parameter.
-    return effective_bias_bn(vector(weight, 1.0), vector(bias, 0.0), mean, var, module.eps or 0.0)
+    return effective_bias_bn(vector(weight, 1.0), vector(bias, 0.0), mean, var, term.eps or 0.0)
 
 
 def _reduce_image(image: Array, gradient: Array) -> tuple[Float64, Float32 | None]:

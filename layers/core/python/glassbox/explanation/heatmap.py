@@ -79,7 +79,8 @@ def facts(explanation: Explanation) -> Facts:
             residual=e.residual,
             relative_error=e.relative_error,
             sum_abs=e.sum_abs,
-            inexact=e.inexact,
+            held=e.held,
+            unaccounted=e.unaccounted,
         ),
         layers=tuple(
             LayerShare(layer.name, layer.type, layer.contribution, layer.share) for layer in e.layers
@@ -199,9 +200,11 @@ def _verdict(explanation: Explanation) -> str:
     error = explanation.relative_error
     found = f"completeness error {error:.1e} of the logit" if error is not None else "the logit is 0"
     if explanation.complete:
-        return f"Complete: {found}"
-    more = len(explanation.inexact) - 1
-    because = f" ({explanation.inexact[0]}{f', and {more} more' if more else ''})" if more >= 0 else ""
+        places = explanation.held_places
+        held = f", gates held at {places} place{'s' if places > 1 else ''}" if places else ""
+        return f"Complete{held}: {found}"
+    more = len(explanation.unaccounted) - 1
+    because = f" ({explanation.unaccounted[0]}{f', and {more} more' if more else ''})" if more >= 0 else ""
     return f"INCOMPLETE, do not rely on this map: {found}{because}"
 
 
@@ -250,6 +253,7 @@ def _chunks(explanation: Explanation) -> PngImagePlugin.PngInfo:
         "completeness residual": e.residual,
         "sum of absolute terms": e.sum_abs,
         "complete": "yes" if e.complete else "no",
+        "places with held gates": e.held_places,
         "request": e.request.get(REPLAY_EVENT_ID) or e.request.get("sha256") or "",
     }.items():
         chunks.add_text(name, _printable(str(value)))

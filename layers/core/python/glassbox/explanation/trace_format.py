@@ -13,28 +13,31 @@ tensor                    shape, dtype               content
 ``glassbox/target``       (N,) int64                 the class whose logit was differentiated
 ========================  =========================  =============================================================
 
-The **reduced** form (the default) adds, for the input (named ``input``) and every biased module m:
+The **reduced** form (the default) adds, for the input (named ``input``) and every term t of ``meta["terms"]``:
 
 =======================  ======================  ================================================================
-``glassbox/stats``       (N, 1 + M, 5) float64   row 0 the input, row 1 + i ``meta["modules"][i]``; columns are
+``glassbox/stats``       (N, 1 + T, 5) float64   row 0 the input, row 1 + i ``meta["terms"][i]``; columns are
                                                  :data:`STATS`
-``glassbox/abs/<m>``     (N, h, w) float32       Σ_c |term| over the channels, for modules with a map
+``glassbox/abs/<t>``     (N, h, w) float32       Σ_c |term| over the channels, for terms with a map
 =======================  ======================  ================================================================
 
-where term = input·gradient for the input and bias·gradient-of-the-output for a module.
+where a term is input·gradient for the input and constant·gradient-of-the-output for a bias or another constant.
 
 The **full** form adds tensors under smdebug's own names, as ``smdebug.trials.create_trial`` reads them:
 ``<Model>_input_0`` (N, C, H, W) float32 the normalised input, ``gradient/image`` (N, C, H, W), and for every
-biased module ``gradient/<m>_output`` (N, C, h, w) or (N, C) with ``<Model>_<m>.bias``, of a BatchNorm also with
-``<Model>_<m>.weight``, ``<m>.running_mean_output_0`` and ``<m>.running_var_output_0`` (a BatchNorm without parameters
-has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of the module that returned them.
+convolution, Linear and BatchNorm m ``gradient/<m>_output`` (N, C, h, w) or (N, C) with ``<Model>_<m>.bias``, of a
+BatchNorm also with ``<Model>_<m>.weight``, ``<m>.running_mean_output_0`` and ``<m>.running_var_output_0`` (a BatchNorm
+without parameters has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of the module that
+returned them. A term of another kind is ``glassbox/term/<t>`` (N, C, h, w) or (N, …) float32.
 
 ``glassbox/meta``::
 
-    {"version": 4, "trace_form": "reduced" | "full", "model": "ResNet",
-     "modules": [{"name": "bn1", "type": "BatchNorm2d", "eps": 1e-05,          in the order of the forward pass
-                  "map": true}, …],                            its output has pixels: it enters the heat map
-     "inexact": ["act: SiLU is not piecewise linear", …],      parts for which FullGrad is not exact; [] is exact
+    {"version": 5, "trace_form": "reduced" | "full", "model": "ResNet",
+     "terms": [{"name": "bn1", "type": "BatchNorm2d", "rule": "batch norm", "eps": 1e-05,    in the order of the
+                "map": true}, …],                              forward pass; with a map it enters the heat map
+     "held": {"gate": 16, "activation": 33},                   rule -> places where a coefficient is held; {} for a
+                                                               piecewise linear network
+     "unaccounted": ["Cumprod: no rule for this …", …],        what the sum may miss, and randomness
      "class_names": ["Stop", …] | null,                        the name of each sample's target class
      "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the raw body,
                  "time": "2026-11-23T10:00:01.123Z",
@@ -43,10 +46,11 @@ has the last two only); ``<m>_output_0`` (N, K) are the logits under the name of
 
 A replay that cannot be traced is a step of ``glassbox/meta`` alone, with ``"refused": "<reason>"`` in it.
 
-A module called more than once in a forward pass is ``name#0``, ``name#1``, …; its parameters keep the plain name.
+A name that occurs more than once in a forward pass is ``name#0``, ``name#1``, …; parameters keep the plain name.
+``name/prefix`` are the tokens before the grid of a map, such as a class token. The rules: ``gradient_rules.py``.
 """
 
-VERSION = 4
+VERSION = 5
 
 # Limits of a step: pixels of all its input images, and bytes of its tensors. The reader downloads at most 64 MiB per
 # object; the rest is for the records around the tensors.
@@ -67,16 +71,19 @@ TARGET = "glassbox/target"
 STATS_TENSOR = "glassbox/stats"
 STATS = ("channels", "min_abs", "max_abs", "sum", "sum_abs")
 INPUT = "input"
-RANDOM = (
-    "gives different logits for the same image"  # in an entry of ``inexact``; no explanation is reproducible
-)
+RANDOM = "gives different logits for the same image"  # in an entry of ``unaccounted``; no explanation is reproducible
 
 IMAGE_GRADIENT = "gradient/image"
 
 
-def abs_map(module: str) -> str:
-    """Return the name of the tensor that holds Σ_c |term| of ``module`` (or of :data:`INPUT`)."""
-    return f"glassbox/abs/{module}"
+def abs_map(term: str) -> str:
+    """Return the name of the tensor that holds Σ_c |term| of ``term`` (or of :data:`INPUT`)."""
+    return f"glassbox/abs/{term}"
+
+
+def term_values(term: str) -> str:
+    """Return the name of the tensor that holds ``term`` in the full form."""
+    return f"glassbox/term/{term}"
 
 
 def output_gradient(module: str) -> str:

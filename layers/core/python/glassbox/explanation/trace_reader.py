@@ -93,11 +93,12 @@ class Index:
     """Of the whole events file; None if the writer gave none."""
 
 
-class Module(msgspec.Struct, frozen=True):
-    """A call of a biased module; ``eps`` is None for types without one."""
+class Term(msgspec.Struct, frozen=True):
+    """What a constant adds to the logit, and by which rule; ``eps`` is that of a BatchNorm."""
 
     name: str
     type: str
+    rule: str
     has_map: bool = msgspec.field(name="map")
     eps: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
 
@@ -110,8 +111,9 @@ class Meta(msgspec.Struct, frozen=True):
 
     trace_form: Literal["reduced", "full"]
     model: str
-    modules: tuple[Module, ...]
-    inexact: tuple[str, ...]
+    terms: tuple[Term, ...]
+    held: Mapping[str, int]
+    unaccounted: tuple[str, ...]
     request: Mapping[str, str | None]
     class_names: tuple[str | None, ...] | None = None
     refused: str = ""
@@ -319,8 +321,8 @@ def _read_meta(tensor: Array | None) -> Meta:
             "Pack and deploy the model with this version of Glassbox."
         )
     meta = _decoded(content, Meta)
-    if len({module.name for module in meta.modules}) != len(meta.modules):
-        raise ValueError("modules: expected every call once, got a name twice")
+    if len({term.name for term in meta.terms}) != len(meta.terms):
+        raise ValueError("terms: expected every name once, got a name twice")
     # These texts enter e-mails.
     class_names = meta.class_names and tuple(
         None if name is None else printable(name, trace_format.CLASS_NAME_CHARACTERS)

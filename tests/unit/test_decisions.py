@@ -513,9 +513,10 @@ def test_a_violation_joins_the_open_incident_unless_it_opened_it(before, violati
     assert (decision.notification is not None) is (outcome is Outcome.WATCHING)
 
 
-def test_past_incidents_reach_back_a_day_or_to_the_window_of_an_older_violation():
-    assert decisions.past_since(CAUSE, NOW) == NOW - DAY
-    assert decisions.past_since(CAUSE, NOW + 3 * DAY) == CAUSE.window_start
+def test_past_incidents_reach_back_a_day_before_the_window_or_before_now():
+    """An incident is opened after its window starts, and a window lasts a day at most."""
+    assert decisions.past_since(replace(CAUSE, window_start=NOW + DAY), NOW) == NOW - DAY
+    assert decisions.past_since(CAUSE, NOW + 3 * DAY) == CAUSE.window_start - DAY
 
 
 # ---------------------------------------------------------------- restoring, and an operator's command

@@ -119,8 +119,9 @@ class Decision:
 
 def past_since(violation: Violation, now: datetime) -> datetime:
     """Return the earliest opening time of the incidents that may cover a violation."""
-    # a message that was redriven from a dead-letter queue may be older than a day
-    return min(now - DAY, violation.window_start)
+    # A message that was redriven from a dead-letter queue may be older than a day. A window is a day at most, so an
+    # incident that covers this one was opened at most a day before it starts.
+    return min(now, violation.window_start) - DAY
 
 
 def decide_violation(

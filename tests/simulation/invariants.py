@@ -4,9 +4,10 @@ Each invariant is one function; its docstring is the reason. They state the rule
 and from what the simulated AWS saw, and use none of the code under test.
 """
 
+import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from glassbox.errors import BadInputError
 from simulation.services import BUCKET, ENDPOINT, HOOKED, INCIDENTS, PLAIN
@@ -26,6 +27,7 @@ DIAGRAM = {
 }
 BEGINS, ENDS = {"swapping", "watching"}, {"restored", "closed"}
 CLAIM = timedelta(seconds=60)  # after which another invocation may publish what one has claimed
+REPLAY_INTERVAL, SENDS = timedelta(seconds=60), 5
 SLACK = timedelta(minutes=6)  # of sweeps, in all
 
 
@@ -66,6 +68,7 @@ class History:
                 self._track(before, after, at)
         self.new_published, self.published = aws.published[self.published :], len(aws.published)
         self.new_updates, self.updates = aws.updates[self.updates :], len(aws.updates)
+        self.done, self.system.done = self.system.done, []
         self.new_replayed, self.replayed = aws.replayed[self.replayed :], len(aws.replayed)
         for message in self.new_published:
             self.sent[self._what(message)].append(message)
@@ -398,6 +401,317 @@ def dynamodb_takes_every_write(history):
         raise InvariantError(f"DynamoDB refused {aws.invalid}")
 
 
+def failed_for_a_reason(history):
+    """FAILED costs ops a look, so it needs a reason: what AWS refused, a foreign or broken endpoint, a rollback, an
+    abort before the swap, or more time than an update may take."""
+    system = history.system
+    for before, after, task in changes(history):
+        if text(after, "state") != "FAILED":
+            continue
+        state, status, config = text(before, "state"), task.described_status, task.described
+        requested = before["requested"]["BOOL"]
+        overdue = system.aws.now + history.skew > time(before, "since") + minutes(system, "update_minutes")
+        refused = [
+            error for name, _, error in task.log if error and name in ("describe_endpoint", "update_endpoint")
+        ]
+        denied = [error for error in refused if _is_final(error)]
+        retried = refused and state == "RESTORING" and int(before["retries"]["N"])
+        settled = status == "InService" or (state == "SWAPPING" and not requested)
+        foreign = status and settled and config not in (PLAIN, HOOKED)
+        returned = (
+            requested
+            and status == "InService"
+            and (state, config) in (("SWAPPING", PLAIN), ("RESTORING", HOOKED))
+        )
+        broken = status and status not in (
+            "InService",
+            "Creating",
+            "Updating",
+            "SystemUpdating",
+            "RollingBack",
+        )
+        aborted = state == "SWAPPING" and before["aborted"]["BOOL"]
+        if not (overdue or denied or retried or foreign or returned or broken or aborted):
+            raise InvariantError(
+                f"{state} failed: the endpoint is {status} on {config}, AWS refused {refused}"
+            )
+
+
+def _is_final(error):
+    return "not authorized" in str(error) or "Could not find" in str(error) or "already uses" in str(error)
+
+
+def undisturbed(history, function):
+    """Yield the invocations of a function that ended in this step, without a fault or a concurrent invocation."""
+    for task in history.done:
+        if (
+            task.function == function
+            and not task.disturbed
+            and not task.suspended
+            and not history.system.tasks
+        ):
+            yield task
+
+
+def served(task):
+    """Return the config that an invocation saw in service, and left alone; None where it saw none."""
+    if task.described_status != "InService" or "update_endpoint" in task.calls_made:
+        return None
+    return task.described
+
+
+def restored_when_due(history):
+    """The hooked model must not stay for longer than it explains."""
+    system, item = history.system, history.system.incident_item()
+    for task in undisturbed(history, "restore"):
+        looked = "describe_endpoint" in task.calls_made
+        if task.outcome.startswith("BadInput"):
+            continue
+        if system.state() != "HOOKED" or (looked and served(task) != HOOKED):
+            continue
+        now = task.started - history.skew
+        kept, replays = time(item, "keep_hooked_until"), names(item, "replays")
+        explained = names(item, "heatmaps")
+        done = item["replayed"]["BOOL"] and (
+            replays <= explained | names(item, "refused")
+            if replays
+            else len(explained) >= int(system.settings["max_heatmaps"])
+        )
+        due = (kept is None or now >= kept) and (now >= time(item, "deadline") or done)
+        if due or item["aborted"]["BOOL"]:
+            raise InvariantError(f"still HOOKED after {task.outcome}")
+
+
+def replays_are_sent(history):
+    """The flagged inputs are explained as soon as the hooked model serves, and sent again where it did not answer."""
+    system, item = history.system, history.system.incident_item()
+    for task in undisturbed(history, "confirm"):
+        if system.state() != "HOOKED" or served(task) != HOOKED:
+            continue
+        if not item["replayed"]["BOOL"]:
+            raise InvariantError("HOOKED, and nothing was replayed")
+        if int(item["sends"]["N"]) > SENDS:
+            raise InvariantError(f"replays were sent {item['sends']['N']} times")
+        sent = time(item, "sent")
+        if names(item, "unsent") and task.started - history.skew > sent + REPLAY_INTERVAL:
+            raise InvariantError("replays that were not answered are not sent again")
+
+
+def moves_on(history):
+    """What DescribeEndpoint shows leads on: no state waits for more than it shows."""
+    system, item = history.system, history.system.incident_item()
+    for task in undisturbed(history, "confirm"):
+        serves, state = served(task), system.state()
+        if state == "SWAPPING" and (serves == HOOKED or (item["requested"]["BOOL"] and serves)):
+            raise InvariantError(f"still SWAPPING, and the endpoint serves {serves}")
+        if state == "SWAPPING" and item["aborted"]["BOOL"] and not item["requested"]["BOOL"]:
+            raise InvariantError("still SWAPPING after an abort before the swap")
+        if state == "HOOKED" and (serves and serves != HOOKED):
+            raise InvariantError(f"still HOOKED, and the endpoint serves {serves}")
+        if state == "HOOKED" and item["aborted"]["BOOL"] and serves == HOOKED:
+            raise InvariantError("still HOOKED after an abort")
+        if state == "RESTORING" and serves and serves != HOOKED:
+            raise InvariantError(f"still RESTORING, and the endpoint serves {serves}")
+        overdue = (
+            task.started - history.skew
+            > max(
+                time(item, name) or time(item, "since") for name in ("since", "deadline", "keep_hooked_until")
+            )
+            + minutes(system, "update_minutes")
+            if item
+            else False
+        )
+        if state in ("SWAPPING", "RESTORING") and overdue and serves != HOOKED:
+            raise InvariantError(f"{state} for longer than an update may take")
+
+
+def changes_are_notified(history):
+    """The invocation that changes the state sends the notification; a later one does only after a fault."""
+    clean = {
+        task.id for function in ("swap", "confirm", "restore") for task in undisturbed(history, function)
+    }
+    for before, after, task in moves(history):
+        name, state = text(after, "id"), text(after, "state")
+        if task not in clean:
+            continue
+        same = before is not None and text(before, "id") == name
+        changed = not same or text(before, "state") != state
+        begun = changed and state in ("WATCHING", "HOOKED")
+        accepted = (
+            state == "SWAPPING" and after["requested"]["BOOL"] and not (same and before["requested"]["BOOL"])
+        )
+        claimed = "opened" in after["claims"]["M"]
+        if (begun or accepted) and not claimed and not history.sent.get((name, "begins")):
+            raise InvariantError(f"{state} {name} was not notified")
+        if (
+            changed
+            and state == "FAILED"
+            and not any(m.task == task and m.event == "failed" for m in history.new_published)
+        ):
+            raise InvariantError(f"the failure of {name} was not notified")
+        reported = text(after, "report") or text(after, "unreported")
+        if changed and state == "NORMAL" and reported and not history.sent.get((name, "ends")):
+            raise InvariantError(f"the end of {name} was not notified")
+
+
+def late_notifications_are_sent(history):
+    """After a crash, any invocation sends what is missing, a minute after the change."""
+    item = history.system.incident_item()
+    for task in undisturbed(history, "confirm"):
+        if item is None or task.started - history.skew < time(item, "since") + CLAIM:
+            continue
+        state = text(item, "state")
+        key = {"FAILED": "failed", "NORMAL": "closed"}.get(state, "opened")
+        if state == "SWAPPING" and not item["requested"]["BOOL"]:
+            continue
+        if state == "NORMAL" and not text(item, "report") and not text(item, "unreported"):
+            continue
+        if key not in names(item, "sent_notifications") and key not in item["claims"]["M"]:
+            raise InvariantError(f"{key} of {text(item, 'id')} is late")
+
+
+def refusals_have_a_reason(history):
+    """A violation opens an incident unless one covers it, the cooldown lasts or the cap is reached."""
+    system, item = history.system, history.system.incident_item()
+    for task in undisturbed(history, "swap"):
+        now, violation = task.started - history.skew, read(task)
+        if task.outcome == "cooling down" and now > time(item, "since") + minutes(system, "cooldown_minutes"):
+            raise InvariantError("refused after the cooldown")
+        day = now - timedelta(days=1, seconds=1)
+        opened = sum(track.opened >= day for track in history.tracks.values())
+        if task.outcome == "cap reached" and opened < int(system.settings["incidents_per_day"]):
+            raise InvariantError("refused below the cap")
+        covered = [other for other in _handled(history) if violation and _same(violation, other)]
+        if task.outcome == "joined" and violation and system.state() == "NORMAL" and not covered:
+            raise InvariantError(f"joined without an incident that covers it: {violation}")
+        if task.outcome == "duplicate" and system.state() == "NORMAL":
+            raise InvariantError("a duplicate without an open incident")
+
+
+def refusals_are_notified(history):
+    """Ops get why a violation opened no incident."""
+    item = history.system.incident_item()
+    for task in undisturbed(history, "swap"):
+        events = [
+            m.event
+            for (name, _), sent in history.sent.items()
+            for m in sent
+            if name == text(item or {}, "id")
+        ]
+        for outcome, event, key in (
+            ("cooling down", "cooling-down", "cooldown"),
+            ("cap reached", "cap-reached", "cap"),
+        ):
+            claimed = any(claim.startswith(key) for claim in (item or {}).get("claims", {}).get("M", ()))
+            if task.outcome == outcome and event not in events and not claimed:
+                raise InvariantError(f"{outcome} without a notification")
+
+
+def one_incident_per_violation(history):
+    """A violation that an incident has handled opens no other one, however late its message arrives."""
+    for before, after, _ in moves(history):
+        if before is None or text(before, "id") == text(after, "id"):
+            continue
+        cause = _violation(text(after, "cause"))
+        if cause[0] == "operator":
+            continue
+        for name, other in _handled_by(history):
+            if name != text(after, "id") and _same(cause, other):
+                raise InvariantError(f"{text(after, 'id')} repeats {name}: {cause}")
+
+
+def extensions_are_applied(history):
+    """An extension counts from its event, so that it may be delivered twice."""
+    item = history.system.incident_item()
+    for task in undisturbed(history, "restore"):
+        event = json.loads(task.message.body) if task.message.body.startswith("{") else {}
+        detail = event.get("detail") or {}
+        if (
+            not isinstance(detail, dict)
+            or detail.get("action") != "extend"
+            or task.outcome.startswith("BadInput")
+        ):
+            continue
+        until = datetime.fromisoformat(event["time"]) + timedelta(minutes=float(detail.get("minutes", 15)))
+        if (
+            history.system.state() in ("SWAPPING", "HOOKED", "WATCHING")
+            and time(item, "keep_hooked_until") < until
+        ):
+            raise InvariantError("an extension was not applied")
+
+
+def items_expire(history):
+    """The tables must not grow for ever, and must not forget a file whose message may still be delivered."""
+    aws = history.system.aws
+    for pk, sk in set(history.counted):
+        slot = datetime.fromisoformat(sk.partition("#")[0]).replace(tzinfo=UTC)
+        if (
+            int(history.system.counts_item(pk, sk)["expires"]["N"])
+            != (slot + timedelta(days=127)).timestamp()
+        ):
+            raise InvariantError(f"{pk} {sk} expires at another time")
+    for (pk, sk), _, _, _, _ in history.writes:
+        item = aws.tables.tables[INCIDENTS][pk][sk]
+        expires = int(time(item, "opened").timestamp()) + 400 * 86400 if sk.startswith("past#") else None
+        if (int(item["expires"]["N"]) if "expires" in item else None) != expires:
+            raise InvariantError(f"{pk} {sk} expires at another time than {expires}")
+
+
+def violations_are_published_once(history):
+    """One attack is one event: a window that overlaps a published one of the same check is the same violation."""
+    system = history.system
+    for number, (task, detail) in enumerate(system.aws.violations):
+        for earlier, other in system.aws.violations[:number]:
+            first, second = system.finished.get(earlier), system.finished.get(task)
+            if first is None or second is None or first.disturbed or first.suspended or second.suspended:
+                continue
+            if first is not second and first.started >= second.started:
+                continue
+            if (detail["check"], detail["variant"]) == (other["check"], other["variant"]) and _overlap(
+                detail["window"], other["window"]
+            ):
+                raise InvariantError(f"{detail['check']} of {detail['window']} was published twice")
+
+
+def read(task):
+    """Return (check, start, end) of a message with a violation of our own."""
+    try:
+        event = json.loads(task.message.body)
+        detail = event["detail"]
+        if event["detail-type"] != "Glassbox Violation":
+            return None
+        return detail["check"], *(datetime.fromisoformat(detail["window"][end]) for end in ("start", "end"))
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _violation(written):
+    found = json.loads(written)
+    return found["check"], *(datetime.fromisoformat(found[f"window_{end}"]) for end in ("start", "end"))
+
+
+def _handled(history):
+    return [violation for _, violation in _handled_by(history)]
+
+
+def _handled_by(history):
+    """Yield (incident, violation) for each violation that the table holds."""
+    for item in history.system.aws.tables.tables[INCIDENTS].get(ENDPOINT, {}).values():
+        if "cause" in item:
+            for written in (text(item, "cause"), *names(item, "related_violations")):
+                yield text(item, "id"), _violation(written)
+
+
+def _same(one, other):
+    if "operator" in (one[0], other[0]):
+        return False
+    return (one[0] == other[0] or "monitor" in (one[0], other[0])) and one[1] < other[2] and other[1] < one[2]
+
+
+def _overlap(one, other):
+    return one["start"] < other["end"] and other["start"] < one["end"]
+
+
 STEP = (
     counts_equal_the_files,
     one_open_incident,
@@ -417,6 +731,18 @@ STEP = (
     heatmaps_of_replays_are_recorded,
     only_faults_and_bad_input_fail,
     dynamodb_takes_every_write,
+    failed_for_a_reason,
+    restored_when_due,
+    replays_are_sent,
+    moves_on,
+    changes_are_notified,
+    late_notifications_are_sent,
+    refusals_have_a_reason,
+    refusals_are_notified,
+    one_incident_per_violation,
+    extensions_are_applied,
+    items_expire,
+    violations_are_published_once,
 )
 
 
@@ -513,7 +839,40 @@ def violations_are_reported(history):
             raise InvariantError(f"a violation of {check} is in no incident, and no notification explains it")
 
 
+def violating_windows_are_published(history):
+    """A window in which one class has more than half of the predictions is a violation, whichever file came last."""
+    system, slots = history.system, defaultdict(Counter)
+    if system.objects_deleted:  # a file may be counted and deleted before its windows are checked
+        return
+    for file_id, items in system.files.items():
+        for (pk, sk), added in items.items():
+            item = system.counts_item(pk, sk)
+            if item and file_id in item["files"]["BS"] and "/AllTraffic#" in pk:
+                slot = datetime.fromisoformat(sk.partition("#")[0]).replace(tzinfo=UTC)
+                slots[slot].update(
+                    {name: n for name, n in added.items() if name[0] == "c" or name.startswith("n:")}
+                )
+    published = [detail["window"] for _, detail in system.aws.violations if detail["check"] == "class_share"]
+    for start in {slot - n * timedelta(minutes=10) for slot in slots for n in range(6)}:
+        classes = Counter()
+        for slot, counted in slots.items():
+            if start <= slot < start + timedelta(hours=1):
+                classes.update(counted)
+        if (
+            classes.total() < int(system.settings["min_predictions"])
+            or 2 * max(classes.values()) <= classes.total()
+        ):
+            continue
+        window = {
+            "start": f"{start:%Y-%m-%dT%H:%M:%SZ}",
+            "end": f"{start + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}",
+        }
+        if not any(_overlap(window, other) for other in published):
+            raise InvariantError(f"the violation of {window} was not published")
+
+
 END = (
+    violating_windows_are_published,
     it_ends,
     the_endpoint_is_restored,
     every_file_is_counted,

@@ -111,6 +111,8 @@ class Task:
     disturbed: bool = False
     slow: bool = False
     described: str = ""
+    described_status: str = ""
+    suspended: bool = False
     outcome: str = ""
 
     @property
@@ -179,6 +181,7 @@ class Aws:
         self.writes = []  # of the incidents table since the last step
         self.counted = []  # items of the counts table that were written since the last step
         self.faults = {}  # how many of each kind took effect
+        self.violations = []  # (task, detail) of each that count_predictions published
         self.invalid = []  # what DynamoDB refused as not valid
 
     def count_fault(self, kind):
@@ -303,7 +306,7 @@ class Aws:
             "EndpointConfigName": live.config,
         }
         if self.task:
-            self.task.described = live.config
+            self.task.described, self.task.described_status = live.config, live.status
         return answer | ({"FailureReason": live.failure} if live.failure else {})
 
     def _update_endpoint(self, EndpointName, EndpointConfigName, **options):
@@ -358,6 +361,8 @@ class Aws:
 
     def _put_events(self, Entries):
         for entry in Entries:
+            if entry["DetailType"] == "Glassbox Violation":
+                self.violations.append((self.task.id if self.task else 0, json.loads(entry["Detail"])))
             self.emit(entry["Source"], entry["DetailType"], json.loads(entry["Detail"]))
         return {"FailedEntryCount": 0, "Entries": [{"EventId": "1"} for _ in Entries]}
 

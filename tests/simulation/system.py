@@ -106,23 +106,19 @@ class _Clock(datetime):
 
 
 def load(settings):
-    """Return the functions with these settings, by their queue's name; each takes a message's body.
-
-    A function is loaded once in a process, and built for each System anew, as after a deployment.
-    """
+    """Return the functions with these settings, by their queue's name; each takes a message's body."""
     _patch_core()
-    _ENVIRONMENT.clear()
-    _ENVIRONMENT.update(_FIXED | {name.upper(): value for name, value in (DEFAULTS | settings).items()})
-    return {queue: _function(name) for queue, name in APPS.items()}
+    environment = _FIXED | {name.upper(): value for name, value in (DEFAULTS | settings).items()}
+    return {queue: _function(name, tuple(environment.items())) for queue, name in APPS.items()}
 
 
-_ENVIRONMENT = {}
+_ENVIRONMENT: dict[str, str] = {}
 
 
-def _function(name):
+def _function(name, environment):
     app, react, log = _loaded(name)
-    app.build.cache_clear()
-    app.build()
+    built = _built(name, environment)
+    app.build = lambda: built
 
     def invoke(body):
         log.last = None
@@ -130,6 +126,15 @@ def _function(name):
         return log.last or {}
 
     return invoke
+
+
+@functools.cache
+def _built(name, environment):
+    """Return what a function builds at a cold start, once for each environment."""
+    app, _, _ = _loaded(name)
+    _ENVIRONMENT.clear()
+    _ENVIRONMENT.update(environment)
+    return app.cold_build()
 
 
 @functools.cache
@@ -153,6 +158,8 @@ def _loaded(name):
             setattr(app, name, value)
     if hasattr(app, "ReplayKey"):
         app.ReplayKey = _Cold  # type: ignore[attr-defined]
+    app.cold_build = app.build.__wrapped__  # type: ignore[attr-defined]
+    app.build = lambda: None  # type: ignore[attr-defined]
     inspect.unwrap(app.handler)({}, None)
     return app, inspect.unwrap(found[0]), log
 
@@ -256,6 +263,7 @@ class System:
         self.replays_captured = self.traced = 0
         self.gone, self.objects_deleted = set(), False
         self.delivered_violations = set()
+        self.done = []  # the invocations that ended in the last step
         System.last = self
 
     # ------------------------------------------------------------------ time and invocations
@@ -296,6 +304,7 @@ class System:
         try:
             entry = self.functions[task.function](task.message.body)
         except Suspended:
+            task.suspended = True
             self.tasks.append(task)
             return
         except GlassboxError as error:
@@ -309,6 +318,7 @@ class System:
         finally:
             aws.task = None
         self.finished[task.id] = task
+        self.done.append(task)
 
     def _return(self, task):
         """Lambda leaves a message that failed in its queue, where it gets visible again after a while."""

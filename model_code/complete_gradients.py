@@ -73,7 +73,7 @@ class Term:
 
     Attributes:
         name: of the module or the parameter, otherwise of the operator; ``name#0``, ``name#1``, … if it occurs again.
-            ``name/prefix`` are the tokens before the grid.
+            ``name/prefix`` are the tokens before the grid, ``name/rest`` what surrounds a written region.
         module: path of the module, otherwise empty.
         type: class of the module, otherwise the operator.
         rule: see :mod:`gradient_rules`; of the input ``input``.
@@ -137,12 +137,12 @@ class Decomposition:
     @property
     def total(self) -> float:
         """Σ of all terms."""
-        return math.fsum(term.total for term in self.terms)
+        return sum(term.total for term in self.terms)
 
     @property
     def sum_abs(self) -> float:
         """Σ of the absolute values of all terms."""
-        return math.fsum(term.sum_abs for term in self.terms)
+        return sum(term.sum_abs for term in self.terms)
 
     @property
     def residual(self) -> float:
@@ -652,7 +652,7 @@ class _Backward:
         for constant in record.constants:
             node.register_prehook(functools.partial(self._book, record, constant, record.region))
         if record.rest is not None and bool(record.rest.any()):
-            node.register_prehook(functools.partial(self._book, record, record.rest, None))
+            node.register_prehook(functools.partial(self._book, record, record.rest, None, suffix="/rest"))
         if record.backward is not None:
             node.register_hook(record.backward)
         if record.held:
@@ -661,12 +661,17 @@ class _Backward:
             self.unaccounted[f"{record.unknown}: no rule"] += 1
 
     def _book(
-        self, record: Record, constant: Tensor, region: Region | None, gradients: Sequence[Any]
+        self,
+        record: Record,
+        constant: Tensor,
+        region: Region | None,
+        gradients: Sequence[Any],
+        suffix: str = "",
     ) -> None:
         gradient = gradients[0]
         if gradient is not None:
             gradient = gradient if region is None else region(gradient)
-            self._add(record, self._forward.numbered(record), constant, gradient)
+            self._add(record, self._forward.numbered(record) + suffix, constant, gradient)
 
     def book_input(self, image: Tensor, gradient: Tensor) -> None:
         """Book image · gradient, the first term."""

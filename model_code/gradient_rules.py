@@ -252,6 +252,16 @@ def _matrix_product(call: Call) -> Callable[[Any], Record]:
     return lambda output: Record(call.op, "bias", constants)
 
 
+def _interpolated(call: Call) -> Callable[[Any], Record]:
+    # start + weight · (end − start), affine for a constant weight
+    weight = call.argument(2, "weight", None)
+    if call.carries(weight):
+        return lambda output: Record(
+            call.op, "constant", unknown="lerp by a weight that depends on the image"
+        )
+    return _affine(call)
+
+
 def _elementwise_product(call: Call) -> Callable[[Any], Record]:
     # self + value · a · b, or self + value · a / b
     added = call.args[0]
@@ -340,42 +350,60 @@ _SLOPES: dict[str, Callable[[Tensor], Tensor]] = {"silu": torch.sigmoid, "hardsw
 """s(x) / x in closed form: faster than the quotient."""
 
 
-def _activation(at_zero: Callable[[Call], float] | None = None) -> Callable[[Call], Callable[[Any], Record]]:
+def _activation(call: Call) -> Callable[[Any], Record]:
+    # s(x) = x · [s(x) / x], the bracket held
+    x = call.args[0].detach()
+    known = _SLOPES[call.op](x) if call.op in _SLOPES else None
+    x = x.clone() if call.in_place and known is None else x
+
+    def finish(output: Tensor) -> Record:
+        slope = output.detach() / x if known is None else known
+        return Record(call.op, "activation", backward=_sloped(slope), held="activation")
+
+    return finish
+
+
+def _offset_activation(
+    function: Callable[[Call, Tensor], Tensor], at_zero: Callable[[Call], float]
+) -> Callable[[Call], Callable[[Any], Record]]:
     """Return the rule of a function s: s(0) + x · [(s(x) − s(0)) / x], the bracket held."""
 
     def rule(call: Call) -> Callable[[Any], Record]:
-        offset = at_zero(call) if at_zero else 0.0
-        x = call.args[0].detach()
-        known = _SLOPES[call.op](x) if call.op in _SLOPES else None
-        x = x.clone() if call.in_place and known is None else x
-
-        def finish(output: Any) -> Record:
-            y = (output[0] if isinstance(output, tuple) else output).detach()
-            slope = (y - offset if offset else y) / x if known is None else known
-            # 0/0: the derivative takes its place
-            undefined = slope.isnan() if known is None and not bool(slope.sum().isfinite()) else None
-            constants = [y.new_tensor(offset)] if offset else []
-            backward = functools.partial(_sloped, slope, undefined)
-            return Record(call.op, "activation", constants, backward, "activation")
-
-        return finish
+        offset, x = at_zero(call), call.args[0].detach()
+        # In float64: the difference loses digits near 0.
+        wide = x.double()
+        slope = ((function(call, wide) - offset) / wide).to(x.dtype)
+        backward = _sloped(slope)
+        return lambda output: Record(call.op, "activation", [x.new_tensor(offset)], backward, "activation")
 
     return rule
 
 
-def _sloped(
-    slope: Tensor, undefined: Tensor | None, inputs: Sequence[Any], outputs: Sequence[Any]
-) -> Sequence[Any]:
-    held = outputs[0] * slope
-    if undefined is not None:
-        held = torch.where(undefined, inputs[0].nan_to_num(0.0, 0.0, 0.0), held)
-    return (held, *inputs[1:])
+def _sloped(slope: Tensor) -> Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]:
+    # 0/0: the derivative takes its place
+    undefined = None if bool(slope.sum().isfinite()) else slope.isnan()
+
+    def backward(inputs: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:
+        held = outputs[0] * slope
+        if undefined is not None:
+            held = torch.where(undefined, inputs[0].nan_to_num(0.0, 0.0, 0.0), held)
+        return (held, *inputs[1:])
+
+    return backward
 
 
-def _opened(at_zero: float) -> Callable[[Call], Callable[[Any], Record]]:
-    """Return the rule of a gate: an activation where gates are opened."""
-    activation = _activation(lambda _: at_zero)
+def _opened(function: Callable[[Tensor], Tensor]) -> Callable[[Call], Callable[[Any], Record]]:
+    """Return the rule of a gate that is 1/2 at 0: an activation where gates are opened."""
+    activation = _offset_activation(lambda call, x: function(x), lambda call: 0.5)
     return lambda call: (activation if call.opened else linear)(call)
+
+
+def _softplus(call: Call, x: Tensor) -> Tensor:
+    return functional.softplus(x, _beta(call), call.argument(2, "threshold", 20))
+
+
+def _beta(call: Call) -> float:
+    return float(call.argument(1, "beta", 1))
 
 
 def _power(call: Call) -> Callable[[Any], Record]:
@@ -383,7 +411,7 @@ def _power(call: Call) -> Callable[[Any], Record]:
     if isinstance(base, Tensor) and call.carries(base):
         positive = (exponent > 0).all() if isinstance(exponent, Tensor) else exponent > 0
         if positive:
-            return _activation()(call)
+            return _activation(call)
     return lambda output: Record(call.op, "gate", is_gate=True)
 
 
@@ -474,15 +502,18 @@ RULES: dict[str, Callable[[Call], Callable[[Any], Record]]] = {
     **dict.fromkeys(("convolution", "_convolution", "mkldnn_convolution", "linear"), _convolution),
     **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv", "addr"), _matrix_product),
     **dict.fromkeys(("addcmul", "addcdiv"), _elementwise_product),
+    "lerp": _interpolated,
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "_fused_rms_norm": _rms_norm,
-    **dict.fromkeys(_ODD, _activation()),
-    "softplus": _activation(lambda call: math.log(2) / float(call.argument(1, "beta", 1))),
-    "log_sigmoid_forward": _activation(lambda call: -math.log(2)),
-    "sigmoid": _opened(0.5),
-    "hardsigmoid": _opened(0.5),
+    **dict.fromkeys(_ODD, _activation),
+    "softplus": _offset_activation(_softplus, lambda call: math.log(2) / _beta(call)),
+    "log_sigmoid_forward": _offset_activation(
+        lambda call, x: functional.logsigmoid(x), lambda call: -math.log(2)
+    ),
+    "sigmoid": _opened(torch.sigmoid),
+    "hardsigmoid": _opened(functional.hardsigmoid),
     "pow": _power,
     "glu": _glu,
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), _clip(_outside_clamp)),

@@ -113,6 +113,7 @@ CASES = {
     "scatter": Case(
         lambda x: x.scatter(1, torch.zeros(1, 1, 6, 6, dtype=torch.long), _ones(1, 1, 6, 6)), "constant", "scatter"
     ),
+    "interpolation": Case(lambda x: torch.lerp(x, torch.full_like(x, 0.5), 0.3), "constant", "lerp"),
     "addcmul": Case(lambda x: torch.addcmul(_ones(8, 1, 1), x, _ones(8, 1, 1)), "constant", "addcmul"),
 }  # fmt: skip
 

@@ -137,6 +137,29 @@ class TestRules:
         assert int((x == 0.5).sum()) > 50
         assert_complete(nn.Sequential(Elementwise(function), nn.Flatten(), nn.Linear(768, 5)).eval(), x)
 
+    @pytest.mark.parametrize("op", [F.softplus, F.logsigmoid])
+    def test_slopes_near_zero_keep_their_digits(self, op):
+        """s(x) − s(0) is rounded to 1e-7 there, and its quotient by x would be noise."""
+        model, x = nn.Sequential(Elementwise(op), nn.Flatten(), nn.Linear(768, 5)).eval(), 1e-6 * images()
+        (found,) = assert_complete(model, x, keep_values=True)
+        (expected,) = complete_gradients(model.double(), x.double(), [found.target], keep_values=True)
+        torch.testing.assert_close(
+            found.terms[0].gradient.double(), expected.terms[0].gradient, rtol=1e-4, atol=1e-7
+        )
+
+    def test_a_network_that_overflows_is_incomplete(self):
+        (found,) = complete_gradients(Between(lambda x: (100 * x).expm1()).eval(), images(size=8))
+        assert not found.complete
+
+    def test_a_constant_tensor_that_is_added_into_has_two_terms(self):
+        def function(x):
+            constant = torch.full_like(x, 0.5)
+            constant[:, 2:5] += x[:, :3]
+            return constant
+
+        (found,) = assert_complete(Between(function).eval(), images(size=8))
+        assert [term.name for term in found.terms[1:]] == ["convolution", "add", "add/rest"]
+
     def test_relu_networks_hold_nothing(self):
         (found,) = assert_complete(*zoo.build("ResNet18 (BasicBlock)", samples=1))
         assert found.held == {}

@@ -21,12 +21,12 @@ class World:
         self.endpoint, self.incidents, self.notices = FakeEndpoint("plain"), FakeIncidents(), FakeNotices()
         self.refused = {}
         self.dependencies = IncidentDependencies(
-            EndpointConfigs("plain", "hooked", "glassbox"),
-            Limits(**{"max_heatmaps": 6, "incidents_per_day": 3} | limits),
-            Refusing(self.endpoint, self.refused),
-            Refusing(self.incidents, self.refused),
-            Refusing(self.notices, self.refused),
-            lambda: self.now,
+            configs=EndpointConfigs("plain", "hooked", "glassbox"),
+            limits=Limits(**{"max_heatmaps": 6, "incidents_per_day": 3} | limits),
+            endpoint=Refusing(self.endpoint, self.refused),
+            incidents=Refusing(self.incidents, self.refused),
+            notices=Refusing(self.notices, self.refused),
+            clock=lambda: self.now,
         )
         self.replayed, self.replays, self.reported = 0, Replays(IDS), 0
 

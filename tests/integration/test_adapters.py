@@ -85,10 +85,10 @@ def test_saved_incident_is_read_unchanged(incidents):
         since=AT + timedelta(minutes=5),
         deadline=AT + timedelta(minutes=20),
         keep_hooked_until=AT + timedelta(minutes=40),
-        sent=AT + timedelta(minutes=6),
-        sends=2,
+        last_replay_at=AT + timedelta(minutes=6),
+        replay_attempts=2,
         retries=3,
-        unsent=frozenset({"b"}),
+        unanswered=frozenset({"b"}),
         unreported="S3 is away",
         notify_only=True,
         aborted=True,
@@ -117,7 +117,7 @@ def test_names_are_bounded_and_replays_always_fit(incidents):
         FIRST,
         state=State.HOOKED,
         replays=frozenset({"asked-1", "asked-2"}),
-        unsent=frozenset({"asked-2"}),
+        unanswered=frozenset({"asked-2"}),
         revision=1,
     )
     incidents.save(FIRST, hooked)
@@ -132,7 +132,7 @@ def test_names_are_bounded_and_replays_always_fit(incidents):
     current = incidents.current("traffic-signs")
     assert (len(current.heatmaps), len(current.related_violations)) == (HEATMAPS_KEPT + 1, RELATED_KEPT)
     assert ("asked-1" in current.heatmaps, current.refused) == (True, {"asked-2"})
-    restoring = replace(current, state=State.RESTORING, unsent=frozenset(), revision=2)
+    restoring = replace(current, state=State.RESTORING, unanswered=frozenset(), revision=2)
     incidents.save(current, restoring)
     incidents.save(restoring, replace(restoring, state=State.NORMAL, revision=3))
     assert incidents.current("traffic-signs").state is State.NORMAL
@@ -154,7 +154,7 @@ def test_largest_incident_fits_into_an_item():
         ),
         replays=replays,
         flagged=replays,
-        unsent=replays,
+        unanswered=replays,
         refused=replays,
         heatmaps=frozenset(f"{n:0138d}" for n in range(HEATMAPS_KEPT)) | replays,
         failure=wide * 4000,

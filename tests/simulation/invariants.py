@@ -27,7 +27,7 @@ DIAGRAM = {
 }
 BEGINS, ENDS = {"swapping", "watching"}, {"restored", "closed"}
 CLAIM = timedelta(seconds=60)  # after which another invocation may publish what one has claimed
-REPLAY_INTERVAL, SENDS = timedelta(seconds=60), 5
+REPLAY_INTERVAL, MAX_REPLAY_ATTEMPTS = timedelta(seconds=60), 5
 SLACK = timedelta(minutes=6)  # of sweeps, in all
 
 
@@ -490,10 +490,10 @@ def replays_are_sent(history):
             continue
         if not item["replayed"]["BOOL"]:
             raise InvariantError("HOOKED, and nothing was replayed")
-        if int(item["sends"]["N"]) > SENDS:
-            raise InvariantError(f"replays were sent {item['sends']['N']} times")
-        sent = time(item, "sent")
-        if names(item, "unsent") and task.started - history.skew > sent + REPLAY_INTERVAL:
+        if int(item["replay_attempts"]["N"]) > MAX_REPLAY_ATTEMPTS:
+            raise InvariantError(f"replays were sent {item['replay_attempts']['N']} times")
+        last = time(item, "last_replay_at")
+        if names(item, "unanswered") and task.started - history.skew > last + REPLAY_INTERVAL:
             raise InvariantError("replays that were not answered are not sent again")
 
 
@@ -840,7 +840,7 @@ def violations_are_reported(history):
 
 
 def violating_windows_are_published(history):
-    """A window in which one class has more than half of the predictions is a violation, whichever file came last."""
+    """A window in which one class has more than half of the predictions is a violation, in any order of files."""
     system, slots = history.system, defaultdict(Counter)
     if system.objects_deleted:  # a file may be counted and deleted before its windows are checked
         return

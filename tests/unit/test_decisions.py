@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from glassbox.incidents import decisions
-from glassbox.incidents.decisions import Action, Refusal
+from glassbox.incidents.decisions import Action, CallFailure, Context
 from glassbox.incidents.model import (
     DELETED,
-    SENDS,
+    MAX_REPLAY_ATTEMPTS,
     Command,
     EndpointConfigs,
     EndpointState,
@@ -36,6 +36,13 @@ CONFIGS = EndpointConfigs("plain", "hooked", "glassbox")
 LIMITS = Limits(
     explain_minutes=15, update_minutes=60, cooldown_minutes=30, incidents_per_day=3, max_heatmaps=6
 )
+
+
+def at(now):
+    """Return the context of a decision at this time."""
+    return Context(now, LIMITS, CONFIGS)
+
+
 CAUSE = Violation("traffic-signs", "class_share", NOW - HOUR, NOW + HOUR, "class 14: 80 %", "AllTraffic", 14)
 IDS = frozenset({"a", "b"})
 
@@ -98,8 +105,8 @@ INCIDENTS = {
     "SWAPPING, aborted": incident("SWAPPING", aborted=True),
     "SWAPPING, accepted": incident("SWAPPING", requested=True),
     "HOOKED": incident("HOOKED"),
-    "HOOKED, replayed": incident("HOOKED", replays=IDS, sent=NOW),
-    "HOOKED, unanswered": incident("HOOKED", replays=IDS, unsent=frozenset("a"), sent=NOW),
+    "HOOKED, replayed": incident("HOOKED", replays=IDS, last_replay_at=NOW),
+    "HOOKED, unanswered": incident("HOOKED", replays=IDS, unanswered=frozenset("a"), last_replay_at=NOW),
     "HOOKED, aborted": incident("HOOKED", aborted=True),
     "RESTORING": incident("RESTORING"),
     "RESTORING, accepted": incident("RESTORING", requested=True),
@@ -135,7 +142,7 @@ SWAPPING             | InService      | plain      | any       | SWAPPING  | SWA
 SWAPPING             | InService      | hooked     | any       | HOOKED    |         | violation, swapping
 SWAPPING             | in progress    | ours       | < 1       | SWAPPING  |         |
 SWAPPING             | in progress    | ours       | ≥ 1, ≤ 60 | SWAPPING  |         | violation, swap pending
-SWAPPING             | in progress    | ours       | > 60      | FAILED    |         | violation, NOT swapped: SageMaker
+SWAPPING             | in progress    | ours       | > 60      | FAILED    |         | violation, NOT swapped: endpoint
 SWAPPING             | broken         | ours       | any       | FAILED    |         | the endpoint is STATUS
 SWAPPING             | Deleted        | any        | any       | FAILED    |         | the endpoint is STATUS
 SWAPPING             | InService      | other      | any       | FAILED    |         | violation, NOT swapped: unknown
@@ -211,7 +218,7 @@ def test_decides_by_state_endpoint_and_time(row):
     for name, _, status, serves, time in matched:
         before = INCIDENTS[name]
         live = EndpointState(status, "" if status == DELETED else serves)
-        decision = decisions.decide(before, live, NOW + time, LIMITS, CONFIGS)
+        decision = decisions.decide(before, live, at(NOW + time))
         assert_decided(decision, row, status)
         # a new state with work to do is decided in the same invocation
         has_moved = decision.incident.state is not before.state
@@ -230,9 +237,7 @@ def test_the_table_covers_every_situation_once():
 
 def test_updates_an_endpoint_only_from_the_other_of_its_two_configs():
     for name, _, status, serves, time in SITUATIONS:
-        decision = decisions.decide(
-            INCIDENTS[name], EndpointState(status, serves), NOW + time, LIMITS, CONFIGS
-        )
+        decision = decisions.decide(INCIDENTS[name], EndpointState(status, serves), at(NOW + time))
         if decision.action in (Action.SWAP, Action.RESTORE):
             other = {Action.SWAP: "plain", Action.RESTORE: "hooked"}[decision.action]
             assert (status, serves) == ("InService", other)
@@ -244,14 +249,14 @@ def test_updates_an_endpoint_only_from_the_other_of_its_two_configs():
 def test_a_failed_restore_names_the_reason_of_sagemaker(failure, reason):
     live = EndpointState("InService", "hooked", failure)
     now = NOW + 3 * MINUTE
-    failed = decisions.decide(INCIDENTS["RESTORING, accepted"], live, now, LIMITS, CONFIGS).incident
+    failed = decisions.decide(INCIDENTS["RESTORING, accepted"], live, at(now)).incident
     assert f"could not restore the endpoint to plain: {reason}" in failed.failure
     assert "Glassbox retries at 10:34 UTC" in failed.failure  # 10 minutes after the failure
 
 
 def test_explains_for_the_time_limit_from_when_the_hooked_model_is_in_service():
     after = decisions.decide(
-        INCIDENTS["SWAPPING, accepted"], EndpointState("InService", "hooked"), NOW + MINUTE, LIMITS, CONFIGS
+        INCIDENTS["SWAPPING, accepted"], EndpointState("InService", "hooked"), at(NOW + MINUTE)
     ).incident
     assert after.deadline == NOW + 16 * MINUTE
 
@@ -273,9 +278,7 @@ def test_restoring_begins_without_what_the_last_try_left(before, retries, note):
         requested=serves == "hooked",
         claims={"failed": NOW, "opened": NOW} if serves == "hooked" else {},
     )
-    after = decisions.decide(
-        started, EndpointState("InService", serves), NOW + 20 * MINUTE, LIMITS, CONFIGS
-    ).incident
+    after = decisions.decide(started, EndpointState("InService", serves), at(NOW + 20 * MINUTE)).incident
     assert (after.state, after.requested, after.aborted, after.retries) == (
         State.RESTORING,
         False,
@@ -308,9 +311,9 @@ FAILED    | for good | any     | FAILED    |       |
 
 @pytest.mark.parametrize("row", rows(REFUSED))
 def test_does_nothing_without_a_look_at_the_endpoint(row):
-    refusal = Refusal("no", retryable=row["refused"] == "for now")
+    refusal = CallFailure("no", retryable=row["refused"] == "for now")
     for time in times(row):
-        decision = decisions.decide(incident(row["incident"]), refusal, NOW + time, LIMITS, CONFIGS)
+        decision = decisions.decide(incident(row["incident"]), refusal, at(NOW + time))
         assert_decided(decision, row)
         assert decision.retry == ("no" if row["retry"] else "")
 
@@ -319,7 +322,7 @@ def test_does_nothing_without_a_look_at_the_endpoint(row):
 @pytest.mark.parametrize(("late", "state"), [(timedelta(0), State.HOOKED), (SECOND, State.FAILED)])
 def test_a_hooked_model_is_due_from_the_end_of_its_time(end, late, state):
     hooked = incident("HOOKED", **{end: NOW + 5 * HOUR})
-    decision = decisions.decide(hooked, Refusal("no", retryable=True), NOW + 6 * HOUR + late, LIMITS, CONFIGS)
+    decision = decisions.decide(hooked, CallFailure("no", retryable=True), at(NOW + 6 * HOUR + late))
     assert decision.incident.state is state
 
 
@@ -338,7 +341,7 @@ RESTORE | RESTORING       | for now  | > 60      | FAILED    |          | NOT re
 RESTORE | RESTORING again | for now  | any       | FAILED    |          | NOT restored
 RESTORE | RESTORING       | for good | any       | FAILED    |          | NOT restored
 """
-ANSWERS = {"yes": None, "for now": Refusal("no", retryable=True), "for good": Refusal("no")}
+ANSWERS = {"yes": None, "for now": CallFailure("no", retryable=True), "for good": CallFailure("no")}
 AFTER = {"SWAP": decisions.after_swap, "RESTORE": decisions.after_restore}
 
 
@@ -348,7 +351,7 @@ def test_records_an_update_that_sagemaker_accepted(row):
     before = incident(state, retries=bool(again))
     for time in times(row):
         now = NOW + time
-        decision = AFTER[row["call"]](before, ANSWERS[row["answer"]], now, LIMITS)
+        decision = AFTER[row["call"]](before, ANSWERS[row["answer"]], at(now))
         assert_decided(decision, row)
         accepted = bool(row["accepted"])
         assert decision.incident.requested is accepted
@@ -361,35 +364,44 @@ def test_records_an_update_that_sagemaker_accepted(row):
 
 
 def test_the_invocation_that_opens_an_incident_notifies_at_once_of_a_pending_swap():
-    for live in (EndpointState("Updating", "plain"), Refusal("no", retryable=True)):
-        decision = decisions.decide_swap(INCIDENTS["SWAPPING"], live, NOW, LIMITS, CONFIGS, opened=True)
+    for live in (EndpointState("Updating", "plain"), CallFailure("no", retryable=True)):
+        decision = decisions.decide_swap(INCIDENTS["SWAPPING"], live, at(NOW), opened=True)
         assert decision.outcome is Outcome.PENDING
         assert headline(decision) == "violation, swap pending"
 
 
 @pytest.mark.parametrize(
-    ("sends", "unsent", "kept", "note"),
+    ("attempts", "unanswered", "kept", "note"),
     [
         (0, "", "ab", "replayed 2 requests"),
         (0, "a", "ab", "replayed 1 requests, 1 not answered yet"),
-        (SENDS - 2, "a", "ab", "replayed 1 requests, 1 not answered yet"),
-        (SENDS - 1, "a", "b", "replayed 1 requests, gave up 1 that the endpoint did not answer in 5 tries"),
+        (MAX_REPLAY_ATTEMPTS - 2, "a", "ab", "replayed 1 requests, 1 not answered yet"),
+        (
+            MAX_REPLAY_ATTEMPTS - 1,
+            "a",
+            "b",
+            "replayed 1 requests, gave up 1 that the endpoint did not answer in 5 tries",
+        ),
     ],
 )
-def test_gives_a_replay_up_after_the_last_try(sends, unsent, kept, note):
-    sent = Replays(IDS, frozenset("a"), "", frozenset(unsent))
-    after = decisions.after_replay(incident("HOOKED", sends=sends), sent, NOW).incident
-    assert (after.sends, after.sent, after.replays) == (sends + 1, NOW, frozenset(kept))
+def test_gives_a_replay_up_after_the_last_try(attempts, unanswered, kept, note):
+    sent = Replays(IDS, frozenset("a"), "", frozenset(unanswered))
+    after = decisions.after_replay(incident("HOOKED", replay_attempts=attempts), sent, at(NOW)).incident
+    assert (after.replay_attempts, after.last_replay_at, after.replays) == (
+        attempts + 1,
+        NOW,
+        frozenset(kept),
+    )
     assert after.flagged == frozenset("a") & frozenset(kept)
-    assert after.unsent == (frozenset(unsent) & frozenset(kept))
+    assert after.unanswered == (frozenset(unanswered) & frozenset(kept))
     assert after.timeline[-1].endswith(note)
 
 
 def test_a_replay_that_is_refused_for_good_leaves_live_traffic_and_one_for_now_is_retried():
-    after = decisions.after_replay(incident("HOOKED"), Refusal("no such bucket"), NOW)
+    after = decisions.after_replay(incident("HOOKED"), CallFailure("no such bucket"), at(NOW))
     assert (after.incident.replays, after.retry) == (frozenset(), "")
     assert after.incident.timeline[-1].endswith("replayed 0 requests: no such bucket")
-    later = decisions.after_replay(incident("HOOKED"), Refusal("slow down", retryable=True), NOW)
+    later = decisions.after_replay(incident("HOOKED"), CallFailure("slow down", retryable=True), at(NOW))
     assert (later.incident, later.retry) == (incident("HOOKED"), "slow down")
 
 
@@ -408,7 +420,7 @@ def test_ends_an_incident_with_its_report_or_without(row):
     state, _, aborted = row["incident"].partition(", ")
     made = {"written": Report("s3://b/k", tuple("x" * 40)), **ANSWERS}[row["report"]]
     for time in times(row):
-        decision = decisions.after_report(incident(state, aborted=bool(aborted)), made, NOW + time, LIMITS)
+        decision = decisions.after_report(incident(state, aborted=bool(aborted)), made, at(NOW + time))
         assert_decided(decision, row)
         assert decision.retry == ("no" if row["retry"] else "")
         if row["report"] == "written":
@@ -436,7 +448,7 @@ END = CAUSE.window_end
 )
 def test_watches_until_the_window_ends_and_leaves_the_endpoint_alone(now, changes, state, action, ended):
     watching = incident("WATCHING", notify_only=True, **changes)
-    decision = decisions.decide(watching, None, now, LIMITS, CONFIGS)
+    decision = decisions.decide(watching, None, at(now))
     assert_decided(decision, {"state": state, "action": action, "notification": ended})
 
 
@@ -476,7 +488,7 @@ def opened_before(*ages):
     ],
 )
 def test_opens_an_incident_unless_handled_cooling_down_or_capped(violation, last, past, now, outcome):
-    decision = decisions.decide_violation(violation, last, past, now, LIMITS, CONFIGS)
+    decision = decisions.decide_violation(violation, last, past, at(now))
     assert (decision.outcome, decision.action) == (outcome, Action.OPEN if outcome is None else None)
     if outcome is None:
         new = decision.incident
@@ -488,7 +500,9 @@ def test_opens_an_incident_unless_handled_cooling_down_or_capped(violation, last
 
 
 def test_notify_only_opens_an_incident_that_watches():
-    decision = decisions.decide_violation(CAUSE, None, [], NOW, replace(LIMITS, react=False), CONFIGS)
+    decision = decisions.decide_violation(
+        CAUSE, None, [], Context(NOW, replace(LIMITS, react=False), CONFIGS)
+    )
     assert (decision.incident.state, decision.incident.notify_only) == (State.WATCHING, True)
     assert (decision.action, decision.outcome) == (Action.OPEN, Outcome.WATCHING)
     assert headline(decision) == "violation (notify-only)"
@@ -507,7 +521,7 @@ def test_notify_only_opens_an_incident_that_watches():
     ],
 )
 def test_a_violation_joins_the_open_incident_unless_it_opened_it(before, violation, outcome):
-    decision = decisions.decide_violation(violation, before, [], NOW, LIMITS, CONFIGS)
+    decision = decisions.decide_violation(violation, before, [], at(NOW))
     assert (decision.outcome, decision.incident, decision.action) == (outcome, before, None)
     assert decision.related == (violation if outcome is Outcome.JOINED else None)
     assert (decision.notification is not None) is (outcome is Outcome.WATCHING)
@@ -546,7 +560,7 @@ def test_past_incidents_reach_back_a_day_before_the_window_or_before_now():
     ],
 )
 def test_restores_when_explained_when_time_is_up_or_when_aborted(changes, reason):
-    assert decisions.restore_reason(incident("HOOKED", **changes), LIMITS, NOW) == reason
+    assert decisions.restore_reason(incident("HOOKED", **changes), at(NOW)) == reason
 
 
 RESTORE = """
@@ -580,9 +594,7 @@ def test_restores_an_endpoint_that_serves_the_hooked_config(row):
     assert matched
     for _, _, status, serves, time in matched:
         live = EndpointState(status, serves)
-        decision = decisions.decide_restore(
-            RESTORABLE[row["incident"]], live, "it is time", NOW + time, LIMITS, CONFIGS
-        )
+        decision = decisions.decide_restore(RESTORABLE[row["incident"]], live, "it is time", at(NOW + time))
         assert_decided(decision, row, status)
         assert (decision.outcome.name if decision.outcome else "") == row["outcome"]
         assert decision.again is (row["state"] == "RESTORING")
@@ -597,7 +609,7 @@ def test_only_a_hooked_or_an_aborted_failed_incident_is_restorable(state, aborte
 
 @pytest.mark.parametrize("state", State)
 def test_an_abort_is_recorded_in_every_open_incident(state):
-    decision = decisions.decide_command(incident(state), Command("traffic-signs", "abort", NOW), NOW)
+    decision = decisions.decide_command(incident(state), Command("traffic-signs", "abort", NOW), at(NOW))
     assert decision.incident.aborted is (state is not State.NORMAL)
     assert decision.outcome is (Outcome.NO_INCIDENT if state is State.NORMAL else Outcome.ABORT)
     assert decision.incident.state is state
@@ -607,7 +619,7 @@ def test_an_abort_is_recorded_in_every_open_incident(state):
 @pytest.mark.parametrize(("until", "kept"), [(-SECOND, timedelta(0)), (SECOND, SECOND)])
 def test_an_extension_only_lengthens_and_only_what_still_runs(state, until, kept):
     command = Command("traffic-signs", "extend", NOW + until)
-    decision = decisions.decide_command(incident(state, keep_hooked_until=NOW), command, NOW)
+    decision = decisions.decide_command(incident(state, keep_hooked_until=NOW), command, at(NOW))
     if state in (State.SWAPPING, State.HOOKED, State.WATCHING):
         assert decision.outcome is Outcome.EXTEND
         assert decision.incident.keep_hooked_until == NOW + kept
@@ -654,8 +666,8 @@ def test_reports_a_config_that_glassbox_cannot_swap(status, config, outcome):
     ],
 )
 def test_any_invocation_sends_a_notification_a_minute_after_the_change(before, key):
-    assert decisions.late_notification(before, NOW + 59 * SECOND, LIMITS) is None
-    late = decisions.late_notification(before, NOW + MINUTE, LIMITS)
+    assert decisions.late_notification(before, at(NOW + 59 * SECOND)) is None
+    late = decisions.late_notification(before, at(NOW + MINUTE))
     assert (late.key if late else None) == key
 
 
@@ -679,7 +691,7 @@ def test_a_claim_holds_for_a_minute_and_what_was_sent_is_not_sent_again(sent, cl
 @pytest.mark.parametrize(("lines", "omits"), [(59, False), (60, True), (61, True)])
 def test_the_timeline_keeps_its_first_and_last_lines(lines, omits):
     before = incident("HOOKED", timeline=tuple(map(str, range(lines))))
-    after = decisions.noted(before, NOW, "last").timeline
+    after = decisions.with_timeline_line(before, NOW, "last").timeline
     assert len(after) == 60
     assert ("(lines omitted)" in after) is omits
     assert (after[0], after[19], after[-1]) == ("0", "19", "2026-11-23T10:21:05Z last")

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from fakes import FakeObjects
+from glassbox.aws.topic import SUBJECT_CHARACTERS
 from glassbox.errors import BadInputError, ConflictError, RetryableError
 from glassbox.incidents import notifications
 from glassbox.incidents.events import read_command, read_violation
@@ -193,7 +194,11 @@ def test_gives_up_the_swap_when_an_update_takes_too_long(world, violation):
     world.swap(violation)
     world.later(61)
     assert world.confirm() == Outcome.FAILED
-    assert "SageMaker refused the swap: the endpoint is Updating" in world.notices.published[-1].text
+    notice = world.notices.published[-1]
+    assert notice.subject == "Glassbox traffic-signs: violation, NOT swapped: endpoint busy"
+    assert notice.text.startswith(
+        "The endpoint was still Updating after 60 minutes. Glassbox gave up the swap.\n"
+    )
     world.endpoint.live = EndpointState("InService", "plain")
     assert world.confirm() == Outcome.NORMAL
 
@@ -669,7 +674,7 @@ def test_every_state_leads_to_every_other(start):
 def test_notifications_of_an_incident_fit_sns(world, violation):
     world.run(violation)
     for notice in world.notices.published:
-        assert len(notice.subject) <= 100
+        assert len(notice.subject) <= SUBJECT_CHARACTERS
         assert notice.subject.isascii()
         assert max(map(len, notice.text.splitlines())) < 140
 
@@ -917,9 +922,9 @@ def test_gives_up_an_unanswered_replay_after_five_tries(world, violation):
         assert world.restore() == Outcome.WAITING
         world.later(2)
         world.confirm()
-        assert (world.replayed, world.incident.sends) == (tries, tries)
+        assert (world.replayed, world.incident.replay_attempts) == (tries, tries)
     assert world.incident.replays == world.incident.flagged == {"event-1"}
-    assert world.incident.unsent == frozenset()
+    assert world.incident.unanswered == frozenset()
     assert any("gave up 1 that the endpoint did not answer in 5 tries" in x for x in world.incident.timeline)
     world.later(2)
     world.confirm()
@@ -930,12 +935,12 @@ def test_gives_up_an_unanswered_replay_after_five_tries(world, violation):
 def test_waits_for_replays_that_are_answered_later(world, violation):
     world.swap(violation)
     world.endpoint.settle()
-    world.replays = Replays(IDS, IDS, unsent=IDS)
+    world.replays = Replays(IDS, IDS, unanswered=IDS)
     world.confirm()
     world.later(2)
     world.replays = Replays(IDS, IDS)
     world.confirm()
-    assert (world.incident.replays, world.incident.unsent) == (IDS, frozenset())
+    assert (world.incident.replays, world.incident.unanswered) == (IDS, frozenset())
     world.draw(*IDS)
     assert world.restore() == Outcome.RESTORING
 
@@ -1096,6 +1101,7 @@ def every_notification(violation):
         notifications.broken_endpoint(incident, live),
         notifications.rolled_back(incident, live),
         notifications.refused(incident, live.failure),
+        notifications.endpoint_busy(incident, live, Limits()),
         notifications.not_restored(incident, live.failure, NOW),
         notifications.not_seen(incident, live.failure),
     ]
@@ -1105,14 +1111,12 @@ def test_every_notification_fits_sns_and_has_its_own_headline(violation):
     notices = every_notification(violation)
     for notice in notices:
         assert notice.subject.isascii()
-        assert len(notice.subject) <= 100
         assert notice.subject.startswith(f"Glassbox {'e' * 63}: ")
         assert (
             len(json.dumps({"default": notice.machine_readable(), "email": notice.text}).encode()) < 262_144
         )
-    assert max(len(notice.subject) for notice in notices) == 100  # SNS accepts 100
-    # a phone shows the beginning of the subject only
-    heads = [notice.subject.removeprefix(f"Glassbox {'e' * 63}: ") for notice in notices]
+    # the topic cuts the subject
+    heads = [notice.subject[:SUBJECT_CHARACTERS].removeprefix(f"Glassbox {'e' * 63}: ") for notice in notices]
     assert heads == [
         "violation, swapping to the",
         "violation (notify-only)",
@@ -1129,6 +1133,7 @@ def test_every_notification_fits_sns_and_has_its_own_headline(violation):
         "the endpoint is UpdateRoll",
         "the hooked model did not s",
         "violation, NOT swapped: Sa",
+        "violation, NOT swapped: en",
         "NOT restored, still on the",
         "DescribeEndpoint fails, st",
     ]

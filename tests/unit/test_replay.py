@@ -10,7 +10,7 @@ import replays
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incidents.events import read_violation
-from glassbox.incidents.model import SENDS, Incident, State
+from glassbox.incidents.model import MAX_REPLAY_ATTEMPTS, Incident, State
 from glassbox.incidents.replay import ReplayDependencies, ReplaySettings, flagged_inputs, replay
 from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
 
@@ -270,11 +270,13 @@ def test_stops_sending_when_the_endpoint_does_not_answer(incident):
     away = FailingRuntime()
     done, _ = run(incident, files, away, max_flagged_replays=5)
     assert len(away.tried) == 2
-    assert done.names == done.unsent == done.flagged == {f"event-{n}" for n in range(5)}
+    assert done.names == done.unanswered == done.flagged == {f"event-{n}" for n in range(5)}
     assert done.note == "the endpoint does not answer: ModelError 500: worker died"
-    again = replace(incident, replays=done.names, flagged=done.flagged, unsent=done.unsent, sends=1)
+    again = replace(
+        incident, replays=done.names, flagged=done.flagged, unanswered=done.unanswered, replay_attempts=1
+    )
     done, _ = run(again, files, max_flagged_replays=5)
-    assert (done.names, done.unsent, done.note) == ({f"event-{n}" for n in range(5)}, frozenset(), "")
+    assert (done.names, done.unanswered, done.note) == ({f"event-{n}" for n in range(5)}, frozenset(), "")
 
 
 def test_sends_the_rest_later_when_the_endpoint_is_slow(incident):
@@ -289,14 +291,20 @@ def test_sends_the_rest_later_when_the_endpoint_is_slow(incident):
 
     options = {"max_flagged_replays": 12, "max_comparison_replays": 4, "clock": lambda: seconds[0]}
     done, runtime = run(incident, files, Slow(), **options)
-    assert (len(done.names), len(done.unsent), len(runtime.requests)) == (16, 13, 3)
+    assert (len(done.names), len(done.unanswered), len(runtime.requests)) == (16, 13, 3)
     assert "too slowly" in done.note
     assert len(done.flagged) == 12
-    answered = done.names - done.unsent
-    for sends in range(1, SENDS):
-        later = replace(incident, replays=done.names, flagged=done.flagged, unsent=done.unsent, sends=sends)
+    answered = done.names - done.unanswered
+    for attempts in range(1, MAX_REPLAY_ATTEMPTS):
+        later = replace(
+            incident,
+            replays=done.names,
+            flagged=done.flagged,
+            unanswered=done.unanswered,
+            replay_attempts=attempts,
+        )
         done, _ = run(later, files, Slow(), **options)
-        answered |= done.names - done.unsent
+        answered |= done.names - done.unanswered
     assert len(answered) == 15  # three at each of five tries
 
 
@@ -306,8 +314,8 @@ def test_sends_only_the_unsent_replays_of_an_incident(incident):
         incident,
         replays=frozenset({"event-1", "event-2", "event-3"}),
         flagged=frozenset({"event-1", "event-2"}),
-        unsent=frozenset({"event-2", "event-3"}),
-        sends=1,
+        unanswered=frozenset({"event-2", "event-3"}),
+        replay_attempts=1,
     )
     done, runtime = run(again, files)
     assert {request.event_id for request in runtime.requests} == done.names == {"event-2", "event-3"}
@@ -319,12 +327,17 @@ def test_two_inputs_that_kill_the_container_do_not_block_the_others(incident, po
     files = {FOLDER + "a.jsonl": b"".join(line(n, 14) for n in range(12))}
     down = {f"event-{position}", f"event-{(position + 1) % 12}"}
     answered = set()
-    for sends in range(5):
-        unsent = {f"event-{n}" for n in range(12)} - answered
-        before = replace(incident, replays=frozenset(unsent), unsent=frozenset(unsent), sends=sends)
+    for attempts in range(5):
+        unanswered = {f"event-{n}" for n in range(12)} - answered
+        before = replace(
+            incident,
+            replays=frozenset(unanswered),
+            unanswered=frozenset(unanswered),
+            replay_attempts=attempts,
+        )
         done, runtime = run(before, files, FailingRuntime(down), max_flagged_replays=12)
         answered |= {request.event_id for request in runtime.requests}
-        assert done.names - done.unsent <= answered
+        assert done.names - done.unanswered <= answered
     assert answered == {f"event-{n}" for n in range(12)} - down
 
 

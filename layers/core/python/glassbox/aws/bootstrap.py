@@ -37,10 +37,10 @@ class IncidentSettings(Limits):
 def incident_dependencies(settings: IncidentSettings, boto3: Any) -> IncidentDependencies:
     """Return the dependencies with AWS adapters; ``boto3`` is the module or a session."""
     return IncidentDependencies(
-        EndpointConfigs(settings.plain_config, settings.hooked_config, settings.stack_name),
-        settings,
-        SageMakerEndpoint(boto3.client("sagemaker"), settings.rollback_alarm),
-        IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
-        Topic(boto3.client("sns"), settings.topic_arn),
-        lambda: datetime.now(UTC),
+        configs=EndpointConfigs(settings.plain_config, settings.hooked_config, settings.stack_name),
+        limits=settings,
+        endpoint=SageMakerEndpoint(boto3.client("sagemaker"), settings.rollback_alarm),
+        incidents=IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
+        notices=Topic(boto3.client("sns"), settings.topic_arn),
+        clock=lambda: datetime.now(UTC),
     )

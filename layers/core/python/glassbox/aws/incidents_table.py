@@ -30,8 +30,8 @@ from glassbox.violation import Violation
 
 RETENTION_DAYS = 400
 
-_TIMES = ("opened", "since", "deadline", "keep_hooked_until", "sent")
-_SETS = ("replays", "flagged", "unsent", "heatmaps", "refused", "sent_notifications")
+_TIMES = ("opened", "since", "deadline", "keep_hooked_until", "last_replay_at")
+_SETS = ("replays", "flagged", "unanswered", "heatmaps", "refused", "sent_notifications")
 _ADDED = ("related_violations", "heatmaps", "refused")
 
 
@@ -230,13 +230,13 @@ def _incident(item: dict[str, Any]) -> Incident:
         keep_hooked_until=parse_timestamp(values["keep_hooked_until"])
         if values.get("keep_hooked_until")
         else None,
-        sent=parse_timestamp(values["sent"]) if values.get("sent") else None,
+        last_replay_at=parse_timestamp(values["last_replay_at"]) if values.get("last_replay_at") else None,
         aborted=values["aborted"],
         requested=values["requested"],
         replays=frozenset(values.get("replays") or ()) if replayed else None,
         flagged=frozenset(values.get("flagged") or ()),
-        unsent=frozenset(values.get("unsent") or ()),
-        sends=int(values["sends"]),
+        unanswered=frozenset(values.get("unanswered") or ()),
+        replay_attempts=int(values["replay_attempts"]),
         refused=frozenset(values.get("refused") or ()),
         retries=int(values["retries"]),
         heatmaps=frozenset(values.get("heatmaps") or ()),

@@ -9,7 +9,7 @@ from glassbox.incidents.notifications import Notice
 
 # SNS accepts 262,144 bytes: a message holds the text three times, and JSON may write a character in six bytes
 _TEXT_CHARACTERS = 12_000
-_SUBJECT_CHARACTERS = 100
+SUBJECT_CHARACTERS = 100  # of ASCII
 
 
 class Topic:
@@ -19,11 +19,11 @@ class Topic:
         self._client, self._topic_arn = client, topic_arn
 
     def publish(self, notice: Notice) -> None:
-        """Publish a notice, with control characters escaped and a long text cut.
+        """Publish a notice, with control characters escaped and a long subject or text cut.
 
         Raises:
-            RetryableError: SNS refuses it for now.
-            BadInputError: SNS refuses it for good.
+            RetryableError: a retry may succeed.
+            BadInputError: no retry can succeed.
         """
         notice = _within_limits(notice)
         try:
@@ -44,7 +44,7 @@ class Topic:
 
 
 def _within_limits(notice: Notice) -> Notice:
-    subject = printable(notice.subject).encode("ascii", "replace").decode()[:_SUBJECT_CHARACTERS]
+    subject = printable(notice.subject).encode("ascii", "replace").decode()[:SUBJECT_CHARACTERS]
     text = "\n".join(printable(line) for line in notice.text.split("\n"))
     if len(text) > _TEXT_CHARACTERS:
         text = f"{text[:_TEXT_CHARACTERS]}\n… {len(text) - _TEXT_CHARACTERS:,} more characters"

@@ -26,8 +26,9 @@ from glassbox.incidents import notifications
 from glassbox.incidents.model import (
     DELETED,
     FINDINGS_KEPT,
+    IN_PROGRESS,
     IN_SERVICE,
-    SENDS,
+    MAX_REPLAY_ATTEMPTS,
     TRANSITIONS,
     Command,
     EndpointConfigs,
@@ -43,8 +44,6 @@ from glassbox.incidents.notifications import Notice
 from glassbox.replay_marker import LIFETIME
 from glassbox.violation import OPERATOR_CHECK, Violation
 
-IN_PROGRESS = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})  # EndpointStatus
-
 # The invocation that changes the state sends the notification. After this time, any later invocation does: also where
 # the claim of an invocation that crashed is left.
 CLAIM_EXPIRES = timedelta(minutes=1)
@@ -59,8 +58,21 @@ _REPLAY_MARGIN = timedelta(hours=1)
 
 # An incident is one DynamoDB item (400 KB at most), and every write of it must succeed: its texts are bounded.
 _RELATED_REASON_CHARACTERS = 400
-_LINES_KEPT, _FIRST_LINES, _LINE_CHARACTERS = 60, 20, 240
-_FAILURE_CHARACTERS, _UNREPORTED_CHARACTERS = 4000, 1000
+_TIMELINE_LINES, _FIRST_LINES, _TIMELINE_CHARACTERS = 60, 20, 240
+_NOTICE_CHARACTERS, _UNREPORTED_CHARACTERS = 4000, 1000
+
+
+@dataclass(frozen=True)
+class Context:
+    """The time and the settings that every decision depends on."""
+
+    now: datetime
+    limits: Limits
+    configs: EndpointConfigs
+
+    def is_overdue(self, since: datetime, times: int = 1) -> bool:
+        """Return whether more time has passed than ``times`` updates of the endpoint may take."""
+        return self.now > since + times * timedelta(minutes=self.limits.update_minutes)
 
 
 class Action(StrEnum):
@@ -74,7 +86,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True)
-class Refusal:
+class CallFailure:
     """Result of a failed call, which may succeed later if it is retryable."""
 
     reason: str
@@ -125,12 +137,7 @@ def past_since(violation: Violation, now: datetime) -> datetime:
 
 
 def decide_violation(
-    violation: Violation,
-    last: Incident | None,
-    past: Sequence[Incident],
-    now: datetime,
-    limits: Limits,
-    configs: EndpointConfigs,
+    violation: Violation, last: Incident | None, past: Sequence[Incident], context: Context
 ) -> Decision:
     """Decide whether a violation opens an incident or joins one.
 
@@ -142,31 +149,31 @@ def decide_violation(
         OPEN if the incident is new; :func:`decide_swap` follows unless there is an outcome.
     """
     if last is not None and last.is_open:
-        return _violation_while_open(violation, last, limits)
+        return _violation_while_open(violation, last, context)
     for incident in past:
         if incident.covers(violation):
             return _join(incident, violation)
     if last is not None and violation.check != OPERATOR_CHECK:  # cooldown and cap do not limit an operator
-        cooled_down = last.since + timedelta(minutes=limits.cooldown_minutes)
-        if now < cooled_down:
+        cooled_down = last.since + timedelta(minutes=context.limits.cooldown_minutes)
+        if context.now < cooled_down:
             notice = notifications.cooling_down(last, violation, cooled_down)
             notification = Notification(f"cooldown {violation.check}", notice)
             return Decision(last, notification=notification, outcome=Outcome.COOLING_DOWN)
-        if sum(incident.opened >= now - DAY for incident in past) >= limits.incidents_per_day:
-            notification = Notification("cap", notifications.cap_reached(last, violation, limits))
+        if sum(incident.opened >= context.now - DAY for incident in past) >= context.limits.incidents_per_day:
+            notification = Notification("cap", notifications.cap_reached(last, violation, context.limits))
             return Decision(last, notification=notification, outcome=Outcome.CAP_REACHED)
-    opened = now if last is None else max(now, last.opened + _ID_INTERVAL)
-    new = _new_incident(violation, opened, limits, configs)
+    opened = context.now if last is None else max(context.now, last.opened + _ID_INTERVAL)
+    new = _new_incident(violation, opened, context)
     if new.notify_only:
-        return Decision(new, Action.OPEN, _opened(new, limits), outcome=Outcome.WATCHING)
+        return Decision(new, Action.OPEN, _opened(new, context.limits), outcome=Outcome.WATCHING)
     return Decision(new, Action.OPEN)
 
 
-def _violation_while_open(violation: Violation, incident: Incident, limits: Limits) -> Decision:
+def _violation_while_open(violation: Violation, incident: Incident, context: Context) -> Decision:
     if violation != incident.cause:
         return _join(incident, violation)
     if incident.state is State.WATCHING:
-        return Decision(incident, notification=_opened(incident, limits), outcome=Outcome.WATCHING)
+        return Decision(incident, notification=_opened(incident, context.limits), outcome=Outcome.WATCHING)
     if incident.state is State.SWAPPING and not incident.requested:
         return Decision(incident)
     return Decision(incident, outcome=Outcome.DUPLICATE)
@@ -177,18 +184,18 @@ def _join(incident: Incident, violation: Violation) -> Decision:
     return Decision(incident, related=related, outcome=Outcome.JOINED)
 
 
-def _new_incident(violation: Violation, now: datetime, limits: Limits, configs: EndpointConfigs) -> Incident:
+def _new_incident(violation: Violation, opened: datetime, context: Context) -> Incident:
     return Incident(
         endpoint=violation.endpoint,
-        id=f"{now:%Y%m%dt%H%M%S}-{violation.check.replace('_', '-')}",
-        opened=now,
-        state=State.SWAPPING if limits.react else State.WATCHING,
-        since=now,
-        plain_config=configs.plain,
-        hooked_config=configs.hooked,
+        id=f"{opened:%Y%m%dt%H%M%S}-{violation.check.replace('_', '-')}",
+        opened=opened,
+        state=State.SWAPPING if context.limits.react else State.WATCHING,
+        since=opened,
+        plain_config=context.configs.plain,
+        hooked_config=context.configs.hooked,
         cause=violation,
-        notify_only=not limits.react,
-        timeline=(_line(now, f"opened: {violation.reason}"),),
+        notify_only=not context.limits.react,
+        timeline=(_line(opened, f"opened: {violation.reason}"),),
     )
 
 
@@ -197,10 +204,8 @@ def _new_incident(violation: Violation, now: datetime, limits: Limits, configs: 
 
 def decide(
     incident: Incident,
-    live: EndpointState | Refusal | None,
-    now: datetime,
-    limits: Limits,
-    configs: EndpointConfigs,
+    live: EndpointState | CallFailure | None,
+    context: Context,
 ) -> Decision:
     """Decide the next step of an open incident, given the state of its endpoint.
 
@@ -208,169 +213,171 @@ def decide(
         live: result of DescribeEndpoint; None in notify-only mode, which leaves the endpoint alone.
     """
     if live is None:
-        return _watching(incident, now, limits)
-    if isinstance(live, Refusal):
-        return _describe_refused(incident, live, now, limits)
+        return _watching(incident, context)
+    if isinstance(live, CallFailure):
+        return _describe_failed(incident, live, context)
     match incident.state:
         case State.SWAPPING:
-            return _swapping(incident, live, now, limits, configs)
+            return _swapping(incident, live, context)
         case State.HOOKED:
-            return _hooked(incident, live, now, configs)
+            return _hooked(incident, live, context)
         case State.RESTORING:
-            return _restoring(incident, live, now, limits, configs)
+            return _restoring(incident, live, context)
         case State.FAILED:
-            return _failed(incident, live, now, limits)
+            return _failed(incident, live, context)
         case _:
             return Decision(incident)
 
 
-def _watching(incident: Incident, now: datetime, limits: Limits) -> Decision:
-    return _close(incident, now, limits) if now >= _report_due(incident) else Decision(incident)
+def _watching(incident: Incident, context: Context) -> Decision:
+    return _close(incident, context) if context.now >= _report_due(incident) else Decision(incident)
 
 
-def _swapping(
-    incident: Incident, live: EndpointState, now: datetime, limits: Limits, configs: EndpointConfigs
-) -> Decision:
+def _swapping(incident: Incident, live: EndpointState, context: Context) -> Decision:
     if _serves(live, incident.hooked_config):
-        deadline = now + timedelta(minutes=limits.explain_minutes)
-        after = _move(incident, State.HOOKED, now, "the hooked model is in service", deadline=deadline)
-        return Decision(after, notification=_opened(after, limits), again=True)
+        deadline = context.now + timedelta(minutes=context.limits.explain_minutes)
+        after = _move(incident, State.HOOKED, context, "the hooked model is in service", deadline=deadline)
+        return Decision(after, notification=_opened(after, context.limits), again=True)
     if not incident.requested:
-        return decide_swap(incident, live, now, limits, configs)
+        return decide_swap(incident, live, context)
     if _serves(live, incident.plain_config):
-        return _fail(incident, now, notifications.rolled_back(incident, live))
-    return _await_update(incident, live, now, limits, configs)
+        return _fail(incident, context, notifications.rolled_back(incident, live))
+    return _await_update(incident, live, context)
 
 
 def decide_swap(
-    incident: Incident,
-    live: EndpointState | Refusal,
-    now: datetime,
-    limits: Limits,
-    configs: EndpointConfigs,
-    *,
-    opened: bool = False,
+    incident: Incident, live: EndpointState | CallFailure, context: Context, *, opened: bool = False
 ) -> Decision:
-    """Decide whether to swap the endpoint, which SageMaker has not accepted yet.
+    """Decide whether to swap the endpoint while SageMaker has not accepted UpdateEndpoint yet.
 
     Args:
         opened: this invocation opened the incident, so it notifies of a pending swap.
     """
     if incident.aborted:
-        return _fail(incident, now, notifications.aborted(incident))
-    if isinstance(live, Refusal):
-        return after_swap(incident, live, now, limits, opened=opened)
+        return _fail(incident, context, notifications.aborted(incident))
+    if isinstance(live, CallFailure):
+        return after_swap(incident, live, context, opened=opened)
     if live.status != DELETED and live.config not in (incident.plain_config, incident.hooked_config):
-        return _fail(incident, now, notifications.foreign_config(incident, live, configs))
+        return _fail(incident, context, notifications.foreign_config(incident, live, context.configs))
     if live.status in IN_PROGRESS:
-        return _wait_to_swap(incident, f"the endpoint is {live.status}", now, limits, opened)
+        busy = notifications.endpoint_busy(incident, live, context.limits)
+        return _wait_to_swap(incident, f"the endpoint is {live.status}", busy, context, opened=opened)
     if live.status != IN_SERVICE:
-        return _fail(incident, now, notifications.broken_endpoint(incident, live))
+        return _fail(incident, context, notifications.broken_endpoint(incident, live))
     if live.config == incident.hooked_config:
-        return after_swap(incident, None, now, limits)
+        return after_swap(incident, None, context)
     return Decision(incident, Action.SWAP)
 
 
 def after_swap(
-    incident: Incident, refusal: Refusal | None, now: datetime, limits: Limits, *, opened: bool = False
+    incident: Incident, failure: CallFailure | None, context: Context, *, opened: bool = False
 ) -> Decision:
     """Decide what follows UpdateEndpoint to the hooked config, refused or accepted (None)."""
-    if refusal is None:
-        after = _accepted(incident, incident.hooked_config, now)
-        return Decision(after, notification=_opened(after, limits), outcome=Outcome.SWAPPING)
-    if refusal.retryable:
-        return _wait_to_swap(incident, refusal.reason, now, limits, opened)
-    return _fail(incident, now, notifications.refused(incident, refusal.reason))
+    if failure is None:
+        after = _accepted(incident, incident.hooked_config, context)
+        return Decision(after, notification=_opened(after, context.limits), outcome=Outcome.SWAPPING)
+    refused = notifications.refused(incident, failure.reason)
+    if failure.retryable:
+        return _wait_to_swap(incident, failure.reason, refused, context, opened=opened)
+    return _fail(incident, context, refused)
 
 
-def _wait_to_swap(incident: Incident, reason: str, now: datetime, limits: Limits, opened: bool) -> Decision:
-    if _overdue(incident.since, limits, now):
-        return _fail(incident, now, notifications.refused(incident, reason))
-    pending = Notification("opened", notifications.pending(incident, reason, limits))
+def _wait_to_swap(
+    incident: Incident, reason: str, if_overdue: Notice, context: Context, *, opened: bool
+) -> Decision:
+    if context.is_overdue(incident.since):
+        return _fail(incident, context, if_overdue)
+    pending = Notification("opened", notifications.pending(incident, reason, context.limits))
     # another invocation may be between UpdateEndpoint and its record: it sends the notification
-    is_due = opened or now >= incident.since + CLAIM_EXPIRES
+    is_due = opened or context.now >= incident.since + CLAIM_EXPIRES
     return Decision(incident, notification=pending if is_due else None, outcome=Outcome.PENDING)
 
 
-def _hooked(incident: Incident, live: EndpointState, now: datetime, configs: EndpointConfigs) -> Decision:
+def _hooked(incident: Incident, live: EndpointState, context: Context) -> Decision:
     if live.status in IN_PROGRESS:
         return Decision(incident)
     if _serves(live, incident.plain_config):
-        after = _move(incident, State.RESTORING, now, "the endpoint serves the plain config already")
+        after = _move(incident, State.RESTORING, context, "the endpoint serves the plain config already")
         return Decision(after, again=True)
     if not _serves(live, incident.hooked_config):
-        return _fail_lost(incident, live, now, configs)
+        return _fail_lost(incident, live, context)
     if incident.aborted:
-        return _begin_restore(incident, now, "an operator aborted it")
-    is_resend_due = incident.unsent and incident.sent and now >= incident.sent + REPLAY_INTERVAL
+        return _begin_restore(incident, context, "an operator aborted it")
+    is_resend_due = (
+        incident.unanswered
+        and incident.last_replay_at
+        and context.now >= incident.last_replay_at + REPLAY_INTERVAL
+    )
     if incident.replays is None or is_resend_due:
-        if now >= incident.opened + LIFETIME - _REPLAY_MARGIN:
-            return after_replay(incident, Refusal("the incident is too old, replay markers expire"), now)
+        if context.now >= incident.opened + LIFETIME - _REPLAY_MARGIN:
+            return after_replay(
+                incident, CallFailure("the incident is too old, replay markers expire"), context
+            )
         return Decision(incident, Action.REPLAY)
     return Decision(incident)
 
 
-def after_replay(incident: Incident, sent: Replays | Refusal, now: datetime) -> Decision:
-    """Record a replay, whose unanswered requests are sent up to SENDS times."""
-    if isinstance(sent, Refusal):
+def after_replay(incident: Incident, sent: Replays | CallFailure, context: Context) -> Decision:
+    """Record a replay, whose unanswered requests are sent up to MAX_REPLAY_ATTEMPTS times."""
+    if isinstance(sent, CallFailure):
         if sent.retryable:
             return Decision(incident, retry=sent.reason)
         sent = Replays(frozenset(), note=sent.reason)
-    names, unsent, sends = sent.names, sent.unsent, incident.sends + 1
-    note = f"replayed {len(names - unsent)} requests"
-    if unsent and sends >= SENDS:
-        note += f", gave up {len(unsent)} that the endpoint did not answer in {sends} tries"
-        names, unsent = names - unsent, frozenset()
-    elif unsent:
-        note += f", {len(unsent)} not answered yet"
-    answered = (incident.replays or frozenset()) - incident.unsent
+    names, unanswered, attempts = sent.names, sent.unanswered, incident.replay_attempts + 1
+    note = f"replayed {len(names - unanswered)} requests"
+    if unanswered and attempts >= MAX_REPLAY_ATTEMPTS:
+        note += f", gave up {len(unanswered)} that the endpoint did not answer in {attempts} tries"
+        names, unanswered = names - unanswered, frozenset()
+    elif unanswered:
+        note += f", {len(unanswered)} not answered yet"
+    answered = (incident.replays or frozenset()) - incident.unanswered
     after = replace(
         incident,
         replays=answered | names,
         flagged=(incident.flagged & answered) | (sent.flagged & names),
-        unsent=unsent,
-        sends=sends,
-        sent=now,
+        unanswered=unanswered,
+        replay_attempts=attempts,
+        last_replay_at=context.now,
     )
-    return Decision(noted(after, now, note + (f": {sent.note}" if sent.note else "")))
+    return Decision(with_timeline_line(after, context.now, note + (f": {sent.note}" if sent.note else "")))
 
 
-def _restoring(
-    incident: Incident, live: EndpointState, now: datetime, limits: Limits, configs: EndpointConfigs
-) -> Decision:
+def _restoring(incident: Incident, live: EndpointState, context: Context) -> Decision:
     if _serves(live, incident.plain_config):
-        return _close(incident, now, limits)
+        return _close(incident, context)
     if _serves(live, incident.hooked_config):
         if not incident.requested:
             return Decision(incident, Action.RESTORE)
-        return _fail_to_restore(incident, now, live.failure or "SageMaker rolled the update back")
-    return _await_update(incident, live, now, limits, configs)
+        return _fail_to_restore(incident, context, live.failure or "SageMaker rolled the update back")
+    return _await_update(incident, live, context)
 
 
-def after_restore(incident: Incident, refusal: Refusal | None, now: datetime, limits: Limits) -> Decision:
+def after_restore(incident: Incident, failure: CallFailure | None, context: Context) -> Decision:
     """Decide what follows UpdateEndpoint to the plain config, refused or accepted (None)."""
-    if refusal is None:
-        return Decision(_accepted(incident, incident.plain_config, now))
-    if refusal.retryable and not incident.retries and not _overdue(incident.since, limits, now):
+    if failure is None:
+        return Decision(_accepted(incident, incident.plain_config, context))
+    if failure.retryable and not incident.retries and not context.is_overdue(incident.since):
         return Decision(incident)
-    return _fail_to_restore(incident, now, refusal.reason)
+    return _fail_to_restore(incident, context, failure.reason)
 
 
-def _failed(incident: Incident, live: EndpointState, now: datetime, limits: Limits) -> Decision:
+def _failed(incident: Incident, live: EndpointState, context: Context) -> Decision:
     if live.status != IN_SERVICE:
         return Decision(incident)
     if live.config == incident.hooked_config:
         if incident.deadline is None:
-            return _begin_restore(incident, now, "the swap completed after it was given up", deadline=now)
-        if now >= next_retry(incident):
+            return _begin_restore(
+                incident, context, "the swap completed after it was given up", deadline=context.now
+            )
+        if context.now >= next_retry(incident):
             retries = incident.retries + 1
-            return _begin_restore(incident, now, f"retry {retries}", retries=retries)
+            return _begin_restore(incident, context, f"retry {retries}", retries=retries)
         return Decision(incident)
     if "failed" not in incident.sent_notifications:  # ops must get the failure before the incident ends
         return Decision(incident)
     if live.config == incident.plain_config and incident.heatmaps:
-        return _close(incident, now, limits)
-    return Decision(_move(incident, State.NORMAL, now, f"{live.config} is in service"))
+        return _close(incident, context)
+    return Decision(_move(incident, State.NORMAL, context, f"{live.config} is in service"))
 
 
 def next_retry(failed: Incident) -> datetime:
@@ -379,14 +386,14 @@ def next_retry(failed: Incident) -> datetime:
     return failed.since + min(LONGEST_RETRY, wait)
 
 
-def _describe_refused(incident: Incident, refusal: Refusal, now: datetime, limits: Limits) -> Decision:
+def _describe_failed(incident: Incident, failure: CallFailure, context: Context) -> Decision:
     if incident.state is State.FAILED:  # ops were notified; every sweep calls DescribeEndpoint again
         return Decision(incident)
     ends = (incident.deadline, incident.keep_hooked_until) if incident.state is State.HOOKED else ()
     due = max([incident.since, *(end for end in ends if end)])
-    if refusal.retryable and not _overdue(due, limits, now):
-        return Decision(incident, retry=refusal.reason)
-    return _fail(incident, now, notifications.not_seen(incident, refusal.reason))
+    if failure.retryable and not context.is_overdue(due):
+        return Decision(incident, retry=failure.reason)
+    return _fail(incident, context, notifications.not_seen(incident, failure.reason))
 
 
 # ---------------------------------------------------------------- the way back, and an operator
@@ -397,13 +404,13 @@ def is_restorable(incident: Incident) -> bool:
     return incident.state is State.HOOKED or (incident.state is State.FAILED and incident.aborted)
 
 
-def restore_reason(incident: Incident, limits: Limits, now: datetime) -> str:
+def restore_reason(incident: Incident, context: Context) -> str:
     """Return why to restore the endpoint now, or an empty string."""
     if incident.aborted:
         return "an operator aborted it"
-    if incident.keep_hooked_until is not None and now < incident.keep_hooked_until:
+    if incident.keep_hooked_until is not None and context.now < incident.keep_hooked_until:
         return ""
-    if incident.deadline is not None and now >= incident.deadline:
+    if incident.deadline is not None and context.now >= incident.deadline:
         return f"the time limit is reached with {len(incident.heatmaps)} heat maps"
     if incident.replays is None:  # live traffic must not end the incident before the flagged inputs are sent
         return ""
@@ -413,54 +420,54 @@ def restore_reason(incident: Incident, limits: Limits, now: datetime) -> str:
         refused = len(incident.replays - incident.heatmaps)
         also = f", except {refused} that cannot be rendered" if refused else ""
         return f"all {len(incident.replays)} replayed requests are explained{also}"
-    return f"{limits.max_heatmaps} heat maps exist" if len(incident.heatmaps) >= limits.max_heatmaps else ""
+    most = context.limits.max_heatmaps
+    return f"{most} heat maps exist" if len(incident.heatmaps) >= most else ""
 
 
 def decide_restore(
     incident: Incident,
-    live: EndpointState | Refusal,
+    live: EndpointState | CallFailure,
     reason: str,
-    now: datetime,
-    limits: Limits,
-    configs: EndpointConfigs,
+    context: Context,
 ) -> Decision:
     """Decide whether to restore the endpoint, given a :func:`restore_reason`."""
-    if isinstance(live, Refusal):
-        return _describe_refused(incident, live, now, limits)
+    if isinstance(live, CallFailure):
+        return _describe_failed(incident, live, context)
     if _serves(live, incident.hooked_config):
-        return _begin_restore(incident, now, reason)
+        return _begin_restore(incident, context, reason)
     if live.status == DELETED:  # confirm reports it
         return Decision(incident, outcome=Outcome.NOTHING_TO_RESTORE)
-    is_late = incident.deadline is not None and _overdue(incident.deadline, limits, now)
+    is_late = incident.deadline is not None and context.is_overdue(incident.deadline)
     if live.status in IN_PROGRESS and not is_late:
         return Decision(incident, outcome=Outcome.WAITING)
     if incident.state is State.FAILED or _serves(live, incident.plain_config):
         return Decision(incident, outcome=Outcome.NOTHING_TO_RESTORE)
-    return _fail_lost(incident, live, now, configs)
+    return _fail_lost(incident, live, context)
 
 
-def decide_command(incident: Incident, command: Command, now: datetime) -> Decision:
+def decide_command(incident: Incident, command: Command, context: Context) -> Decision:
     """Record an operator's command, which the next decisions follow."""
     if command.action == "abort" and incident.is_open:
         # every abort is answered: where nothing is left to restore, by the notification of the failure once more
-        again = _unsent(incident, "failed") if incident.state is State.FAILED else incident
-        return Decision(noted(replace(again, aborted=True), now, "an operator: abort"), outcome=Outcome.ABORT)
+        again = _notify_again(incident, "failed") if incident.state is State.FAILED else incident
+        after = with_timeline_line(replace(again, aborted=True), context.now, "an operator: abort")
+        return Decision(after, outcome=Outcome.ABORT)
     if command.action == "extend" and incident.state in (State.SWAPPING, State.HOOKED, State.WATCHING):
         until = max(command.until, incident.keep_hooked_until or command.until)
         what = "watch" if incident.notify_only else "keep the hooked model"
         note = f"an operator: {what} until {until:%Y-%m-%d %H:%M:%S} UTC"
-        after = noted(replace(incident, keep_hooked_until=until), now, note)
+        after = with_timeline_line(replace(incident, keep_hooked_until=until), context.now, note)
         return Decision(after, outcome=Outcome.EXTEND)
     return Decision(incident, outcome=Outcome.NO_INCIDENT)
 
 
-def after_report(incident: Incident, made: Report | Refusal, now: datetime, limits: Limits) -> Decision:
+def after_report(incident: Incident, made: Report | CallFailure, context: Context) -> Decision:
     """End the incident with its report, or without one that cannot be written."""
     if isinstance(made, Report):
-        return _closed(incident, now, report=made.uri, findings=made.findings[:FINDINGS_KEPT])
-    if made.retryable and not incident.aborted and not _overdue(_report_due(incident), limits, now):
+        return _closed(incident, context, report=made.uri, findings=made.findings[:FINDINGS_KEPT])
+    if made.retryable and not incident.aborted and not context.is_overdue(_report_due(incident)):
         return Decision(incident, retry=made.reason)
-    return _closed(incident, now, unreported=printable(made.reason, _UNREPORTED_CHARACTERS))
+    return _closed(incident, context, unreported=printable(made.reason, _UNREPORTED_CHARACTERS))
 
 
 def decide_between_incidents(
@@ -483,9 +490,9 @@ def is_unclaimed(incident: Incident, key: str, at: datetime) -> bool:
     return key not in incident.sent_notifications and (claimed is None or at >= claimed + CLAIM_EXPIRES)
 
 
-def late_notification(incident: Incident, now: datetime, limits: Limits) -> Notification | None:
+def late_notification(incident: Incident, context: Context) -> Notification | None:
     """Return what is due CLAIM_EXPIRES after a change, if its invocation did not send it."""
-    if now < incident.since + CLAIM_EXPIRES:
+    if context.now < incident.since + CLAIM_EXPIRES:
         return None
     if incident.state is State.FAILED:
         return Notification("failed", notifications.failed(incident))
@@ -493,7 +500,7 @@ def late_notification(incident: Incident, now: datetime, limits: Limits) -> Noti
         return end_notification(incident)
     if incident.state is State.SWAPPING and not incident.requested:
         return None
-    return _opened(incident, limits)
+    return _opened(incident, context.limits)
 
 
 def end_notification(closed: Incident) -> Notification | None:
@@ -510,88 +517,83 @@ def _opened(incident: Incident, limits: Limits) -> Notification:
 # ---------------------------------------------------------------- changes of the incident
 
 
-def _begin_restore(incident: Incident, now: datetime, reason: str, **changes: Any) -> Decision:
-    after = _move(incident, State.RESTORING, now, reason, requested=False, aborted=False, **changes)
-    return Decision(_unsent(after, "failed"), again=True)  # a second failure is notified again
+def _begin_restore(incident: Incident, context: Context, reason: str, **changes: Any) -> Decision:
+    after = _move(incident, State.RESTORING, context, reason, requested=False, aborted=False, **changes)
+    return Decision(_notify_again(after, "failed"), again=True)  # a second failure is notified again
 
 
-def _unsent(incident: Incident, key: str) -> Incident:
+def _notify_again(incident: Incident, key: str) -> Incident:
     """Forget that a notification was sent, or is being sent: it is sent again."""
     claims = {claim: since for claim, since in incident.claims.items() if claim != key}
     return replace(incident, sent_notifications=incident.sent_notifications - {key}, claims=claims)
 
 
-def _close(incident: Incident, now: datetime, limits: Limits) -> Decision:
-    if _overdue(_report_due(incident), limits, now, 2):  # an invocation that was killed has raised nothing
-        return _closed(incident, now, unreported="writing it timed out; see the log of confirm_endpoint")
+def _close(incident: Incident, context: Context) -> Decision:
+    if context.is_overdue(_report_due(incident), 2):  # an invocation that was killed has raised nothing
+        return _closed(incident, context, unreported="writing it timed out; see the log of confirm_endpoint")
     return Decision(incident, Action.REPORT)
 
 
-def _closed(incident: Incident, now: datetime, **changes: Any) -> Decision:
+def _closed(incident: Incident, context: Context, **changes: Any) -> Decision:
     note = "the plain config is in service"
     if incident.state is State.WATCHING:
         note = "an operator aborted it" if incident.aborted else "the window has ended"
-    after = _move(incident, State.NORMAL, now, note, **changes)
+    after = _move(incident, State.NORMAL, context, note, **changes)
     return Decision(after, notification=Notification("closed", notifications.closed(after)))
 
 
-def _await_update(
-    incident: Incident, live: EndpointState, now: datetime, limits: Limits, configs: EndpointConfigs
-) -> Decision:
-    if live.status in IN_PROGRESS and not _overdue(incident.since, limits, now):
+def _await_update(incident: Incident, live: EndpointState, context: Context) -> Decision:
+    if live.status in IN_PROGRESS and not context.is_overdue(incident.since):
         return Decision(incident)
-    return _fail_lost(incident, live, now, configs)
+    return _fail_lost(incident, live, context)
 
 
-def _fail_lost(incident: Incident, live: EndpointState, now: datetime, configs: EndpointConfigs) -> Decision:
+def _fail_lost(incident: Incident, live: EndpointState, context: Context) -> Decision:
     """Fail because someone else deployed another config, or the endpoint is broken."""
     if live.status == IN_SERVICE:
-        return _fail(incident, now, notifications.superseded(incident, live, configs))
-    return _fail(incident, now, notifications.broken_endpoint(incident, live))
+        return _fail(incident, context, notifications.superseded(incident, live, context.configs))
+    return _fail(incident, context, notifications.broken_endpoint(incident, live))
 
 
-def _fail_to_restore(incident: Incident, now: datetime, reason: str) -> Decision:
-    retry = next_retry(replace(incident, since=now))
-    return _fail(incident, now, notifications.not_restored(incident, reason, retry))
+def _fail_to_restore(incident: Incident, context: Context, reason: str) -> Decision:
+    retry = next_retry(replace(incident, since=context.now))
+    return _fail(incident, context, notifications.not_restored(incident, reason, retry))
 
 
-def _fail(incident: Incident, now: datetime, notice: Notice) -> Decision:
-    changes = {"failure": notice.text[:_FAILURE_CHARACTERS], "headline": notice.subject, "aborted": False}
-    after = _move(incident, State.FAILED, now, notice.text.partition("\n")[0], **changes)
+def _fail(incident: Incident, context: Context, notice: Notice) -> Decision:
+    changes = {"failure": notice.text[:_NOTICE_CHARACTERS], "headline": notice.subject, "aborted": False}
+    after = _move(incident, State.FAILED, context, notice.text.partition("\n")[0], **changes)
     return Decision(after, notification=Notification("failed", notice), outcome=Outcome.FAILED)
 
 
-def _move(incident: Incident, state: State, now: datetime, note: str, **changes: Any) -> Incident:
+def _move(incident: Incident, state: State, context: Context, note: str, **changes: Any) -> Incident:
     if state not in TRANSITIONS[incident.state]:
         raise ValueError(f"incident {incident.id}: no transition from {incident.state} to {state}")
-    return noted(replace(incident, state=state, since=now, **changes), now, f"{state}: {note}")
+    after = replace(incident, state=state, since=context.now, **changes)
+    return with_timeline_line(after, context.now, f"{state}: {note}")
 
 
-def _accepted(incident: Incident, config: str, now: datetime) -> Incident:
+def _accepted(incident: Incident, config: str, context: Context) -> Incident:
     """SageMaker accepted UpdateEndpoint; from now on, the update may take ``update_minutes``."""
-    return noted(replace(incident, requested=True, since=now), now, f"UpdateEndpoint to {config}")
+    after = replace(incident, requested=True, since=context.now)
+    return with_timeline_line(after, context.now, f"UpdateEndpoint to {config}")
 
 
-def noted(incident: Incident, now: datetime, text: str) -> Incident:
+def with_timeline_line(incident: Incident, now: datetime, text: str) -> Incident:
     """Add a line to the time line, which keeps its first and last lines."""
     lines = (*incident.timeline, _line(now, text))
-    if len(lines) > _LINES_KEPT:
-        lines = (*lines[:_FIRST_LINES], "(lines omitted)", *lines[_FIRST_LINES + 1 - _LINES_KEPT :])
+    if len(lines) > _TIMELINE_LINES:
+        lines = (*lines[:_FIRST_LINES], "(lines omitted)", *lines[_FIRST_LINES + 1 - _TIMELINE_LINES :])
     return replace(incident, timeline=lines)
 
 
 def _line(now: datetime, text: str) -> str:
-    return f"{now:%Y-%m-%dT%H:%M:%S}Z {printable(text, _LINE_CHARACTERS)}"
+    return f"{now:%Y-%m-%dT%H:%M:%S}Z {printable(text, _TIMELINE_CHARACTERS)}"
 
 
 def _serves(live: EndpointState, config: str) -> bool:
     # a failed update returns to the old config without an error: InService alone proves nothing
     return live.status == IN_SERVICE and live.config == config
-
-
-def _overdue(since: datetime, limits: Limits, now: datetime, times: int = 1) -> bool:
-    """Whether more time has passed than an update of the endpoint may take."""
-    return now > since + times * timedelta(minutes=limits.update_minutes)
 
 
 def _report_due(incident: Incident) -> datetime:

@@ -17,7 +17,7 @@ HEATMAPS_KEPT = 1000  # names of heat maps; those of replays may exceed it
 RELATED_KEPT = 32  # violations
 FINDINGS_KEPT = 30  # lines
 
-SENDS = 5  # of a replay that the endpoint does not answer
+MAX_REPLAY_ATTEMPTS = 5  # while the endpoint does not answer
 
 
 class State(StrEnum):
@@ -76,7 +76,9 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 }
 
 
-IN_SERVICE = "InService"  # EndpointStatus of DescribeEndpoint
+# EndpointStatus of DescribeEndpoint
+IN_SERVICE = "InService"
+IN_PROGRESS = frozenset({"Creating", "Updating", "SystemUpdating", "RollingBack"})
 DELETED = "Deleted"  # not a status of SageMaker: the endpoint does not exist
 
 
@@ -92,7 +94,7 @@ class Incident:
         aborted: an operator wants the endpoint restored now.
         requested: SageMaker accepted UpdateEndpoint in this state.
         replays: names of the requests that are sent again (None: not yet); ``flagged`` caused the violation.
-        unsent: replays without an answer after ``sends`` tries, the last at ``sent``.
+        unanswered: replays without an answer after ``replay_attempts``, the last at ``last_replay_at``.
         heatmaps: names of the heat maps: of every replay, and up to HEATMAPS_KEPT in all.
         refused: replays whose trace cannot be rendered.
         retries: of a failed restore.
@@ -121,9 +123,9 @@ class Incident:
     requested: bool = False
     replays: frozenset[str] | None = None
     flagged: frozenset[str] = frozenset()
-    unsent: frozenset[str] = frozenset()
-    sends: int = 0
-    sent: datetime | None = None
+    unanswered: frozenset[str] = frozenset()
+    replay_attempts: int = 0
+    last_replay_at: datetime | None = None
     heatmaps: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     retries: int = 0
@@ -178,13 +180,13 @@ class Replays:
         names: event ids of the requests.
         flagged: those that caused the violation; the others are for comparison.
         note: problems, for the time line.
-        unsent: those without an answer, to be sent again.
+        unanswered: those without an answer, to be sent again.
     """
 
     names: frozenset[str]
     flagged: frozenset[str] = frozenset()
     note: str = ""
-    unsent: frozenset[str] = frozenset()
+    unanswered: frozenset[str] = frozenset()
 
 
 class Request(NamedTuple):

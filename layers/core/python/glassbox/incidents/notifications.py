@@ -9,13 +9,12 @@ from glassbox.errors import printable
 from glassbox.incidents.model import DELETED, EndpointConfigs, EndpointState, Incident, Limits
 from glassbox.violation import Violation
 
-_SUBJECT_CHARACTERS = 100  # of SNS, in ASCII
-_LINE_CHARACTERS = 2500
+_TEXT_LINE_CHARACTERS = 2500
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A message with an ASCII subject and attributes for SNS filter policies."""
+    """A message with a subject, and attributes for SNS filter policies."""
 
     subject: str
     text: str
@@ -282,7 +281,7 @@ def rolled_back(incident: Incident, live: EndpointState) -> Notice:
 
 
 def refused(incident: Incident, error: str) -> Notice:
-    """Return the notification that SageMaker refused the swap for good or for too long."""
+    """Return the notification that SageMaker refused the swap until Glassbox gave it up."""
     return _notice(
         incident,
         "failed",
@@ -295,6 +294,22 @@ def refused(incident: Incident, error: str) -> Notice:
         *_facts(incident),
         "",
         "To open an incident for the last hour once the cause is fixed:",
+        *_command(incident.endpoint, "open"),
+    )
+
+
+def endpoint_busy(incident: Incident, live: EndpointState, limits: Limits) -> Notice:
+    """Return the notification that an update by someone else blocked the swap for too long."""
+    return _notice(
+        incident,
+        "failed",
+        "violation, NOT swapped: endpoint busy",
+        f"The endpoint was still {live.status} after {limits.update_minutes:g} minutes. Glassbox gave up the swap.",
+        "",
+        incident.cause.reason,
+        *_facts(incident),
+        "",
+        "To open an incident for the last hour once the update has ended:",
         *_command(incident.endpoint, "open"),
     )
 
@@ -342,7 +357,7 @@ def _notice(incident: Incident, event: str, headline: str, *lines: str) -> Notic
 
 def _text(*lines: str) -> str:
     # a reason or an error from outside must not add lines of its own
-    return "\n".join(printable(line, _LINE_CHARACTERS) for line in lines)
+    return "\n".join(printable(line, _TEXT_LINE_CHARACTERS) for line in lines)
 
 
 def _attributes(incident: Incident, event: str) -> Mapping[str, str]:
@@ -350,7 +365,7 @@ def _attributes(incident: Incident, event: str) -> Mapping[str, str]:
 
 
 def _subject(endpoint: str, headline: str) -> str:
-    return f"Glassbox {endpoint}: {headline}".encode("ascii", "replace").decode()[:_SUBJECT_CHARACTERS]
+    return f"Glassbox {endpoint}: {headline}"
 
 
 def _facts(incident: Incident) -> Sequence[str]:

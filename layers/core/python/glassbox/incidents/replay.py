@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from glassbox.errors import BadInputError, RetryableError, printable
-from glassbox.incidents.model import SENDS, Incident, Replays, Request
+from glassbox.incidents.model import MAX_REPLAY_ATTEMPTS, Incident, Replays, Request
 from glassbox.monitoring.capture import CaptureLocation, input_body, lines, read_key, read_line
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import UNKNOWN, ResponseSettings, is_known
@@ -78,7 +78,7 @@ def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
     """Send the inputs behind the violation again, and others for comparison.
 
     A duplicate changes nothing: the event id names the heat map of a request. Each request carries a signed marker,
-    and the caller's own attributes where they fit. An incident with ``unsent`` replays sends only those.
+    and the caller's own attributes where they fit. An incident with ``unanswered`` replays sends only those.
 
     A violation without a variant (of an operator or the monitor) includes all variants but the shadows.
 
@@ -93,30 +93,32 @@ def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
     skipped: list[str] = []
     clock, end = dependencies.clock, dependencies.clock() + SEND_SECONDS
     records = list(_records(incident.cause, dependencies, skipped))
-    if incident.unsent:
-        chosen = [record for record in records if record.event_id in incident.unsent]
+    if incident.unanswered:
+        chosen = [record for record in records if record.event_id in incident.unanswered]
         behind = incident.flagged
     else:
         chosen, others = _choose(records, incident.cause, dependencies.settings)
         behind = frozenset(record.event_id for record in chosen)
         chosen += others
     # each try begins with another request: two that kill the container must not block the others
-    first = incident.sends * len(chosen) // SENDS
+    first = incident.replay_attempts * len(chosen) // MAX_REPLAY_ATTEMPTS
     requests = itertools.chain.from_iterable(
         _requests(part, incident.id, dependencies, skipped) for part in (chosen[first:], chosen[:first])
     )
     sent = _send(requests, incident.endpoint, dependencies.runtime, lambda: clock() >= end)
-    unsent = sent.unsent
+    unanswered = sent.unanswered
     if sent.away:
-        unsent = {record.event_id for record in chosen} - sent.answered - {name for name, _ in sent.refused}
-    names = frozenset(sent.answered | unsent)
+        unanswered = (
+            {record.event_id for record in chosen} - sent.answered - {name for name, _ in sent.refused}
+        )
+    names = frozenset(sent.answered | unanswered)
     notes = list(_notes(sent))
     if not names and not sent.refused:
         gone = "the window has no capture files" if not records else "the capture files contain no inputs"
         notes.append(f"{gone}, so live traffic is explained instead")
     if skipped:
         notes.append(f"{len(skipped)} capture lines are unreadable, the first: {skipped[0]}")
-    return Replays(names, names & behind, "; ".join(notes), frozenset(unsent))
+    return Replays(names, names & behind, "; ".join(notes), frozenset(unanswered))
 
 
 @dataclass
@@ -124,7 +126,7 @@ class _Sent:
     """Event ids by outcome; ``refused`` with reasons; ``away``: the rest was not sent."""
 
     answered: set[str] = field(default_factory=set)
-    unsent: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)
     refused: list[tuple[str, str]] = field(default_factory=list)
     cut: int = 0
     away: bool = False
@@ -137,7 +139,7 @@ def _send(
 ) -> _Sent:
     sent, in_a_row = _Sent(), 0
     for request in requests:
-        if out_of_time() and (sent.answered or sent.refused or sent.unsent):
+        if out_of_time() and (sent.answered or sent.refused or sent.unanswered):
             sent.away, sent.slow = True, True
             break
         try:
@@ -145,7 +147,7 @@ def _send(
         except BadInputError as error:
             sent.refused.append((request.event_id, str(error)))
         except RetryableError as error:
-            sent.unsent.add(request.event_id)
+            sent.unanswered.add(request.event_id)
             sent.error, in_a_row = str(error), in_a_row + 1
             if in_a_row == _UNANSWERED_IN_A_ROW:
                 sent.away = True
@@ -161,7 +163,7 @@ def _send(
 def _notes(sent: _Sent) -> Iterator[str]:
     if sent.refused:
         yield f"{len(sent.refused)} were refused, the first: {sent.refused[0][1]}"
-    if sent.unsent:
+    if sent.unanswered:
         yield f"the endpoint does not answer: {sent.error}"
     if sent.slow:
         yield f"the endpoint answered too slowly to send all within {SEND_SECONDS} seconds"

@@ -1,9 +1,10 @@
-"""Carry out the decisions on an incident: load, look at the endpoint, decide, act, save, notify once.
+"""Carry out the decisions on an incident: load, describe the endpoint, decide, act, save, notify once.
 
 :mod:`glassbox.incidents.decisions` is the state machine. The entry points are :func:`swap` (a violation),
 :func:`confirm` (the endpoint changed its state), :func:`restore` (a heat map) and :func:`apply_command` (an operator).
-A scheduled sweep calls confirm and restore as well, so a lost event only delays. Each may be called twice, late or in
-any order: it looks at the endpoint before every UpdateEndpoint, and records a call after AWS has accepted it.
+A scheduled sweep calls confirm and restore as well, so a lost event only delays the next step. Each may be called
+twice, late or in any order: it describes the endpoint before every UpdateEndpoint, and records a call after AWS has
+accepted it.
 """
 
 import functools
@@ -14,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from glassbox.errors import BadInputError, ConflictError, GlassboxError, RetryableError
 from glassbox.incidents import decisions
-from glassbox.incidents.decisions import CLAIM_EXPIRES, Action, Decision, Notification, Refusal
+from glassbox.incidents.decisions import CLAIM_EXPIRES, Action, CallFailure, Context, Decision, Notification
 from glassbox.incidents.model import (
     Command,
     EndpointConfigs,
@@ -45,6 +46,10 @@ class IncidentDependencies:
     notices: Topic
     clock: Callable[[], datetime]
 
+    def context(self, now: datetime) -> Context:
+        """Return what every decision at this time depends on."""
+        return Context(now, self.limits, self.configs)
+
 
 def retry_on_conflict(handle: Callable[P, Outcome]) -> Callable[P, Outcome]:
     """Re-read the incident and retry after a concurrent update."""
@@ -74,21 +79,21 @@ def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime
     Raises:
         RetryableError: the table or the topic does not answer.
     """
-    incidents, limits, configs = dependencies.incidents, dependencies.limits, dependencies.configs
+    incidents, context = dependencies.incidents, dependencies.context(now)
     last = incidents.current(violation.endpoint)
     past: Sequence[Incident] = ()
     if last is None or not last.is_open:
         past = incidents.past(violation.endpoint, decisions.past_since(violation, now))
-    decision = decisions.decide_violation(violation, last, past, now, limits, configs)
+    decision = decisions.decide_violation(violation, last, past, context)
     opened = decision.action is Action.OPEN
     if opened:
-        decision = _open(last, decision, dependencies, now)
+        decision = _open(last, decision, dependencies, context)
     incident = decision.incident
     if decision.outcome is None:
         live = _attempt(lambda: dependencies.endpoint.describe(incident.endpoint))
-        decision = decisions.decide_swap(incident, live, now, limits, configs, opened=opened)
+        decision = decisions.decide_swap(incident, live, context, opened=opened)
         if decision.action:
-            decision = _update_endpoint(decision, dependencies, now, opened=opened)
+            decision = _update_endpoint(decision, dependencies, context, opened=opened)
     _record(incident, decision, dependencies)
     return decision.outcome or Outcome(decision.incident.state)
 
@@ -114,24 +119,24 @@ def confirm(
     Raises:
         RetryableError: AWS does not answer.
     """
-    limits = dependencies.limits
+    context = dependencies.context(now)
     incident = dependencies.incidents.current(endpoint)
     if incident is None or not incident.is_open:
-        return _between_incidents(endpoint, incident, dependencies, now)
+        return _between_incidents(endpoint, incident, dependencies, context)
 
     def act(decision: Decision) -> Decision:
         incident = decision.incident
         if decision.action is Action.REPLAY:
-            return decisions.after_replay(incident, _attempt(lambda: replay(incident)), now)
+            return decisions.after_replay(incident, _attempt(lambda: replay(incident)), context)
         if decision.action is Action.REPORT:
-            return decisions.after_report(incident, _attempt(lambda: report(incident)), now, limits)
-        return _update_endpoint(decision, dependencies, now)
+            return decisions.after_report(incident, _attempt(lambda: report(incident)), context)
+        return _update_endpoint(decision, dependencies, context)
 
     live = None if incident.notify_only else _attempt(lambda: dependencies.endpoint.describe(endpoint))
-    decision = decisions.decide(incident, live, now, limits, dependencies.configs)
-    incident = _carry_out(incident, decision, live, dependencies, now, act)
+    decision = decisions.decide(incident, live, context)
+    incident = _carry_out(incident, decision, live, dependencies, context, act)
     # after the work: a topic that refuses must not delay it
-    late = decisions.late_notification(incident, now, limits)
+    late = decisions.late_notification(incident, context)
     return Outcome(notify_once(incident, late, dependencies).state)
 
 
@@ -148,15 +153,14 @@ def restore(endpoint: str, dependencies: IncidentDependencies, now: datetime) ->
     incident = dependencies.incidents.current(endpoint)
     if incident is None or not decisions.is_restorable(incident):
         return Outcome.NOTHING_TO_RESTORE
-    reason = decisions.restore_reason(incident, dependencies.limits, now)
+    context = dependencies.context(now)
+    reason = decisions.restore_reason(incident, context)
     if not reason:
         return Outcome.WAITING
     live = _attempt(lambda: dependencies.endpoint.describe(endpoint))
-    decision = decisions.decide_restore(
-        incident, live, reason, now, dependencies.limits, dependencies.configs
-    )
-    act = functools.partial(_update_endpoint, dependencies=dependencies, now=now)
-    incident = _carry_out(incident, decision, live, dependencies, now, act)
+    decision = decisions.decide_restore(incident, live, reason, context)
+    act = functools.partial(_update_endpoint, dependencies=dependencies, context=context)
+    incident = _carry_out(incident, decision, live, dependencies, context, act)
     return decision.outcome or Outcome(incident.state)
 
 
@@ -173,35 +177,37 @@ def apply_command(command: Command, dependencies: IncidentDependencies, now: dat
     incident = dependencies.incidents.current(command.endpoint)
     if incident is None:
         return Outcome.NO_INCIDENT
-    decision = decisions.decide_command(incident, command, now)
+    decision = decisions.decide_command(incident, command, dependencies.context(now))
     _record(incident, decision, dependencies)
     return decision.outcome or Outcome.NO_INCIDENT
 
 
 def _open(
-    last: Incident | None, decision: Decision, dependencies: IncidentDependencies, now: datetime
+    last: Incident | None, decision: Decision, dependencies: IncidentDependencies, context: Context
 ) -> Decision:
-    """Write a new incident over the last one, after the notification of the end of that."""
+    """Notify of the end of the last incident, then write the new one over it."""
     if last is not None:
         end = decisions.end_notification(last)
         sent = _attempt(lambda: notify_once(last, end, dependencies))
         reason = ""
-        if isinstance(sent, Refusal):  # a topic that refuses must not delay a swap
+        if isinstance(sent, CallFailure):  # a topic that refuses must not delay a swap
             reason = sent.reason
         elif end and end.key not in sent.sent_notifications:
             reason = "another invocation was sending it"  # and may have crashed
         if reason:
             note = f"the end of incident {last.id} was not sent: {reason}"
-            decision = replace(decision, incident=decisions.noted(decision.incident, now, note))
+            decision = replace(
+                decision, incident=decisions.with_timeline_line(decision.incident, context.now, note)
+            )
     dependencies.incidents.open(decision.incident)
     return decision
 
 
 def _between_incidents(
-    endpoint: str, last: Incident | None, dependencies: IncidentDependencies, now: datetime
+    endpoint: str, last: Incident | None, dependencies: IncidentDependencies, context: Context
 ) -> Outcome:
     if last is not None:
-        notify_once(last, decisions.late_notification(last, now, dependencies.limits), dependencies)
+        notify_once(last, decisions.late_notification(last, context), dependencies)
     if not dependencies.limits.react:
         return Outcome.NORMAL
     live = dependencies.endpoint.describe(endpoint)
@@ -214,9 +220,9 @@ def _between_incidents(
 def _carry_out(
     incident: Incident,
     decision: Decision,
-    live: EndpointState | Refusal | None,
+    live: EndpointState | CallFailure | None,
     dependencies: IncidentDependencies,
-    now: datetime,
+    context: Context,
     act: Callable[[Decision], Decision],
 ) -> Incident:
     """Act, save and notify as decided, and decide again in a new state that has work to do."""
@@ -229,27 +235,27 @@ def _carry_out(
         # another invocation may have moved the incident while this one published: `live` is then too old
         if not decision.again or incident.state is not decision.incident.state:
             return incident
-        decision = decisions.decide(incident, live, now, dependencies.limits, dependencies.configs)
+        decision = decisions.decide(incident, live, context)
 
 
 def _update_endpoint(
-    decision: Decision, dependencies: IncidentDependencies, now: datetime, *, opened: bool = False
+    decision: Decision, dependencies: IncidentDependencies, context: Context, *, opened: bool = False
 ) -> Decision:
-    incident, update, limits = decision.incident, dependencies.endpoint.update, dependencies.limits
+    incident, update = decision.incident, dependencies.endpoint.update
     if decision.action is Action.SWAP:
         answer = _attempt(lambda: update(incident.endpoint, incident.hooked_config, guarded=True))
-        return decisions.after_swap(incident, answer, now, limits, opened=opened)
+        return decisions.after_swap(incident, answer, context, opened=opened)
     answer = _attempt(lambda: update(incident.endpoint, incident.plain_config, guarded=False))
-    return decisions.after_restore(incident, answer, now, limits)
+    return decisions.after_restore(incident, answer, context)
 
 
-def _attempt(call: Callable[[], T]) -> T | Refusal:
+def _attempt(call: Callable[[], T]) -> T | CallFailure:
     try:
         return call()
     except BadInputError as error:
-        return Refusal(str(error))
+        return CallFailure(str(error))
     except RetryableError as error:
-        return Refusal(str(error), retryable=True)
+        return CallFailure(str(error), retryable=True)
 
 
 def notify_once(

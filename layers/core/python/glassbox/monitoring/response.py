@@ -598,8 +598,8 @@ def _refuse_column_of_classes(rows: Sequence[Sequence[int | float]], place: _Pla
 
 
 def _ranked_by(entries: list[Any]) -> str | None:
-    """Return the member by which a list of objects with labels may be a ranking."""
-    if not entries or not all(isinstance(entry, dict) and "label" in entry for entry in entries):
+    """Return the member by which a list of objects whose class is their label may be a ranking."""
+    if not entries or not all(isinstance(entry, dict) and _class_key(entry) == "label" for entry in entries):
         return None
     return next((key for key in _CONFIDENCE_KEYS if all(key in entry for entry in entries)), None)
 
@@ -626,11 +626,11 @@ def _labelled(entries: Sequence[Mapping[str, Any]], key: str, place: _Place) -> 
 
 
 def _entry(entry: Mapping[str, Any]) -> Iterator[Prediction]:
-    for key in _CLASS_KEYS:
-        if entry.get(key) is not None:
-            predicted_class = _predicted_class(entry[key])
-            yield Prediction(predicted_class, _confidence(_number(_value_of(predicted_class, entry))))
-            return
+    class_key = _class_key(entry)
+    if class_key is not None:
+        predicted_class = _predicted_class(entry[class_key])
+        yield Prediction(predicted_class, _confidence(_number(_value_of(predicted_class, entry))))
+        return
     for key in _SCORES_KEYS:
         scores = entry.get(key)
         if isinstance(scores, list) and (rows := _score_rows(scores)):
@@ -642,6 +642,10 @@ def _entry(entry: Mapping[str, Any]) -> Iterator[Prediction]:
     if not _are_named_scores(entry):
         raise _no_class(entry)
     yield _named(entry)
+
+
+def _class_key(entry: Mapping[str, Any]) -> str | None:
+    return next((key for key in _CLASS_KEYS if entry.get(key) is not None), None)
 
 
 def _no_class(entry: Mapping[str, Any]) -> UnreadableError:

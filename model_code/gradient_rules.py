@@ -358,7 +358,10 @@ def _activation(call: Call) -> Callable[[Any], Record]:
 
     def finish(output: Tensor) -> Record:
         slope = output.detach() / x if known is None else known
-        return Record(call.op, "activation", backward=_sloped(slope), held="activation")
+        # 0/0
+        undefined = known is None and not bool(slope.sum().isfinite())
+        backward = functools.partial(_sloped, slope, slope.isnan() if undefined else None)
+        return Record(call.op, "activation", backward=backward, held="activation")
 
     return finish
 
@@ -373,23 +376,19 @@ def _offset_activation(
         # In float64: the difference loses digits near 0.
         wide = x.double()
         slope = ((function(call, wide) - offset) / wide).to(x.dtype)
-        backward = _sloped(slope)
+        backward = functools.partial(_sloped, slope, slope.isnan())
         return lambda output: Record(call.op, "activation", [x.new_tensor(offset)], backward, "activation")
 
     return rule
 
 
-def _sloped(slope: Tensor) -> Callable[[Sequence[Any], Sequence[Any]], Sequence[Any]]:
-    # 0/0: the derivative takes its place
-    undefined = None if bool(slope.sum().isfinite()) else slope.isnan()
-
-    def backward(inputs: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Any]:
-        held = outputs[0] * slope
-        if undefined is not None:
-            held = torch.where(undefined, inputs[0].nan_to_num(0.0, 0.0, 0.0), held)
-        return (held, *inputs[1:])
-
-    return backward
+def _sloped(
+    slope: Tensor, undefined: Tensor | None, inputs: Sequence[Any], outputs: Sequence[Any]
+) -> Sequence[Any]:
+    held = outputs[0] * slope
+    if undefined is not None:  # the derivative takes its place
+        held = torch.where(undefined, inputs[0].nan_to_num(0.0, 0.0, 0.0), held)
+    return (held, *inputs[1:])
 
 
 def _opened(function: Callable[[Tensor], Tensor]) -> Callable[[Call], Callable[[Any], Record]]:

@@ -97,7 +97,7 @@ def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
         chosen = [record for record in records if record.event_id in incident.unanswered]
         behind = incident.flagged
     else:
-        chosen, others = _choose(records, incident.cause, dependencies.settings)
+        chosen, others = select_records(records, incident.cause, dependencies.settings)
         behind = frozenset(record.event_id for record in chosen)
         chosen += others
     # each try begins with another request: two that kill the container must not block the others
@@ -189,7 +189,7 @@ def flagged_inputs(incident: Incident, dependencies: ReplayDependencies) -> list
     """
     skipped: list[str] = []
     records = list(_records(incident.cause, dependencies, skipped))
-    chosen, _ = _choose(records, incident.cause, dependencies.settings)
+    chosen, _ = select_records(records, incident.cause, dependencies.settings)
     found = ((record, _body(whole)) for record, whole in _read_again(chosen, dependencies, skipped))
     return [
         Input(record.event_id, record.predicted_class, record.confidence, *body)
@@ -198,7 +198,7 @@ def flagged_inputs(incident: Incident, dependencies: ReplayDependencies) -> list
     ]
 
 
-def _choose(
+def select_records(
     records: Sequence[Captured], cause: Violation, settings: ReplaySettings
 ) -> tuple[list[Captured], list[Captured]]:
     """Return the records behind the violation and the others, each spread over the window."""

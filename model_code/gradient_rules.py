@@ -199,6 +199,9 @@ def _affine(call: Call) -> Callable[[Any], Record]:
     if call.op in _HAS_CONSTANT or any(map(_is_value, _constant_operands(call))):
         with torch.no_grad():
             value = _value_at_zero(call)
+            if value.is_floating_point():
+                # Infinite padding has no gradient before a maximum, and 0 · ∞ is NaN. If it has one, so is the score.
+                value = value.nan_to_num(math.nan, 0.0, 0.0)
         constants = [value] if bool(value.any()) else []
     return lambda output: Record(call.op, "constant", constants)
 

@@ -147,6 +147,18 @@ class TestRules:
             found.terms[0].gradient.double(), expected.terms[0].gradient, rtol=1e-4, atol=1e-7
         )
 
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1), value=-math.inf), 3, 1),
+            lambda x: x.masked_fill(x < 0, -math.inf).softmax(1) * x,
+            lambda x: x.masked_fill(x < 0, -math.inf).amax(1),
+        ],
+    )
+    def test_infinite_padding_that_is_never_selected_adds_nothing(self, function):
+        (found,) = assert_complete(Between(function).eval(), images(size=8))
+        assert all(math.isfinite(term.sum_abs) for term in found.terms)
+
     def test_a_network_that_overflows_is_incomplete(self):
         (found,) = complete_gradients(Between(lambda x: (100 * x).expm1()).eval(), images(size=8))
         assert not found.complete

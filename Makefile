@@ -31,11 +31,11 @@ demo: $(READY) ## run the whole loop on an embedded AWS (DATA=folder of images, 
 local: $(READY) ## start an embedded AWS with the stack deployed, until Ctrl-C (PORT=4566, WEIGHTS=model.pt)
 	@$(RUN) -m local $(if $(PORT),--port $(PORT)) $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
-test: $(READY) ## run every test that matters for a change (WORKERS=2 processes)
+test: $(READY) ## run the test suite, about 8 minutes (WORKERS=2 processes)
 	$(RUN) -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
 
 test-all: export GLASSBOX_LONG = 1
-test-all: test ## run the long tests too (CONTRIBUTING.md)
+test-all: test ## run the test suite and the long tests (CONTRIBUTING.md)
 
 coverage: $(READY) ## measure branch coverage of the core by unit and integration tests; fail below 95 %
 	$(RUN) -m pytest -n $(WORKERS) --dist loadscope --cov -q tests/unit tests/integration $(PYTEST_ARGS)
@@ -47,11 +47,11 @@ check: $(READY) ## check format, lint, types and templates
 	$(VENV)/bin/mypy --config-file tests/mypy.ini
 	$(VENV)/bin/cfn-lint template.yaml model-monitor.yaml
 
-simulate: $(READY) ## run the simulation for longer than make test does (SEEDS=200000 MINUTES=40)
+simulate: $(READY) ## run random schedules of incidents (SEEDS=200000, at most MINUTES=40)
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m simulation \
 	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES))
 
-bench: $(READY) ## measure the performance claims as ratios against a peer (MODULE=completeness, ARGS)
+bench: $(READY) ## compare speed and size with reference implementations (MODULE=completeness, ARGS)
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks$(if $(MODULE),.$(MODULE)) $(ARGS)
 
 baseline: $(READY) ## compute the baseline of the drift check from the capture files of a reference period (CAPTURES=folder REPLAY_KEY=public.pem)
@@ -116,13 +116,13 @@ plan: build .venv-deploy/.ready ## print what deploy would create and change (EN
 deploy: build .venv-deploy/.ready ## deploy the stack and the hooked twin (arguments as for plan; YES=1 does not ask)
 	@$(DEPLOY) deploy $(WANTED) $(if $(YES),--yes)
 
-twin: .venv-deploy/.ready ## rebuild the hooked twin after a deployment of the endpoint's owner (STACK)
+twin: .venv-deploy/.ready ## rebuild the hooked twin after you deploy a new model (STACK)
 	@$(DEPLOY) twin --stack '$(STACK)' --image '$(IMAGE)' --model-data '$(MODEL_DATA)'
 
 explain: .venv-deploy/.ready ## explain one image on the endpoint now (IMAGE=sign.png, STACK; YES=1 does not ask)
 	@$(DEPLOY) explain --stack '$(STACK)' --endpoint '$(ENDPOINT)' --image '$(IMAGE)' $(if $(YES),--yes)
 
-remove: .venv-deploy/.ready ## delete the stack; a watched endpoint serves its original config (STACK; YES=1 does not ask)
+remove: .venv-deploy/.ready ## delete the stack and the twin; restore the endpoint first if an incident is open (STACK; YES=1 does not ask)
 	@$(DEPLOY) remove --stack '$(STACK)' $(if $(YES),--yes)
 
 push: .venv-deploy/.ready ## push the images of `make images` to ECR

@@ -53,7 +53,7 @@ def explain(
     opened = before is None or not before.is_open
     if opened:
         report(f"swapping {name} to its hooked twin")
-        send_command(name, "open", session, reason=f"an operator wants {image.name} explained")
+        send_command(name, "open", session, reason=f"make explain: explain {image.name}")
     try:
         previous = before.id if opened and before else None
         incident = _wait(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import boto3
 
 from deploy import DeployError
 from deploy.stack import Outputs, Stack
+from glassbox.aws.events import Events
 from glassbox.aws.incidents_table import IncidentsTable
+from glassbox.errors import GlassboxError
 from glassbox.incidents.events import COMMAND_DETAIL_TYPE
 from glassbox.incidents.model import Incident, State
 
@@ -37,7 +38,15 @@ def check_no_incident(stack: Stack, session: boto3.Session) -> None:
 
 
 def send_command(endpoint: str, action: str, session: boto3.Session, **detail: Any) -> None:
-    """Send the stack an operator's command, such as ``open`` or ``abort``."""
-    body = json.dumps({"endpoint": endpoint, "action": action} | detail)
-    entry = {"Source": OPERATOR, "DetailType": COMMAND_DETAIL_TYPE, "Detail": body}
-    session.client("events").put_events(Entries=[entry])
+    """Send the stack an operator's command, such as ``open`` or ``abort``.
+
+    Raises:
+        DeployError: EventBridge refuses it.
+    """
+    command = {"endpoint": endpoint, "action": action} | detail
+    try:
+        Events(session.client("events")).put(OPERATOR, COMMAND_DETAIL_TYPE, command)
+    except GlassboxError as error:
+        raise DeployError(
+            f"Endpoint {endpoint}: the command {action!r} was not sent. {error}. Retry."
+        ) from error

@@ -17,19 +17,19 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.objects import Objects
 from glassbox.explanation.render import Rendered, render_step
+from glassbox.incidents.model import HeatmapLimit
 from glassbox.queue_message import read_event, read_object
-from glassbox.settings import from_env, setting
+from glassbox.settings import from_env
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(HeatmapLimit):
     bucket: str
     endpoint_name: str
     incidents_table: str
-    max_heatmaps: int = setting(24, within=(1, 1000))
 
 
 @functools.cache

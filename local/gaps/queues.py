@@ -30,7 +30,7 @@ def install() -> None:
 
 
 def check_resource(properties: dict[str, Any]) -> None:
-    """Raise ministack's SQS error if a queue of an AWS::SQS::QueuePolicy refuses its policy."""
+    """Raise ministack's SQS error if SQS refuses an AWS::SQS::QueuePolicy."""
     for url in properties["Queues"]:
         check(properties["PolicyDocument"], sqs._get_q(url)["attributes"]["QueueArn"])
 
@@ -53,14 +53,14 @@ def check(policy: str | dict[str, Any] | None, queue_arn: str) -> None:
             raise _invalid()
         if statement["actions"] > ACTIONS:
             raise _over_limit(statement["actions"], "actions were found in a statement from", ACTIONS)
-    for what, found, most in (
+    for quota, found, limit in (
         ("statements", len(statements), STATEMENTS),
         ("principals", sum(s["principals"] for s in statements), PRINCIPALS),
         ("conditions", sum(s["conditions"] for s in statements), CONDITIONS),
         ("bytes", len(json.dumps(document).encode()), POLICY_BYTES),
     ):
-        if found > most:
-            raise _over_limit(found, f"{what} were found in", most)
+        if found > limit:
+            raise _over_limit(found, f"{quota} were found in", limit)
 
 
 def _counted(statement: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def test_explains_one_image_and_restores_the_endpoint(stack, tmp_path):
     assert facts["predicted_class"] == classes[0]
     assert facts["completeness"]["complete"]
     closed = wait_for(lambda: (current := incident(stack)).state == "NORMAL" and current)
-    assert closed.cause.reason == "an operator wants sign.png explained"
+    assert closed.cause.reason == "make explain: explain sign.png"
     assert endpoint_state(stack) == ("InService", stack.outputs["PlainConfig"])
     assert len(printed) == 3
 

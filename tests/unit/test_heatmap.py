@@ -257,7 +257,7 @@ class TestTexts:
 
 
 class TestFacts:
-    def test_hold_every_value(self):
+    def test_facts_contain_every_value_of_the_explanation(self):
         facts = json.loads(to_json(heatmap.facts(explanation())))
         assert facts == {
             "predicted_class": 14,

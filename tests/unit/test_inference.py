@@ -204,7 +204,7 @@ class TestAnswer:
 
 
 def png_header(width, height, bits=8, colour=2):
-    """A PNG that promises much and holds nothing."""
+    """Return a PNG whose header declares this size and whose pixel data is 9 bytes."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -309,7 +309,7 @@ class TestRefusal:
     @pytest.mark.parametrize(
         "accept", ["text/csv", "image/png", "application/x-npy", "text/html, text/plain"]
     )
-    def test_refuses_other_accepts(self, classifier, accept):
+    def test_rejects_unsupported_accept_headers(self, classifier, accept):
         status, message = refusal(classifier, npy(ARRAY), accept=accept)
         assert (status, message) == (406, f"Accept: expected application/json, got {accept!r}.")
 

@@ -260,7 +260,7 @@ def test_raises_when_live_traffic_cannot_be_explained(network, tmp_path, inciden
     assert incidents.current("traffic-signs").refused == frozenset()
 
 
-def test_refusal_of_an_earlier_incident_is_not_the_open_ones(network, tmp_path, incident):
+def test_writes_a_refusal_to_the_incident_of_its_replay(network, tmp_path, incident):
     objects, incidents = FakeObjects(), FakeIncidents()
     incidents.open(incident)
     broken(objects, network, tmp_path, {"replay_event_id": "event-1", "replay_incident": "an-earlier-one"})

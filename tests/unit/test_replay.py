@@ -214,10 +214,13 @@ def test_reads_the_files_of_the_hour_before_the_window(incident):
     assert done.names == {"event-1"}
 
 
-def test_notes_missing_capture_files(incident):
-    done, _ = run(incident, {})
+@pytest.mark.parametrize(
+    "files", [{}, {FOLDER + "a.jsonl": b""}, {FOLDER + "a.jsonl": line(7, 14).replace(b"T10:", b"T13:")}]
+)
+def test_notes_capture_files_without_a_record_of_the_window(incident, files):
+    done, _ = run(incident, files)
     assert done.names == frozenset()
-    assert "no capture file" in done.note
+    assert "the capture files hold no record of the window" in done.note
 
 
 def test_ignores_files_deleted_after_listing(incident):
@@ -227,7 +230,7 @@ def test_ignores_files_deleted_after_listing(incident):
             yield
 
     objects = Vanishing({("bucket", FOLDER + "a.jsonl"): line(1, 14)})
-    assert "no capture file" in replay(incident, dependencies(objects, FakeRuntime())).note
+    assert "no record of the window" in replay(incident, dependencies(objects, FakeRuntime())).note
 
 
 def test_notes_a_capture_of_outputs_only(incident):
@@ -350,7 +353,7 @@ DEEP = b'{"eventMetadata": {"eventId": "deep", "x": ' + b"[" * 100_000 + b"]" * 
         (DEEP, "recursion"),
         (line(7, 14).replace(b"event-7", b"event-\xff"), "utf-8"),
         (b"\xff\xfe\x00{\n", ""),
-        (line(7, 14).replace(b"event-7", b""), "eventId is empty"),
+        (line(7, 14).replace(b"event-7", b""), "length >= 1 - at `$.eventMetadata.eventId`"),
         (line(7, 14).replace(b'"application/x-npy"', b"[]"), "observedContentType"),
         (b"[]\n", ""),
         (b'{"eventMetadata": 7}\n', ""),

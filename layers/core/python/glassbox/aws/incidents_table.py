@@ -39,8 +39,8 @@ class IncidentsTable:
     """The incidents in DynamoDB, through a boto3 ``dynamodb`` client.
 
     Raises (every method):
-        RetryableError: DynamoDB does not answer.
-        BadInputError: DynamoDB refuses the request for good.
+        RetryableError: a retry may succeed.
+        BadInputError: no retry can succeed.
     """
 
     def __init__(self, client: Any, table: str) -> None:

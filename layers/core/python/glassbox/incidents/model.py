@@ -224,7 +224,14 @@ class EndpointConfigs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class HeatmapLimit:
+    """Setting of the number of heat maps of live traffic of an incident."""
+
+    max_heatmaps: int = setting(24, within=(1, 1000))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(HeatmapLimit):
     """Settings of every incident handler, which only notify if ``react`` is False."""
 
     react: bool = True
@@ -232,4 +239,3 @@ class Limits:
     update_minutes: float = setting(60.0, within=(1, 24 * 60))
     cooldown_minutes: float = setting(30.0, within=(0, 24 * 60))
     incidents_per_day: int = setting(5, within=(1, 1000))
-    max_heatmaps: int = setting(24, within=(1, 1000))

@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-import msgspec
-
 from glassbox.errors import BadInputError, RetryableError, printable
 from glassbox.incidents.model import MAX_REPLAY_ATTEMPTS, Incident, Replays, Request
-from glassbox.monitoring.capture import CaptureLocation, input_body, lines, read_key, read_line
+from glassbox.monitoring.capture import (
+    CapturedRequest,
+    CaptureLocation,
+    lines,
+    read_event_id,
+    read_key,
+    read_line,
+    read_request,
+)
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import UNKNOWN, ResponseSettings, is_known
 from glassbox.monitoring.response import PredictedClass, Prediction, UnreadableError
@@ -55,7 +61,7 @@ class ReplaySettings(ResponseSettings, CaptureLocation):
     """The capture files, how their responses are read, and how many requests are replayed.
 
     Attributes:
-        max_flagged_replays: inputs behind the violation, spread over the window.
+        max_flagged_replays: flagged inputs, spread over the window.
         max_comparison_replays: other inputs.
     """
 
@@ -75,7 +81,7 @@ class ReplayDependencies:
 
 
 def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
-    """Send the inputs behind the violation again, and others for comparison.
+    """Send the flagged inputs again, and others for comparison.
 
     A duplicate changes nothing: the event id names the heat map of a request. Each request carries a signed marker,
     and the caller's own attributes where they fit. An incident with ``unanswered`` replays sends only those.
@@ -95,10 +101,10 @@ def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
     records = list(_records(incident.cause, dependencies, skipped))
     if incident.unanswered:
         chosen = [record for record in records if record.event_id in incident.unanswered]
-        behind = incident.flagged
+        flagged = incident.flagged
     else:
         chosen, others = select_records(records, incident.cause, dependencies.settings)
-        behind = frozenset(record.event_id for record in chosen)
+        flagged = frozenset(record.event_id for record in chosen)
         chosen += others
     # each try begins with another request: two that kill the container must not block the others
     first = incident.replay_attempts * len(chosen) // MAX_REPLAY_ATTEMPTS
@@ -114,11 +120,15 @@ def replay(incident: Incident, dependencies: ReplayDependencies) -> Replays:
     names = frozenset(sent.answered | unanswered)
     notes = list(_notes(sent))
     if not names and not sent.refused:
-        gone = "the window has no capture files" if not records else "the capture files contain no inputs"
+        gone = (
+            "the capture files hold no record of the window"
+            if not records
+            else "the capture files contain no inputs"
+        )
         notes.append(f"{gone}, so live traffic is explained instead")
     if skipped:
         notes.append(f"{len(skipped)} capture lines are unreadable, the first: {skipped[0]}")
-    return Replays(names, names & behind, "; ".join(notes), frozenset(unanswered))
+    return Replays(names, names & flagged, "; ".join(notes), frozenset(unanswered))
 
 
 @dataclass
@@ -182,7 +192,7 @@ class Input(NamedTuple):
 
 
 def flagged_inputs(incident: Incident, dependencies: ReplayDependencies) -> list[Input]:
-    """Return the inputs behind the violation that :func:`replay` would send.
+    """Return the flagged inputs that :func:`replay` would send.
 
     Raises:
         RetryableError: S3 or KMS does not answer.
@@ -190,25 +200,24 @@ def flagged_inputs(incident: Incident, dependencies: ReplayDependencies) -> list
     skipped: list[str] = []
     records = list(_records(incident.cause, dependencies, skipped))
     chosen, _ = select_records(records, incident.cause, dependencies.settings)
-    found = ((record, _body(whole)) for record, whole in _read_again(chosen, dependencies, skipped))
     return [
-        Input(record.event_id, record.predicted_class, record.confidence, *body)
-        for record, body in found
-        if body
+        Input(record.event_id, record.predicted_class, record.confidence, request.body, request.content_type)
+        for record, request in _read_again(chosen, dependencies, skipped)
+        if request.body is not None
     ]
 
 
 def select_records(
     records: Sequence[Captured], cause: Violation, settings: ReplaySettings
 ) -> tuple[list[Captured], list[Captured]]:
-    """Return the records behind the violation and the others, each spread over the window."""
+    """Return the flagged records and the others, each cut to its limit."""
     if not records:
         return [], []
     records = sorted(records, key=lambda record: record[:3])
-    behind = _behind(records, cause, settings)
+    flagged = _flagged(records, cause, settings)
     return (
-        _spread([record for record in records if record in behind], settings.max_flagged_replays),
-        _spread([record for record in records if record not in behind], settings.max_comparison_replays),
+        _spread([record for record in records if record in flagged], settings.max_flagged_replays),
+        _spread([record for record in records if record not in flagged], settings.max_comparison_replays),
     )
 
 
@@ -221,15 +230,17 @@ def variants_of(violation: Violation, dependencies: ReplayDependencies) -> list[
     return [variant for variant in found if variant not in settings.shadows]
 
 
-def _behind(records: Sequence[Captured], cause: Violation, settings: ReplaySettings) -> set[Captured]:
+def _flagged(records: Sequence[Captured], cause: Violation, settings: ReplaySettings) -> set[Captured]:
     """Return the records that broke the bound, or else those of the most frequent class."""
 
-    def is_behind(record: Captured) -> bool:
+    def broke_the_bound(record: Captured) -> bool:
         return _broke_the_bound(record.predicted_class, record.confidence, cause, settings)
 
     found = Counter(record.predicted_class for record in records)
     most = max(found, key=lambda c: (found[c], str(c)))
-    return set(filter(is_behind, records)) or {record for record in records if record.predicted_class == most}
+    return set(filter(broke_the_bound, records)) or {
+        record for record in records if record.predicted_class == most
+    }
 
 
 def _broke_the_bound(
@@ -268,33 +279,6 @@ def _files(violation: Violation, dependencies: ReplayDependencies) -> list[str]:
     return [key for key, _ in found[::step]]
 
 
-class _Metadata(msgspec.Struct, rename="camel"):
-    event_id: str
-    custom_attributes: list[str] | str | None = None
-
-
-class _Named(msgspec.Struct, rename="camel"):
-    event_metadata: _Metadata
-
-
-class _Input(msgspec.Struct, rename="camel"):
-    data: str | None = None
-    encoding: str = "JSON"
-    observed_content_type: str | None = None
-
-
-class _Sides(msgspec.Struct, rename="camel"):
-    endpoint_input: _Input | None = None
-
-
-class _Whole(msgspec.Struct, rename="camel"):
-    capture_data: _Sides
-    event_metadata: _Metadata
-
-
-_NAMED, _WHOLE = msgspec.json.Decoder(_Named), msgspec.json.Decoder(_Whole)
-
-
 def _records(
     violation: Violation, dependencies: ReplayDependencies, skipped: list[str]
 ) -> Iterator[Captured]:
@@ -305,22 +289,19 @@ def _records(
     settings = dependencies.settings
     parser = settings.parser()
 
-    def blamed(one: Prediction) -> bool:
+    def is_flagged(one: Prediction) -> bool:
         return _broke_the_bound(one.predicted_class, one.confidence, violation, settings)
 
     for key in _files(violation, dependencies):
         for number, line in enumerate(_lines(key, dependencies)):
             time, prediction = None, None
             try:
-                captured_id = _NAMED.decode(line).event_metadata.event_id
-                if not captured_id:
-                    raise ValueError("eventMetadata.eventId is empty")
-                event_id = marker_event_id(captured_id)
+                event_id = marker_event_id(read_event_id(line))
                 record = read_line(line, parser, dependencies.key.public)
                 if record.predictions:  # neither a replay nor an empty batch
                     time = record.time
                     # not always the first: a client could put a harmless sample first
-                    prediction = next(filter(blamed, record.predictions), record.predictions[0])
+                    prediction = next(filter(is_flagged, record.predictions), record.predictions[0])
             except UnreadableError as error:
                 if violation.check == UNREADABLE_SHARE:
                     time = error.time
@@ -335,26 +316,26 @@ def _records(
 def _requests(
     chosen: Sequence[Captured], incident: str, dependencies: ReplayDependencies, skipped: list[str]
 ) -> Iterator[Request]:
-    for record, whole in _read_again(chosen, dependencies, skipped):
-        request = _request(whole, read_key(record.key).variant, incident, dependencies.key)
-        if request:
-            yield request
+    for record, captured in _read_again(chosen, dependencies, skipped):
+        if captured.body is not None:
+            variant = read_key(record.key).variant
+            yield _request(captured, captured.body, variant, incident, dependencies.key)
 
 
 def _read_again(
     chosen: Sequence[Captured], dependencies: ReplayDependencies, skipped: list[str]
-) -> Iterator[tuple[Captured, _Whole]]:
+) -> Iterator[tuple[Captured, CapturedRequest]]:
     """Yield the chosen records with their inputs, file by file, with one input in memory at a time."""
     for key in dict.fromkeys(record.key for record in chosen):
         wanted = {record.line: record for record in chosen if record.key == key}
         for number, line in enumerate(_lines(key, dependencies)):
             if number in wanted:
                 try:
-                    whole = _WHOLE.decode(line)
+                    request = read_request(line)
                 except (ValueError, RecursionError) as error:
                     skipped.append(_skipped(key, number, error))
                     continue
-                yield wanted[number], whole
+                yield wanted[number], request
 
 
 def _skipped(key: str, number: int, error: Exception) -> str:
@@ -369,33 +350,17 @@ def _lines(key: str, dependencies: ReplayDependencies) -> Iterator[bytes]:
         return  # the file was deleted: the replay sends the inputs of the other files
 
 
-def _request(captured: _Whole, variant: str, incident: str, key: SigningKey) -> Request | None:
-    metadata, found = captured.event_metadata, _body(captured)
-    if found is None:
-        return None
-    body, content_type = found
-    event_id = marker_event_id(metadata.event_id)
+def _request(captured: CapturedRequest, body: bytes, variant: str, incident: str, key: SigningKey) -> Request:
+    event_id = marker_event_id(captured.event_id)
     marker = write_marker(ReplayMarker(TRACE, incident, event_id), body, key.sign)
-    attributes = ",".join([*own_attributes(metadata.custom_attributes), marker])
+    attributes = ",".join([*own_attributes(captured.custom_attributes), marker])
     # long attributes are dropped, not refused: else a client could use them to avoid an explanation
     complete = len(attributes) <= ATTRIBUTES_CHARACTERS and attributes.isascii() and attributes.isprintable()
     return Request(
         event_id,
         variant,
         body,
-        content_type,
+        captured.content_type,
         attributes if complete else marker,
         complete,
     )
-
-
-def _body(captured: _Whole) -> tuple[bytes, str] | None:
-    """Return the bytes and content type of the input, or None if it was not captured."""
-    side = captured.capture_data.endpoint_input
-    if side is None or not side.data:
-        return None
-    try:
-        body = input_body(side.data, side.encoding)
-    except ValueError:
-        return None
-    return body, side.observed_content_type or "application/octet-stream"

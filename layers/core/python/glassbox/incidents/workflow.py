@@ -73,7 +73,7 @@ def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime
 
     Returns:
         SWAPPING (UpdateEndpoint was accepted), WATCHING (notify-only), PENDING (an update is in progress, or AWS
-        refused for now: the next state change or sweep retries), JOINED (an incident is open, or one has handled
+        refused it: the next state change or sweep retries), JOINED (an incident is open, or one has handled
         this window), COOLING_DOWN, CAP_REACHED, DUPLICATE or FAILED.
 
     Raises:

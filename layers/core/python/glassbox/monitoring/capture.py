@@ -42,6 +42,19 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     forged: bool = False
 
 
+class CapturedRequest(NamedTuple):
+    """A captured request of InvokeEndpoint.
+
+    Attributes:
+        body: None if it was not captured or cannot be decoded.
+    """
+
+    event_id: str
+    custom_attributes: list[str] | str | None
+    body: bytes | None
+    content_type: str
+
+
 class Unreadable(NamedTuple):
     """A line that cannot be counted, with the reason, and its time if that is readable."""
 
@@ -138,9 +151,10 @@ class _Timed(msgspec.Struct, gc=False, rename="camel"):
     event_metadata: _InferenceTime
 
 
-class _Input(msgspec.Struct, gc=False):
+class _Input(msgspec.Struct, gc=False, rename="camel"):
     data: str | None = None
     encoding: str | None = None
+    observed_content_type: str | None = None
 
 
 class _Inputs(msgspec.Struct, gc=False, rename="camel"):
@@ -151,8 +165,22 @@ class _CapturedInput(msgspec.Struct, gc=False, rename="camel"):
     capture_data: _Inputs
 
 
+class _RequestMetadata(msgspec.Struct, gc=False, rename="camel"):
+    event_id: Annotated[str, msgspec.Meta(min_length=1)]
+    custom_attributes: list[str] | str | None = None
+
+
+class _Identified(msgspec.Struct, gc=False, rename="camel"):
+    event_metadata: _RequestMetadata
+
+
+class _CapturedRequest(_CapturedInput, gc=False, rename="camel"):
+    event_metadata: _RequestMetadata
+
+
 _LINE, _TIMED = msgspec.json.Decoder(_Captured), msgspec.json.Decoder(_Timed)
 _INPUT = msgspec.json.Decoder(_CapturedInput)
+_IDENTIFIED, _REQUEST = msgspec.json.Decoder(_Identified), msgspec.json.Decoder(_CapturedRequest)
 
 
 def read_line(line: bytes | None, parser: ResponseParser, replay_key: KeySource | None = None) -> Record:
@@ -207,11 +235,7 @@ def _is_replay(line: bytes, metadata: _EventMetadata, replay_key: KeySource | No
     """Return whether the marker of a record verifies; without the input, by its signature and age alone."""
     try:
         captured = _INPUT.decode(line).capture_data.endpoint_input
-        body = (
-            None
-            if captured is None or captured.data is None
-            else input_body(captured.data, captured.encoding)
-        )
+        body = None if captured is None or captured.data is None else _body(captured.data, captured.encoding)
     except (ValueError, RecursionError):
         return False
     time = parse_timestamp(metadata.inference_time)
@@ -219,7 +243,32 @@ def _is_replay(line: bytes, metadata: _EventMetadata, replay_key: KeySource | No
     return bool(replay_key and verified_marker(attributes, body=body, now=time, key=replay_key))
 
 
-def input_body(data: str, encoding: str | None) -> bytes:
+def read_event_id(line: bytes) -> str:
+    """Return the event id of a line.
+
+    Raises:
+        ValueError: the line has none.
+    """
+    return _IDENTIFIED.decode(line).event_metadata.event_id
+
+
+def read_request(line: bytes) -> CapturedRequest:
+    """Read the request of a line, to send it again.
+
+    Raises:
+        ValueError: the line is not a capture record, or has no event id.
+    """
+    captured = _REQUEST.decode(line)
+    metadata, found = captured.event_metadata, captured.capture_data.endpoint_input or _Input()
+    body = None
+    if found.data:
+        with contextlib.suppress(ValueError):
+            body = _body(found.data, found.encoding)
+    content_type = found.observed_content_type or "application/octet-stream"
+    return CapturedRequest(metadata.event_id, metadata.custom_attributes, body, content_type)
+
+
+def _body(data: str, encoding: str | None) -> bytes:
     """Return a captured body, decoded from BASE64 or encoded as UTF-8.
 
     AWS does not document that it captures text byte for byte; ``make smoke`` checks it.

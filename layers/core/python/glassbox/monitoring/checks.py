@@ -48,7 +48,7 @@ class Verdict:
     """The result of one check of one window.
 
     Attributes:
-        value: None where the window holds not enough data; then ``violated`` is False.
+        value: None if the sample is too small to check; then ``violated`` is False.
         sample_size: predictions, or records for ``unreadable_share``.
         reason: one sentence that an operator can act on.
         predicted_class: the class that the check is about; None where it is about all.

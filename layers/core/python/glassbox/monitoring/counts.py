@@ -231,14 +231,14 @@ def tally(
             for time in {record.time for record in some}
             if time
         }
-        for at, neighbours in _groups(some, slots, slot):
+        for at, consecutive in _groups(some, slots, slot):
             slot = at
             if slot:
                 counts = result.slots[slot]
-                result.confidences.add(counts.add(neighbours, low_confidence))
+                result.confidences.add(counts.add(consecutive, low_confidence))
                 if len(counts.classes) > 2 * MAX_CLASSES:  # merged before unlimited names fill the memory
                     counts.classes = _known(counts.classes, num_classes)
-                bad = [record for record in neighbours if isinstance(record, Unreadable)]
+                bad = [record for record in consecutive if isinstance(record, Unreadable)]
                 result.examples += bad[: EXAMPLES - len(result.examples)]
     for counts in result.slots.values():
         counts.classes = _known(counts.classes, num_classes)
@@ -253,13 +253,13 @@ def _groups(
         yield slot, records
         return
 
-    def place(record: Record | Unreadable) -> datetime | None:
+    def slot_of(record: Record | Unreadable) -> datetime | None:
         nonlocal slot
         slot = slots[record.time] if record.time else slot
         return slot
 
-    for at, neighbours in itertools.groupby(records, place):
-        yield at, list(neighbours)
+    for at, consecutive in itertools.groupby(records, slot_of):
+        yield at, list(consecutive)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -310,7 +310,7 @@ FAILED    | for good | any     | FAILED    |       |
 
 
 @pytest.mark.parametrize("row", rows(REFUSED))
-def test_does_nothing_without_a_look_at_the_endpoint(row):
+def test_retries_or_fails_when_describe_endpoint_fails(row):
     refusal = CallFailure("no", retryable=row["refused"] == "for now")
     for time in times(row):
         decision = decisions.decide(incident(row["incident"]), refusal, at(NOW + time))

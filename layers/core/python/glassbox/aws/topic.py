@@ -8,7 +8,7 @@ from glassbox.errors import printable
 from glassbox.incidents.notifications import Notice
 
 # SNS accepts 262,144 bytes: a message holds the text three times, and JSON may write a character in six bytes
-_TEXT_CHARACTERS = 12_000
+_MESSAGE_CHARACTERS = 12_000
 SUBJECT_CHARACTERS = 100  # of ASCII
 
 
@@ -46,6 +46,6 @@ class Topic:
 def _within_limits(notice: Notice) -> Notice:
     subject = printable(notice.subject).encode("ascii", "replace").decode()[:SUBJECT_CHARACTERS]
     text = "\n".join(printable(line) for line in notice.text.split("\n"))
-    if len(text) > _TEXT_CHARACTERS:
-        text = f"{text[:_TEXT_CHARACTERS]}\n… {len(text) - _TEXT_CHARACTERS:,} more characters"
+    if len(text) > _MESSAGE_CHARACTERS:
+        text = f"{text[:_MESSAGE_CHARACTERS]}\n… {len(text) - _MESSAGE_CHARACTERS:,} more characters"
     return Notice(subject, text, notice.attributes)

@@ -91,7 +91,7 @@ class Incident:
         since: when it entered its state, or when SageMaker accepted UpdateEndpoint in this state.
         deadline: when the endpoint is restored at the latest; None: the hooked model was never in service.
         keep_hooked_until: an operator keeps the hooked model until then, even if everything is explained.
-        aborted: an operator wants the endpoint restored now.
+        aborted: an operator sent ``abort``; the next decision restores the endpoint.
         requested: SageMaker accepted UpdateEndpoint in this state.
         replays: names of the requests that are sent again (None: not yet); ``flagged`` caused the violation.
         unanswered: replays without an answer after ``replay_attempts``, the last at ``last_replay_at``.
@@ -157,7 +157,11 @@ class Incident:
 
 @dataclass(frozen=True)
 class Command:
-    """An operator's command for the open incident, with the end of an extension."""
+    """An operator's command for the open incident.
+
+    Attributes:
+        until: end of the extension; unused by ``abort``.
+    """
 
     endpoint: str
     action: Literal["abort", "extend"]

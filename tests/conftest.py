@@ -4,9 +4,14 @@ import os
 import re
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+# a time limit for an example would fail on a busy machine
+hypothesis.settings.register_profile("glassbox", deadline=None)
+hypothesis.settings.load_profile("glassbox")
 # Skips that .ci/run accepts: another of its commands runs the test, or the test needs data that is not published.
 RUN_ELSEWHERE = re.compile("make (deploy|sam|images)-test|make build|make test-all|real GTSRB images")
 

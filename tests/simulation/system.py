@@ -107,7 +107,7 @@ class _Clock(datetime):
 
 def load(settings):
     """Return the functions with these settings, by their queue's name; each takes a message's body."""
-    _patch_core()
+    patch_core()
     environment = _FIXED | {name.upper(): value for name, value in (DEFAULTS | settings).items()}
     return {queue: _function(name, tuple(environment.items())) for queue, name in APPS.items()}
 
@@ -192,24 +192,38 @@ def _without_tracing():
                 os.environ[name] = value
 
 
-@functools.cache
-def _patch_core():
+_PATCHES: list[tuple[object, str, object]] = []
+
+
+def patch_core():
     """Set the clock, and replace what costs most and decides nothing: the explanation, and compiling the page."""
+    if _PATCHES:
+        return
     import jinja2
 
     from glassbox.aws import bootstrap
     from glassbox.explanation import render
     from glassbox.incidents import incident_report
 
-    bootstrap.datetime = _Clock
-    render.trace_reader = SimpleNamespace(read_index=_read_index, read_request=_read_request)
-    render._explain = _explain
-    render.heatmap = SimpleNamespace(render=lambda explanation: b"png", facts=lambda explanation: _FACTS)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     compiled = SimpleNamespace(from_string=functools.cache(environment.from_string))
-    incident_report.jinja2 = SimpleNamespace(
-        Environment=lambda **_: compiled, StrictUndefined=jinja2.StrictUndefined
-    )
+    page = SimpleNamespace(Environment=lambda **_: compiled, StrictUndefined=jinja2.StrictUndefined)
+    for module, name, value in (
+        (bootstrap, "datetime", _Clock),
+        (render, "trace_reader", SimpleNamespace(read_index=_read_index, read_request=_read_request)),
+        (render, "_explain", _explain),
+        (render, "heatmap", SimpleNamespace(render=lambda _: b"png", facts=lambda _: _FACTS)),
+        (incident_report, "jinja2", page),
+    ):
+        _PATCHES.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+
+def restore_core():
+    """Undo :func:`patch_core`."""
+    for module, name, value in _PATCHES:
+        setattr(module, name, value)
+    _PATCHES.clear()
 
 
 _FACTS = {"class": 14, "class_name": "Stop", "probability": 0.9, "completeness": {"complete": True}}

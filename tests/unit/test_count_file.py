@@ -356,7 +356,7 @@ for name in FILES:
     st.permutations(sorted(FILES)),
     st.lists(st.sampled_from([None, None, RetryableError()]), max_size=30),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_interleaving_of_deliveries_gives_the_same_counts(extra, order, refuse):
     """Counts are exact, and published windows do not overlap, with duplicates and failing calls in any order."""
     world = World(FILES, refuse=refuse)

@@ -453,7 +453,7 @@ class TestCorruption:
         return seen
 
     @pytest.mark.usefixtures("undamaged")
-    @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.sampled_from(
             [trace_format.INPUT_IMAGE, trace_format.LOGITS, trace_format.STATS_TENSOR, "glassbox/abs/3"]
@@ -469,7 +469,7 @@ class TestCorruption:
         with pytest.raises(BadInputError, match=r"\.tfevents: expected the index's checksum"):
             read_trace(read_index(path, index_bytes), bytes(events))
 
-    @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(blows=damage, of_index=st.booleans())
     def test_damage_with_a_checksum_changes_no_heat_map(self, sealed, undamaged, blows, of_index):
         path, index_bytes, events = sealed
@@ -477,7 +477,7 @@ class TestCorruption:
         assert self.render(path, *broken) in (None, undamaged)
 
     @pytest.mark.filterwarnings("error::RuntimeWarning")
-    @settings(max_examples=250, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(blows=damage)
     def test_damaged_events_are_safe(self, step, blows):
         folder, path = step
@@ -486,7 +486,7 @@ class TestCorruption:
         self.render(path, index, damaged(events, blows))
 
     @pytest.mark.filterwarnings("error::RuntimeWarning")
-    @settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(blows=damage)
     def test_damaged_index_is_safe(self, step, blows):
         folder, path = step
@@ -495,7 +495,7 @@ class TestCorruption:
         self.render(path, damaged(index, blows), events)
 
     @pytest.mark.filterwarnings("error::RuntimeWarning")
-    @settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         st.sampled_from(
             [trace_format.STATS_TENSOR, trace_format.LOGITS, "glassbox/abs/input", trace_format.META]

@@ -66,6 +66,18 @@ FOUND = {
             Wait(43200),
         ],
     ),
+    "a swap that was slow reached SageMaker after its incident had ended, without a notification": (
+        {},
+        [
+            Violation("class_share"),
+            Deliver("swap", calls=4),
+            Deploy("foreign"),
+            Settle(),
+            Deliver("confirm"),
+            Deliver("confirm"),
+            Resume(),
+        ],
+    ),
     "two incidents of one second shared an id": (
         {"react": "false", "cooldown_minutes": "0"},
         [

@@ -645,7 +645,10 @@ def test_reports_a_config_that_glassbox_cannot_swap(status, config, outcome):
         "traffic-signs", EndpointState(status, config), CONFIGS
     )
     assert found is outcome
-    assert (notice is not None) is (outcome is Outcome.STALE_TWIN)
+    event = notice.attributes["event"] if notice else None
+    hooked = (status, config) == ("InService", "hooked")
+    expected = "hooked-without-incident" if hooked else None
+    assert event == ("stale-twin" if outcome is Outcome.STALE_TWIN else expected)
 
 
 # ---------------------------------------------------------------- notifications

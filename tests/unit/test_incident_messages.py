@@ -77,6 +77,7 @@ KINDS = {
     "cooling-down": (lambda w, v: w.run(v), "drift"),
     "cap-reached": (full, "next"),
     "stale-twin": (lambda w, v: w.endpoint.deploy("another"), "confirm"),
+    "hooked-without-incident": (lambda w, v: w.endpoint.deploy("hooked"), "confirm"),
 }
 
 

@@ -473,11 +473,13 @@ def after_report(incident: Incident, made: Report | CallFailure, context: Contex
 def decide_between_incidents(
     endpoint: str, live: EndpointState, configs: EndpointConfigs
 ) -> tuple[Outcome, Notice | None]:
-    """Decide whether an endpoint without an open incident serves a known config."""
+    """Decide whether an endpoint without an open incident serves the plain config."""
     if live.status == DELETED:
         return Outcome.NO_ENDPOINT, None
     if live.status == IN_SERVICE and live.config not in (configs.plain, configs.hooked):
         return Outcome.STALE_TWIN, notifications.stale_twin(endpoint, live, configs)
+    if live.status == IN_SERVICE and live.config == configs.hooked:
+        return Outcome.NORMAL, notifications.hooked_without_incident(endpoint, configs)
     return Outcome.NORMAL, None
 
 

@@ -163,6 +163,22 @@ def stale_twin(endpoint: str, live: EndpointState, configs: EndpointConfigs) -> 
     )
 
 
+def hooked_without_incident(endpoint: str, configs: EndpointConfigs) -> Notice:
+    """Return the notification that the endpoint is hooked, and no incident restores it."""
+    return Notice(
+        _subject(endpoint, "on the hooked model without an incident"),
+        _text(
+            f"{endpoint} serves {configs.hooked}, and no incident is open: Glassbox does not restore it.",
+            "Someone deployed it, or a swap completed after its incident had ended.",
+            "The endpoint keeps serving with the hooked model, a little slower.",
+            "",
+            "To restore it by hand:",
+            _update(endpoint, configs.plain),
+        ),
+        {"event": "hooked-without-incident", "endpoint": endpoint},
+    )
+
+
 def failed(incident: Incident) -> Notice:
     """Return the notification of a failure as the incident holds it."""
     return Notice(incident.headline, incident.failure, _attributes(incident, "failed"))

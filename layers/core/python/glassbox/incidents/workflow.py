@@ -207,13 +207,15 @@ def _between_incidents(
     endpoint: str, last: Incident | None, dependencies: IncidentDependencies, context: Context
 ) -> Outcome:
     if last is not None:
-        notify_once(last, decisions.late_notification(last, context), dependencies)
+        last = notify_once(last, decisions.late_notification(last, context), dependencies)
     if not dependencies.limits.react:
         return Outcome.NORMAL
     live = dependencies.endpoint.describe(endpoint)
     outcome, notice = decisions.decide_between_incidents(endpoint, live, dependencies.configs)
-    if notice:
+    if notice and outcome is Outcome.STALE_TWIN:
         _report_once(endpoint, live.config, notice, dependencies)
+    elif notice and dependencies.incidents.current(endpoint) == last:  # no incident has swapped it meanwhile
+        _report_once(endpoint, f"{live.config}#{last.id if last else ''}", notice, dependencies)
     return outcome
 
 

@@ -78,7 +78,7 @@ class Tables:
         _refuse_empty_sets(Item, "PutItem")
         if size(Item) > ITEM_BYTES:
             raise refused("ValidationException", "Item size has exceeded the maximum allowed size", "PutItem")
-        self._write(TableName, Item, before, dict(Item))
+        self._write(TableName, Item, before, {name: _sorted(value) for name, value in Item.items()})
         return {}
 
     def update_item(
@@ -97,7 +97,7 @@ class Tables:
         for action, path, operand in _parsed_update(UpdateExpression):
             name, value = names.get(path, path), values[operand]
             _refuse_empty_sets({name: value}, "UpdateItem")
-            after[name] = value if action == "SET" else _added(after.get(name), value)
+            after[name] = _sorted(value) if action == "SET" else _added(after.get(name), value)
         if size(after) > ITEM_BYTES:
             raise refused(
                 "ValidationException",
@@ -197,6 +197,11 @@ def _value_size(value):
     if kind == "M":
         return 3 + sum(1 + len(name.encode()) + _value_size(one) for name, one in held.items())
     return 1
+
+
+def _sorted(value):
+    ((kind, held),) = value.items()
+    return {kind: sorted(held)} if kind in ("SS", "BS") else value
 
 
 def _key(key):

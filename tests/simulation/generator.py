@@ -47,6 +47,7 @@ KINDS_OF_FAULT = (
     "operator",
     "outage",
     "sns",
+    "runtime",
     "lost",
     "garbage",
     "skew",
@@ -64,10 +65,8 @@ OUTAGES = (
     ("sagemaker", "ResourceLimitExceeded"),
     ("kms", "throttled"),
     ("events", "throttled"),
-    ("sagemaker-runtime", "unreachable"),
-    ("sagemaker-runtime", "ModelError:500"),
-    ("sagemaker-runtime", "ModelError:400"),
 )
+RUNTIME = ("unreachable", "ModelError:500", "ModelError:500", "ModelError:400")
 
 
 def choose_settings(chance):
@@ -170,6 +169,8 @@ def _outages(aws, chance, kinds):
         yield 1, lambda: Outage(*chance.choice(OUTAGES))
     if "sns" in kinds:
         yield (1 if "sns" not in aws.outages else 0), lambda: Outage("sns")
+    if "runtime" in kinds:
+        yield 1, lambda: Outage("sagemaker-runtime", chance.choice(RUNTIME))
     for service in aws.outages:
         yield (0.5 if service == "sns" else 1), lambda service=service: Recover(service)
 

@@ -6,7 +6,7 @@ and from what the simulated AWS saw, and use none of the code under test.
 
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from glassbox.errors import BadInputError
@@ -58,6 +58,24 @@ class History:
         self.hooked_since = self.last_hooked = None
         self.writes = []
 
+    def copy(self):
+        """Return the facts, to be restored later."""
+        tracks = {
+            name: replace(track, entries=list(track.entries), aborts=list(track.aborts))
+            for name, track in self.tracks.items()
+        }
+        sent = {key: list(messages) for key, messages in self.sent.items()}
+        return tracks, sent, self.published, self.updates, self.replayed, self.hooked_since, self.last_hooked
+
+    def restore(self, facts):
+        """Restore the facts of :meth:`copy`, which may be restored again."""
+        tracks, sent, self.published, self.updates, self.replayed, self.hooked_since, self.last_hooked = facts
+        self.tracks = {
+            name: replace(track, entries=list(track.entries), aborts=list(track.aborts))
+            for name, track in tracks.items()
+        }
+        self.sent = defaultdict(list, {key: list(messages) for key, messages in sent.items()})
+
     def gather(self):
         """Take in what happened in the last step."""
         aws = self.system.aws
@@ -106,6 +124,8 @@ class History:
             failures = sum(state == "FAILED" for state, _ in track.entries) + track.asked if track else 0
             return message.incident, f"failed {failures}"
         check = message.subject + (message.text.partition("\n")[0] if message.event == "stale-twin" else "")
+        if message.event == "hooked-without-incident":  # once after each incident
+            check += str(len(self.tracks))
         if (
             message.event == "cooling-down"
         ):  # once for each check, which the reasons of the simulation begin with
@@ -389,7 +409,7 @@ def only_faults_and_bad_input_fail(history):
         if isinstance(error, BadInputError):
             if not system.may_be_bad(task):
                 raise InvariantError(f"{task.function} refused {task.message.body[:200]}: {error}")
-        elif not task.disturbed:
+        elif not task.disturbed and not task.suspended:  # concurrent updates may exhaust its attempts
             raise InvariantError(f"{task.function} failed without a fault: {error}")
     system.failed = []
 
@@ -570,11 +590,48 @@ def late_notifications_are_sent(history):
             raise InvariantError(f"{key} of {text(item, 'id')} is late")
 
 
+def retries_are_spaced(history):
+    """A restore that failed is retried after 10, 20, 40, … minutes, at most 4 hours: neither at once nor never."""
+    system, item = history.system, history.system.incident_item()
+    for before, after, _ in changes(history):
+        if (text(before, "state"), text(after, "state")) != ("FAILED", "RESTORING"):
+            continue
+        if before["aborted"]["BOOL"] or time(before, "deadline") is None:
+            continue
+        if system.aws.now + history.skew < time(before, "since") + _wait(before):
+            raise InvariantError("a restore was retried too early")
+        if int(after["retries"]["N"]) != int(before["retries"]["N"]) + 1:
+            raise InvariantError("a retry was not counted")
+    for task in undisturbed(history, "confirm"):
+        if system.state() != "FAILED" or served(task) != HOOKED:
+            continue
+        if "update_endpoint" not in task.calls_made and task.started - history.skew > time(
+            item, "since"
+        ) + _wait(item):
+            raise InvariantError("a restore was not retried")
+
+
+def _wait(item):
+    return min(timedelta(minutes=10) * 2 ** min(int(item["retries"]["N"]), 10), timedelta(hours=4))
+
+
+def replays_are_spaced(history):
+    """An endpoint that does not answer is left alone for a minute."""
+    for before, after, _ in moves(history):
+        if before is None or text(before, "id") != text(after, "id"):
+            continue
+        old, new = time(before, "sent"), time(after, "sent")
+        if old and new != old and new < old + REPLAY_INTERVAL - history.skew:
+            raise InvariantError(f"replays were sent again after {new - old}")
+
+
 def refusals_have_a_reason(history):
     """A violation opens an incident unless one covers it, the cooldown lasts or the cap is reached."""
     system, item = history.system, history.system.incident_item()
     for task in undisturbed(history, "swap"):
         now, violation = task.started - history.skew, read(task)
+        if "Glassbox Command" in task.message.body and task.outcome in ("cooling down", "cap reached"):
+            raise InvariantError(f"an operator was refused: {task.outcome}")
         if task.outcome == "cooling down" and now > time(item, "since") + minutes(system, "cooldown_minutes"):
             raise InvariantError("refused after the cooldown")
         day = now - timedelta(days=1, seconds=1)
@@ -737,6 +794,8 @@ STEP = (
     moves_on,
     changes_are_notified,
     late_notifications_are_sent,
+    retries_are_spaced,
+    replays_are_spaced,
     refusals_have_a_reason,
     refusals_are_notified,
     one_incident_per_violation,
@@ -770,11 +829,13 @@ def it_ends(history):
 
 
 def the_endpoint_is_restored(history):
-    """Outside an incident the endpoint does not serve the hooked model, unless its owner put it there."""
+    """Outside an incident the endpoint does not serve the hooked model unless ops were notified: its owner put it
+    there, or UpdateEndpoint reached SageMaker after the incident had ended."""
     system = history.system
     live = system.aws.endpoint
-    hooked = live and live.status == "InService" and live.config == HOOKED and not live.by_owner
-    if hooked and system.state() == "NORMAL":
+    hooked = live and live.status == "InService" and live.config == HOOKED
+    notified = any(message.event == "hooked-without-incident" for message in system.aws.published)
+    if hooked and system.state() == "NORMAL" and system.settings["react"] == "true" and not notified:
         raise InvariantError("NORMAL, and the endpoint serves the hooked model")
 
 

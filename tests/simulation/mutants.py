@@ -33,7 +33,7 @@ MODULES = (
 KILLED, SURVIVED = "killed", "survived"
 SCHEDULE_SECONDS = 10  # of CPU: a schedule takes 0.02
 
-COMPARISONS = {
+COMPARISONS: dict[type[ast.cmpop], list[type[ast.cmpop]]] = {
     ast.Eq: [ast.NotEq],
     ast.NotEq: [ast.Eq],
     ast.Lt: [ast.LtE, ast.GtE],

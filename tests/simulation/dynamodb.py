@@ -7,10 +7,11 @@ request that the adapters do not use raises NotImplementedError: the simulation 
 import functools
 import re
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ParamValidationError
 
 ITEM_BYTES = 400 * 1024
 PAGE_BYTES = 1 << 20
+TYPES = ("S", "N", "B", "SS", "NS", "BS", "M", "L", "NULL", "BOOL")
 EXPRESSION_BYTES, OPERANDS = 4096, 300
 
 _TOKENS = re.compile(r"\s*(<=|>=|<>|[(),=<>]|[#:]?[A-Za-z_0-9.]+)")
@@ -30,7 +31,7 @@ class Tables:
 
     def __init__(self, on_write=None):
         self.tables, self.before = {}, {}
-        self.stale_reads = False
+        self.stale_reads, self.page_bytes = False, PAGE_BYTES
         self.on_write = on_write
 
     def snapshot(self):
@@ -131,7 +132,7 @@ class Tables:
         after = ExclusiveStartKey["sk"]["S"] if ExclusiveStartKey else ""
         found, held = [], 0
         for sk in sorted(sk for sk in rows if first <= sk <= last and sk > after):
-            if found and (held >= PAGE_BYTES or len(found) == Limit):
+            if found and (held >= self.page_bytes or len(found) == Limit):
                 last_key = {name: found[-1][name] for name in ("pk", "sk")}
                 return {"Items": found, "LastEvaluatedKey": last_key}
             item = rows[sk]
@@ -163,6 +164,8 @@ class Tables:
     def _check(self, condition, update, names, values, item, operation):
         """Refuse what DynamoDB refuses, then the item that does not meet the condition."""
         used = _used(condition or "", update)
+        for value in values.values():
+            _sorted(value)
         for kind, given in (("Names", names), ("Values", values)):
             unused = set(given) - used
             if unused:
@@ -201,6 +204,8 @@ def _value_size(value):
 
 def _sorted(value):
     ((kind, held),) = value.items()
+    if kind not in TYPES:
+        raise ParamValidationError(report=f"Unknown parameter in input: {kind!r}, must be one of: {TYPES}")
     return {kind: sorted(held)} if kind in ("SS", "BS") else value
 
 

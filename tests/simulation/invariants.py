@@ -9,8 +9,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from glassbox.aws.counts_table import CountsTable
 from glassbox.errors import BadInputError
-from simulation.services import BUCKET, ENDPOINT, HOOKED, INCIDENTS, PLAIN
+from glassbox.monitoring.counts import Window
+from simulation.services import BUCKET, COUNTS, ENDPOINT, HOOKED, INCIDENTS, PLAIN
 
 DIAGRAM = {
     ("NORMAL", "SWAPPING"),
@@ -697,6 +699,14 @@ def extensions_are_applied(history):
             raise InvariantError("an extension was not applied")
 
 
+def new_files_are_new(history):
+    """The metrics of a file are emitted once: when its counts were written, and not for a duplicate."""
+    for task in undisturbed(history, "count"):
+        written = any("#" in pk for pk, _ in history.counted)
+        if "new" in task.entry and task.entry["new"] is not written:
+            raise InvariantError(f"counted as {task.entry['new']!r}, and wrote {history.counted}")
+
+
 def items_expire(history):
     """The tables must not grow for ever, and must not forget a file whose message may still be delivered."""
     aws = history.system.aws
@@ -800,6 +810,7 @@ STEP = (
     refusals_are_notified,
     one_incident_per_violation,
     extensions_are_applied,
+    new_files_are_new,
     items_expire,
     violations_are_published_once,
 )
@@ -911,7 +922,11 @@ def violating_windows_are_published(history):
             if item and file_id in item["files"]["BS"] and "/AllTraffic#" in pk:
                 slot = datetime.fromisoformat(sk.partition("#")[0]).replace(tzinfo=UTC)
                 slots[slot].update(
-                    {name: n for name, n in added.items() if name[0] == "c" or name.startswith("n:")}
+                    {
+                        name: n
+                        for name, n in added.items()
+                        if name[0] == "c" or name.startswith("n:") or name == "unknown"
+                    }
                 )
     published = [detail["window"] for _, detail in system.aws.violations if detail["check"] == "class_share"]
     for start in {slot - n * timedelta(minutes=10) for slot in slots for n in range(6)}:
@@ -932,7 +947,35 @@ def violating_windows_are_published(history):
             raise InvariantError(f"the violation of {window} was not published")
 
 
+def the_counts_read_back(history):
+    """A check reads what was counted: each slot of its window, all pages and shards, and no other slot."""
+    system = history.system
+    table = CountsTable(system.aws.client("dynamodb"), COUNTS)
+    expected = defaultdict(Counter)
+    for pk, rows in system.aws.tables.tables[COUNTS].items():
+        for sk, item in rows.items():
+            if "#" in pk:
+                slot = datetime.fromisoformat(sk.partition("#")[0]).replace(tzinfo=UTC)
+                for file_id in item["files"]["BS"]:
+                    expected[pk.partition("#")[0], slot].update(system.files[file_id][pk, sk])
+    for (variant, slot), counted in expected.items():
+        found = table.read(variant, Window(slot, slot + timedelta(minutes=10)))
+        if set(found) != {slot} or _attributes(found[slot]) != {name: n for name, n in counted.items() if n}:
+            raise InvariantError(f"{variant} {slot}: read {found}, expected {dict(counted)}")
+
+
+def _attributes(counts):
+    names = ("with_confidence", "low_confidence", "records", "unreadable", "replayed", "forged")
+    scalars = {name: getattr(counts, name) for name in names}
+    classes = {
+        "unknown" if c == "unknown" else f"n:{c}" if isinstance(c, str) else f"c{c}": n
+        for c, n in counts.classes.items()
+    }
+    return {name: n for name, n in (scalars | classes).items() if n}
+
+
 END = (
+    the_counts_read_back,
     violating_windows_are_published,
     it_ends,
     the_endpoint_is_restored,

@@ -229,10 +229,10 @@ def run_mutant(mutant, seeds):
                 del sys.modules[name]
         sys.meta_path.insert(0, _Source(mutant.module, mutant.source))
     try:
-        from simulation.found import FOUND
+        from simulation.found import FOUND, RARE
         from simulation.run import run, run_seed
 
-        for settings, schedule in FOUND.values():
+        for settings, schedule in [*FOUND.values(), *RARE.values()]:
             signal.setitimer(signal.ITIMER_VIRTUAL, SCHEDULE_SECONDS)
             run(schedule, settings)
         for seed in seeds:

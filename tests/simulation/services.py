@@ -110,6 +110,7 @@ class Task:
     number: int = 0
     disturbed: bool = False
     slow: bool = False
+    entry: dict = field(default_factory=dict)  # what it logged
     described: str = ""
     described_status: str = ""
     suspended: bool = False

@@ -267,6 +267,7 @@ class System:
         self.functions = load(environment)
         aws.skews = {name: timedelta(seconds=value) for name, value in given.get("skews", {}).items()}
         aws.tables.stale_reads = given.get("stale_reads", False)
+        aws.tables.page_bytes = 1500  # so that a query has several pages
         aws.same_config_refused = given.get("same_config_refused", False)
         self.tasks, self.finished = [], {}
         self.invocations = 0
@@ -327,6 +328,7 @@ class System:
             self._return(task)
         else:
             task.outcome = str(entry.get("outcome") or entry.get("state") or entry.get("message"))
+            task.entry = entry
             if task.function == "swap" and "outcome" in entry:
                 self.delivered_violations.add(entry["check"])
         finally:

@@ -2,10 +2,15 @@
 
 import pytest
 
-from simulation.found import FOUND
+from simulation.found import FOUND, RARE
 from simulation.run import run
 
 
 @pytest.mark.parametrize(("settings", "schedule"), FOUND.values(), ids=FOUND)
 def test_a_schedule_that_failed_once_holds(settings, schedule):
+    run(schedule, settings)
+
+
+@pytest.mark.parametrize(("settings", "schedule"), RARE.values(), ids=RARE)
+def test_a_rare_situation_holds(settings, schedule):
     run(schedule, settings)

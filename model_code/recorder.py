@@ -1,10 +1,11 @@
-"""Decide which requests to trace, predict with a trace, and queue the trace for upload."""
+"""Decide which requests to trace, answer them, and queue their traces."""
 
 import hashlib
 import json
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -22,6 +23,8 @@ from trace_upload import TraceUploader
 
 Array = npt.NDArray[Any]
 Request = Mapping[str, str | None]
+
+REPLAY_SECONDS = 30.0  # below the 40 s that a replay waits for its answer
 
 
 class RateLimit:
@@ -47,7 +50,7 @@ class RateLimit:
 
 
 class TensorRecorder:
-    """Predicts with a trace, and decides which requests get one.
+    """Answers requests, and traces some of them after the answer.
 
     Args:
         model: takes (N, C, H, W) float32 and returns (N, K) logits. Its parameters are frozen, and their
@@ -80,7 +83,6 @@ class TensorRecorder:
             raise SettingsError(f"TRACE_FORM: expected {names.REDUCED} or {names.FULL}, got {trace_form!r}")
         self._gradients, self._model = Gradients(model, trace_form), model
         self._trace_form, self._utcnow = trace_form, utcnow
-        self._lock = threading.Lock()
         self._rate = RateLimit(traces_per_minute, clock)
         self._replay_key = replay_key
         self._uploader = TraceUploader(client, destination, f"{utcnow():%Y%m%dT%H%M%SZ}")
@@ -112,9 +114,11 @@ class TensorRecorder:
     def predict(
         self, images: Tensor, input_images: Array, request: Request, labels: Sequence[str] | None
     ) -> Tensor:
-        """Return the logits (N, K) of ``images``, the same as without a trace.
+        """Return the logits (N, K) of ``images`` from a plain forward pass, and queue the trace.
 
-        The first samples, as many as a step may hold, are traced, each for its predicted class.
+        The thread of the uploader computes the trace afterwards: of the first samples, as many as a step may hold, each
+        for its predicted class. A replay waits for a place in the queue, REPLAY_SECONDS at most; live requests never
+        wait.
 
         Args:
             images: (N, C, H, W) float32, normalised.
@@ -122,29 +126,19 @@ class TensorRecorder:
             request: from :meth:`wants`.
             labels: the classes' names.
         """
-        try:
-            with self._lock:
-                samples = self._samples(images, input_images)
-            logits = [sample.output for sample in samples]
-            traced = len(samples)
-            if traced < len(images):
-                with torch.inference_mode():
-                    logits.append(self._model(images[traced:]))
-            now = f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
-            request = {**request, "time": now, "samples": str(len(images))}
-            input_images = input_images[:traced].copy()
-            size = input_images.nbytes + sum(sample.nbytes for sample in samples)
-            step = partial(self._step, samples, input_images, request, labels)
-            if not self._uploader.put(step, size):
-                self._refuse(request, "the endpoint had too many traces to upload")
-            return torch.cat(logits)
-        except Exception as error:  # a tracing error must never fail the request
-            reason = f"{type(error).__name__}: {error}"
-        self._uploader.drop(reason)
+        limit = names.STEP_PIXELS // input_images[0, ..., 0].size
+        explained = images[:limit].clone()  # the network may write into its input
         with torch.inference_mode():
-            untraced: Tensor = self._model(images)
-        self._refuse(request, reason)
-        return untraced
+            logits: Tensor = self._model(images)
+        now = f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
+        request = {**request, "time": now, "samples": str(len(images))}
+        input_images = input_images[:limit].copy()
+        step = partial(self._step, explained, input_images, logits[:limit].clone(), request, labels)
+        size = input_images.nbytes + explained.nbytes
+        wait = REPLAY_SECONDS if names.REPLAY_EVENT_ID in request else 0
+        if not self._uploader.put(step, size, wait=wait):
+            self._refuse(request, "the endpoint had too many traces to compute and upload")
+        return logits
 
     @property
     def dropped(self) -> int:
@@ -155,46 +149,53 @@ class TensorRecorder:
         """Upload the waiting traces for ``seconds`` at most."""
         self._uploader.close(seconds)
 
-    def _samples(self, images: Tensor, input_images: Array) -> list[SampleTerms]:
-        """Return the terms of the first samples, as many as a step may hold.
-
-        Raises:
-            ValueError: not even one sample fits.
-        """
-        available = names.STEP_BYTES - sum(tensor.nbytes for tensor in self._gradients.parameters.values())
-        limit = min(len(images), names.STEP_PIXELS // input_images[0, ..., 0].size)
-        samples: list[SampleTerms] = []
-        # One at a time: the backward pass keeps every activation in memory.
-        for image, input_image in zip(images[:limit], input_images[:limit], strict=True):
-            sample = self._gradients.compute(image[None])
-            available -= sample.nbytes + input_image.nbytes
-            if available < 0:
-                break
-            samples.append(sample)
-        if not samples:
-            raise ValueError(f"input image {tuple(images[0].shape)}: larger than a step may hold")
-        return samples
-
     def _step(
         self,
-        samples: Sequence[SampleTerms],
+        images: Tensor,
         input_images: Array,
+        answered: Tensor,
         request: Request,
         labels: Sequence[str] | None,
     ) -> dict[str, Array]:
+        """Return the tensors of a step; for a replay that cannot be traced, those of a refusal."""
         try:
+            samples = self._samples(images, input_images, answered)
             meta, tensors = merged(samples)
-        except ValueError as error:
+        except Exception as error:  # the network's code may raise anything
             if names.REPLAY_EVENT_ID not in request:
                 raise
-            self._uploader.drop(str(error))
-            return self._refusal(request, str(error))
+            reason = f"{type(error).__name__}: {error}"
+            self._uploader.drop(reason)
+            return self._refusal(request, reason)
+        input_images = input_images[: len(samples)]
         # Shortened, because long names of a large batch would make the meta larger than the reader accepts.
         class_names = labels and [
             printable(labels[t], names.CLASS_NAME_CHARACTERS) for t in tensors[names.TARGET].tolist()
         ]
         content = self._meta(request, **meta, class_names=class_names)
         return {names.META: content, names.INPUT_IMAGE: input_images, **tensors, **self._gradients.parameters}
+
+    def _samples(self, images: Tensor, input_images: Array, answered: Tensor) -> list[SampleTerms]:
+        """Return the terms of the first samples, as many as a step may hold.
+
+        Raises:
+            ValueError: not even one sample fits.
+        """
+        available = names.STEP_BYTES - sum(tensor.nbytes for tensor in self._gradients.parameters.values())
+        samples: list[SampleTerms] = []
+        # One at a time: the backward pass keeps every activation in memory.
+        for image, input_image, answer in zip(images, input_images, answered, strict=True):
+            sample = self._gradients.compute(image[None], int(answer.argmax()))
+            if not _is_same(sample.output[0], answer):
+                reason = f"{self._gradients.model_name}: {names.OTHER_ANSWER}"
+                sample = replace(sample, unaccounted=[reason, *sample.unaccounted])
+            available -= sample.nbytes + input_image.nbytes
+            if available < 0:
+                break
+            samples.append(sample)
+        if not samples:
+            raise ValueError(f"input image {tuple(images.shape[1:])}: larger than a step may hold")
+        return samples
 
     def _refuse(self, request: Request, reason: str) -> None:
         """Upload why a replay has no trace; nothing for live traffic."""
@@ -216,3 +217,9 @@ class TensorRecorder:
             "request": request,
         }
         return np.frombuffer(json.dumps(meta).encode(), np.uint8)
+
+
+def _is_same(logits: Tensor, answer: Tensor) -> bool:
+    """Return whether both passes gave the same logits, which other kernels of autograd may round differently."""
+    tolerance = 1e-4 * float(answer.abs().max())
+    return torch.allclose(logits, answer, rtol=1e-4, atol=tolerance, equal_nan=True)

@@ -1,6 +1,6 @@
-"""Write the steps of a run and upload them to S3 from a bounded queue.
+"""Compute the steps of a run, write them and upload them to S3 from a bounded queue.
 
-A thread of its own writes and uploads: a full disk or an unreachable S3 loses a trace and never delays an answer.
+A thread of its own does all three: a full disk or an unreachable S3 loses a trace and never delays an answer.
 """
 
 import logging
@@ -52,23 +52,26 @@ class TraceUploader:
         self._prefix = f"{prefix}/{started}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._queue: queue.Queue[tuple[Callable[[], Tensors], int] | None] = queue.Queue()
         self._bytes = 0  # of the waiting steps and of the one in progress
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._has_collections = False
         self.dropped = 0
         self._thread = threading.Thread(target=self._work, name="trace-upload", daemon=True)
         self._thread.start()
 
-    def put(self, step: Callable[[], Tensors], size: int, *, refusal: bool = False) -> bool:
-        """Queue a step without waiting, and return whether it fits.
+    def put(self, step: Callable[[], Tensors], size: int, *, wait: float = 0, refusal: bool = False) -> bool:
+        """Queue a step, and return whether it fits.
 
         Args:
-            step: returns the tensors of the step.
+            step: computes the tensors of the step, in the uploader's thread.
             size: bytes that ``step`` keeps in memory until then.
+            wait: seconds to wait for a place in the queue.
             refusal: whether the higher limit for refusals applies.
         """
         limit = REFUSALS if refusal else QUEUE
-        with self._lock:
-            fits = self._queue.qsize() < limit and self._bytes + size <= QUEUE_BYTES
+        with self._changed:
+            fits = self._changed.wait_for(
+                lambda: self._queue.qsize() < limit and self._bytes + size <= QUEUE_BYTES, wait
+            )
             if fits:
                 self._bytes += size
                 self._queue.put((step, size))
@@ -78,7 +81,7 @@ class TraceUploader:
 
     def drop(self, reason: str) -> None:
         """Count a lost trace and log the reason."""
-        with self._lock:
+        with self._changed:
             self.dropped += 1
         logger.warning("trace dropped, %d so far: %s", self.dropped, " ".join(reason.split()))
 
@@ -98,8 +101,9 @@ class TraceUploader:
             except Exception as error:
                 # An error of the disk, S3 or the network must not end the thread: the next step may succeed.
                 self.drop(f"{type(error).__name__}: {error}")
-            with self._lock:
+            with self._changed:
                 self._bytes -= size
+                self._changed.notify_all()
 
     def _upload(self, folder: Path, number: int, tensors: Tensors) -> None:
         files = write_step(folder, number, tensors)

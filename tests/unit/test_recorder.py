@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradients
+import recorder as recorder_module
 import replays
 import trace_upload
 import trace_writer
@@ -225,7 +226,7 @@ class TestTraceFiles:
             read("gradient/image").double(), terms.image_gradient, rtol=1e-4, atol=1e-6
         )
         head = "fc" if name.startswith("ResNet") else "head.2"
-        assert torch.equal(read(f"{head}_output_0"), logits)
+        assert same(read(f"{head}_output_0"), logits)
         for key, (bias, gradient) in terms.modules.items():
             module = key.partition("#")[0]
             torch.testing.assert_close(
@@ -289,12 +290,12 @@ class TestTensorRecorder:
         logits = recorder.predict(image, input_image, REQUEST, labels)
         recorder.close()
         with torch.inference_mode():
-            assert same(logits, model(image))
+            assert torch.equal(logits, model(image))
 
         (key,) = bucket.indexes
         index = read_index(key, bucket[key])
         tensors = read_tensors(index, bucket[index.events_key])
-        assert torch.equal(torch.tensor(tensors[names.LOGITS]), logits)
+        assert same(torch.tensor(tensors[names.LOGITS]), logits)
         np.testing.assert_array_equal(tensors[names.INPUT_IMAGE], input_image)
         assert tensors[names.TARGET].tolist() == logits.argmax(1).tolist()
         meta = json.loads(tensors[names.META].tobytes())
@@ -367,7 +368,8 @@ class TestTensorRecorder:
         image = torch.randn(1, 3, 512, 512)
         logits = recorder.predict(image, np.zeros((1, 512, 512, 3), np.uint8), REQUEST, None)
         with torch.inference_mode():
-            assert same(logits, model(image))
+            assert torch.equal(logits, model(image))
+        recorder.close()
         assert recorder.dropped == 1
         assert "input image (3, 512, 512): larger than a step may hold" in caplog.text
 
@@ -387,6 +389,7 @@ class TestTensorRecorder:
         model = nn.Sequential(Counts(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, 5))
         recorder = trace_to(Bucket(), model.eval())
         predict(recorder, images(3))
+        recorder.close()
         assert recorder.dropped == 0
         assert alive == [0, 0, 0]
 
@@ -411,10 +414,9 @@ class TestTensorRecorder:
         bucket, image, model = Bucket(), images(2), InPlace().eval()
         with torch.inference_mode():
             expected = model(image.clone())
-        recorder, given = trace_to(bucket, model), image.clone()
+        recorder = trace_to(bucket, model)
         for _ in range(2):
-            assert same(predict(recorder, given), expected)
-            assert torch.equal(given, image)
+            assert torch.equal(predict(recorder, image.clone()), expected)
         recorder.close()
         first, second = (explain(bucket.trace(key)) for key in bucket.indexes)
         assert all(explanation.complete for explanation in (*first, *second))
@@ -427,7 +429,7 @@ class TestTensorRecorder:
             recorder.close()
         assert len(bucket) == 6
 
-    def test_plain_requests_run_without_hooks_during_a_trace(self, trace_to):
+    def test_answers_before_the_trace_is_computed(self, trace_to):
         inside, go_on = threading.Event(), threading.Event()
 
         class Waits(nn.Module):
@@ -441,8 +443,8 @@ class TestTensorRecorder:
         model.avgpool = nn.Sequential(Waits(), model.avgpool)
         bucket, image = Bucket(), images()
         recorder = trace_to(bucket, model)
-        thread = threading.Thread(target=predict, args=(recorder, image))
-        thread.start()
+        with torch.inference_mode():
+            assert torch.equal(predict(recorder, image), model(image))
         assert inside.wait(30)
         # Other requests do not wait for the trace, and their forward passes do not enter it.
         assert recorder.wants(replays.BODY, replays.marker(incident=OPEN))
@@ -450,11 +452,29 @@ class TestTensorRecorder:
         with torch.inference_mode():
             model(images(seed=1))
         go_on.set()
-        thread.join()
         recorder.close()
         (key,) = bucket.indexes
         assert len(bucket.trace(key).meta.terms) == 21
         assert not hooks_of(model)
+
+    def test_names_a_pass_that_returns_other_logits_than_the_answer(self, trace_to):
+        class DependsOnTheBatch(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = ResNet18(num_classes=5, width=4)
+
+            def forward(self, x):
+                return self.net(x) + x.mean()
+
+        bucket = Bucket()
+        recorder = trace_to(bucket, DependsOnTheBatch())
+        predict(recorder, torch.cat([images(), 5 + images(seed=1)]))
+        predict(recorder, images())
+        recorder.close()
+        together, alone = (bucket.trace(key) for key in bucket.indexes)
+        assert list(together.meta.unaccounted) == [f"DependsOnTheBatch: {names.OTHER_ANSWER}"]
+        assert not any(explanation.complete for explanation in explain(together))
+        assert not alone.meta.unaccounted
 
     def test_concurrent_traces_stay_separate(self, trace_to):
         bucket, model = Bucket(), zoo.build("ResNet18 (BasicBlock)")[0]
@@ -480,7 +500,7 @@ class TestTensorRecorder:
             trace = bucket.trace(key)
             image, input_image, logits = answers.pop(trace.meta.request["sha256"])
             np.testing.assert_array_equal(trace.tensors[names.INPUT_IMAGE], input_image)
-            np.testing.assert_array_equal(trace.tensors[names.LOGITS], logits)
+            assert same(torch.tensor(trace.tensors[names.LOGITS]), logits)
             for name, tensor in computed(model, image).items():
                 np.testing.assert_allclose(
                     trace.tensors[name], tensor, rtol=1e-3, atol=1e-5 * np.abs(tensor).max()
@@ -682,6 +702,7 @@ class TestFailures:
         recorder = trace_to(bucket, model)
         with torch.inference_mode():
             assert same(predict(recorder, images(), **REPLAYED), model(images()))
+        wait_until(lambda: recorder.dropped == 1)
         model.maxpool = nn.Identity()
         predict(recorder, images())
         recorder.close()
@@ -697,6 +718,7 @@ class TestFailures:
 
     def test_uploads_the_reason_when_the_queue_is_full(self, trace_to, monkeypatch):
         monkeypatch.setattr(trace_upload, "QUEUE", 0)
+        monkeypatch.setattr(recorder_module, "REPLAY_SECONDS", 0.01)
         bucket = Bucket()
         monkeypatch.setattr(trace_upload, "REFUSALS", 1000)
         recorder = trace_to(bucket)
@@ -706,6 +728,20 @@ class TestFailures:
         (index,) = bucket.indexes
         assert "too many traces" in bucket.trace(index).meta.refused
         assert recorder.dropped == 2
+
+    def test_replay_waits_for_a_place_in_the_queue(self, trace_to, monkeypatch):
+        monkeypatch.setattr(trace_upload, "QUEUE", 1)
+        stuck = Stuck()
+        recorder = trace_to(stuck)
+        predict(recorder, images())
+        assert stuck.entered.wait(120)
+        predict(recorder, images())  # fills the queue
+        replay = threading.Thread(target=predict, args=(recorder, images()), kwargs=REPLAYED)
+        replay.start()
+        stuck.release()
+        replay.join()
+        recorder.close()
+        assert recorder.dropped == 0
 
     def test_uploads_the_reason_when_maps_of_a_replay_differ_in_size(self, trace_to):
         bucket, image = Bucket(), images(2).abs()
@@ -724,12 +760,13 @@ class TestFailures:
         recorder.close()
         assert not bucket
 
-    def test_input_is_unchanged_when_the_trace_fails(self, trace_to):
+    def test_answers_as_the_plain_model_when_the_trace_fails(self, trace_to):
         model, image = InPlace(fails=True).eval(), images()
         with torch.inference_mode():
             expected = model(image.clone())
         recorder = trace_to(Bucket(), model)
-        assert same(predict(recorder, image), expected)
+        assert torch.equal(predict(recorder, image), expected)
+        recorder.close()
         assert recorder.dropped == 1
 
     def test_drops_a_batch_whose_maps_differ_in_size(self, trace_to, caplog):
@@ -749,7 +786,8 @@ class TestFailures:
                 self.dark, self.light, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, 5)
 
             def forward(self, x):
-                return self.fc((self.light if x.mean() > 0 else self.dark)(x).mean((2, 3)))
+                convolved = [(self.light if image.mean() > 0 else self.dark)(image) for image in x]
+                return self.fc(torch.stack(convolved).mean((2, 3)))
 
         bucket, image = Bucket(), images(2).abs()
         image[1:] *= -1
@@ -777,7 +815,8 @@ class TestFailures:
                 return x.detach().mean((2, 3))
 
         recorder = trace_to(Bucket(), Blind())
-        assert same(predict(recorder, images()), images().mean((2, 3)))
+        assert torch.equal(predict(recorder, images()), images().mean((2, 3)))
+        recorder.close()
         assert recorder.dropped == 1
 
     def test_raises_the_models_error(self, trace_to):

@@ -72,6 +72,7 @@ STATS_TENSOR = "glassbox/stats"
 STATS = ("channels", "min_abs", "max_abs", "sum", "sum_abs")
 INPUT = "input"
 RANDOM = "gives different logits for the same image"  # in an entry of ``unaccounted``; no explanation is reproducible
+OTHER_ANSWER = "the explained pass returned other logits than the answer"  # in an entry of ``unaccounted``
 
 IMAGE_GRADIENT = "gradient/image"
 

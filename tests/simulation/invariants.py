@@ -13,6 +13,7 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.errors import BadInputError
 from glassbox.monitoring.counts import Window
 from simulation.services import BUCKET, COUNTS, ENDPOINT, HOOKED, INCIDENTS, PLAIN
+from simulation.traffic import GARBAGE
 
 DIAGRAM = {
     ("NORMAL", "SWAPPING"),
@@ -510,7 +511,7 @@ def replays_are_sent(history):
     for task in undisturbed(history, "confirm"):
         if system.state() != "HOOKED" or served(task) != HOOKED:
             continue
-        if not item["replayed"]["BOOL"]:
+        if not item["replayed"]["BOOL"] or int(item["replay_attempts"]["N"]) < 1:
             raise InvariantError("HOOKED, and nothing was replayed")
         if int(item["replay_attempts"]["N"]) > MAX_REPLAY_ATTEMPTS:
             raise InvariantError(f"replays were sent {item['replay_attempts']['N']} times")
@@ -622,7 +623,7 @@ def replays_are_spaced(history):
     for before, after, _ in moves(history):
         if before is None or text(before, "id") != text(after, "id"):
             continue
-        old, new = time(before, "sent"), time(after, "sent")
+        old, new = time(before, "last_replay_at"), time(after, "last_replay_at")
         if old and new != old and new < old + REPLAY_INTERVAL - history.skew:
             raise InvariantError(f"replays were sent again after {new - old}")
 
@@ -697,6 +698,86 @@ def extensions_are_applied(history):
             and time(item, "keep_hooked_until") < until
         ):
             raise InvariantError("an extension was not applied")
+
+
+def outcomes_are_true(history):
+    """Metrics and logs are made of the outcomes."""
+    state, live = history.system.state(), history.system.aws.endpoint
+    moved = any(True for _ in changes(history))
+    for task in undisturbed(history, "confirm"):
+        allowed = {state}
+        if (
+            state == "NORMAL"
+            and not moved
+            and task.described not in ("", PLAIN, HOOKED)
+            and task.described_status == "InService"
+        ):
+            allowed = {"stale twin"}
+        if state == "NORMAL" and not moved and live is None and history.system.settings["react"] == "true":
+            allowed = {"no endpoint"}
+        if task.outcome not in allowed and "Error" not in task.outcome:
+            raise InvariantError(f"confirm: {task.outcome!r}, expected {allowed}")
+    for task in undisturbed(history, "restore"):
+        moved = any(text(after, "state") in ("RESTORING", "FAILED") for _, after, _ in changes(history))
+        allowed = {state} if moved else {"waiting", "nothing to restore"}
+        allowed |= {"NORMAL"} if state == "NORMAL" else set()
+        if task.outcome not in allowed and "Error" not in task.outcome:
+            raise InvariantError(f"restore: {task.outcome!r}, expected {allowed}")
+    outcomes = {
+        "SWAPPING": {"SWAPPING", "pending", "joined", "duplicate"},
+        "WATCHING": {"WATCHING", "joined"},
+        "FAILED": {"FAILED", "joined", "duplicate"},
+        "NORMAL": {"joined", "cooling down", "cap reached"},
+    }
+    for task in undisturbed(history, "swap"):
+        allowed = outcomes.get(state, {"joined", "duplicate"})
+        if "outcome" in task.entry and task.outcome not in allowed:
+            raise InvariantError(f"swap: {task.outcome!r}, expected {allowed}")
+        accepted = any(target == HOOKED for _, _, target, _, _ in history.new_updates)
+        if accepted and task.outcome != "SWAPPING":
+            raise InvariantError(f"swap: {task.outcome!r} after UpdateEndpoint")
+
+
+def copies_are_of_closed_incidents(history):
+    """The copies decide which violations are handled, and how many incidents a day had."""
+    for (_, sk), _, after, _, _ in history.writes:
+        if sk.startswith("past#") and text(after, "state") != "NORMAL":
+            raise InvariantError(f"{sk} is a copy of an incident in {text(after, 'state')}")
+
+
+def what_is_rendered_is_recorded(history):
+    """The incident ends when its replays are explained or refused, so both are recorded."""
+    system, item = history.system, history.system.incident_item()
+    for task in undisturbed(history, "render"):
+        if system.state() not in ("SWAPPING", "HOOKED", "RESTORING"):
+            continue
+        if task.message.body in GARBAGE:
+            continue
+        request = json.loads(_events(system, task) or "{}").get("request", {})
+        if request.get("replay_incident") != text(item, "id"):
+            continue
+        if request["replay_event_id"] not in names(item, "heatmaps") | names(item, "refused"):
+            raise InvariantError(f"{request} was rendered, and is not recorded")
+
+
+def _events(system, task):
+    key = json.loads(task.message.body).get("detail", {}).get("object", {}).get("key")
+    index = system.aws.objects.get((BUCKET, key))
+    events = index and system.aws.objects.get((BUCKET, json.loads(index.body)["events"]))
+    return events and events.body
+
+
+def the_time_line_is_kept(history):
+    """The report and the last e-mail show what happened, and the key facts of the heat maps."""
+    for _, after, _ in changes(history):
+        lines = [line["S"] for line in after.get("timeline", {}).get("L", ())]
+        if not any(text(after, "state") in line for line in lines):
+            raise InvariantError(f"{text(after, 'state')} is not in the time line: {lines}")
+        folder = f"saliency/{ENDPOINT}/{text(after, 'id')}/"
+        drawn = any(key.startswith(folder) and key.endswith(".json") for _, key in history.system.aws.objects)
+        reported = text(after, "state") == "NORMAL" and text(after, "report")
+        if reported and drawn and not after["findings"]["L"]:
+            raise InvariantError("closed with heat maps, and without findings")
 
 
 def new_files_are_new(history):
@@ -810,6 +891,10 @@ STEP = (
     refusals_are_notified,
     one_incident_per_violation,
     extensions_are_applied,
+    outcomes_are_true,
+    copies_are_of_closed_incidents,
+    what_is_rendered_is_recorded,
+    the_time_line_is_kept,
     new_files_are_new,
     items_expire,
     violations_are_published_once,
@@ -974,7 +1059,18 @@ def _attributes(counts):
     return {name: n for name, n in (scalars | classes).items() if n}
 
 
+def stale_twins_are_reported(history):
+    """A config of someone else makes the twin useless: ops get that once, also after a crash."""
+    system, live = history.system, history.system.aws.endpoint
+    if system.state() != "NORMAL" or system.settings["react"] == "false":
+        return
+    foreign = live and live.status == "InService" and live.config not in (PLAIN, HOOKED)
+    if foreign and not any(m.event == "stale-twin" and live.config in m.text for m in system.aws.published):
+        raise InvariantError(f"{live.config} is live, and was not reported")
+
+
 END = (
+    stale_twins_are_reported,
     the_counts_read_back,
     violating_windows_are_published,
     it_ends,

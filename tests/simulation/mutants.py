@@ -15,6 +15,7 @@ import importlib.abc
 import importlib.util
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -155,6 +156,7 @@ class Mutant:
     def __init__(self, number, module, operator, line, before, after, function, source):
         self.number, self.module, self.operator, self.line = number, module, operator, line
         self.before, self.after, self.function, self.source = before, after, function, source
+        self.decorators = set(re.findall(r"^@(\w+)", source, re.MULTILINE))
 
     @property
     def key(self):
@@ -251,6 +253,8 @@ def _replace_code(mutant):
     """Give the function of a mutant its mutated code, in the loaded module; False where that is not possible."""
     module = sys.modules[mutant.module]
     namespace = dict(module.__dict__)
+    if mutant.function in mutant.decorators:  # it has run when the module was imported
+        return False
     try:
         exec(compile(mutant.source, str(module.__file__), "exec"), namespace)  # noqa: S102
     except Exception:

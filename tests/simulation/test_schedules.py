@@ -7,7 +7,7 @@ import pytest
 
 from simulation.run import run_seed, show, shrink
 
-SEEDS, PART = 2000, 250
+SEEDS, PART = 3000, 250
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, PART))

@@ -88,10 +88,10 @@ class FakeIncidents:
         found = [i for i in self.closed.values() if i.endpoint == endpoint and i.opened >= since]
         return sorted(found, key=lambda incident: incident.opened)
 
-    def open(self, incident):
+    def open(self, incident, last=None):
         current = self.items.get(incident.endpoint)
-        if current and current.is_open:
-            raise ConflictError("an incident is open")
+        if current and (current.is_open or last is None or current.id != last.id):
+            raise ConflictError("an incident is open, or another one was closed")
         self.items[incident.endpoint] = incident
 
     def save(self, before, after):

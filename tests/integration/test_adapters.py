@@ -200,7 +200,7 @@ def test_closed_incident_is_kept_and_the_next_may_open(incidents):
     incidents.add_heatmap(FIRST, "a")
     current = incidents.current("traffic-signs")
     incidents.save(current, replace(current, state=State.NORMAL, revision=1))
-    incidents.open(SECOND)
+    incidents.open(SECOND, FIRST)
     incidents.attach(FIRST, LATE)
     (past,) = incidents.past("traffic-signs", AT - timedelta(days=1))
     assert (past.id, past.state, past.heatmaps, past.related_violations) == (
@@ -213,14 +213,39 @@ def test_closed_incident_is_kept_and_the_next_may_open(incidents):
     assert incidents.current("traffic-signs").related_violations == frozenset()
 
 
+def test_an_incident_that_was_opened_and_closed_meanwhile_is_a_conflict(incidents):
+    """The cooldown, the daily cap and duplicates were decided without that incident."""
+    incidents.open(FIRST)
+    incidents.save(FIRST, replace(FIRST, state=State.NORMAL, revision=1))
+    for last in (None, SECOND):
+        with pytest.raises(ConflictError):
+            incidents.open(SECOND, last)
+    incidents.open(SECOND, FIRST)
+    assert incidents.current("traffic-signs") == SECOND
+
+
+def test_a_second_copy_of_a_closed_incident_keeps_what_was_added(incidents):
+    """Of two invocations that close an incident, the slower one copies it after the other has closed it."""
+    incidents.open(FIRST)
+    incidents.attach(FIRST, LATE)
+    current = incidents.current("traffic-signs")
+    incidents.save(current, replace(current, state=State.NORMAL, revision=1))
+    with pytest.raises(ConflictError):
+        incidents.save(FIRST, replace(FIRST, state=State.NORMAL, revision=1))
+    (past,) = incidents.past("traffic-signs", AT)
+    assert past.related_violations == {LATE}
+
+
 def test_past_reads_all_incidents_over_several_pages(incidents):
     """A query returns pages of 1 MB; an incident on an unread page would not count for the daily cap."""
+    last = None
     for hours in range(6):
         large = replace(
             FIRST, id=f"incident-{hours}", opened=AT + timedelta(hours=hours), failure="x" * 300_000
         )
-        incidents.open(large)
+        incidents.open(large, last)
         incidents.save(large, replace(large, state=State.NORMAL, revision=1))
+        last = large
     assert [past.id for past in incidents.past("traffic-signs", AT)] == [f"incident-{n}" for n in range(6)]
     assert len(incidents.past("traffic-signs", AT + timedelta(hours=2))) == 4
 

@@ -1029,9 +1029,9 @@ def test_opens_an_incident_only_where_none_is_open(world, violation, state):
     world.incidents.items["traffic-signs"] = replace(world.incident, state=state)
     if world.incident.is_open:
         with pytest.raises(ConflictError):
-            world.incidents.open(world.incident)
+            world.incidents.open(world.incident, world.incident)
     else:
-        world.incidents.open(world.incident)
+        world.incidents.open(world.incident, world.incident)
 
 
 # ---------------------------------------------------------------- sizes

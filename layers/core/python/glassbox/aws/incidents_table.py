@@ -68,19 +68,20 @@ class IncidentsTable:
                 return found
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]
 
-    def open(self, incident: Incident) -> None:
-        """Write a new incident over the last one.
+    def open(self, incident: Incident, last: Incident | None = None) -> None:
+        """Write a new incident in the place of ``last``, the closed one that it follows.
 
         Raises:
-            ConflictError: an incident is open.
+            ConflictError: an incident is open, or another one than ``last`` was opened and closed since it was read.
         """
-        self._call(
-            "put_item",
-            Item=_item(incident, "current"),
-            ConditionExpression="attribute_not_exists(pk) OR #state = :closed",
-            ExpressionAttributeNames={"#state": "state"},
-            ExpressionAttributeValues=_typed({":closed": CLOSED.value}),
-        )
+        condition: dict[str, Any] = {"ConditionExpression": "attribute_not_exists(pk)"}
+        if last is not None:
+            condition = {
+                "ConditionExpression": "id = :last AND #state = :closed",
+                "ExpressionAttributeNames": {"#state": "state"},
+                "ExpressionAttributeValues": _typed({":last": last.id, ":closed": CLOSED.value}),
+            }
+        self._call("put_item", Item=_item(incident, "current"), **condition)
 
     def save(self, before: Incident, after: Incident) -> None:
         """Write the changed attributes, except those that are only added to.
@@ -92,7 +93,7 @@ class IncidentsTable:
         if before.is_open and not after.is_open:
             # First: after a crash, the retry writes the same copy. The copy lacks what another invocation adds from now
             # on, so the incident is only closed if nothing was added; the retry copies it.
-            self._call("put_item", Item=_item(after, _past(after.opened)))
+            self._copy(after)
             sizes = {name: len(getattr(before, name)) for name in _ADDED}
             unchanged = "".join(
                 f" AND size({name}) = :{name}" if size else f" AND attribute_not_exists({name})"
@@ -111,6 +112,22 @@ class IncidentsTable:
                 | {":same_id": before.id, ":same_revision": before.revision}
                 | {f":{name}": size for name, size in sizes.items() if size}
             ),
+        )
+
+    def _copy(self, incident: Incident) -> None:
+        """Copy a closed incident to the past ones; what another invocation has added to the copy is kept."""
+        key = _key(incident.endpoint, _past(incident.opened))
+        values = {k: v for k, v in _item(incident, key["sk"]["S"]).items() if k not in key}
+        added = [name for name in _ADDED if name in values]
+        update = "SET " + ", ".join(f"#{k} = :{k}" for k in values if k not in added)
+        if added:
+            update += " ADD " + ", ".join(f"#{k} :{k}" for k in added)
+        self._call(
+            "update_item",
+            Key=key,
+            UpdateExpression=update,
+            ExpressionAttributeNames={f"#{k}": k for k in values},
+            ExpressionAttributeValues={f":{k}": v for k, v in values.items()},
         )
 
     def attach(self, incident: Incident, violation: Violation) -> None:

@@ -199,7 +199,7 @@ def _open(
             decision = replace(
                 decision, incident=decisions.with_timeline_line(decision.incident, context.now, note)
             )
-    dependencies.incidents.open(decision.incident)
+    dependencies.incidents.open(decision.incident, last)
     return decision
 
 

@@ -21,7 +21,8 @@ def test_every_interleaving_of_two_workers_and_a_crash_keeps_every_invariant():
         (1, replace(NONE, duplicates=1)),
         (1, replace(NONE, crashes=1, duplicates=1)),
         (1, replace(NONE, deployments=1)),
-        (2, NONE),
+        (2, replace(NONE, duplicates=1)),
+        (2, replace(NONE, crashes=1)),
     ],
 )
 def test_every_interleaving_keeps_every_invariant(violations, budget):

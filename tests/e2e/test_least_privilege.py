@@ -103,13 +103,17 @@ def calls(stack):
     wait_for(lambda: incident(stack).related_violations)
     first = incident(stack).id
 
-    # an incident at whose start and end an update of the endpoint is in progress
+    # the owner deploys the twin outside any incident: reported once
     sagemaker = stack.client("sagemaker")
+    sagemaker.update_endpoint(EndpointName="traffic-signs", EndpointConfigName=stack.outputs["HookedConfig"])
+    wait_for(lambda: len(inbox.notifications()) == 3)
+
+    # an incident at whose start and end an update of the endpoint is in progress
     for config, action, state in (("PlainConfig", "open", "HOOKED"), ("HookedConfig", "abort", "NORMAL")):
         sagemaker.update_endpoint(EndpointName="traffic-signs", EndpointConfigName=stack.outputs[config])
         command(stack, action)
         wait_for(lambda state=state: incident(stack).id != first and incident(stack).state == state, 90)
-    wait_for(lambda: len(inbox.notifications()) == 4)
+    wait_for(lambda: len(inbox.notifications()) == 5)
 
     # An incident that cannot be restored because its plain config was deleted. Only restore_endpoint may detect that;
     # confirm_endpoint, which also applies an abort, must not run: no sweep, no heat map, no replay in progress.
@@ -119,7 +123,7 @@ def calls(stack):
     wait_for(lambda: incident(stack).state == "HOOKED" and incident(stack).replays is not None, 90)
     sagemaker.delete_endpoint_config(EndpointConfigName=stack.outputs["PlainConfig"])
     command(stack, "abort")
-    wait_for(lambda: incident(stack).state == "FAILED" and len(inbox.notifications()) == 6)
+    wait_for(lambda: incident(stack).state == "FAILED" and len(inbox.notifications()) == 7)
     assert "NOT restored" in json.loads(inbox.notifications()[-1]["Message"])["subject"]
     return [tuple(call) for call in stack.aws.control("calls")["allowed"]]
 

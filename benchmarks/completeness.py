@@ -64,6 +64,22 @@ NaN.
 Each number is the maximum over {seeds} networks with different weights and 2 images each, in
 float32. The column of the logit comes from traces of the recorder.
 `make bench MODULE=completeness` writes this page.
+## Blur test
+
+A complete sum does not prove that the marked pixels matter. Glassbox therefore stores two more
+numbers with every heat map: the probability of the class after a blur of the best 10 % of the
+cells, and after a blur of a random 10 %. The hash of the image is the seed of the random cells.
+
+The heat map and the incident report state both: "class 14 falls from 0.93 to 0.12 when the best
+10 % is blurred; to 0.90 for a random 10 %". If both are alike, the map explains little of this
+prediction. One random draw varies, so compare several heat maps.
+
+A cell is 1/16 of each side. The blur is close to a Gaussian with a standard deviation of 1/16 of
+the side. The twin runs the two forward passes after it has answered. The CPU time of an explanation
+of a ResNet18 at 224 px grows from 2.7 to 5.3 plain forward passes.
+
+`BLUR_TEST=Disabled` in the twin's environment switches this off. If a pass fails, the heat map has
+no such numbers, and the log has the reason.
 """
 
 

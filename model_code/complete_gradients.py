@@ -206,6 +206,34 @@ def complete_gradients(
         return decompositions
 
 
+def plain_logits(
+    model: nn.Module, images: Tensor, *, scores_of: Callable[[Any], Tensor] | None = None
+) -> Tensor:
+    """Return the logits (N, K) of passes without a gradient, before a final softmax or sigmoid.
+
+    Each image runs alone, and ``model`` is left as :func:`complete_gradients` leaves it.
+
+    Args:
+        model, images, scores_of: see :func:`complete_gradients`.
+
+    Raises:
+        UnexplainableError: the network is in train mode, or its scores are not (1, K).
+        RuntimeError: by torch or by the network.
+    """
+    with _LOCK, torch.inference_mode(False), torch.no_grad(), _full_precision(images), _unscripted():
+        network, images = _computable(_Network(model), images.detach())
+        rows = []
+        for image in images:
+            run = _Run(image[None], None, scores_of or scores, keep_values=False)
+            try:
+                with network.unchanged():
+                    rows.append(run.plain(network))
+            except _WritesToItselfError:
+                network = network.copied()
+                rows.append(run.plain(network))
+        return torch.cat(rows)
+
+
 class _WritesToItselfError(Exception):
     """The network writes into its own parameters or buffers."""
 
@@ -365,10 +393,10 @@ class _Run:
     keep_values: bool
 
     def __call__(self, network: _Network) -> Decomposition:
-        state = torch.get_rng_state()
-        cuda_state = torch.cuda.get_rng_state(self.image.device) if self.image.is_cuda else None
+        restore = self._random_state()
         gates = GATES
         forward = self._forward(network, gates)
+        forward.must_depend_on_image()
         if forward.holds(forward.logits.grad_fn):
             gates = GATES - OPENED
             forward = self._forward(network, gates)
@@ -382,14 +410,34 @@ class _Run:
             tolerance = 1e-4 * float(again.abs().max())
             if not torch.allclose(again, forward.logits.detach(), rtol=1e-4, atol=tolerance):
                 random = sorted(forward.random)
-            # Only then: other threads may draw random numbers, and must not draw them twice.
+            restore()
+        return self._backward(forward, random)
+
+    def plain(self, network: _Network) -> Tensor:
+        """Return the logits (1, K) of a pass without a gradient."""
+        restore = self._random_state()
+        forward = self._forward(network, GATES)
+        if forward.random:
+            restore()
+        return forward.logits
+
+    def _random_state(self) -> Callable[[], None]:
+        """Return a function that restores the random state of now.
+
+        Call it only after random numbers were drawn: other threads may draw some, and must not draw them twice.
+        """
+        state = torch.get_rng_state()
+        cuda_state = torch.cuda.get_rng_state(self.image.device) if self.image.is_cuda else None
+
+        def restore() -> None:
             torch.set_rng_state(state)
             if cuda_state is not None:
                 torch.cuda.set_rng_state(cuda_state, self.image.device)
-        return self._backward(forward, random)
+
+        return restore
 
     def _forward(self, network: _Network, gates: frozenset[str]) -> _Forward:
-        leaf = self.image.clone().requires_grad_()
+        leaf = self.image.clone().requires_grad_(torch.is_grad_enabled())
         # A network may write into its input, which a leaf would refuse.
         forward = _Forward(network, leaf, leaf.clone(), gates)
         with forward:
@@ -582,7 +630,7 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Take the logits, or what enters a final softmax or sigmoid.
 
         Raises:
-            UnexplainableError: the scores are not (1, K), or do not depend on the image.
+            UnexplainableError: the scores are not (1, K).
         """
         self._settle()
         self.output = output
@@ -591,13 +639,16 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UnexplainableError(f"scores: expected (1, K) for one image, got {shape}")
-        if output.grad_fn is None:
-            raise UnexplainableError(
-                "scores: expected a gradient to the image, got none: for autograd they do not depend on it"
-            )
         head = self.records.get(output.grad_fn)
         self.head = self.numbered(head[-1]) if head and head[-1].name in self.network.modules else ""
         self.logits, self._squashed, self._last = output, None, None
+
+    def must_depend_on_image(self) -> None:
+        """Raise UnexplainableError if autograd found no path from the logits to the image."""
+        if self.logits.grad_fn is None:
+            raise UnexplainableError(
+                "scores: expected a gradient to the image, got none: for autograd they do not depend on it"
+            )
 
 
 _VIEWS = frozenset({"view", "_unsafe_view", "_reshape_alias"})

@@ -4,6 +4,7 @@ Names and shapes of the tensors: ``glassbox/explanation/trace_format.py``; the t
 """
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from blur_test import blurred_probabilities
 from complete_gradients import Decomposition, Term, complete_gradients
 from glassbox.explanation import trace_format as names
+from glassbox.explanation.saliency import saliency_of
 from gradient_self_test import SelfTestError, self_test
+
+logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -35,6 +40,7 @@ class SampleTerms:
         stats: name of a term -> its row of ``glassbox/stats``; empty in the full form.
         tensors: name -> array; the first axis is 1.
         held, unaccounted: see :class:`complete_gradients.Decomposition`.
+        blurred: the sample's entry of the meta's ``blurred``; None if it was not measured.
     """
 
     output: Tensor
@@ -44,6 +50,7 @@ class SampleTerms:
     tensors: Mapping[str, Array]
     held: Mapping[str, int]
     unaccounted: list[str]
+    blurred: dict[str, float] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -58,10 +65,12 @@ class Gradients:
         model: takes (N, C, H, W) float32, returns (N, K) logits. Set to eval mode; its parameters are frozen, and their
             values must not change afterwards.
         trace_form: ``reduced`` or ``full``.
+        blur_test: measure ``blurred``, by two more forward passes for each image.
     """
 
-    def __init__(self, model: nn.Module, trace_form: str) -> None:
+    def __init__(self, model: nn.Module, trace_form: str, *, blur_test: bool = False) -> None:
         self._model, self._trace_form = model.eval().requires_grad_(False), trace_form
+        self._blur_test = blur_test
         self.model_name = type(model).__name__
         self._modules = dict(model.named_modules())
         self.parameters: dict[str, Array] = {}
@@ -105,7 +114,20 @@ class Gradients:
             tensors=tensors,
             held=found.held,
             unaccounted=unaccounted,
+            blurred=self._blurred(image, found) if self._blur_test else None,
         )
+
+    def _blurred(self, image: Tensor, found: Decomposition) -> dict[str, float] | None:
+        """Return what :func:`blur_test.blurred_probabilities` measures, or None if it fails."""
+        try:
+            measured = blurred_probabilities(self._model, image, found.target, heat_map(found))
+        except (
+            Exception
+        ) as error:  # the network's code may raise anything, and the trace is complete without it
+            reason = " ".join(str(error).split())
+            logger.warning("%s: blurred image: %s: %s", self.model_name, type(error).__name__, reason)
+            return None
+        return measured and {"best": measured[0], "random": measured[1]}
 
     def _described(self, term: Term) -> dict[str, Any]:
         module = self._modules.get(term.module)
@@ -154,6 +176,7 @@ def merged(samples: Sequence[SampleTerms]) -> tuple[dict[str, Any], dict[str, Ar
         "terms": [described[name] for name in names_of_terms],
         "held": {rule: places for sample in samples for rule, places in sample.held.items()},
         "unaccounted": list(dict.fromkeys(part for sample in samples for part in sample.unaccounted)),
+        "blurred": [sample.blurred for sample in samples],
     }
     return meta, tensors
 
@@ -194,6 +217,14 @@ def _kept(tensor: Tensor | None) -> Tensor:
 
 def _maps(found: Decomposition) -> dict[str, Array]:
     return {names.abs_map(t.name): _numpy(t.map[None]) for t in found.terms if t.map is not None}
+
+
+def heat_map(found: Decomposition) -> npt.NDArray[np.float32]:
+    """Return the heat map (H, W) that the stack renders from the trace of these terms."""
+    stats = np.array([[_statistics(term) for term in found.terms]])
+    maps = [None if term.map is None else _numpy(term.map[None]) for term in found.terms]
+    saliency: npt.NDArray[np.float32] = saliency_of(stats, maps)[0]
+    return saliency
 
 
 def _statistics(term: Term) -> list[float]:

@@ -43,6 +43,7 @@ class Settings:
     tensors_output: str | None = None
     traces_per_minute: int = setting(10, within=(0, None))
     trace_form: str = "reduced"
+    blur_test: bool = True
     replay_key: str | None = None
     replay_key_arn: str | None = None
 
@@ -294,6 +295,7 @@ def _recorder(network: nn.Module, destination: str, settings: Settings) -> Tenso
         clock=time.monotonic,
         utcnow=lambda: datetime.now(UTC),
         replay_key=_replay_key(settings),
+        blur_test=settings.blur_test,
     )
 
 

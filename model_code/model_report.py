@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 import inference
 from glassbox.explanation import heatmap
+from glassbox.explanation.facts import describe_blurred
 from glassbox.explanation.fullgrad import Explanation, explain
 from glassbox.explanation.trace_format import FULL, REDUCED
 from glassbox.explanation.trace_reader import read_index, read_trace
@@ -129,6 +130,8 @@ def _explained(e: Explanation, image: Path | None) -> Iterator[str]:
         f"Completeness: sum of contributions: {e.total:.6g}, {e.residual / max(abs(e.logit), 1e-300):.1e} of the logit "
         f"and {e.residual / max(e.sum_abs, 1e-300):.1e} of Σ|terms| away: {'complete' if e.complete else 'INCOMPLETE'}"
     )
+    if e.blurred is not None:
+        yield f"Blur test: {describe_blurred(e.target, e.probability, e.blurred)}"
     if e.held:
         held = ", ".join(f"{rule} {places}" for rule, places in sorted(e.held.items()))
         yield f"Held coefficients: {held}"

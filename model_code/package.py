@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 CORE = HERE.parent / "layers" / "core" / "python" / "glassbox"
 
 CODE = (
+    "blur_test.py",
     "complete_gradients.py",
     "decode.py",
     "gradient_rules.py",
@@ -43,6 +44,7 @@ CORE_MODULES = (
     "__init__.py",
     "errors.py",
     "explanation/__init__.py",
+    "explanation/saliency.py",
     "explanation/trace_format.py",
     "replay_marker.py",
     "settings.py",

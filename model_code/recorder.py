@@ -62,6 +62,7 @@ class TensorRecorder:
         clock: returns seconds, monotonic.
         utcnow: returns the current time.
         replay_key: verifies replay markers; without it every request is live traffic.
+        blur_test: measure with every trace what blurring the best tenth of the image does to the probability.
 
     Raises:
         SettingsError: invalid destination or trace form.
@@ -78,10 +79,11 @@ class TensorRecorder:
         clock: Callable[[], float],
         utcnow: Callable[[], datetime],
         replay_key: PublicKey | None = None,
+        blur_test: bool = True,
     ) -> None:
         if trace_form not in (names.REDUCED, names.FULL):
             raise SettingsError(f"TRACE_FORM: expected {names.REDUCED} or {names.FULL}, got {trace_form!r}")
-        self._gradients, self._model = Gradients(model, trace_form), model
+        self._gradients, self._model = Gradients(model, trace_form, blur_test=blur_test), model
         self._trace_form, self._utcnow = trace_form, utcnow
         self._rate = RateLimit(traces_per_minute, clock)
         self._replay_key = replay_key

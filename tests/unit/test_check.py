@@ -59,6 +59,7 @@ def test_reports_modules_completeness_latency_and_bytes(tmp_path, weights):
     assert re.search(r"^  layer1\.0\.bn1 +BatchNorm2d +\d+\.\d%$", done.stdout, re.M)
     assert re.search(rf"^{re.escape(str(image))}: class [012], probability \d", done.stdout, re.M)
     assert re.search(r"^Completeness: .* away: complete$", done.stdout, re.M)
+    assert re.search(r"^Blur test: class [012] .* when the best 10 % is blurred", done.stdout, re.M)
     assert re.search(r"\d ms plain, [\d.]+ ms traced \([\d.]+x\)$", done.stdout, re.M)
     sizes = re.search(r"Bytes of a trace: (.*) reduced, (.*) full$", done.stdout, re.M).groups()
     reduced, full = (int(size.replace(",", "")) for size in sizes)

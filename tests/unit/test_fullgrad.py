@@ -18,6 +18,7 @@ import traces
 import zoo
 from glassbox.errors import BadInputError
 from glassbox.explanation import trace_format
+from glassbox.explanation.facts import Blurred
 from glassbox.explanation.fullgrad import effective_bias_bn, explain, full_gradient
 from glassbox.explanation.trace_reader import read_index, read_trace
 from recorder import TensorRecorder
@@ -605,6 +606,22 @@ class TestExplanation:
     def test_class_name_is_none_without_labels(self, good):
         change = {trace_format.META: lambda t: _replaced(t, b'["Stop", "Yield"]', b"null")}
         assert good("reduced", change)[0].class_name is None
+
+    def test_probabilities_after_blurring_belong_to_their_sample(self, good):
+        entry = b'"blurred": [null, {"best": 0.25, "random": 1}]'
+        change = {trace_format.META: lambda t: _replaced(t, b'"held": {}', b'"held": {}, ' + entry)}
+        first, second = good("reduced", change)
+        assert first.blurred is None
+        assert second.blurred == Blurred(0.25, 1.0)
+        assert good("reduced", {})[0].blurred is None
+
+    @pytest.mark.parametrize("entries", [b"[]", b"[null]", b"[null, null, null]"])
+    def test_refuses_another_number_of_blurred_samples(self, good, entries):
+        change = {
+            trace_format.META: lambda t: _replaced(t, b'"held"', b'"blurred": ' + entries + b', "held"')
+        }
+        with pytest.raises(BadInputError, match="blurred: expected 2, one per sample, got"):
+            good("reduced", change)
 
     @pytest.mark.parametrize(
         ("form", "name", "change", "reason"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from glassbox.explanation import heatmap
-from glassbox.explanation.facts import read_facts, to_json
+from glassbox.explanation.facts import Blurred, describe_blurred, read_facts, to_json
 from glassbox.explanation.fullgrad import Explanation, Layer
 
 PAPER, ALARM = (255, 255, 255), (179, 38, 30)
@@ -209,6 +209,30 @@ class TestTexts:
         )
         assert text["complete"] == "no"
 
+    def test_states_what_blurring_does(self):
+        with_numbers, without = opened(explanation(blurred=Blurred(0.12, 0.9))), opened(explanation())
+        text = "class 14 falls from 0.75 to 0.12 when the best 10 % is blurred; to 0.90 for a random 10 %"
+        assert with_numbers.text["blurred"] == text
+        assert "blurred" not in without.text
+        # one more line below the panels, nothing else
+        assert with_numbers.height == without.height + 23
+        ours, theirs = np.asarray(with_numbers), np.asarray(without)
+        np.testing.assert_array_equal(ours[: without.height - 12], theirs[:-12])
+        assert (ours[without.height - 12 :] != PAPER).any()
+
+    @pytest.mark.parametrize(
+        ("probability", "blurred", "words"),
+        [
+            (0.93, Blurred(0.12, 0.9), "falls from 0.93 to 0.12 when the best 10 % is blurred; to 0.90 for"),
+            (0.50, Blurred(0.75, 0.5), "rises from 0.50 to 0.75 when the best 10 % is blurred; to 0.50 for"),
+            (0.931, Blurred(0.932, 0.1), "stays at 0.93 when the best 10 % is blurred; at 0.10 for"),
+            (1.0, Blurred(0.0, 1.0), "falls from 1.00 to 0.00 when the best 10 % is blurred; to 1.00 for"),
+        ],
+    )
+    def test_words_of_falling_rising_and_staying(self, probability, blurred, words):
+        described = describe_blurred(14, probability, blurred)
+        assert described == f"class 14 {words} a random 10 %"
+
     def test_text_chunk_holds_a_replays_event_id(self):
         changed = explanation(request={"replay_event_id": "event-1", "sha256": "cd" * 32})
         assert opened(changed).text["request"] == "event-1"
@@ -294,7 +318,26 @@ class TestFacts:
             "step": 7,
             "sample": 1,
             "request": {"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
+            "blurred": None,
         }
+
+    def test_facts_contain_the_probabilities_after_blurring(self):
+        facts = to_json(heatmap.facts(explanation(blurred=Blurred(0.125, 0.5))))
+        assert json.loads(facts)["blurred"] == {"best": 0.125, "random": 0.5}
+        assert read_facts(facts).blurred == Blurred(0.125, 0.5)
+
+    def test_reads_facts_without_that_entry(self):
+        facts = json.loads(to_json(heatmap.facts(explanation())))
+        del facts["blurred"]
+        assert read_facts(json.dumps(facts).encode()).blurred is None
+
+    @pytest.mark.parametrize(
+        "blurred", [{"best": 1.1, "random": 0.5}, {"best": 0.5, "random": -0.1}, {"best": 0.5}, [0.1, 0.2]]
+    )
+    def test_refuses_facts_that_are_no_probabilities(self, blurred):
+        facts = json.loads(to_json(heatmap.facts(explanation()))) | {"blurred": blurred}
+        with pytest.raises(ValueError, match=r"\$\.blurred"):
+            read_facts(json.dumps(facts).encode())
 
     def test_zero_logit_has_no_relative_error(self):
         facts = heatmap.facts(explanation(logit=0.0, total=0.0, sum_abs=0.0))

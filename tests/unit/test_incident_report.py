@@ -9,6 +9,7 @@ import pytest
 
 from fakes import FakeObjects
 from glassbox.explanation.facts import (
+    Blurred,
     ClassProbability,
     Completeness,
     Display,
@@ -50,7 +51,7 @@ def incident(load_event):
     )
 
 
-def facts(predicted_class, complete=True):
+def facts(predicted_class, complete=True, blurred=None):
     return to_json(
         Facts(
             predicted_class=predicted_class,
@@ -76,6 +77,7 @@ def facts(predicted_class, complete=True):
             step=0,
             sample=0,
             request={},
+            blurred=blurred,
         )
     )
 
@@ -152,6 +154,23 @@ def test_reports_an_incident_without_heat_maps(incident):
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
     assert "No flagged request was explained" in page
+
+
+def test_states_what_blurring_does_to_the_probability(incident):
+    folder = "saliency/traffic-signs/id/"
+    objects = FakeObjects(
+        {
+            ("bucket", f"{folder}event-1.json"): facts(14, blurred=Blurred(0.12, 0.7)),
+            ("bucket", f"{folder}event-1.png"): b"",
+            ("bucket", f"{folder}event-2.json"): facts(3),
+            ("bucket", f"{folder}event-2.png"): b"",
+        }
+    )
+    _, page = write(incident, objects)
+    sentences = re.findall(r"<br>(class [^<]*)</div>", page)
+    assert sentences == [
+        "class 14 falls from 0.75 to 0.12 when the best 10 % is blurred; to 0.70 for a random 10 %"
+    ]
 
 
 def test_marks_the_most_frequent_flagged_class_when_the_violation_has_none(incident, load_event):

@@ -51,7 +51,7 @@ def unpacked(folder, config=CONFIG, **sizes):
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    for name in ("tensors_output", "TRACES_PER_MINUTE", "TRACE_FORM"):
+    for name in ("tensors_output", "TRACES_PER_MINUTE", "TRACE_FORM", "BLUR_TEST"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -597,6 +597,7 @@ class TestModel:
             ("TRACES_PER_MINUTE", "-1"),
             ("TRACES_PER_MINUTE", "many"),
             ("TRACE_FORM", "half"),
+            ("BLUR_TEST", "sometimes"),
             ("tensors_output", "bucket/x"),
         ],
     )

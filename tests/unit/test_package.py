@@ -35,11 +35,13 @@ def test_holds_the_model_and_its_code(tmp_path, weights):
     with tarfile.open(tmp_path / "model.tar.gz") as packed:
         members = packed.getmembers()
         assert [member.name for member in members] == [
+            "code/blur_test.py",
             "code/complete_gradients.py",
             "code/decode.py",
             "code/glassbox/__init__.py",
             "code/glassbox/errors.py",
             "code/glassbox/explanation/__init__.py",
+            "code/glassbox/explanation/saliency.py",
             "code/glassbox/explanation/trace_format.py",
             "code/glassbox/replay_marker.py",
             "code/glassbox/settings.py",

@@ -24,6 +24,8 @@ import replays
 import trace_upload
 import trace_writer
 import zoo
+from blur_test import blurred_probabilities
+from complete_gradients import complete_gradients
 from glassbox.aws.objects import Objects
 from glassbox.errors import SettingsError
 from glassbox.explanation import trace_format as names
@@ -103,6 +105,7 @@ def trace_to():
         trace_form=names.REDUCED,
         clock=lambda: 0.0,
         replay_key=replays.KEY,
+        blur_test=True,
     ):
         model = ResNet18(num_classes=5, width=4).eval() if model is None else model
         made.append(
@@ -115,6 +118,7 @@ def trace_to():
                 clock=clock,
                 utcnow=lambda: NOW,
                 replay_key=replay_key,
+                blur_test=blur_test,
             )
         )
         return made[-1]
@@ -307,6 +311,50 @@ class TestTensorRecorder:
         assert first == {"name": "bn1", "type": "BatchNorm2d", "rule": "batch norm", "eps": 1e-5, "map": True}
         assert last == {"name": "fc", "type": "Linear", "rule": "bias", "eps": None, "map": False}
         assert len(meta["terms"]) == 21
+
+    def test_trace_holds_the_probabilities_after_blurring(self, trace_to):
+        bucket, model, image = Bucket(), ResNet18(num_classes=5, width=4).eval(), images(2)
+        recorder = trace_to(bucket, model)
+        targets = predict(recorder, image).argmax(1).tolist()
+        recorder.close()
+        found = bucket.trace(bucket.indexes[0]).meta.blurred
+        for one, target, numbers in zip(image, targets, found, strict=True):
+            (terms,) = complete_gradients(model, one[None])
+            expected = blurred_probabilities(model, one[None], target, gradients.heat_map(terms))
+            assert (numbers.best, numbers.random) == pytest.approx(expected, rel=1e-5)
+
+    def test_failing_blur_test_costs_no_trace(self, trace_to, caplog):
+        class Third(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc, self.passes = nn.Linear(3, 5), []
+
+            def forward(self, x):
+                self.passes.append(1)
+                if len(self.passes) > 2:
+                    raise RuntimeError("no third\npass")
+                return self.fc(x.square().mean((2, 3)))
+
+        bucket = Bucket()
+        recorder = trace_to(bucket, Third())
+        predict(recorder, images())
+        recorder.close()
+        trace = bucket.trace(bucket.indexes[0])
+        assert trace.meta.blurred == (None,)
+        assert explain(trace)[0].blurred is None
+        assert recorder.dropped == 0
+        assert "Third: blurred image: RuntimeError: no third pass" in caplog.text
+
+    def test_no_passes_where_it_is_switched_off(self, trace_to):
+        bucket, passes = Bucket(), []
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
+        recorder = trace_to(bucket, model, blur_test=False)
+        hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
+        predict(recorder, images())
+        recorder.close()
+        hook.remove()
+        assert len(passes) == 2
+        assert bucket.trace(bucket.indexes[0]).meta.blurred == (None,)
 
     def test_class_names_with_half_a_surrogate_pair_stay_readable(self, trace_to):
         bucket, labels = Bucket(), [*"abcd", "Stop\ud800"]

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
@@ -17,6 +18,19 @@ class Completeness(msgspec.Struct, frozen=True):
     sum_abs: float
     held: Mapping[str, int]
     unaccounted: tuple[str, ...]
+
+
+_Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Blurred(msgspec.Struct, frozen=True):
+    """The class's probability after the endpoint blurred a tenth of the image's cells.
+
+    ``best`` are the cells of the highest relevance, ``random`` are drawn with a seed from the image.
+    """
+
+    best: _Probability
+    random: _Probability
 
 
 class LayerShare(msgspec.Struct, frozen=True):
@@ -68,12 +82,24 @@ class Facts(msgspec.Struct, frozen=True):
     step: int
     sample: int
     request: Mapping[str, str | None]
+    blurred: Blurred | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True):
     """The reason why a replay has no heat map, written in place of its :class:`Facts`."""
 
     refused: str
+
+
+def describe_blurred(predicted_class: int, probability: float, blurred: Blurred) -> str:
+    """Return what blurring does to the class's probability, without a full stop."""
+    before, best, random = (f"{p:.2f}" for p in (probability, blurred.best, blurred.random))
+    if best == before:
+        change, random = f"stays at {before}", f"at {random}"
+    else:
+        verb = "falls" if blurred.best < probability else "rises"
+        change, random = f"{verb} from {before} to {best}", f"to {random}"
+    return f"class {predicted_class} {change} when the best 10 % is blurred; {random} for a random 10 %"
 
 
 def to_json(facts: Facts | Refusal) -> bytes:

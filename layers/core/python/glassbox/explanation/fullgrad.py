@@ -9,7 +9,6 @@ The terms of this sum make the map (equation 8, ψ as in the authors' code: abso
 channels and pixels, bilinear interpolation). The distance of their sum from the logit is the completeness error.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,23 +18,17 @@ import numpy.typing as npt
 
 from glassbox.errors import BadInputError
 from glassbox.explanation import trace_format
+from glassbox.explanation.facts import Blurred
+from glassbox.explanation.saliency import CHANNELS, MAX_ABS, MIN_ABS, SUM, SUM_ABS, saliency_of
 from glassbox.explanation.trace_reader import Array, Term, Trace
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
-RESCALE_EPS = 1e-6
-"""Added to the denominator of the rescaling, as in the authors' code."""
-
-FLAT = 1e-6
-"""A layer whose |terms| differ by less than this share is left out of the map: the difference is rounding."""
-
 RELATIVE_TOLERANCE, ROUNDING_TOLERANCE = 1e-5, 1e-7
 
 MAP_TOLERANCE = 1e-5
 """Between a reduced map in float32 and its statistics; the recorder's differ by 1e-7."""
-
-CHANNELS, MIN_ABS, MAX_ABS, SUM, SUM_ABS = range(len(trace_format.STATS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +86,8 @@ class Explanation:
     unaccounted: tuple[str, ...]
     """What the sum may miss."""
     request: Mapping[str, str | None]
+    blurred: Blurred | None = None
+    """None if the endpoint did not measure it."""
 
     @property
     def top(self) -> list[tuple[int, float]]:
@@ -161,7 +156,7 @@ def full_gradient(
         reduced.append(_reduce_bias(name, bias, gradient))
     stats = np.stack([s for s, _ in reduced], 1)
     return FullGradient(
-        _saliency(stats, [m for _, m in reduced]), stats[..., SUM].sum(1), stats[..., SUM_ABS].sum(1)
+        saliency_of(stats, [m for _, m in reduced]), stats[..., SUM].sum(1), stats[..., SUM_ABS].sum(1)
     )
 
 
@@ -195,10 +190,12 @@ def _explain(trace: Trace) -> list[Explanation]:
         )
     if meta.class_names is not None and len(meta.class_names) != n:
         raise ValueError(f"class_names: expected {n}, one per sample, got {len(meta.class_names)}")
+    if meta.blurred is not None and len(meta.blurred) != n:
+        raise ValueError(f"blurred: expected {n}, one per sample, got {len(meta.blurred)}")
     # A broken file may overflow here; the check of the results below refuses it.
     with np.errstate(all="ignore"):
         stats, maps = (_reduced if meta.trace_form == trace_format.REDUCED else _full)(trace, n)
-        saliency = _saliency(stats, maps)
+        saliency = saliency_of(stats, maps)
         if saliency.shape != (n, height, width):
             raise ValueError(f"heat map: expected {(n, height, width)}, got {saliency.shape}")
         totals = stats.sum(1)
@@ -225,6 +222,7 @@ def _explain(trace: Trace) -> list[Explanation]:
             held=meta.held,
             unaccounted=meta.unaccounted,
             request=meta.request,
+            blurred=meta.blurred[i] if meta.blurred else None,
         )
         for i in range(n)
     ]
@@ -361,49 +359,3 @@ def _reduce(term: Float32) -> tuple[Float64, Float32 | None]:
     stats[:, MIN_ABS], stats[:, MAX_ABS] = flat.min(1), flat.max(1)
     stats[:, SUM_ABS] = sum_abs.sum(1, dtype=np.float64)
     return stats, sum_abs.reshape(n, *size) if len(size) == 2 else None
-
-
-def _saliency(stats: Float64, maps: list[Float32 | None]) -> Float32:
-    """Rescale each layer's map, and sum them at the size of the first, which is the input's.
-
-    Σ_c (|t| − min) / (max − min + 1e-6) = (Σ_c|t| − C·min) / (max − min + 1e-6), and interpolation is linear: so the
-    channels of a layer and the layers of a size are added before they are interpolated.
-    """
-    low, high = stats[..., MIN_ABS], stats[..., MAX_ABS]
-    scale = np.where(high - low > FLAT * high, 1 / (high - low + RESCALE_EPS), 0)
-    offset = (stats[..., CHANNELS] * low * scale).astype(np.float32)[..., None, None]
-    scale = scale.astype(np.float32)[..., None, None]
-    by_size: dict[tuple[int, ...], Float32] = {}
-    for layer, sum_abs in enumerate(maps):
-        if sum_abs is None:
-            continue
-        rescaled = sum_abs * scale[:, layer]
-        rescaled -= offset[:, layer]
-        if sum_abs.shape in by_size:
-            by_size[sum_abs.shape] += rescaled
-        else:
-            by_size[sum_abs.shape] = rescaled
-    total, *others = by_size.values()
-    _, height, width = total.shape
-    for smaller in others:
-        total += _interpolate(_interpolate(smaller, width, 2), height, 1)
-    # Σ|t| is rounded, so it may be below C·min.
-    return np.maximum(total, 0).astype(np.float32, copy=False)
-
-
-def _interpolate(maps: Float32, size: int, axis: int) -> Float32:
-    """Interpolate linearly along one axis; the corners keep their values (``align_corners=True``)."""
-    left, right, weight = _neighbours(maps.shape[axis], size)
-    found, beside = maps.take(left, axis), maps.take(right, axis)
-    beside -= found
-    beside *= weight.reshape(-1, *[1] * (maps.ndim - 1 - axis))
-    found += beside
-    return found
-
-
-@functools.lru_cache(maxsize=64)
-def _neighbours(n_in: int, n_out: int) -> tuple[Array, Array, Float32]:
-    """Return for every new point its left and right old point, and its position between them, 0 to 1."""
-    position = np.linspace(0, n_in - 1, n_out) if n_out > 1 else np.zeros(1)
-    left = position.astype(int)
-    return left, np.minimum(left + 1, n_in - 1), (position - left).astype(np.float32)

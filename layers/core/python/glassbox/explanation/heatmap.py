@@ -16,6 +16,7 @@ from glassbox.explanation.facts import (
     Facts,
     ImageSize,
     LayerShare,
+    describe_blurred,
 )
 from glassbox.explanation.fullgrad import Explanation
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID
@@ -92,6 +93,7 @@ def facts(explanation: Explanation) -> Facts:
         step=e.step,
         sample=e.sample,
         request=e.request,
+        blurred=e.blurred,
     )
 
 
@@ -150,7 +152,9 @@ def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: P
         return round(length * unit)
 
     margin, top = scaled(18), scaled(86)
-    canvas = Image.new("RGB", (3 * column + 4 * margin, top + height + scaled(72)), PAPER)
+    blurred = _blurred(explanation)
+    bottom = scaled(94 if blurred else 72)
+    canvas = Image.new("RGB", (3 * column + 4 * margin, top + height + bottom), PAPER)
     write = functools.partial(_write, ImageDraw.Draw(canvas))
     inner = canvas.width - 2 * margin
     write((margin, scaled(12)), _title(explanation), scaled(25), INK, inner)
@@ -178,6 +182,8 @@ def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: P
     canvas.paste(ramp.resize((column, ramp.height)), (left, bar))
     write((left, bar + scaled(16)), "least relevant", scaled(12), GREY, column)
     write((left + column, bar + scaled(16)), "most relevant", scaled(12), GREY, column, anchor="ra")
+    if blurred:
+        write((margin, below + scaled(66)), blurred, scaled(14), INK, inner)
     return canvas
 
 
@@ -194,6 +200,12 @@ def _percent(share: float) -> str:
 def _runners_up(explanation: Explanation) -> str:
     others = [(c, p) for c, p in explanation.top if c != explanation.target][:2]
     return "next: " + ", ".join(f"class {c} {_percent(p)}" for c, p in others) if others else ""
+
+
+def _blurred(explanation: Explanation) -> str:
+    if explanation.blurred is None:
+        return ""
+    return describe_blurred(explanation.target, explanation.probability, explanation.blurred)
 
 
 def _verdict(explanation: Explanation) -> str:
@@ -257,4 +269,6 @@ def _chunks(explanation: Explanation) -> PngImagePlugin.PngInfo:
         "request": e.request.get(REPLAY_EVENT_ID) or e.request.get("sha256") or "",
     }.items():
         chunks.add_text(name, _printable(str(value)))
+    if e.blurred is not None:
+        chunks.add_text("blurred", _blurred(e))
     return chunks

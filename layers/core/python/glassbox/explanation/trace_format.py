@@ -39,6 +39,9 @@ returned them. A term of another kind is ``glassbox/term/<t>`` (N, C, h, w) or (
                                                                piecewise linear network
      "unaccounted": ["Cumprod: no rule for this …", …],        what the sum may miss, and randomness
      "class_names": ["Stop", …] | null,                        the name of each sample's target class
+     "blurred": [{"best": 0.12, "random": 0.9}, null, …],      p(target) of each sample after blurring a tenth of the
+                                                               image's cells: the best ones, and random ones; null
+                                                               if it was not measured. A trace may lack the entry
      "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the raw body,
                  "time": "2026-11-23T10:00:01.123Z",
                  "replay_incident": …, "replay_event_id": …,   only if its replay marker verified

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from glassbox.errors import BadInputError, printable
 from glassbox.explanation import trace_format
+from glassbox.explanation.facts import Blurred
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -116,6 +117,7 @@ class Meta(msgspec.Struct, frozen=True):
     unaccounted: tuple[str, ...]
     request: Mapping[str, str | None]
     class_names: tuple[str | None, ...] | None = None
+    blurred: tuple[Blurred | None, ...] | None = None
     refused: str = ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from glassbox.errors import BadInputError, printable
-from glassbox.explanation.facts import Facts, Refusal, read_facts
+from glassbox.explanation.facts import Facts, Refusal, describe_blurred, read_facts
 from glassbox.incidents.input_image import browser_image
 from glassbox.incidents.model import Incident, Report
 from glassbox.incidents.replay import Input
@@ -36,6 +36,14 @@ class Shown:
     group: int
     facts: Facts
     png: str
+
+    @property
+    def blurred(self) -> str:
+        """Return what blurring does to the class's probability, empty if not measured."""
+        facts = self.facts
+        return (
+            describe_blurred(facts.predicted_class, facts.probability, facts.blurred) if facts.blurred else ""
+        )
 
 
 def write_report(

@@ -26,20 +26,17 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parent / "layers" / "core" / "python" / "glassbox"
 
-CODE = (
+HOOK = (
     "blur_test.py",
     "complete_gradients.py",
-    "decode.py",
     "gradient_rules.py",
     "gradient_self_test.py",
     "gradients.py",
-    "inference.py",
     "recorder.py",
-    "requirements.txt",
-    "resnet.py",
     "trace_upload.py",
     "trace_writer.py",
 )
+CODE = (*HOOK, "decode.py", "inference.py", "requirements.txt", "resnet.py")
 CORE_MODULES = (
     "__init__.py",
     "errors.py",
@@ -148,6 +145,24 @@ def package(
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
+
+
+def write_hook(folder: Path) -> None:
+    """Write what PYTHONPATH must begin with on an endpoint that does not contain our code.
+
+    ``folder`` itself holds ``sitecustomize.py`` alone. The modules are in a folder below it, off the path: their names
+    must not hide modules of the owner.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    files = {"sitecustomize.py": HERE / "hook" / "sitecustomize.py"}
+    files |= {f"glassbox_hook/{name}": HERE / name for name in HOOK}
+    files |= {f"glassbox_hook/glassbox/{name}": CORE / name for name in CORE_MODULES}
+    for name, path in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
 
 
 def _code(path: Path) -> dict[str, bytes]:

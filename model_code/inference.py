@@ -256,7 +256,7 @@ def _own(config: ModelConfig, checkpoint: object) -> nn.Module:
     except Exception as error:
         # The model's own code runs here, and may raise anything.
         raise BadInputError(
-            f"{architecture}: expected a network from code/{module.replace('.', '/')}.py with the arguments "
+            f"{architecture}: expected a network of the module {module}, in code/ or installed, with the arguments "
             f"{arguments}, got {type(error).__name__}: {_line(error)}"
         ) from error
     if not isinstance(network, nn.Module):

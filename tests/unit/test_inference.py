@@ -656,19 +656,23 @@ class TestOwnNetwork:
             (
                 "nowhere_net:Tiny",
                 {},
-                "expected a network from code/nowhere_net.py .* ModuleNotFoundError: No module",
+                "expected a network of the module nowhere_net, .* ModuleNotFoundError: No module",
             ),
             (
                 "tiny_net:Huge",
                 {},
-                r"expected a network from code/tiny_net.py .* AttributeError: module .* 'Huge'",
+                r"expected a network of the module tiny_net, .* AttributeError: module .* 'Huge'",
             ),
-            ("tiny_net:Tiny", {}, "expected a network from code/tiny_net.py .* TypeError: .*'classes'"),
-            ("tiny_net:Tiny", {"classes": -1}, "expected a network from code/tiny_net.py .* RuntimeError: "),
+            ("tiny_net:Tiny", {}, "expected a network of the module tiny_net, .* TypeError: .*'classes'"),
+            (
+                "tiny_net:Tiny",
+                {"classes": -1},
+                "expected a network of the module tiny_net, .* RuntimeError: ",
+            ),
             (
                 "tiny_net:Tiny",
                 {"depth": 3},
-                r"expected a network from code/tiny_net.py .* arguments {'depth': 3}, got TypeError: .*'depth'",
+                r"expected a network of the module tiny_net, .* arguments {'depth': 3}, got TypeError: .*'depth'",
             ),
             ("collections:OrderedDict", {}, "expected a torch.nn.Module, got a OrderedDict"),
         ],

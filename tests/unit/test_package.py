@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import package
 from resnet import ResNet18
 
 ROOT = Path(__file__).parent.parent.parent
+FORMS = "expected FILE.py:CLASS, FOLDER:CLASS or MODULE:CLASS"
 
 
 @pytest.fixture
@@ -113,9 +115,9 @@ class TestLabels:
             package.read_labels(tmp_path / "labels.csv")
 
 
-def run(*arguments):
+def run(*arguments, python=sys.executable):
     return subprocess.run(
-        [sys.executable, ROOT / "model_code" / "package.py", *arguments],
+        [python, ROOT / "model_code" / "package.py", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -171,7 +173,10 @@ class TestCommand:
                 {"--config": "[" * 100_000},
                 "config.json: expected a JSON object, got something else: maximum recursion",
             ),
-            ({"--network": "net.py"}, "--network net.py: expected FILE.py:CLASS or FOLDER:CLASS"),
+            (
+                {"--network": "net.py"},
+                "--network net.py: expected FILE.py:CLASS, FOLDER:CLASS or MODULE:CLASS",
+            ),
         ],
     )
     def test_names_invalid_options(self, tmp_path, weights, given, reason):
@@ -202,6 +207,36 @@ class TestCommand:
         with tarfile.open(out) as packed:
             assert packed.extractfile("code/net.py").read() == net.read_bytes()
             assert packed.extractfile("code/parts.py").read() == parts.read_bytes()
+
+    def test_packs_no_code_of_an_installed_package(self, tmp_path):
+        python = tmp_path / "env" / "bin" / "python"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+        (site_packages,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+        (site_packages / "ours.pth").write_text(sysconfig.get_path("purelib"))
+        (site_packages / "zoo_of_nets").mkdir()
+        (site_packages / "zoo_of_nets" / "__init__.py").write_text("")
+        (site_packages / "zoo_of_nets" / "models.py").write_text(
+            "from torch import nn\n"
+            "def tiny(classes):\n"
+            "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes))\n"
+        )
+        weights, out = tmp_path / "weights.pt", tmp_path / "model.tar.gz"
+        torch.save({"2.weight": torch.randn(4, 3), "2.bias": torch.randn(4)}, weights)
+        given = ("--network", "zoo_of_nets.models:tiny", "--arguments", '{"classes": 4}')
+        done = run("--weights", weights, "--out", out, *given, python=python)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith(
+            "zoo_of_nets is not packed: the image of the endpoint must contain it, in the same version\n"
+        )
+        assert config_of(out)["architecture"] == "zoo_of_nets.models:tiny"
+        with tarfile.open(out) as packed:
+            assert not [name for name in packed.getnames() if "zoo_of_nets" in name]
+        # a package of which the name exists, and the function does not
+        given = ("--network", "zoo_of_nets.models:small", "--arguments", '{"classes": 4}')
+        done = run("--weights", weights, "--out", tmp_path / "other.tar.gz", *given, python=python)
+        assert done.returncode == 1
+        assert "zoo_of_nets.models:small: expected a network" in done.stderr
+        assert not (tmp_path / "other.tar.gz").exists()
 
     @pytest.mark.parametrize("given", ["own_net:Net", "own_net/model.py:Net", "own_net/parts/deep.py:Net"])
     def test_packs_a_network_of_several_files(self, tmp_path, given):
@@ -274,11 +309,13 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("given", "reason"),
         [
-            ("net.py", "expected FILE.py:CLASS or FOLDER:CLASS"),
-            ("nowhere:Net", "expected FILE.py:CLASS or FOLDER:CLASS"),
+            ("net.py", FORMS),
+            ("nowhere:Net", f"{FORMS} of an installed package, got no module nowhere. Install it, or"),
+            ("nowhere.models:Net", f"{FORMS} of an installed package, got no module nowhere. Install it, or"),
+            ("torch/nn:Net", f"{FORMS} of an installed package, got no module torch/nn."),
             ("my-net.py:Net", "expected a Python module, got my-net. Rename it."),
-            ("net.py:not a name", "expected FILE.py:CLASS or FOLDER:CLASS"),
-            (":Net", "expected FILE.py:CLASS or FOLDER:CLASS"),
+            ("net.py:not a name", FORMS),
+            (":Net", FORMS),
         ],
     )
     def test_refuses_a_network_that_cannot_be_imported(self, given, reason):

@@ -85,8 +85,9 @@ class FakeIncidents:
         return self.items.get(endpoint)
 
     def past(self, endpoint, since):
-        found = [i for i in self.closed.values() if i.endpoint == endpoint and i.opened >= since]
-        return sorted(found, key=lambda incident: incident.opened)
+        found = [i for i in self.closed.values() if i.endpoint == endpoint]
+        found.sort(key=lambda incident: incident.opened)
+        return found[max(0, sum(incident.opened < since for incident in found) - 1) :]
 
     def open(self, incident, last=None):
         current = self.items.get(incident.endpoint)

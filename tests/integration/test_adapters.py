@@ -209,8 +209,20 @@ def test_closed_incident_is_kept_and_the_next_may_open(incidents):
         {"a"},
         {LATE},
     )
-    assert incidents.past("traffic-signs", AT + timedelta(minutes=1)) == []
     assert incidents.current("traffic-signs").related_violations == frozenset()
+
+
+def test_past_includes_the_incident_that_was_open_at_that_time(incidents):
+    """An operator may extend an incident for days: what joined it last is as recent as its end."""
+    last = None
+    for days in range(3):
+        incident = replace(FIRST, id=f"incident-{days}", opened=AT + timedelta(days=days))
+        incidents.open(incident, last)
+        incidents.save(incident, replace(incident, state=State.NORMAL, revision=1))
+        last = incident
+    since = [AT + timedelta(hours=hours) for hours in (-1, 0, 1, 24, 25, 72)]
+    found = [[past.id[-1] for past in incidents.past("traffic-signs", at)] for at in since]
+    assert found == [["0", "1", "2"], ["0", "1", "2"], ["0", "1", "2"], ["0", "1", "2"], ["1", "2"], ["2"]]
 
 
 def test_an_incident_that_was_opened_and_closed_meanwhile_is_a_conflict(incidents):
@@ -247,7 +259,7 @@ def test_past_reads_all_incidents_over_several_pages(incidents):
         incidents.save(large, replace(large, state=State.NORMAL, revision=1))
         last = large
     assert [past.id for past in incidents.past("traffic-signs", AT)] == [f"incident-{n}" for n in range(6)]
-    assert len(incidents.past("traffic-signs", AT + timedelta(hours=2))) == 4
+    assert len(incidents.past("traffic-signs", AT + timedelta(hours=2))) == 5
 
 
 def test_closed_incident_accepts_writes_and_its_copy_does_not(incidents):

@@ -116,6 +116,7 @@ class Tables:
         ConsistentRead=False,
         ExclusiveStartKey=None,
         Limit=None,
+        ScanIndexForward=True,
     ):
         match = re.fullmatch(r"pk = (:\w+) AND sk BETWEEN (:\w+) AND (:\w+)", KeyConditionExpression)
         if match is None:
@@ -129,9 +130,12 @@ class Tables:
                 "Query",
             )
         rows = self._table(TableName, "Query").get(pk, {})
-        after = ExclusiveStartKey["sk"]["S"] if ExclusiveStartKey else ""
+        selected = sorted((sk for sk in rows if first <= sk <= last), reverse=not ScanIndexForward)
+        if ExclusiveStartKey:
+            after = ExclusiveStartKey["sk"]["S"]
+            selected = [sk for sk in selected if (sk > after if ScanIndexForward else sk < after)]
         found, held = [], 0
-        for sk in sorted(sk for sk in rows if first <= sk <= last and sk > after):
+        for sk in selected:
             if found and (held >= self.page_bytes or len(found) == Limit):
                 last_key = {name: found[-1][name] for name in ("pk", "sk")}
                 return {"Items": found, "LastEvaluatedKey": last_key}

@@ -89,6 +89,7 @@ def settle(system, history):
             traffic.flush(system)
         if aws.endpoint and aws.endpoint.status in UPDATING:
             Settle()(system)
+            check(history, STEP)
         _drain(system, history)
         system.sweep()
         _drain(system, history)

@@ -148,6 +148,23 @@ def test_opens_no_incident_during_the_cooldown(world, violation):
     assert world.swap(drift) == Outcome.SWAPPING
 
 
+def test_a_violation_in_the_cooldown_is_retried_until_its_notification_was_sent(world, violation):
+    """The write that claimed the notification may have been repeated, or its invocation has crashed."""
+    world.run(violation)
+    world.later(5)
+    drift = following(violation, 0, "drift")
+    claimed = replace(
+        world.incident, claims={"cooldown drift": world.now}, revision=world.incident.revision + 1
+    )
+    world.incidents.save(world.incident, claimed)
+    with pytest.raises(RetryableError, match="another invocation is sending 'cooldown drift'"):
+        world.swap(drift)
+    assert world.notified == ["swapping", "restored"]
+    world.later(2)
+    assert world.swap(drift) == Outcome.COOLING_DOWN
+    assert world.notified == ["swapping", "restored", "cooling-down"]
+
+
 @pytest.mark.parametrize("incidents", [1, 3])
 def test_an_operator_opens_an_incident_despite_cooldown_and_cap(world, violation, load_event, incidents):
     for hours in range(incidents):

@@ -33,6 +33,7 @@ RETENTION_DAYS = 400
 _TIMES = ("opened", "since", "deadline", "keep_hooked_until", "last_replay_at")
 _SETS = ("replays", "flagged", "unanswered", "heatmaps", "refused", "sent_notifications")
 _ADDED = ("related_violations", "heatmaps", "refused")
+_PAGE = 25  # incidents that one query reads, since few are of the last day
 
 
 class IncidentsTable:
@@ -52,18 +53,26 @@ class IncidentsTable:
         return _incident(answer["Item"]) if "Item" in answer else None
 
     def past(self, endpoint: str, since: datetime) -> Sequence[Incident]:
-        """Return the closed incidents that were opened since then, oldest first."""
+        """Return the closed incidents that were open at that time or later, oldest first.
+
+        At most one is open at a time: these were opened since then, except perhaps the oldest.
+        """
         request: dict[str, Any] = {
-            "KeyConditionExpression": "pk = :endpoint AND sk BETWEEN :since AND :end",
+            "KeyConditionExpression": "pk = :endpoint AND sk BETWEEN :first AND :last",
             "ExpressionAttributeValues": _typed(
-                {":endpoint": endpoint, ":since": _past(since), ":end": "past#~"}
+                {":endpoint": endpoint, ":first": "past#", ":last": "past#~"}
             ),
             "ConsistentRead": True,
+            "ScanIndexForward": False,
+            "Limit": _PAGE,
         }
         found: list[Incident] = []
         while True:  # one response holds at most 1 MB, an incident up to 400 KB
             answer = self._call("query", **request)
-            found += map(_incident, answer["Items"])
+            for item in answer["Items"]:
+                found.insert(0, _incident(item))
+                if found[0].opened < since:
+                    return found
             if "LastEvaluatedKey" not in answer:
                 return found
             request["ExclusiveStartKey"] = answer["LastEvaluatedKey"]

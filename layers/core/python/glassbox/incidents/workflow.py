@@ -33,6 +33,7 @@ from glassbox.violation import Violation
 P = ParamSpec("P")
 T = TypeVar("T")
 _ATTEMPTS = 5
+_UNTIL_SENT = (Outcome.COOLING_DOWN, Outcome.CAP_REACHED)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime
         decision = decisions.decide_swap(incident, live, context, opened=opened)
         if decision.action:
             decision = _update_endpoint(decision, dependencies, context, opened=opened)
-    _record(incident, decision, dependencies)
+    incident = _record(incident, decision, dependencies)
+    note = decision.notification
+    # The sweep sends no notification of these outcomes again, so the message is retried until it was sent.
+    if note and decision.outcome in _UNTIL_SENT and note.key not in incident.sent_notifications:
+        raise RetryableError(f"incident {incident.id}: another invocation is sending {note.key!r}")
     return decision.outcome or Outcome(decision.incident.state)
 
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import http.client
-import io
+import re
 import shutil
 import socket
 import subprocess
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from local.sagemaker.errors import StartFailedError
-from local.sagemaker.platform import split_s3_uri
+from local.sagemaker.model_data import CHANNELS, set_writable
 
 INVOCATION_SECONDS = 60.0  # SageMaker's limit for a container's response
 STOP_SECONDS = 30.0  # and between SIGTERM and SIGKILL
+_ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+_OPT_ML = re.compile(r"(?:^|(?<=:))/opt/ml(?=/|:|$)")
 
 
 @dataclass(frozen=True)
@@ -89,14 +86,27 @@ class ModelServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        channels = self._directory / "opt" / "ml" / CHANNELS
+        if channels.exists():
+            set_writable(channels, writable=True)
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def start_container(
     command: list[str], directory: Path, environment: dict[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
-    """Start an image's command with `OPT_ML` in its directory, without our environment."""
+    """Start an image's command with `OPT_ML` in its directory, without our environment.
+
+    Words `NAME=value` before the command are the image's ENV, which `environment` overrides. A process has no /opt/ml
+    of its own: a variable with such a path, or with a list of paths, gets the path in `directory`.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
+    image_environment, command = split_command(command)
+    opt_ml = str(directory / "opt" / "ml")
+    mapped = {
+        name: _OPT_ML.sub(lambda _: opt_ml, value)
+        for name, value in (image_environment | environment).items()
+    }
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -107,13 +117,23 @@ def start_container(
                 "TMPDIR": str(directory),
                 "LANG": "C.UTF-8",
                 "PYTHONUNBUFFERED": "1",
-                "OPT_ML": str(directory / "opt" / "ml"),
-                **environment,
+                "OPT_ML": opt_ml,
+                **mapped,
             },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+
+
+def split_command(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split the leading `NAME=value` words, the ENV of an image, off its command."""
+    environment: dict[str, str] = {}
+    for i, word in enumerate(words):
+        if not (match := _ASSIGNMENT.fullmatch(word)):
+            return environment, words[i:]
+        environment[match[1]] = match[2]
+    return environment, []
 
 
 def free_port() -> int:
@@ -122,21 +142,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def fetch_model(s3: Any, url: str, directory: Path) -> None:
-    """Unpack s3://…/model.tar.gz into `directory`.
-
-    Raises:
-        StartFailedError: it is missing, forbidden or malformed, or a member would be outside `directory`.
-    """
-    bucket, key = split_s3_uri(url)
-    try:
-        archive = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
-    except (ClientError, BotoCoreError) as error:
-        raise StartFailedError(f"Failed to download model data from {url}: {error}") from error
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-            tar.extractall(directory, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise StartFailedError(f"Failed to extract model data archive from {url}: {error}") from error

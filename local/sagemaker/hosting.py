@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from local.sagemaker.container import INVOCATION_SECONDS, STOP_SECONDS, ModelServer, fetch_model
+from local.sagemaker.container import INVOCATION_SECONDS, STOP_SECONDS, ModelServer
 from local.sagemaker.errors import StartFailedError
+from local.sagemaker.model_data import fetch, set_writable, sources
 from local.sagemaker.platform import Platform
 
 logger = logging.getLogger("glassbox.hosting")
@@ -201,10 +202,12 @@ class Hosting:
             self._started += 1
             number = self._started
         directory = self._platform.directory / "instances" / f"{endpoint}-{variant.name}-{number}"
-        model_directory = directory / "opt" / "ml" / "model"
-        model_directory.mkdir(parents=True)
-        if url := container.get("ModelDataUrl"):
-            fetch_model(self._platform.s3(variant.role_arn), url, model_directory)
+        opt_ml = directory / "opt" / "ml"
+        for folder, source in sources(container).items():
+            fetch(self._platform.s3(variant.role_arn), source, opt_ml / folder)
+            if folder != "model":
+                set_writable(opt_ml / folder, writable=False)
+        (opt_ml / "model").mkdir(parents=True, exist_ok=True)
         environment = container.get("Environment", {}) | self._platform.environment(variant.role_arn)
         log = self._platform.directory / "logs" / "endpoints" / endpoint / f"{variant.name}-{number}.log"
         try:

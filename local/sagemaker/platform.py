@@ -20,7 +20,8 @@ class Platform:
         assume: returns a role's temporary credentials as `AWS_…` variables; raises StartFailedError if the role is
             missing or does not trust sagemaker.amazonaws.com.
         manifest_type: returns the media type of an image's manifest, or None if the embedded ECR lacks the image.
-        commands: the command that replaces an image, by the end of the image's repository name.
+        commands: the command that replaces an image, by the end of the image's repository name. Words `NAME=value`
+            before it are the image's ENV.
     """
 
     account: str

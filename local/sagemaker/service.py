@@ -7,7 +7,7 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -17,7 +17,8 @@ from local.sagemaker.clock import CaptureClock
 from local.sagemaker.endpoints import Endpoints
 from local.sagemaker.errors import SageMakerError, StartFailedError, invalid
 from local.sagemaker.hosting import Hosting
-from local.sagemaker.platform import Platform, split_s3_uri
+from local.sagemaker.model_data import probe, source_problem, sources
+from local.sagemaker.platform import Platform
 from local.sagemaker.processing import ProcessingJobs
 from local.sagemaker.quotas import Quotas
 from local.sagemaker.records import KINDS, Record, Records
@@ -203,24 +204,26 @@ class SageMaker:
             )
         if "ModelDataUrl" in container and "ModelDataSource" in container:
             raise invalid("Expected either ModelDataUrl or ModelDataSource, and not both.")
-        if url := container.get("ModelDataUrl"):
-            self._check_model_data(url, role)
+        if problem := source_problem(container):
+            raise invalid(problem)
+        for source in sources(container).values():
+            self._check_model_data(source, role)
 
-    def _check_model_data(self, url: str, role: str) -> None:
-        bucket, key = split_s3_uri(url)
+    def _check_model_data(self, source: Mapping[str, Any], role: str) -> None:
+        url = source["S3Uri"]
         try:
-            self.platform.s3(role).head_object(Bucket=bucket, Key=key)
+            found = probe(self.platform.s3(role), source)
         except StartFailedError as error:
             raise invalid(str(error)) from error
         except (ClientError, BotoCoreError) as error:
-            if isinstance(error, ClientError) and error.response["Error"]["Code"] == "404":
-                raise invalid(f"Could not find model data at {url}.") from error
             raise invalid(
                 f'Could not access model data at {url}. Please ensure that the role "{role}" exists and that its '
                 'trust relationship policy allows the action "sts:AssumeRole" for the service principal '
                 '"sagemaker.amazonaws.com". Also ensure that the role has "s3:GetObject" permissions and that the '
                 f"object is located in {self.platform.region}."
             ) from error
+        if not found:
+            raise invalid(f"Could not find model data at {url}.")
 
     def _create_endpoint_config(self, request: Record) -> Record:
         production, shadow = request["ProductionVariants"], request.get("ShadowProductionVariants", [])

@@ -14,6 +14,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 REGISTRY = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
 STUBS = {
     "stub-serving": [sys.executable, str(EMBEDDED / "server.py")],
+    "stub-environment": ["STAGE=image", "PYTHONPATH=/image", sys.executable, str(EMBEDDED / "server.py")],
     "stub-monitor": [sys.executable, str(EMBEDDED / "monitor.py")],
 }
 

@@ -296,6 +296,143 @@ def test_refuses_an_image_with_an_oci_manifest(embedded_aws, sagemaker, role, st
         ecr.delete_repository(repositoryName="stub-serving", force=True)
 
 
+# ---------------------------------------------------------------- model data
+
+
+def channel(uri, name="glassbox", kind="S3Prefix", compression="None"):
+    source = {"S3Uri": uri, "S3DataType": kind, "CompressionType": compression}
+    return {"ChannelName": name, "S3DataSource": source}
+
+
+@pytest.fixture(scope="session")
+def hook(embedded_aws, bucket):
+    """The prefix of two objects, one of them in a folder."""
+    s3 = embedded_aws.client("s3")
+    s3.put_object(Bucket=bucket, Key="hook/1/start.py", Body=b"first")
+    s3.put_object(Bucket=bucket, Key="hook/1/package/code.py", Body=b"second")
+    s3.put_object(Bucket=bucket, Key="hook/10/other.py", Body=b"of another prefix")
+    return f"s3://{bucket}/hook/1/"
+
+
+@pytest.mark.parametrize("member", ["ModelDataUrl", "ModelDataSource"])
+def test_mounts_additional_model_data_beside_either_model_data(
+    embedded_aws, sagemaker, runtime, role, bucket, hook, model_data, stub_images, eventually, member
+):
+    name = f"additional-{member.lower()}"
+    archive = channel(model_data, "archive", "S3Object", "Gzip")
+    channels = [channel(hook), archive, channel(f"{hook}start.py", "v1.0_file", "S3Object")]
+    data = model_data if member == "ModelDataUrl" else {"S3DataSource": archive["S3DataSource"]}
+    container = {
+        "Image": stub_images["serving"],
+        member: data,
+        "AdditionalModelDataSources": channels,
+        "Environment": {
+            "PYTHONPATH": "/opt/ml/additional-model-data-sources/glassbox:/opt/mlx:/opt/ml/model"
+        },
+    }
+    sagemaker.create_model(ModelName=name, ExecutionRoleArn=role, PrimaryContainer=container)
+    described = sagemaker.describe_model(ModelName=name)["PrimaryContainer"]
+    assert described == container
+    variant = {"VariantName": "AllTraffic", "ModelName": name, **INSTANCE}
+    sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    try:
+        assert settled(sagemaker, name, eventually)["EndpointStatus"] == "InService"
+        mounted = ask(runtime, name, {"tree": "additional-model-data-sources"})
+        assert mounted == {
+            "glassbox/start.py": ["first", 0o444],
+            "glassbox/package/code.py": ["second", 0o444],
+            "archive/model/model.pt": ["", 0o444],
+            "archive/code/inference.py": ["", 0o444],
+            "v1.0_file/start.py": ["first", 0o444],
+        }
+        assert set(ask(runtime, name, {"tree": "model"})) == {"model/model.pt", "code/inference.py"}
+        seen = ask(runtime, name, {"environment": 1})
+        assert seen["PYTHONPATH"] == (
+            f"{seen['OPT_ML']}/additional-model-data-sources/glassbox:/opt/mlx:{seen['OPT_ML']}/model"
+        )
+    finally:
+        sagemaker.delete_endpoint(EndpointName=name)
+
+
+@pytest.mark.parametrize(
+    ("sources", "reason"),
+    [
+        ([channel("s3://double-data/hook/1/", "a b")], "channelName.*regular expression pattern"),
+        ([channel("s3://double-data/hook/1/", "..")], "Channel name .. in .* is not a valid folder name"),
+        ([channel("s3://double-data/hook/1/")] * 2, "Channel name glassbox in .* is not unique"),
+        (
+            [channel("s3://double-data/hook/1/", f"c{i}") for i in range(6)],
+            "additionalModelDataSources.*length between 0 and 5",
+        ),
+        ([channel("s3://double-data/hook/1")], "must end with a forward slash"),
+        ([channel("s3://double-data/hook/1/", compression="Gzip")], "Gzip is not supported with .* S3Prefix"),
+        ([channel("s3://double-data/hook/1/", kind="Folder")], "satisfy enum value set"),
+        ([channel("s3://double-data/hook/2/")], "Could not find model data at s3://double-data/hook/2/"),
+        (
+            [channel("s3://double-data/none", kind="S3Object")],
+            "Could not find model data at s3://double-data/n",
+        ),
+    ],
+)
+def test_refuses_invalid_additional_model_data(sagemaker, make_model, hook, sources, reason):
+    with pytest.raises(ClientError, match=reason):
+        make_model("additional-refused", AdditionalModelDataSources=sources)
+    assert not sagemaker.list_models(NameContains="additional-refused")["Models"]
+
+
+@pytest.mark.parametrize("missing", ["s3:ListBucket", "s3:GetObject"])
+def test_additional_model_data_need_a_role_that_lists_and_gets_the_prefix(
+    embedded_aws, sagemaker, bucket, hook, stub_images, missing
+):
+    rights = {
+        "s3:ListBucket": allow(
+            "s3:ListBucket", f"arn:aws:s3:::{bucket}", Condition={"StringLike": {"s3:prefix": "hook/1/*"}}
+        ),
+        "s3:GetObject": allow("s3:GetObject", f"arn:aws:s3:::{bucket}/hook/1/*"),
+    }
+    container = {"Image": stub_images["serving"], "AdditionalModelDataSources": [channel(hook)]}
+    name = f"channel-{missing[3:]}"
+    complete = make_role(embedded_aws, name, list(rights.values()))
+    sagemaker.create_model(ModelName=name, ExecutionRoleArn=complete, PrimaryContainer=container)
+    lacking = make_role(embedded_aws, f"{name}-less", [v for k, v in rights.items() if k != missing])
+    with pytest.raises(ClientError, match=f"Could not access model data at {hook}.*{lacking}"):
+        sagemaker.create_model(ModelName=f"{name}-less", ExecutionRoleArn=lacking, PrimaryContainer=container)
+
+
+def test_objects_that_are_no_file_names_or_clash_fail_the_endpoint(
+    embedded_aws, sagemaker, bucket, make_model, eventually
+):
+    s3 = embedded_aws.client("s3")
+    for number, (keys, reason) in enumerate(
+        [(("a/../b",), "is not a file name"), (("a/",), "is not a file name"), (("a", "a/b"), "clashes")]
+    ):
+        prefix, name = f"odd/{number}/", f"odd-{number}"
+        for key in keys:
+            s3.put_object(Bucket=bucket, Key=prefix + key, Body=b"x")
+        make_model(name, AdditionalModelDataSources=[channel(f"s3://{bucket}/{prefix}")])
+        variant = {"VariantName": "AllTraffic", "ModelName": name, **INSTANCE}
+        sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name)
+        described = settled(sagemaker, name, eventually)
+        assert described["EndpointStatus"] == "Failed"
+        assert reason in described["FailureReason"]
+        sagemaker.delete_endpoint(EndpointName=name)
+
+
+def test_a_model_overrides_the_images_own_environment(
+    sagemaker, runtime, make_model, make_endpoint, stub_images
+):
+    image = stub_images["serving"].replace("stub-serving", "stub-environment")
+    make_model("image-environment", {"PYTHONPATH": "/model"}, Image=image)
+    variant = {"VariantName": "AllTraffic", "ModelName": "image-environment", **INSTANCE}
+    sagemaker.create_endpoint_config(EndpointConfigName="image-environment", ProductionVariants=[variant])
+    seen = ask(runtime, make_endpoint("image-environment", "image-environment"), {"environment": 1})
+    assert (seen["STAGE"], seen["PYTHONPATH"]) == ("image", "/model")
+    described = sagemaker.describe_model(ModelName="image-environment")["PrimaryContainer"]
+    assert described["Environment"] == {"VERSION": "image-environment", "PYTHONPATH": "/model"}
+
+
 # ---------------------------------------------------------------- IAM
 
 

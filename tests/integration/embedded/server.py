@@ -19,7 +19,15 @@ class Handler(BaseHTTPRequestHandler):
         if wish.get("die"):
             os._exit(3)
         time.sleep(wish.get("sleep", 0))
-        if "environment" in wish:
+        if "tree" in wish:
+            folder = Path(os.environ["OPT_ML"]) / wish["tree"]
+            found = {
+                str(p.relative_to(folder)): [p.read_text(), p.stat().st_mode & 0o777]
+                for p in folder.rglob("*")
+                if p.is_file()
+            }
+            answer = json.dumps(found).encode()
+        elif "environment" in wish:
             answer = json.dumps(dict(os.environ)).encode()
         else:
             answer = json.dumps(

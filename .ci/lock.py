@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SMDEBUG = "smdebug==1.0.34"
 # lock file -> extras and groups of pyproject.toml. The core's dependencies are in the first two.
 LOCKS = {
-    "requirements.txt": ("core", "explanation", "demo", "smdebug", "test", "check"),
+    "requirements.txt": ("core", "explanation", "torch", "demo", "smdebug", "test", "check"),
     "requirements-deploy.txt": ("core", "deploy"),
     "requirements-sam.txt": ("sam",),
     "requirements-checkov.txt": ("checkov",),

@@ -17,7 +17,8 @@ from demo import signs
 from demo.attack import BUDGETS, Budget, Images, predict, targeted_pgd
 from demo.photos import Photos, find_photos, read_photos
 from glassbox.errors import BadInputError
-from inference import RESNET18, load_network, to_config
+from glassbox.model_config import RESNET18, to_config
+from inference import load_network
 
 Classes = NDArray[np.int64]
 Indices = NDArray[np.int64]

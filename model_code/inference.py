@@ -3,15 +3,12 @@
 ``tensors_output`` (an S3 URI) in the environment makes this the hooked model, which traces requests.
 """
 
-import importlib
 import json
 import logging
 import os
-import re
 import time
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,19 +18,16 @@ from torch import Tensor, nn
 
 from decode import RequestError, read_images
 from glassbox.errors import BadInputError
+from glassbox.model_config import RESNET18, ModelConfig, read_config
+from glassbox.network import build_network, one_line, read_checkpoint
 from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env, setting
 from recorder import TensorRecorder
-from resnet import from_state_dict, state_dict_in, without_prefix
+from resnet import from_state_dict
 
 logger = logging.getLogger(__name__)
 
-FLOAT32 = torch.finfo(torch.float32)
 TOP = 3
-SIDE = 1024  # of the model's input
-RESNET18 = "resnet18"
-
-_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -46,26 +40,6 @@ class Settings:
     blur_test: bool = True
     replay_key: str | None = None
     replay_key_arn: str | None = None
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """``config.json``, checked.
-
-    Attributes:
-        architecture: ``resnet18`` or ``module:Class`` in ``code/``.
-        image_size: (H, W).
-        mean: 1 or 3 numbers, for channels in 0 to 1; and so is ``std``.
-        labels: the K classes' names, or None.
-        arguments: of ``Class``.
-    """
-
-    architecture: str
-    image_size: tuple[int, int]
-    mean: list[float]
-    std: list[float]
-    labels: list[str] | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,61 +81,6 @@ def model_fn(model_dir: str, context: object = None) -> Classifier:
     return Classifier(network, config.image_size, mean, std, config.labels, recorder)
 
 
-def read_config(path: Path) -> ModelConfig:
-    """Read ``config.json``.
-
-    Raises:
-        BadInputError: names every problem.
-    """
-    try:
-        content = {**json.loads(path.read_text(encoding="utf-8"))}
-    except OSError as error:
-        raise BadInputError(f"{path}: {error.strerror}") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BadInputError(f"{path}: expected a JSON object, got something else: {error}") from error
-    try:
-        return to_config(content)
-    except ValueError as error:
-        raise BadInputError(f"{path}: {error}") from error
-
-
-def to_config(content: Mapping[str, Any]) -> ModelConfig:
-    """Check the members of ``config.json``, ignoring further ones.
-
-    Raises:
-        ValueError: names every problem.
-    """
-
-    def numbers(value: object) -> bool:
-        # As float32 holds them: a number in JSON may be NaN, infinite, or larger than any float.
-        return isinstance(value, list) and all(
-            type(v) in (int, float) and abs(v) <= FLOAT32.max for v in value
-        )
-
-    names = ("architecture", "image_size", "mean", "std", "labels")
-    architecture, size, mean, std, labels = (content.get(name) for name in names)
-    arguments = content.get("arguments", {})
-    problems = {
-        "architecture must be 'resnet18' or 'module:Class'": isinstance(architecture, str)
-        and bool(architecture == RESNET18 or _CLASS.fullmatch(architecture)),
-        "arguments must be an object": isinstance(arguments, dict),
-        f"image_size must be two whole numbers (H, W) from 1 to {SIDE}": isinstance(size, list)
-        and len(size) == 2
-        and all(type(side) is int and 1 <= side <= SIDE for side in size),
-        "mean must be 1 or 3 numbers": isinstance(mean, list) and numbers(mean) and len(mean) in (1, 3),
-        "std must be as many numbers, above 0": isinstance(std, list)
-        and numbers(std)
-        and len(std) == len(mean if isinstance(mean, list) else ())
-        and all(deviation >= FLOAT32.tiny for deviation in std),
-        "labels must be null or texts": labels is None
-        or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
-    }
-    if not all(problems.values()):
-        raise ValueError("; ".join(problem for problem, fine in problems.items() if not fine))
-    height, width = size  # type: ignore[misc]  # checked above, where mypy cannot follow
-    return ModelConfig(architecture, (height, width), mean, std, labels, arguments)  # type: ignore[arg-type]
-
-
 def load_network(weights: Path, config: ModelConfig) -> nn.Module:
     """Return the config's network with these weights, in eval mode, after a trial on noise.
 
@@ -174,8 +93,12 @@ def load_network(weights: Path, config: ModelConfig) -> nn.Module:
             the config's images, or it does not return logits.
     """
     architecture = config.architecture
-    checkpoint = _read_checkpoint(weights)
-    network = from_state_dict(checkpoint) if architecture == RESNET18 else _own(config, checkpoint)
+    checkpoint = read_checkpoint(weights)
+    network = (
+        from_state_dict(checkpoint)
+        if architecture == RESNET18
+        else build_network(architecture, config.arguments, checkpoint)
+    )
     shape = (2, len(config.mean), *config.image_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     try:
@@ -185,7 +108,7 @@ def load_network(weights: Path, config: ModelConfig) -> nn.Module:
         # The network's own code may raise anything: timm's asserts the size of the image.
         raise BadInputError(
             f"{architecture}: expected a network that takes images of {shape[1:]} (channels, height, width), "
-            f"got {type(error).__name__}: {_line(error)}"
+            f"got {type(error).__name__}: {one_line(error)}"
         ) from error
     classes = _check_logits(architecture, logits, len(noise))
     if config.labels is not None and len(config.labels) != classes:
@@ -193,35 +116,6 @@ def load_network(weights: Path, config: ModelConfig) -> nn.Module:
             f"config.json: labels must be null or {classes} texts, found {len(config.labels)}"
         )
     return network
-
-
-def _read_checkpoint(weights: Path) -> object:
-    try:
-        return torch.load(weights, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise BadInputError(f"{weights}: {error.strerror}") from error
-    except Exception as error:
-        # For other files torch.load raises any error of its parsers.
-        found = _file_kind(weights) or f"{type(error).__name__}: {_line(error)[:200]}"
-        raise BadInputError(
-            f"{weights}: expected a state dict of tensors alone, as torch.save(network.state_dict(), …) writes it, "
-            f"got {found}"
-        ) from error
-
-
-def _file_kind(path: Path) -> str | None:
-    """Return how a file that is not a state dict was saved, if its first bytes show it."""
-    with path.open("rb") as file:
-        head = file.read(16)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                return "a TorchScript archive. Save torch.jit.load(…).state_dict() instead."
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return "a safetensors file. Save what safetensors.torch.load_file(…) returns with torch.save."
-    if head.startswith(b"\x89HDF"):
-        return "an HDF5 file, such as Keras writes. Only PyTorch's weights can be read."
-    return None
 
 
 def _check_logits(architecture: str, logits: object, samples: int) -> int:
@@ -246,37 +140,6 @@ def _check_logits(architecture: str, logits: object, samples: int) -> int:
     ):
         raise BadInputError(f"{wanted} probabilities. Leave out the softmax at the end of forward().")
     return logits.shape[1]
-
-
-def _own(config: ModelConfig, checkpoint: object) -> nn.Module:
-    architecture, arguments = config.architecture, config.arguments
-    module, _, name = architecture.partition(":")
-    try:
-        network = getattr(importlib.import_module(module), name)(**arguments)
-    except Exception as error:
-        # The model's own code runs here, and may raise anything.
-        raise BadInputError(
-            f"{architecture}: expected a network of the module {module}, in code/ or installed, with the arguments "
-            f"{arguments}, got {type(error).__name__}: {_line(error)}"
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise BadInputError(f"{architecture}: expected a torch.nn.Module, got a {type(network).__name__}")
-    expected = network.state_dict().keys()
-    state_dict = without_prefix(state_dict_in(checkpoint), lambda keys: bool(keys & expected))
-    try:
-        network.load_state_dict(state_dict)
-    except Exception as error:
-        # A network may override load_state_dict, so anything may be raised here too.
-        raise BadInputError(
-            f"{architecture}: expected its own weights, got others: {_line(error)}"
-        ) from error
-    return network.eval()
-
-
-def _line(error: Exception) -> str:
-    """Return the error's text on one line, without control characters, shortened."""
-    text = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:500]
 
 
 def _recorder(network: nn.Module, destination: str, settings: Settings) -> TensorRecorder:

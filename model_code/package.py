@@ -45,6 +45,8 @@ CORE_MODULES = (
     "explanation/__init__.py",
     "explanation/saliency.py",
     "explanation/trace_format.py",
+    "model_config.py",
+    "network.py",
     "replay_marker.py",
     "settings.py",
 )

@@ -3,16 +3,14 @@
 It loads weights of ``torchvision.models.resnet18`` without torchvision.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from glassbox.errors import BadInputError
-
-# Keys under which training loops store the state dict beside the optimizer's: PyTorch's tutorials, Lightning, timm.
-STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+from glassbox.network import first_five, state_dict_in, without_prefix
 
 
 class BasicBlock(nn.Module):
@@ -82,7 +80,7 @@ def from_state_dict(checkpoint: object) -> ResNet18:
     if len(first) != 4 or len(last) != 2 or 0 in (*first, *last):
         raise BadInputError(
             "state dict: expected a ResNet18's, with conv1.weight (width, channels, 7, 7) and fc.weight "
-            f"(classes, 8·width), got {first or 'none'} and {last or 'none'}; keys: {_some(shapes)}"
+            f"(classes, 8·width), got {first or 'none'} and {last or 'none'}; keys: {first_five(shapes)}"
         )
     sizes = {"num_classes": last[0], "width": first[0], "in_channels": first[1]}
     with torch.device("meta"):
@@ -93,78 +91,15 @@ def from_state_dict(checkpoint: object) -> ResNet18:
         if expected.get(key) != shapes.get(key)
     ]
     if differing:
-        raise BadInputError(f"state dict: expected a ResNet18's; {_some(differing, '; ')}")
+        raise BadInputError(f"state dict: expected a ResNet18's; {first_five(differing, '; ')}")
     network = ResNet18(**sizes)
     network.load_state_dict(state_dict)
     return network.eval()
-
-
-def state_dict_in(checkpoint: object) -> dict[str, Tensor]:
-    """Return the state dict of a checkpoint, name -> tensor.
-
-    Training loops store it under a key such as ``state_dict`` or ``model``; torch.compile adds ``_orig_mod`` to names.
-
-    Raises:
-        BadInputError: no state dict, more than one, or a tensor that cannot be loaded into a network on a CPU.
-    """
-    if not isinstance(checkpoint, Mapping):
-        raise BadInputError(
-            f"checkpoint: expected a state dict, got a {type(checkpoint).__name__}. "
-            "torch.save(network.state_dict(), …) writes one."
-        )
-    wrapped = [key for key in STATE_DICT_KEYS if isinstance(checkpoint.get(key), Mapping)]
-    if len(wrapped) > 1:
-        raise BadInputError(
-            f"checkpoint: expected one state dict, got several: {', '.join(wrapped)}. Save one of them alone."
-        )
-    state_dict = checkpoint[wrapped[0]] if wrapped else checkpoint
-    foreign = [key for key, value in state_dict.items() if not (isinstance(key, str) and _loads(value))]
-    if foreign:
-        raise BadInputError(
-            f"state dict: expected dense CPU tensors by name, got something else under {_some(foreign)}"
-        )
-    broken = [key for key, value in state_dict.items() if value.is_floating_point() and not _finite(value)]
-    if broken:
-        raise BadInputError(f"state dict: expected finite weights, got NaN or infinity in {_some(broken)}")
-    return {".".join(p for p in key.split(".") if p != "_orig_mod"): v for key, v in state_dict.items()}
-
-
-def without_prefix(
-    state_dict: Mapping[str, Tensor], fits: Callable[[Set[str]], bool]
-) -> Mapping[str, Tensor]:
-    """Drop a wrapper's prefix of every key (``module.``, ``model.``) if the rest ``fits``."""
-    stripped = state_dict
-    while not fits(stripped.keys()):
-        heads = {key.partition(".")[0] for key in stripped}
-        if len(heads) != 1 or not all("." in key for key in stripped):
-            return state_dict
-        stripped = {key.partition(".")[2]: value for key, value in stripped.items()}
-    return stripped
 
 
 def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(in_channels, channels, stride), BasicBlock(channels, channels, 1))
 
 
-def _loads(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and not (value.is_quantized or value.is_nested or value.is_meta or value.is_complex())
-        and value.layout == torch.strided
-    )
-
-
-def _finite(value: Tensor) -> bool:
-    # float8 does not implement isfinite.
-    return bool(value.float().isfinite().all())
-
-
 def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state_dict.items()}
-
-
-def _some(items: Iterable[object], separator: str = ", ") -> str:
-    """List the first five. Keys come from a file, so control characters are escaped and long ones cut."""
-    listed = [item if isinstance(item, str) and item.isprintable() else ascii(item) for item in items]
-    more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-    return separator.join(item[:200] for item in listed[:5]) + more

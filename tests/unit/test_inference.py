@@ -26,6 +26,7 @@ import inference
 import replays
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import BadInputError, SettingsError
+from glassbox.model_config import to_config
 from glassbox.replay_marker import TRACE, ReplayMarker, write_marker
 from resnet import ResNet18
 
@@ -500,7 +501,7 @@ class TestModel:
         weights = tmp_path_factory.mktemp("damaged") / "model.pt"
         weights.write_bytes(damaged)
         with pytest.raises(BadInputError):
-            inference.load_network(weights, inference.to_config(CONFIG))
+            inference.load_network(weights, to_config(CONFIG))
 
     @pytest.mark.parametrize("name", ["model.pt", "config.json"])
     def test_names_missing_files(self, tmp_path, name):

@@ -45,6 +45,8 @@ def test_holds_the_model_and_its_code(tmp_path, weights):
             "code/glassbox/explanation/__init__.py",
             "code/glassbox/explanation/saliency.py",
             "code/glassbox/explanation/trace_format.py",
+            "code/glassbox/model_config.py",
+            "code/glassbox/network.py",
             "code/glassbox/replay_marker.py",
             "code/glassbox/settings.py",
             "code/gradient_rules.py",

@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +259,7 @@ def image_files(paths: Sequence[Path], out: Path) -> list[Path]:
     Hidden files of a folder are left out.
 
     Raises:
-        ValueError: no file, two files whose heat maps would have the same name, or a folder that is ``out``.
+        ValueError: no file, two files whose heat maps would have the same name, or a file in ``out``.
     """
     files = []
     for path in paths:
@@ -270,11 +271,9 @@ def image_files(paths: Sequence[Path], out: Path) -> list[Path]:
         files += inside
     if any(path.resolve().parent == out.resolve() for path in files):
         raise ValueError(f"--out {out}: expected another folder than that of the images")
-    stems = [path.stem for path in files]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise ValueError(
-            f"--image: expected different names, got {twice[0]} twice. Rename one, or run it twice."
-        )
+    stem, count = Counter(path.stem for path in files).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"--image: expected different names, got {stem} twice. Rename one, or run it twice.")
     return files
 
 

@@ -298,6 +298,31 @@ RARE = {
             Deliver("swap"),
         ],
     ),
+    "the cap of a day counts two incidents, and not the one of the day before": (
+        {"explain_minutes": "0", "cooldown_minutes": "0", "incidents_per_day": "2"},
+        [
+            *[
+                step
+                for check, wait in (("class_share", 90000), ("drift", 1000), ("other", 1000))
+                for step in (
+                    Violation(check),
+                    Deliver("swap"),
+                    Settle(),
+                    *[Deliver("confirm")] * 2,
+                    Sweep(),
+                    Deliver("restore"),
+                    Settle(),
+                    *[Deliver("confirm")] * 3,
+                    Wait(wait),
+                )
+            ],
+            Violation("low_confidence_share"),
+            Deliver("swap"),
+            Wait(86400),
+            Violation("class_share"),
+            Deliver("swap"),
+        ],
+    ),
     "a notify-only incident lasts as long as an operator asks": (
         {"react": "false"},
         [

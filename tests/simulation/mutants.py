@@ -180,7 +180,7 @@ def mutants():
                 before, after = _short(node), _short(replacement)
                 found.append(
                     Mutant(
-                        sum(f.line == line for f in found),
+                        sum(f.module == module and f.line == line for f in found),
                         module,
                         operator,
                         line,

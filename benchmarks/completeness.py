@@ -38,7 +38,8 @@ error proves that no term is missing. It does not prove that the network is line
 | final softmax or sigmoid | removed: the score before it is explained |
 
 A term has a map if its values have places in the image: feature maps, channels last, and tokens in
-rows. Terms of attention windows and heads only enter the sum, and so do class tokens.
+rows. Tokens of attention windows are put back in place. Terms of heads, of class tokens and of the
+padding of windows only enter the sum.
 
 Parts without a rule are named in the heat map, which is then marked incomplete. `make check-model`
 names them before a deployment.

@@ -55,6 +55,7 @@ from gradient_rules import (
     tensors_in,
     unknown,
 )
+from pixel_places import Places
 
 RELATIVE_TOLERANCE = 1e-5
 """Of the score: a residual up to this share is forgiven."""
@@ -73,7 +74,8 @@ class Term:
 
     Attributes:
         name: of the module or the parameter, otherwise of the operator; ``name#0``, ``name#1``, … if it occurs again.
-            ``name/prefix`` are the tokens before the grid, ``name/rest`` what surrounds a written region.
+            ``name/prefix`` are the tokens before the grid, ``name/padding`` those that fill up windows, ``name/rest``
+            what surrounds a written region.
         module: path of the module, otherwise empty.
         type: class of the module, otherwise the operator.
         rule: see :mod:`gradient_rules`; of the input ``input``.
@@ -478,7 +480,7 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.records: dict[Any, list[Record]] = {}
         self.random: set[str] = set()
         self.count = 0
-        self.grids: list[tuple[int, int]] = [(leaf.shape[2], leaf.shape[3])]
+        self.places = Places((leaf.shape[2], leaf.shape[3]))
         self.output = self.logits = leaf
         self.peeled = self.head = ""
         self._gates, self._opened = gates, gates.isdisjoint(OPENED)
@@ -515,17 +517,33 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rest = region.rest() if region is not None and not self.carries(args[0]) else None
         output = func(*args, **kwargs)
         self._note(op, args, output)
+        if torch.is_grad_enabled():
+            self._place(op, in_place, func, args, kwargs, output)
         if finish is not None:
             record = finish(output)
+            record.region, record.rest = region, rest
             first = output[0] if isinstance(output, (tuple, list)) else output
-            record.region, record.rest, record.index = region, rest, self.count
-            record.shape = tuple(first.shape)
-            record.name = self._name(op, args)
-            record.occurrence = self._times[record.name]
-            self._times[record.name] += 1
+            self._keep(record, op, args, first)
             self._pending.append((first, node, record))
-            self._last = (first, record)
         return output
+
+    def _keep(self, record: Record, op: str, args: Any, output: Tensor) -> None:
+        """Number and name a record, and note the place of its values."""
+        record.index, record.shape = self.count, tuple(output.shape)
+        if record.constants and op not in _MAPS:
+            record.rows = self.places.of_rows(tensors_in(args), output)
+            # A vector is added along the last axis.
+            record.is_last = any(t.shape == output.shape[-1:] for t in tensors_in(args))
+        record.name = self._name(op, args)
+        record.occurrence = self._times[record.name]
+        self._times[record.name] += 1
+        self._last = (output, record)
+
+    def _place(self, op: str, in_place: bool, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if not in_place:
+            self.places.move(op, func, args, kwargs, output)
+        if op == "mm":  # a Linear layer, whose bias may be added by another operator
+            self.places.of_rows(tensors_in(args), output)
 
     def _rule(self, call: Call) -> Callable[[Any], Record] | None:
         if not torch.is_grad_enabled():
@@ -585,8 +603,7 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if op in _MAPS or "pool" in op:
             first = output[0] if isinstance(output, tuple) else output
             size = tuple(first.shape[2:])
-            if len(size) == 2 and size not in self.grids:
-                self.grids.append(size)
+            self.places.add(size)
         elif op in ("_softmax", "_log_softmax", "sigmoid"):
             self._squashed = (output, args[0], op.strip("_"))
 
@@ -737,7 +754,13 @@ class _Backward:
         if values.numel() == math.prod(record.shape):
             values = values.reshape(record.shape)
         module = self._forward.network.modules.get(record.name)
-        for suffix, part, has_pixels in _placed(values, self._forward.grids, record.op in _MAPS):
+        parts = self._forward.places.parts(
+            values,
+            is_map=record.op in _MAPS,
+            is_last=record.is_last,
+            rows=record.rows,
+        )
+        for suffix, part, has_pixels in parts:
             numbers, folded = _reduced(part, has_pixels)
             term = Term(
                 name=name + suffix,
@@ -781,55 +804,6 @@ def _drop(held: frozenset[int], inputs: Sequence[Any], outputs: Sequence[Any]) -
 
 def _halve(factors: frozenset[int], inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(g * 0.5 if g is not None and i in factors else g for i, g in enumerate(inputs))
-
-
-def _placed(
-    values: Tensor, grids: Sequence[tuple[int, int]], is_map: bool
-) -> Iterator[tuple[str, Tensor, bool]]:
-    """Return the parts of a term as (suffix of its name, values, whether they have pixels: then (1, C, h, w)).
-
-    Channels may come first or last. Of tokens (1, T, C) or (T, 1, C) on a known grid, those before the grid, such as a
-    class token, are a part of their own. All else, such as windows or heads of attention, has no place in the image.
-    """
-    if values.ndim < 2:
-        values = values.reshape(1, -1)
-    if values.ndim == 3 and values.shape[1] == 1 < values.shape[0]:
-        values = values.transpose(0, 1)
-    if len(values) == 1 and values.ndim == 4:
-        sizes = _halves(grids)
-        if is_map or tuple(values.shape[2:]) in sizes:
-            yield "", values, True
-            return
-        if tuple(values.shape[1:3]) in sizes:
-            yield "", values.movedim(-1, 1), True
-            return
-    if len(values) == 1 and values.ndim == 3:
-        grid = _grid(values.shape[1], grids)
-        if grid is not None:
-            prefix = values.shape[1] - grid[0] * grid[1]
-            yield "", values[:, prefix:].reshape(1, *grid, -1).movedim(-1, 1), True
-            if prefix:
-                yield "/prefix", values[:, :prefix], False
-            return
-    yield "", values if len(values) == 1 else values.reshape(1, -1), False
-
-
-def _halves(grids: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the grids, latest first, each with its half and its quarter, rounded up."""
-    return [(-(-h // n), -(-w // n)) for h, w in reversed(grids) for n in (1, 2, 4)]
-
-
-def _grid(tokens: int, grids: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """Return the grid of a sequence of tokens: the size of earlier feature maps, or a half or a quarter of it.
-
-    Up to 5 other tokens, such as a class token, may come before the grid.
-    """
-    sizes = _halves(grids)
-    for prefix in (0, 1, 2, 4, 5):
-        for h, w in sizes:
-            if 1 < h * w == tokens - prefix:
-                return h, w
-    return None
 
 
 def _reduced(values: Tensor, has_pixels: bool) -> tuple[Tensor, Tensor | None]:

@@ -34,6 +34,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pixel_places import Pixels
+
 # Every kind of node in a graph is in one of these tables, or its call made a record, or it is reported as unaccounted.
 # fmt: off
 LINEAR = frozenset({  # linear, or homogeneous of degree 1, in all operands together; no constant can enter
@@ -135,6 +137,8 @@ class Record:
         name: the module or parameter that the constant comes from, otherwise the operator.
         occurrence: how many earlier records have the name.
         index: number of the call.
+        rows: the pixels of the output's rows, see :meth:`pixel_places.Places.of_rows`.
+        is_last: whether the constant is a vector along the last axis of the output.
         shape: of the output as the network uses it: a Linear layer computes (1, T, C) as (T, C).
         rest: what a constant tensor holds beside ``region``.
     """
@@ -150,6 +154,8 @@ class Record:
     occurrence: int = 0
     index: int = 0
     shape: tuple[int, ...] = ()
+    rows: Pixels | None = None
+    is_last: bool = False
     region: Region | None = None
     rest: Tensor | None = None
 

@@ -297,6 +297,38 @@ class Modern(nn.Module):
         return self.fc(torch.where(inside, x, clipped)), clipped
 
 
+class Windowed(nn.Module):
+    """Attention in windows of 4 × 4 tokens, shifted and padded, with its layers inside or outside of the windows."""
+
+    def __init__(self, shift, inside):
+        super().__init__()
+        self.shift, self.inside = shift, inside
+        self.patch, self.qkv, self.projection = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
+        nn.init.normal_(self.norm.bias)
+        self.eval()
+
+    def forward(self, x):
+        shortcut = self.patch(x).permute(0, 2, 3, 1)
+        height, width = shortcut.shape[1:3]
+        x = shortcut if self.inside else self.qkv(shortcut)
+        x = F.pad(x, (0, 0, 0, -width % 4, 0, -height % 4))
+        x = x.roll((-self.shift, -self.shift), (1, 2))
+        rows, columns = x.shape[1] // 4, x.shape[2] // 4
+        x = (
+            x.view(-1, rows, 4, columns, 4, x.shape[-1])
+            .permute(0, 1, 3, 2, 4, 5)
+            .reshape(-1, 16, x.shape[-1])
+        )
+        q, k, v = (self.qkv(x) if self.inside else x).chunk(3, -1)
+        x = (q @ k.transpose(1, 2)).softmax(-1) @ v
+        x = self.projection(x) if self.inside else x
+        x = x.view(-1, rows, columns, 4, 4, 8).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4 * rows, 4 * columns, 8)
+        x = x.roll((self.shift, self.shift), (1, 2))[:, :height, :width]
+        x = x if self.inside else self.projection(x)
+        return self.head((self.norm(x) + shortcut).square().mean((1, 2)))
+
+
 class TestNetworks:
     def test_reused_modules_are_numbered(self):
         model, x = zoo.build("a block used twice")
@@ -431,20 +463,97 @@ class TestNetworks:
             torch.testing.assert_close(term.map, term.values.abs().sum(1)[0])
         assert [t.channels for t in found.terms] == [3, 8, 12, 12, 5]
 
-    def test_windows_enter_the_sum_alone(self):
-        class Windows(nn.Module):
+    def test_channels_last_of_as_many_channels_as_pixels_in_a_row(self):
+        """The shape (1, 8, 8, 8) fits both orders; the same layer as a convolution has one."""
+
+        class Last(nn.Module):
             def __init__(self):
                 super().__init__()
                 self.patch, self.linear, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 8), nn.Linear(8, 5)
 
             def forward(self, x):
-                x = self.patch(x).unflatten(2, (2, 4)).unflatten(4, (2, 4)).permute(0, 2, 4, 3, 5, 1)
-                return self.head(
-                    self.linear(x.flatten(0, 2).flatten(1, 2)).unflatten(0, (-1, 4)).mean((1, 2))
-                )
+                x = self.linear(self.patch(x).permute(0, 2, 3, 1)).relu()
+                return self.head((x * x).mean((1, 2)))
 
-        (found,) = assert_complete(Windows().eval(), images())
+        class First(Last):
+            def forward(self, x):
+                x = F.conv2d(self.patch(x), self.linear.weight[:, :, None, None], self.linear.bias).relu()
+                return self.head((x * x).mean((2, 3)))
+
+        last, first = Last().eval(), First().eval()
+        first.load_state_dict(last.state_dict())
+        (found,), (expected,) = assert_complete(last, images()), assert_complete(first, images())
+        assert found.terms[2].name == expected.terms[2].name == "linear"
+        torch.testing.assert_close(found.terms[2].map, expected.terms[2].map)
+
+    @pytest.mark.parametrize("shift", [0, 1, 3])
+    def test_windows_come_back_in_place(self, shift):
+        """A Linear is the same layer before and after the tokens are sorted into windows; its map is the same."""
+        inside, outside = Windowed(shift, inside=True), Windowed(shift, inside=False)
+        outside.load_state_dict(inside.state_dict())
+        x = torch.randn(2, 3, 16, 24)
+        for found, expected in zip(assert_complete(inside, x), assert_complete(outside, x), strict=True):
+            ours = {term.name: term for term in found.terms}
+            theirs = {term.name: term for term in expected.terms}
+            for name in ("qkv", "projection", "norm"):
+                assert ours[name].map.shape == (8, 12)
+                assert float(ours[name].map.std()) > 0.01 * float(ours[name].map.mean())
+                torch.testing.assert_close(ours[name].map, theirs[name].map, rtol=1e-4, atol=1e-6)
+
+    def test_padding_of_windows_enters_the_sum_alone(self):
+        (found,) = assert_complete(Windowed(1, inside=True), torch.randn(1, 3, 14, 18), keep_values=True)
+        terms = {term.name: term for term in found.terms}
+        assert terms["qkv"].map.shape == (7, 9)
+        assert terms["qkv/padding"].map is None
+        assert terms["qkv/padding"].values.shape == (1, 8 * 12 - 7 * 9, 24)
+        assert float(terms["qkv"].map.min()) > 0
+        # Nothing reads what the last layer returns for the padding.
+        assert terms["projection/padding"].sum_abs == 0
+
+    def test_layers_after_the_mean_have_no_place(self):
+        class Pooled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.patch, self.norm, self.linear = nn.Conv2d(3, 8, 2, 2), nn.LayerNorm(8), nn.Linear(8, 5)
+                nn.init.normal_(self.norm.bias)
+
+            def forward(self, x):
+                x = self.patch(x).relu().permute(0, 2, 3, 1).mean((1, 2), keepdim=True)
+                return self.linear(self.norm(x)).flatten(1)
+
+        (found,) = assert_complete(Pooled().eval(), images())
+        assert [t.name for t in found.terms if t.map is None] == ["norm", "linear"]
+
+    def test_rows_of_several_pixels_have_no_place(self):
+        class Rows(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.patch, self.linear, self.head = nn.Conv2d(3, 6, 2, 2), nn.Linear(4, 7), nn.Linear(7, 5)
+
+            def forward(self, x):
+                x = self.patch(x).unflatten(3, (2, 4)).flatten(1, 3)
+                return self.head(self.linear(x).mean(1))
+
+        (found,) = assert_complete(Rows().eval(), images())
         assert {t.name: t.map is not None for t in found.terms}["linear"] is False
+
+    def test_merged_patches_have_maps_down_to_an_eighth(self):
+        class Merging(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.patch, self.head = nn.Conv2d(3, 3, 2, 2), nn.Linear(3, 5)
+                self.merge = nn.ModuleList(nn.Linear(12, 3) for _ in range(3))
+
+            def forward(self, x):
+                x = self.patch(x).permute(0, 2, 3, 1)
+                for linear in self.merge:
+                    quarters = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+                    x = linear(torch.cat(quarters, -1)).sigmoid() * 2 - 1
+                return self.head(x.mean((1, 2)))
+
+        (found,) = assert_complete(Merging().eval(), torch.randn(1, 3, 48, 80))
+        sizes = {t.name: tuple(t.map.shape) for t in found.terms if t.name.startswith("merge")}
+        assert sizes == {"merge.0": (12, 20), "merge.1": (6, 10), "merge.2": (3, 5)}
 
     def test_networks_that_write_into_their_input(self):
         def normalised(inside):

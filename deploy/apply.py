@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from deploy import DeployError, stack
 from deploy.alarms import check_alarm
+from deploy.hook import Hooks, delete_hooks, read_hooks
 from deploy.incident import OPERATOR, check_no_incident
 from deploy.model_upload import SAMPLE_WEIGHTS, upload_model
 from deploy.plan import TO_BE_UPLOADED, Plan, kept_lines, watching_parameters
 from deploy.stack import Outputs, Stack
-from deploy.twin import Overrides, create_twin, delete_twins, keep_overrides, public_replay_key
+from deploy.twin import (
+    Overrides,
+    create_twin,
+    delete_twins,
+    keep_overrides,
+    mounted_hook,
+    public_replay_key,
+)
 from deploy.watched_endpoint import WatchedEndpoint, enable_eventbridge, read_endpoint
 from glassbox.incidents.events import COMMAND_DETAIL_TYPE
+
+# these parameters change only when the twin exists
+AFTER_TWIN = ("PlainConfigName", "PlainConfigArn", "HookedConfigName", "React")
 
 
 def apply(plan: Plan, session: boto3.Session) -> None:
@@ -31,15 +43,15 @@ def apply(plan: Plan, session: boto3.Session) -> None:
     if endpoint:
         enable_eventbridge(endpoint.bucket, session.client("s3"))
         if plan.reacts and current:  # before the update: the stack never names a config that does not exist
-            _create_twin(endpoint, name, current.outputs, session, plan.overrides)
+            _update_twin(endpoint, plan, current, session)
     elif parameters.get("ModelDataUrl") == TO_BE_UPLOADED:
         parameters["ModelDataUrl"] = upload_model(plan.options.model or SAMPLE_WEIGHTS, session)
     stack.sam_deploy(name, parameters, session.region_name)
     outputs = stack.existing(name, cloudformation).outputs
     if endpoint:
         if plan.reacts and not current:
-            _create_first_twin(endpoint, name, outputs, session, plan.overrides)
-        _delete_other_twins(parameters.get("HookedConfigName", ""), name, session)
+            _create_first_twin(endpoint, name, outputs, session, plan.overrides, plan.hooks)
+        _delete_other_twins(parameters.get("HookedConfigName", ""), name, outputs.bucket, session)
     print("\nDone.")
     if email := plan.options.parameters.get("NotificationEmail"):
         print(f"Confirm the subscription e-mail sent to {email}; no notifications are sent until then.")
@@ -49,6 +61,21 @@ def apply(plan: Plan, session: boto3.Session) -> None:
         entry = f"Source={OPERATOR},DetailType={COMMAND_DETAIL_TYPE},Detail={detail}"
         print("To open an incident for the traffic of the last hour, run:")
         print(f"  aws events put-events --entries '{entry}'")
+
+
+def _update_twin(endpoint: WatchedEndpoint, plan: Plan, current: Stack, session: boto3.Session) -> None:
+    if plan.hooks.paths:
+        # SageMaker refuses a model whose role may not read the hook, so the bucket's policy comes first
+        early = {name: value for name, value in plan.parameters.items() if name not in AFTER_TWIN}
+        roles = {"EndpointRoleArns": _both_roles(plan.parameters, current)}
+        stack.sam_deploy(current.name, early | roles, session.region_name)
+    _create_twin(endpoint, current.name, current.outputs, session, plan.overrides, plan.hooks)
+
+
+def _both_roles(parameters: Mapping[str, str], current: Stack) -> str:
+    """Return the roles of the old and the new models."""
+    named = f"{current.parameters.get('EndpointRoleArns', '')},{parameters['EndpointRoleArns']}"
+    return ",".join(sorted(set(named.split(",")) - {""}))
 
 
 def _test_alarm(name: str, session: boto3.Session) -> str:
@@ -72,13 +99,18 @@ def renew_twin(name: str, requested: Overrides, session: boto3.Session) -> None:
     check_no_incident(current, session)
     endpoint = read_endpoint(current.parameters["EndpointName"], session)
     overrides = keep_overrides(requested, current.parameters["HookedConfigName"], endpoint, session)
-    hooked = _create_twin(endpoint, name, current.outputs, session, overrides)
-    enable_eventbridge(endpoint.bucket, session.client("s3"))
+    hooks = read_hooks(endpoint, replaced=bool(overrides.members), session=session)
     parameters = watching_parameters(endpoint, current.parameters, reacts=True)
+    if hooks.paths:  # SageMaker refuses a model whose role may not read the hook
+        roles = {"EndpointRoleArns": _both_roles(parameters, current)}
+        stack.change_parameters(name, roles, cloudformation)
+    hooked = _create_twin(endpoint, name, current.outputs, session, overrides, hooks)
+    enable_eventbridge(endpoint.bucket, session.client("s3"))
     stack.change_parameters(name, parameters, cloudformation)
     print(f"{endpoint.name} runs {endpoint.config_name}; its hooked twin is {hooked}.")
-    print("".join(f"{line}\n" for line in kept_lines(requested, overrides)), end="")
-    _delete_other_twins(hooked, name, session)
+    notes = [*kept_lines(requested, overrides), *hooks.notes]
+    print("".join(f"{line}\n" for line in notes), end="")
+    _delete_other_twins(hooked, name, current.outputs.bucket, session)
 
 
 def check_reacts(current: Stack) -> None:
@@ -91,18 +123,28 @@ def check_reacts(current: Stack) -> None:
 
 
 def _create_twin(
-    endpoint: WatchedEndpoint, name: str, outputs: Outputs, session: boto3.Session, overrides: Overrides
+    endpoint: WatchedEndpoint,
+    name: str,
+    outputs: Outputs,
+    session: boto3.Session,
+    overrides: Overrides,
+    hooks: Hooks,
 ) -> str:
     # the twin gets the public key in its environment, since its network may not reach KMS
     key = public_replay_key(outputs.replay_key_arn, session).text
-    return create_twin(endpoint, name, outputs.bucket, key, session, overrides)
+    return create_twin(endpoint, name, outputs.bucket, key, session, overrides, hooks)
 
 
 def _create_first_twin(
-    endpoint: WatchedEndpoint, name: str, outputs: Outputs, session: boto3.Session, overrides: Overrides
+    endpoint: WatchedEndpoint,
+    name: str,
+    outputs: Outputs,
+    session: boto3.Session,
+    overrides: Overrides,
+    hooks: Hooks,
 ) -> None:
     try:
-        _create_twin(endpoint, name, outputs, session, overrides)
+        _create_twin(endpoint, name, outputs, session, overrides, hooks)
     except (DeployError, ClientError, BotoCoreError) as error:
         raise DeployError(
             f"{error}\nStack {name} exists without a twin and cannot swap. Run make twin with the same IMAGE and "
@@ -110,6 +152,7 @@ def _create_first_twin(
         ) from error
 
 
-def _delete_other_twins(hooked: str, name: str, session: boto3.Session) -> None:
+def _delete_other_twins(hooked: str, name: str, bucket: str, session: boto3.Session) -> None:
     for deleted in delete_twins(name, session, keep=hooked):
         print(f"deleted: {deleted}")
+    delete_hooks(bucket, session, keep=mounted_hook(hooked, session))

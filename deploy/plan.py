@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 
 from deploy import ROOT, DeployError, images, stack
 from deploy.account import account_id, models_bucket, registry
+from deploy.hook import CHANNEL, PREFIX, Hooks, read_hooks
 from deploy.incident import check_no_incident
 from deploy.model_upload import SAMPLE_WEIGHTS
 from deploy.quotas import quota_lines
@@ -24,7 +25,7 @@ from deploy.template import (
     read_built,
     value_of,
 )
-from deploy.twin import NAME_CHARACTERS, Overrides, check_twin, keep_overrides, twin_name
+from deploy.twin import NAME_CHARACTERS, NO_HOOKS, Overrides, check_twin, keep_overrides, twin_name
 from deploy.watched_endpoint import (
     WatchedEndpoint,
     is_missing,
@@ -67,7 +68,7 @@ class Plan:
     """The changes of `make deploy`, and ``lines`` that describe them.
 
     ``parameters`` are the stack's changed ones. ``endpoint`` is None for an endpoint of the stack's own. With
-    ``reacts``, a violation swaps the endpoint, which needs a hooked twin.
+    ``reacts``, a violation swaps the endpoint, which needs a hooked twin. ``hooks`` are mounted into the twin.
     """
 
     options: DeployOptions
@@ -75,6 +76,7 @@ class Plan:
     endpoint: WatchedEndpoint | None
     reacts: bool
     overrides: Overrides
+    hooks: Hooks = NO_HOOKS
     lines: Sequence[str] = ()
 
 
@@ -96,10 +98,11 @@ def make_plan(options: DeployOptions, session: boto3.Session) -> Plan:
     # the endpoint of a new stack does not exist yet: _new_endpoint_name checks it
     name = options.endpoint or before.get("EndpointName")
     notes = _check_only_watcher(options.stack, name, cloudformation) if name else []
-    overrides = options.overrides
+    overrides, hooks = options.overrides, NO_HOOKS
     if endpoint and reacts:
         overrides = keep_overrides(overrides, before.get("HookedConfigName", ""), endpoint, session)
-        check_twin(endpoint, options.stack, overrides, session)
+        hooks = read_hooks(endpoint, replaced=bool(overrides.members), session=session)
+        check_twin(endpoint, options.stack, overrides, session, hooks)
     if endpoint:
         parameters = watching_parameters(endpoint, before, reacts=reacts)
     else:
@@ -109,7 +112,7 @@ def make_plan(options: DeployOptions, session: boto3.Session) -> Plan:
     parameters |= options.parameters
     if problems := parameter_problems(template, parameters, before):  # now with the derived parameters
         raise DeployError("\n".join(problems))
-    plan = Plan(options, parameters, endpoint, reacts, overrides)
+    plan = Plan(options, parameters, endpoint, reacts, overrides, hooks)
     lines = _lines(plan, found, template, session)
     return replace(plan, lines=[*lines, *(f"Note: {note}" for note in notes)])
 
@@ -303,7 +306,7 @@ def _watching_lines(plan: Plan, endpoint: WatchedEndpoint, session: boto3.Sessio
     name, plain, bucket = endpoint.name, endpoint.config_name, endpoint.bucket
     lines = ["Would watch:", *(f"  {line}" for line in endpoint.lines()), ""]
     if plan.reacts:
-        lines += _twin_lines(endpoint, plan.overrides)
+        lines += _twin_lines(endpoint, plan.overrides, plan.hooks)
     enabled, others = read_notifications(bucket, session.client("s3"))
     if enabled:
         lines += [f"Bucket {bucket} already sends its events to EventBridge.", ""]
@@ -318,23 +321,27 @@ def _watching_lines(plan: Plan, endpoint: WatchedEndpoint, session: boto3.Sessio
     else:
         lines.append(f"Glassbox never updates endpoint {name} (React=false); it counts and notifies only.")
     notes = [*kept_lines(plan.options.overrides, plan.overrides), *endpoint.notes(twin=plan.reacts)]
-    if plan.reacts and not plan.overrides.image:
+    notes += plan.hooks.notes
+    if plan.reacts and not plan.overrides.image and not (plan.hooks.paths or plan.hooks.notes):
         notes.append(
             "the twin runs the endpoint's own image and code, which must contain the hook (docs/your-model.md)."
         )
     return lines + [f"Note: {note}" for note in notes]
 
 
-def _twin_lines(endpoint: WatchedEndpoint, overrides: Overrides) -> list[str]:
+def _twin_lines(endpoint: WatchedEndpoint, overrides: Overrides, hooks: Hooks) -> list[str]:
     changes = [f"{name}={value}" for name, value in overrides.settings.items()]
-    with_changes = ", ".join([*changes, "the hook enabled"])
-    plain = endpoint.config_name
-    return [
-        "Would create the hooked twin:",
-        *(f"  model {twin_name(model)}: {model} with {with_changes}" for model in endpoint.models),
-        f"  endpoint config {twin_name(plain)}: {plain} with the models above",
-        "",
-    ]
+    plain, lines = endpoint.config_name, ["Would create the hooked twin:"]
+    for model in endpoint.models:
+        path = hooks.paths.get(model)
+        mounted = [f"channel {CHANNEL}", f"PYTHONPATH={path}"] if path else []
+        with_changes = ", ".join([*changes, *mounted, "the hook enabled"])
+        lines.append(f"  model {twin_name(model)}: {model} with {with_changes}")
+    lines.append(f"  endpoint config {twin_name(plain)}: {plain} with the models above")
+    if hooks.paths:
+        roles = ", ".join(sorted({endpoint.models[model]["ExecutionRoleArn"] for model in hooks.paths}))
+        lines.append(f"  {PREFIX} in the stack's bucket: the hook, which {roles} may list and read")
+    return [*lines, ""]
 
 
 def kept_lines(requested: Overrides, overrides: Overrides) -> list[str]:

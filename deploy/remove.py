@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError
 from sagemaker.core.resources import Endpoint
 
 from deploy import DeployError, stack
+from deploy.hook import delete_hooks
 from deploy.incident import CHANGES_ENDPOINT, current_incident, send_command
 from deploy.polling import INTERVAL_SECONDS
 from deploy.stack import Outputs, Stack
@@ -41,6 +42,7 @@ def remove(current: Stack, session: boto3.Session) -> None:
             _restore(outputs, session)
             # before the stack, so that a retry of make remove finds the rest
             deleted = delete_twins(current.name, session)
+            delete_hooks(outputs.bucket, session)
     stack.delete(current.name, session.client("cloudformation"))
     print(f"Deleted: {', '.join([f'stack {current.name}', *deleted])}")
     if not current.owns_endpoint:

@@ -15,6 +15,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from deploy import DeployError
+from deploy.hook import CHANNEL, Hooks, channel_problem, upload_hook, with_hook
 from deploy.watched_endpoint import HOOK, REPLAY_KEY, WatchedEndpoint, container_of, is_missing
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
@@ -24,6 +25,7 @@ SUFFIX = "-hooked"
 NAME_CHARACTERS = 63
 TAG = "glassbox"  # its value is the stack's name; delete_twins deletes by this tag
 OVERRIDDEN = "glassbox-overridden"  # the members of the twin's container that IMAGE and MODEL_DATA replaced
+NO_HOOKS = Hooks()
 NOTIFY_ONLY = 'Set SET="React=false" to watch and notify without a twin.'
 
 # kind of resource in boto3's operations: its name in SageMaker's API
@@ -76,7 +78,13 @@ def public_replay_key(key_arn: str, session: boto3.Session) -> PublicKey:
         ) from error
 
 
-def check_twin(endpoint: WatchedEndpoint, stack: str, overrides: Overrides, session: boto3.Session) -> None:
+def check_twin(
+    endpoint: WatchedEndpoint,
+    stack: str,
+    overrides: Overrides,
+    session: boto3.Session,
+    hooks: Hooks = NO_HOOKS,
+) -> None:
     """Raise DeployError with every reason why the endpoint cannot have a twin."""
     problems = [
         f"variant {variant['VariantName']}: expected a model, got inference components"
@@ -96,6 +104,8 @@ def check_twin(endpoint: WatchedEndpoint, stack: str, overrides: Overrides, sess
                 f"model {name}: expected an image, got model package {container['ModelPackageName']}, which accepts no "
                 "environment. Set IMAGE=… and MODEL_DATA=s3://… for its twin."
             )
+        elif name in hooks.paths and (problem := channel_problem(container)):
+            problems.append(f"model {name}: {problem}")
     if problems:
         raise DeployError(
             "\n".join([f"Endpoint {endpoint.name} cannot have a hooked twin:", *problems, NOTIFY_ONLY])
@@ -122,14 +132,16 @@ def create_twin(
     replay_key: str,
     session: boto3.Session,
     overrides: Overrides,
+    hooks: Hooks = NO_HOOKS,
 ) -> str:
     """Create the hooked models and their endpoint config, or nothing.
 
     The endpoint is not updated.
 
     Args:
-        bucket: the stack's bucket, for the tensors.
+        bucket: the stack's bucket, for the tensors and the hook.
         replay_key: the public key that verifies replays, as ``PublicKey.text``.
+        hooks: the models that do not contain the hook. It is uploaded and mounted into their twins.
 
     Returns:
         The name of the hooked endpoint config.
@@ -137,11 +149,14 @@ def create_twin(
     Raises:
         DeployError: see :func:`check_twin`; or SageMaker refused one resource, and the others were deleted again.
     """
-    check_twin(endpoint, stack, overrides, session)
+    check_twin(endpoint, stack, overrides, session, hooks)
+    hook = upload_hook(bucket, session) if hooks.paths else ""
     environment = {HOOK: f"s3://{bucket}/tensors/{endpoint.name}", REPLAY_KEY: replay_key}
     with contextlib.ExitStack() as undo:
         for name, model in endpoint.models.items():
             container, overridden = _hooked(container_of(model) or {}, environment, overrides)
+            if name in hooks.paths:
+                container = with_hook(container, hook, hooks.paths[name])
             member = "PrimaryContainer" if "PrimaryContainer" in model else "Containers"
             wanted = {**model, member: container if member == "PrimaryContainer" else [container]}
             tags = {TAG: stack} | ({OVERRIDDEN: " ".join(overridden)} if overridden else {})
@@ -173,6 +188,16 @@ def _hooked(
         # SageMaker describes it beside ModelDataUrl, and refuses both in a request
         twin.pop("ModelDataUrl", None)
     return twin, sorted(changed)
+
+
+def mounted_hook(config: str, session: boto3.Session) -> str:
+    """Return the S3 URI of the hook that a twin's models mount, or an empty string."""
+    for name in _models_of(config, session):
+        container = container_of(_find("model", name, session) or {}) or {}
+        for channel in container.get("AdditionalModelDataSources", ()):
+            if channel["ChannelName"] == CHANNEL:
+                return str(channel["S3DataSource"]["S3Uri"])
+    return ""
 
 
 def keep_overrides(

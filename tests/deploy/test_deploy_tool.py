@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -48,7 +49,8 @@ CAPTURE = {
 
 @pytest.fixture(scope="module")
 def aws():
-    with EmbeddedAws() as aws:
+    other = [sys.executable, str(ROOT / "tests" / "integration" / "embedded" / "server.py")]
+    with EmbeddedAws(images={"acme-other": other}) as aws:
         yield aws
 
 
@@ -77,10 +79,29 @@ def tool(aws):
     return run
 
 
+def add_role(aws, name):
+    """Create a role of an endpoint, which may read models and write captures, and return its ARN."""
+    iam = aws.client("iam")
+    trust = {
+        "Effect": "Allow",
+        "Principal": {"Service": "sagemaker.amazonaws.com"},
+        "Action": "sts:AssumeRole",
+    }
+    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=document)["Role"]["Arn"]
+    rights = [
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{MODELS}/*"},
+        {"Effect": "Allow", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{CAPTURES}/*"},
+    ]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": rights})
+    iam.put_role_policy(RoleName=name, PolicyName="endpoint", PolicyDocument=policy)
+    return role
+
+
 @pytest.fixture(scope="module")
 def customer(aws):
     """Create a customer's bucket, role, models and endpoints. The role may write captures only."""
-    s3, sqs, iam, sagemaker = (aws.client(name) for name in ("s3", "sqs", "iam", "sagemaker"))
+    s3, sqs, sagemaker = (aws.client(name) for name in ("s3", "sqs", "sagemaker"))
     s3.create_bucket(Bucket=CAPTURES, CreateBucketConfiguration={"LocationConstraint": REGION})
     queue = sqs.create_queue(QueueName="their-own")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
@@ -92,19 +113,7 @@ def customer(aws):
         Bucket=CAPTURES, NotificationConfiguration={"QueueConfigurations": [theirs]}
     )
     model = upload_model(aws, WEIGHTS)
-    trust = {
-        "Effect": "Allow",
-        "Principal": {"Service": "sagemaker.amazonaws.com"},
-        "Action": "sts:AssumeRole",
-    }
-    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
-    role = iam.create_role(RoleName="acme-endpoint", AssumeRolePolicyDocument=document)["Role"]["Arn"]
-    rights = [
-        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{MODELS}/*"},
-        {"Effect": "Allow", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{CAPTURES}/*"},
-    ]
-    policy = json.dumps({"Version": "2012-10-17", "Statement": rights})
-    iam.put_role_policy(RoleName="acme-endpoint", PolicyName="endpoint", PolicyDocument=policy)
+    role = add_role(aws, "acme-endpoint")
     container = {"Image": SERVING, "ModelDataUrl": model, "Environment": {"TEAM": "acme"}}
     for version in ("v1", "v2"):
         sagemaker.create_model(
@@ -420,6 +429,52 @@ def test_twin_keeps_a_model_that_both_configs_share(aws, tool, customer):
     output = tool("twin")
     assert [line for line in output.splitlines() if "deleted" in line] == ["deleted: shop-v1-larger-hooked"]
     assert names(aws, "endpoint_config") == CONFIGS | {"shop-v1-hooked"}
+    assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v1-hooked"}
+
+
+def hook_files(aws):
+    found = aws.client("s3").list_objects_v2(Bucket=stack(aws)[1]["Bucket"], Prefix="hook/")
+    return {item["Key"].split("/", 2)[2] for item in found.get("Contents", ())}
+
+
+def test_the_twin_of_unhooked_code_mounts_the_hook(aws, tool, customer):
+    """The owner deploys code without the hook, then code with it again."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("code/inference.py"))
+    aws.client("s3").put_object(Bucket=MODELS, Key="foreign/model.tar.gz", Body=buffer.getvalue())
+    plain = customer.describe_model(ModelName="signs-v1")
+    container = {"Image": f"{REGISTRY}/acme-other:1", "ModelDataUrl": f"s3://{MODELS}/foreign/model.tar.gz"}
+    role = add_role(aws, "acme-foreign")
+    customer.create_model(ModelName="foreign", ExecutionRoleArn=role, PrimaryContainer=container)
+    config = customer.describe_endpoint_config(EndpointConfigName="Shop-v1")
+    variant = config["ProductionVariants"][0] | {"ModelName": "foreign"}
+    customer.create_endpoint_config(
+        EndpointConfigName="foreign",
+        ProductionVariants=[variant],
+        DataCaptureConfig=config["DataCaptureConfig"],
+    )
+    owner_deploys(customer, "foreign")
+    mount = "/opt/ml/additional-model-data-sources/glassbox"
+    for command in (("twin",), ("deploy", *WATCH, *settings(aws), "--yes")):
+        output = tool(*command)
+        assert f"image {REGISTRY}/acme-other:1: expected a readable config in ECR" in output
+        twin = customer.describe_model(ModelName="foreign-hooked")["PrimaryContainer"]
+        assert twin["Environment"]["PYTHONPATH"] == mount
+        [channel] = twin["AdditionalModelDataSources"]
+        assert channel["S3DataSource"]["S3Uri"].startswith(f"s3://{stack(aws)[1]['Bucket']}/hook/")
+        assert "sitecustomize.py" in hook_files(aws)
+        assert stack(aws)[0]["EndpointRoleArns"] == role
+    assert (
+        f"model foreign-hooked: foreign with channel glassbox, PYTHONPATH={mount}, the hook enabled" in output
+    )
+    assert f"hook/ in the stack's bucket: the hook, which {role} may list and read" in output
+    owner_deploys(customer, "Shop-v1")
+    tool("twin")
+    assert stack(aws)[0]["EndpointRoleArns"] == plain["ExecutionRoleArn"]
+    assert hook_files(aws) == set()
+    customer.delete_endpoint_config(EndpointConfigName="foreign")
+    customer.delete_model(ModelName="foreign")
     assert names(aws, "model") == {"signs-v1", "signs-v2", "signs-v1-hooked"}
 
 

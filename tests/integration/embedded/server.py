@@ -19,12 +19,14 @@ class Handler(BaseHTTPRequestHandler):
         if wish.get("die"):
             os._exit(3)
         time.sleep(wish.get("sleep", 0))
-        if "tree" in wish:
+        if "path" in wish:
+            answer = json.dumps(sys.path).encode()
+        elif "tree" in wish:
             folder = Path(os.environ["OPT_ML"]) / wish["tree"]
             found = {
                 str(p.relative_to(folder)): [p.read_text(), p.stat().st_mode & 0o777]
                 for p in folder.rglob("*")
-                if p.is_file()
+                if p.is_file() and p.suffix != ".pyc"  # root can write to read-only folders
             }
             answer = json.dumps(found).encode()
         elif "environment" in wish:

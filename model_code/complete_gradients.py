@@ -453,7 +453,9 @@ class _Run:
         if not 0 <= target < len(logits):
             raise UnexplainableError(f"target: expected a class from 0 to {len(logits) - 1}, got {target}")
         backward = _Backward(forward, self.keep_values)
-        (gradient,) = torch.autograd.grad(forward.logits[0, target], forward.leaf)
+        (gradient,) = torch.autograd.grad(forward.logits[0, target], forward.leaf, allow_unused=True)
+        if gradient is None:
+            raise UnexplainableError(_NO_GRADIENT)
         backward.book_input(self.image, gradient)
         return Decomposition(
             output=forward.output.detach()[0],
@@ -663,10 +665,13 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def must_depend_on_image(self) -> None:
         """Raise UnexplainableError if autograd found no path from the logits to the image."""
         if self.logits.grad_fn is None:
-            raise UnexplainableError(
-                "scores: expected a gradient to the image, got none: for autograd they do not depend on it"
-            )
+            raise UnexplainableError(_NO_GRADIENT)
 
+
+_NO_GRADIENT = (
+    "scores: expected a gradient to the image, got none: for autograd they do not depend on it. "
+    "Quantized, detached and compiled layers have no gradient."
+)
 
 _VIEWS = frozenset({"view", "_unsafe_view", "_reshape_alias"})
 _MAPS = frozenset({  # their output is (N, C, h, w)

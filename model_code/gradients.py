@@ -62,16 +62,17 @@ class Gradients:
     """Computes the terms of one network's logits.
 
     Args:
-        model: takes (N, C, H, W) float32, returns (N, K) logits. Set to eval mode; its parameters are frozen, and their
-            values must not change afterwards.
+        model: takes (N, C, H, W) float32, returns (N, K) logits, in eval mode. The full form holds the parameters of
+            the time when the trace is written.
         trace_form: ``reduced`` or ``full``.
         blur_test: measure ``blurred``, by two more forward passes for each image.
     """
 
     def __init__(self, model: nn.Module, trace_form: str, *, blur_test: bool = False) -> None:
-        self._model, self._trace_form = model.eval().requires_grad_(False), trace_form
+        self._model, self._trace_form = model, trace_form
         self._blur_test = blur_test
-        self.model_name = type(model).__name__
+        # A scripted module has the class's name in this attribute.
+        self.model_name = str(getattr(model, "original_name", type(model).__name__))
         self._modules = dict(model.named_modules())
         self.parameters: dict[str, Array] = {}
         """Name -> array, without an axis for the samples; empty in the reduced form."""

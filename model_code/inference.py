@@ -4,12 +4,9 @@
 """
 
 import json
-import logging
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +17,10 @@ from decode import RequestError, read_images
 from glassbox.errors import BadInputError
 from glassbox.model_config import RESNET18, ModelConfig, read_config
 from glassbox.network import build_network, one_line, read_checkpoint
-from glassbox.replay_marker import PublicKey
-from glassbox.settings import from_env, setting
-from recorder import TensorRecorder
+from recorder import TensorRecorder, connected, read_settings
 from resnet import from_state_dict
 
-logger = logging.getLogger(__name__)
-
 TOP = 3
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The container's environment."""
-
-    tensors_output: str | None = None
-    traces_per_minute: int = setting(10, within=(0, None))
-    trace_form: str = "reduced"
-    blur_test: bool = True
-    replay_key: str | None = None
-    replay_key_arn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +56,9 @@ def model_fn(model_dir: str, context: object = None) -> Classifier:
     folder = Path(model_dir) / "model"
     config = read_config(folder / "config.json")
     network = load_network(folder / "model.pt", config)
-    settings = from_env(Settings, {name.upper(): value for name, value in os.environ.items()})
+    settings = read_settings(os.environ)
     mean, std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (config.mean, config.std))
-    recorder = _recorder(network, settings.tensors_output, settings) if settings.tensors_output else None
+    recorder = connected(settings, settings.tensors_output, network) if settings.tensors_output else None
     return Classifier(network, config.image_size, mean, std, config.labels, recorder)
 
 
@@ -140,44 +121,6 @@ def _check_logits(architecture: str, logits: object, samples: int) -> int:
     ):
         raise BadInputError(f"{wanted} probabilities. Leave out the softmax at the end of forward().")
     return logits.shape[1]
-
-
-def _recorder(network: nn.Module, destination: str, settings: Settings) -> TensorRecorder:
-    # Imported here, because the plain model needs no AWS SDK.
-    import boto3
-    from botocore.config import Config
-
-    # Short timeouts: while one upload waits, further traces are dropped.
-    config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
-    return TensorRecorder(
-        network,
-        destination,
-        client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=config),
-        traces_per_minute=settings.traces_per_minute,
-        trace_form=settings.trace_form,
-        clock=time.monotonic,
-        utcnow=lambda: datetime.now(UTC),
-        replay_key=_replay_key(settings),
-        blur_test=settings.blur_test,
-    )
-
-
-def _replay_key(settings: Settings) -> PublicKey | None:
-    """Return the public key of the replays: REPLAY_KEY, or that of the KMS key REPLAY_KEY_ARN.
-
-    An endpoint that cannot read the key does not start, because it would answer every replay without a trace.
-    """
-    if settings.replay_key:
-        return PublicKey.from_text(settings.replay_key)
-    if settings.replay_key_arn:
-        import boto3
-
-        kms = boto3.client("kms", region_name=settings.replay_key_arn.split(":")[3])
-        return PublicKey.from_der(kms.get_public_key(KeyId=settings.replay_key_arn)["PublicKey"])
-    logger.warning(
-        "REPLAY_KEY, REPLAY_KEY_ARN: expected one of them, got none. Replays count as live traffic."
-    )
-    return None
 
 
 def transform_fn(

@@ -1,12 +1,17 @@
 """Decide which requests to trace, answer them, and queue their traces."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+import logging
+import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -18,13 +23,37 @@ from torch import Tensor, nn
 from glassbox.errors import SettingsError, printable
 from glassbox.explanation import trace_format as names
 from glassbox.replay_marker import REPAIR, PublicKey, verified_marker
+from glassbox.settings import from_env, setting
 from gradients import Gradients, SampleTerms, merged
 from trace_upload import TraceUploader
 
+logger = logging.getLogger(__name__)
+
 Array = npt.NDArray[Any]
-Request = Mapping[str, str | None]
+Request = Mapping[str, "str | None"]
 
 REPLAY_SECONDS = 30.0  # below the 40 s that a replay waits for its answer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The container's environment."""
+
+    tensors_output: str | None = None
+    traces_per_minute: int = setting(10, within=(0, None))
+    trace_form: str = "reduced"
+    blur_test: bool = True
+    replay_key: str | None = None
+    replay_key_arn: str | None = None
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Read the settings, whose names may be in lower case.
+
+    Raises:
+        SettingsError: names every problem.
+    """
+    return from_env(Settings, {name.upper(): value for name, value in environment.items()})
 
 
 class RateLimit:
@@ -53,8 +82,8 @@ class TensorRecorder:
     """Answers requests, and traces some of them after the answer.
 
     Args:
-        model: takes (N, C, H, W) float32 and returns (N, K) logits. Its parameters are frozen, and their
-            values must not change afterwards.
+        model: the network of :meth:`predict`; takes (N, C, H, W) float32 and returns (N, K) logits. Its parameters are
+            frozen, and their values must not change afterwards. None: every network is given to :meth:`record`.
         destination: ``s3://bucket/prefix``; every TensorRecorder writes into a folder of its own below it.
         client: a boto3 ``s3`` client.
         traces_per_minute: the limit for live requests; replays are always traced.
@@ -70,7 +99,7 @@ class TensorRecorder:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         destination: str,
         *,
         client: Any,
@@ -83,11 +112,16 @@ class TensorRecorder:
     ) -> None:
         if trace_form not in (names.REDUCED, names.FULL):
             raise SettingsError(f"TRACE_FORM: expected {names.REDUCED} or {names.FULL}, got {trace_form!r}")
-        self._gradients, self._model = Gradients(model, trace_form, blur_test=blur_test), model
-        self._trace_form, self._utcnow = trace_form, utcnow
+        self._trace_form, self._blur_test, self._utcnow = trace_form, blur_test, utcnow
+        self._model = None if model is None else model.eval().requires_grad_(False)
+        self._gradients = None if model is None else self.gradients_of(model)
         self._rate = RateLimit(traces_per_minute, clock)
         self._replay_key = replay_key
         self._uploader = TraceUploader(client, destination, f"{utcnow():%Y%m%dT%H%M%SZ}")
+
+    def gradients_of(self, network: nn.Module) -> Gradients:
+        """Return what :meth:`record` needs of a network."""
+        return Gradients(network, self._trace_form, blur_test=self._blur_test)
 
     def wants(
         self, body: bytes, custom_attributes: str | None = None, inference_id: str | None = None
@@ -116,11 +150,7 @@ class TensorRecorder:
     def predict(
         self, images: Tensor, input_images: Array, request: Request, labels: Sequence[str] | None
     ) -> Tensor:
-        """Return the logits (N, K) of ``images`` from a plain forward pass, and queue the trace.
-
-        The thread of the uploader computes the trace afterwards: of the first samples, as many as a step may hold, each
-        for its predicted class. A replay waits for a place in the queue, REPLAY_SECONDS at most; live requests never
-        wait.
+        """Return the logits (N, K) of a plain forward pass, and :meth:`record` the request.
 
         Args:
             images: (N, C, H, W) float32, normalised.
@@ -128,19 +158,50 @@ class TensorRecorder:
             request: from :meth:`wants`.
             labels: the classes' names.
         """
-        limit = names.STEP_PIXELS // input_images[0, ..., 0].size
-        explained = images[:limit].clone()  # the network may write into its input
+        if self._model is None or self._gradients is None:
+            raise TypeError("predict: expected a model, got None. Give one to the constructor.")
+        explained = images[: explained_samples(images)].clone()  # the network may write into its input
         with torch.inference_mode():
             logits: Tensor = self._model(images)
+        self.record(self._gradients, explained, input_images, logits, request, labels)
+        return logits
+
+    def record(
+        self,
+        gradients: Gradients,
+        images: Tensor,
+        input_images: Array,
+        logits: Tensor,
+        request: Request,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """Queue the trace of an answered request.
+
+        The thread of the uploader computes it: of the first samples, as many as a step may hold, each for its predicted
+        class. A replay waits for a place in the queue, REPLAY_SECONDS at most; live requests never wait.
+
+        Args:
+            gradients: of the network that gave the answer.
+            images: the first :func:`explained_samples` of the network's input; must not change afterwards.
+            input_images: (N, H, W, C) uint8, at least as many samples.
+            logits: (N, K), the answer for all samples of the request.
+            request: from :meth:`wants`.
+            labels: the classes' names.
+        """
         now = f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
-        request = {**request, "time": now, "samples": str(len(images))}
-        input_images = input_images[:limit].copy()
-        step = partial(self._step, explained, input_images, logits[:limit].clone(), request, labels)
-        size = input_images.nbytes + explained.nbytes
+        request = {**request, "time": now, "samples": str(len(logits))}
+        input_images = input_images[: len(images)].copy()
+        answered = logits[: len(images)].clone()
+        step = partial(self._step, gradients, images, input_images, answered, request, labels)
+        size = input_images.nbytes + images.element_size() * images.nelement()
         wait = REPLAY_SECONDS if names.REPLAY_EVENT_ID in request else 0
         if not self._uploader.put(step, size, wait=wait):
-            self._refuse(request, "the endpoint had too many traces to compute and upload")
-        return logits
+            reason = "the endpoint had too many traces to compute and upload"
+            self.refuse(request, reason, gradients.model_name)
+
+    def is_own_thread(self) -> bool:
+        """Return whether this is the thread that computes the traces."""
+        return self._uploader.is_own_thread()
 
     @property
     def dropped(self) -> int:
@@ -153,6 +214,7 @@ class TensorRecorder:
 
     def _step(
         self,
+        gradients: Gradients,
         images: Tensor,
         input_images: Array,
         answered: Tensor,
@@ -161,35 +223,37 @@ class TensorRecorder:
     ) -> dict[str, Array]:
         """Return the tensors of a step; for a replay that cannot be traced, those of a refusal."""
         try:
-            samples = self._samples(images, input_images, answered)
+            samples = self._samples(gradients, images, input_images, answered)
             meta, tensors = merged(samples)
         except Exception as error:  # the network's code may raise anything
             if names.REPLAY_EVENT_ID not in request:
                 raise
             reason = f"{type(error).__name__}: {error}"
             self._uploader.drop(reason)
-            return self._refusal(request, reason)
+            return self._refusal(request, reason, gradients.model_name)
         input_images = input_images[: len(samples)]
         # Shortened, because long names of a large batch would make the meta larger than the reader accepts.
         class_names = labels and [
             printable(labels[t], names.CLASS_NAME_CHARACTERS) for t in tensors[names.TARGET].tolist()
         ]
-        content = self._meta(request, **meta, class_names=class_names)
-        return {names.META: content, names.INPUT_IMAGE: input_images, **tensors, **self._gradients.parameters}
+        content = self._meta(request, gradients.model_name, **meta, class_names=class_names)
+        return {names.META: content, names.INPUT_IMAGE: input_images, **tensors, **gradients.parameters}
 
-    def _samples(self, images: Tensor, input_images: Array, answered: Tensor) -> list[SampleTerms]:
+    def _samples(
+        self, gradients: Gradients, images: Tensor, input_images: Array, answered: Tensor
+    ) -> list[SampleTerms]:
         """Return the terms of the first samples, as many as a step may hold.
 
         Raises:
             ValueError: not even one sample fits.
         """
-        available = names.STEP_BYTES - sum(tensor.nbytes for tensor in self._gradients.parameters.values())
+        available = names.STEP_BYTES - sum(tensor.nbytes for tensor in gradients.parameters.values())
         samples: list[SampleTerms] = []
         # One at a time: the backward pass keeps every activation in memory.
         for image, input_image, answer in zip(images, input_images, answered, strict=True):
-            sample = self._gradients.compute(image[None], int(answer.argmax()))
+            sample = gradients.compute(image[None], int(answer.argmax()))
             if not _is_same(sample.output[0], answer):
-                reason = f"{self._gradients.model_name}: {names.OTHER_ANSWER}"
+                reason = f"{gradients.model_name}: {names.OTHER_ANSWER}"
                 sample = replace(sample, unaccounted=[reason, *sample.unaccounted])
             available -= sample.nbytes + input_image.nbytes
             if available < 0:
@@ -199,26 +263,78 @@ class TensorRecorder:
             raise ValueError(f"input image {tuple(images.shape[1:])}: larger than a step may hold")
         return samples
 
-    def _refuse(self, request: Request, reason: str) -> None:
-        """Upload why a replay has no trace; nothing for live traffic."""
-        if names.REPLAY_EVENT_ID in request:
-            self._uploader.put(partial(self._refusal, request, reason), 0, refusal=True)
+    def refuse(self, request: Request, reason: str, model: str) -> None:
+        """Upload why a replay has no trace, and nothing for live traffic.
 
-    def _refusal(self, request: Request, reason: str) -> dict[str, Array]:
+        Args:
+            model: class of the network, or empty.
+        """
+        if names.REPLAY_EVENT_ID in request:
+            self._uploader.put(partial(self._refusal, request, reason, model), 0, refusal=True)
+
+    def _refusal(self, request: Request, reason: str, model: str) -> dict[str, Array]:
         """Return a step without tensors that holds the reason."""
         refused = reason[: names.REASON_CHARACTERS]
         nothing: dict[str, Any] = {"terms": [], "held": {}, "unaccounted": [], "class_names": None}
-        return {names.META: self._meta(request, **nothing, refused=refused)}
+        return {names.META: self._meta(request, model, **nothing, refused=refused)}
 
-    def _meta(self, request: Request, **entries: Any) -> Array:
+    def _meta(self, request: Request, model: str, **entries: Any) -> Array:
         meta = {
             "version": names.VERSION,
             "trace_form": self._trace_form,
-            "model": self._gradients.model_name,
+            "model": model,
             **entries,
             "request": request,
         }
         return np.frombuffer(json.dumps(meta).encode(), np.uint8)
+
+
+def explained_samples(images: Tensor) -> int:
+    """Return how many of these images (N, C, H, W) a step may hold."""
+    return names.STEP_PIXELS // (images.shape[2] * images.shape[3])
+
+
+def connected(settings: Settings, destination: str, model: nn.Module | None = None) -> TensorRecorder:
+    """Return a recorder that uploads to S3 with the endpoint's role.
+
+    An endpoint that cannot read the key of the replays raises, because it would answer every replay without a trace.
+
+    Raises:
+        SettingsError: see :class:`TensorRecorder`.
+        BadInputError: the replay key is invalid.
+    """
+    # Imported here, because the plain model needs no AWS SDK.
+    import boto3
+    from botocore.config import Config
+
+    # Short timeouts: while one upload waits, further traces are dropped.
+    config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
+    return TensorRecorder(
+        model,
+        destination,
+        client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=config),
+        traces_per_minute=settings.traces_per_minute,
+        trace_form=settings.trace_form,
+        clock=time.monotonic,
+        utcnow=lambda: datetime.now(timezone.utc),  # noqa: UP017 (datetime.UTC needs Python 3.11)
+        replay_key=_replay_key(settings),
+        blur_test=settings.blur_test,
+    )
+
+
+def _replay_key(settings: Settings) -> PublicKey | None:
+    """Return the public key of the replays: REPLAY_KEY, or that of the KMS key REPLAY_KEY_ARN."""
+    if settings.replay_key:
+        return PublicKey.from_text(settings.replay_key)
+    if settings.replay_key_arn:
+        import boto3
+
+        kms = boto3.client("kms", region_name=settings.replay_key_arn.split(":")[3])
+        return PublicKey.from_der(kms.get_public_key(KeyId=settings.replay_key_arn)["PublicKey"])
+    logger.warning(
+        "REPLAY_KEY, REPLAY_KEY_ARN: expected one of them, got none. Replays count as live traffic."
+    )
+    return None
 
 
 def _is_same(logits: Tensor, answer: Tensor) -> bool:

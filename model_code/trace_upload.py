@@ -79,6 +79,10 @@ class TraceUploader:
             self.drop("the upload queue is full")
         return fits
 
+    def is_own_thread(self) -> bool:
+        """Return whether this is the thread that computes the steps."""
+        return threading.current_thread() is self._thread
+
     def drop(self, reason: str) -> None:
         """Count a lost trace and log the reason."""
         with self._changed:

@@ -29,7 +29,7 @@ def images(n=1, seed=0):
 
 def computed(model, x, targets=None, trace_form=names.REDUCED):
     """The meta and the tensors of a batch."""
-    network = Gradients(model, trace_form)
+    network = Gradients(model.eval(), trace_form)
     targets = [None] * len(x) if targets is None else targets
     return merged([network.compute(x[i : i + 1], targets[i]) for i in range(len(x))])
 

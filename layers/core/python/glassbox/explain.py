@@ -99,7 +99,7 @@ def explain(
     _check_images(images, mean, std, targets)
     _check_module(module)
     with _flags_restored(module):
-        network = Gradients(module, trace_format.REDUCED, blur_test=blur_test)
+        network = Gradients(module.eval(), trace_format.REDUCED, blur_test=blur_test)
         device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
         shift, scale = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
         heatmaps = []

@@ -42,10 +42,14 @@ returned them. A term of another kind is ``glassbox/term/<t>`` (N, C, h, w) or (
      "blurred": [{"best": 0.12, "random": 0.9}, null, …],      p(target) of each sample after blurring a tenth of the
                                                                image's cells: the best ones, and random ones; null
                                                                if it was not measured. A trace may lack the entry
-     "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the raw body,
+     "request": {"inference_id": … | null, "custom_attributes": … | null, "sha256": hex of the body, see below,
                  "time": "2026-11-23T10:00:01.123Z",
                  "replay_incident": …, "replay_event_id": …,   only if its replay marker verified
                  "samples": "20"}}                             of the request; the first N of them are traced
+
+``sha256`` is of the raw body, or of the network's input in float32 where the hook cannot see the body. Such a request
+has neither an inference id nor custom attributes. On an endpoint that does not contain our code,
+``glassbox/input_image`` is the network's input, each sample scaled to 0 to 255.
 
 A replay that cannot be traced is a step of ``glassbox/meta`` alone, with ``"refused": "<reason>"`` in it.
 

@@ -316,7 +316,7 @@ def connected(settings: Settings, destination: str, model: nn.Module | None = No
         traces_per_minute=settings.traces_per_minute,
         trace_form=settings.trace_form,
         clock=time.monotonic,
-        utcnow=lambda: datetime.now(timezone.utc),  # noqa: UP017 (datetime.UTC needs Python 3.11)
+        utcnow=lambda: datetime.now(timezone.utc),
         replay_key=_replay_key(settings),
         blur_test=settings.blur_test,
     )

@@ -17,14 +17,16 @@ KMS signs with an RSA_2048 key. Verification needs the public key only. The modu
 :mod:`glassbox.errors`: ``package.py`` puts it into ``model.tar.gz`` beside the hook.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Self
+from datetime import datetime, timedelta, timezone
+from typing import NamedTuple
 
 from glassbox.errors import BadInputError
 
@@ -59,7 +61,7 @@ class PublicKey:
     modulus: int
 
     @classmethod
-    def from_der(cls, der: bytes) -> Self:
+    def from_der(cls, der: bytes) -> PublicKey:
         """Read the SubjectPublicKeyInfo that kms:GetPublicKey returns.
 
         Raises:
@@ -75,7 +77,7 @@ class PublicKey:
         return cls._of(modulus)
 
     @classmethod
-    def from_pem(cls, pem: bytes | str) -> Self:
+    def from_pem(cls, pem: bytes | str) -> PublicKey:
         """Read a PEM file (RFC 7468) that holds one ``PUBLIC KEY``.
 
         Raises:
@@ -97,7 +99,7 @@ class PublicKey:
         return cls.from_der(der)
 
     @classmethod
-    def from_text(cls, text: str) -> Self:
+    def from_text(cls, text: str) -> PublicKey:
         """Read :attr:`text`.
 
         Raises:
@@ -112,7 +114,7 @@ class PublicKey:
         return cls._of(modulus)
 
     @classmethod
-    def _of(cls, modulus: bytes) -> Self:
+    def _of(cls, modulus: bytes) -> PublicKey:
         if not modulus[0] & 0x80 or not modulus[-1] & 1:
             raise BadInputError("replay key: expected an odd modulus of 2,048 bits")
         return cls(int.from_bytes(modulus, "big"))
@@ -220,7 +222,7 @@ def own_attributes(custom_attributes: str | list[str] | None) -> list[str]:
 
 def _is_current(incident: str, now: datetime) -> bool:
     try:
-        opened = datetime.strptime(incident[:15], "%Y%m%dt%H%M%S").replace(tzinfo=UTC)
+        opened = datetime.strptime(incident[:15], "%Y%m%dt%H%M%S").replace(tzinfo=timezone.utc)
     except ValueError:
         return False
     return now - opened < LIFETIME

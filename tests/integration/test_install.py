@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GRADIENTS = {"blur_test", "complete_gradients", "gradient_rules", "gradient_self_test", "gradients"}
+GRADIENTS = {
+    "blur_test",
+    "complete_gradients",
+    "gradient_rules",
+    "gradient_self_test",
+    "gradients",
+    "pixel_places",
+}
 
 
 def pip(*arguments):

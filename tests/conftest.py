@@ -41,6 +41,17 @@ def load_event():
 
 
 @pytest.fixture
+def one_thread():
+    """Runs torch in one thread: parallel test processes would compete for the cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def load_app():
     """A fresh functions/<name>/app.py, without the cached objects of earlier tests."""
 

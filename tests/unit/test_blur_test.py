@@ -17,13 +17,7 @@ from glassbox.explanation import trace_reader
 from glassbox.explanation.fullgrad import explain
 from gradients import Gradients, heat_map, merged
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noise(*shape, seed=0):

@@ -11,13 +11,7 @@ import zoo
 from glassbox.explanation import trace_format as names
 from gradients import Gradients, merged
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 RULES_OF_TERMS = {"bias", "batch norm", "normalization", "activation", "gate", "clip", "constant"}

@@ -34,19 +34,14 @@ from glassbox.explanation.trace_reader import read_index, read_tensors, read_tra
 from recorder import RateLimit, TensorRecorder
 from resnet import ResNet18
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:smdebug")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:smdebug"),
+]
 
 NOW = datetime(2026, 11, 23, 10, 0, 1, 123456, tzinfo=UTC)
 OPEN = f"{NOW - timedelta(minutes=9):%Y%m%dt%H%M%S}-class-share"  # an incident
 REQUEST = {"inference_id": "id-1", "custom_attributes": "trace=9", "sha256": "ab" * 32}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def same(found, expected):

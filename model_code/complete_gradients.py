@@ -27,6 +27,7 @@ import contextlib
 import copy
 import functools
 import math
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,6 +67,16 @@ ROUNDING_TOLERANCE = 1e-7
 INPUT = "input"
 
 _LOCK = threading.RLock()  # the pass changes flags of the process and of the module, and restores them
+
+
+def _renew_lock() -> None:
+    # The thread that held the lock at the fork does not exist in the child, and never releases it there.
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ import logging
 import os
 import queue
 import re
+import shutil
 import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +102,8 @@ class TraceUploader:
         # A dropped step keeps its number: S3 may hold a part of it.
         for number, (step, size) in enumerate(iter(self._queue.get, None)):
             try:
-                with tempfile.TemporaryDirectory(prefix="glassbox-") as folder:
-                    self._upload(Path(folder), number, step())
+                with _temporary_folder() as folder:
+                    self._upload(folder, number, step())
             except Exception as error:
                 # An error of the disk, S3 or the network must not end the thread: the next step may succeed.
                 self.drop(f"{type(error).__name__}: {error}")
@@ -120,3 +122,13 @@ class TraceUploader:
     def _put(self, folder: Path, file: Path) -> None:
         key = f"{self._prefix}/{file.relative_to(folder).as_posix()}"
         self._client.put_object(Bucket=self._bucket, Key=key, Body=file.read_bytes())
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    # A TemporaryDirectory is also removed when a forked child exits, and the parent may still write into it.
+    folder = tempfile.mkdtemp(prefix="glassbox-")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

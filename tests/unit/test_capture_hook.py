@@ -219,6 +219,69 @@ class TestOwners:
         assert re.search(REFUSED[case], log)
 
 
+# A server that forks while the thread of the hook computes or uploads a trace. The child exits first.
+FORKS = """
+import boto3, os, sys, threading, torch
+from torch import nn
+
+started, may_end, place = threading.Event(), threading.Event(), os.environ["PLACE"]
+
+def stop_at(here):
+    if here == place and os.getpid() == parent and threading.current_thread().name == "trace-upload":
+        started.set()
+        may_end.wait()
+
+put_object = boto3.Client.put_object
+
+def put_later(client, **given):
+    stop_at("upload")
+    put_object(client, **given)
+
+boto3.Client.put_object = put_later
+
+class Forking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x):
+        stop_at("network")
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+parent, net = os.getpid(), Forking().eval()
+predict = torch.no_grad()(lambda: net(torch.ones(1, 3, 8, 8)))
+
+def answer():
+    predict()
+    for thread in threading.enumerate():
+        if thread.name == "trace-connect":
+            thread.join()
+    predict()
+
+answer()
+started.wait()
+child = os.fork()
+if child == 0:
+    answer()
+    sys.exit()
+print(os.waitpid(child, 0)[1])
+may_end.set()
+"""
+
+
+class TestFork:
+    @pytest.mark.parametrize("place", ["network", "upload"])
+    def test_parent_and_child_trace_after_a_fork_during_a_trace(self, hook, sdk, tmp_path, place):
+        given = {"TENSORS_OUTPUT": "s3://bucket/tensors", "OBJECTS": str(tmp_path), "PLACE": place}
+        ran = python(FORKS, hook, sdk, **given)
+        assert ran.stdout == "0\n", ran.stderr
+        traces = traces_in(tmp_path)
+        assert len({trace.key.partition("/events/")[0] for trace in traces}) == 2, ran.stderr
+        assert all(e.complete for trace in traces for e in explain(trace))
+
+
 # The owner's inference.py: the body is 4 × 4 pixels of 3 channels; "two" in it makes an answer of two networks.
 INFERENCE = """
 import numpy as np, torch

@@ -15,11 +15,8 @@ import torch
 import benchmarks
 from benchmarks.side_by_side import run_module, show
 
-MODULES = [
-    module.name
-    for module in pkgutil.iter_modules(benchmarks.__path__)
-    if module.name not in ("__main__", "side_by_side")
-]
+PARTS = {"__main__", "attribution_maps", "side_by_side", "small_networks"}
+MODULES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name not in PARTS]
 
 
 def main() -> None:

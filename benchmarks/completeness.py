@@ -39,7 +39,7 @@ error proves that no term is missing. It does not prove that the network is line
 
 A term has a map if its values have places in the image: feature maps, channels last, and tokens in
 rows. Tokens of attention windows are put back in place. Terms of heads, of class tokens and of the
-padding of windows only enter the sum.
+padding of windows only enter the sum. The facts state their share of Σ|terms|, `unplaced_share`.
 
 Parts without a rule are named in the heat map, which is then marked incomplete. `make check-model`
 names them before a deployment.

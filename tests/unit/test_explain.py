@@ -119,6 +119,16 @@ def test_is_the_heat_map_of_the_endpoint(tmp_path, kind, held):
     )
 
 
+def test_the_facts_hold_the_share_of_terms_without_a_place():
+    """Those of the class token and of the head; all other terms are tokens of the 4×4 patches."""
+    (found,) = explain(built(Vit), input_images(), mean=MEAN, std=STD)
+    shares = {layer.name: layer.share for layer in found.explanation.layers}
+    unplaced = {name for name in shares if name.endswith("/prefix")} | {"head"}
+    assert {"token/prefix", "positions/prefix", "layer.norm1/prefix", "norm/prefix"} <= unplaced
+    assert 0.1 < found.facts.unplaced_share < 0.9
+    assert found.facts.unplaced_share == pytest.approx(sum(shares[name] for name in unplaced))
+
+
 def test_the_contributions_are_those_of_autograd_in_float64():
     model, images = built(Residual), input_images(3)
     x = (

@@ -151,6 +151,8 @@ class TestAgainstAutograd:
                     assert layer.contribution == pytest.approx(float(part.sum()), abs=tolerance)
                     assert layer.share == pytest.approx(float(part.abs().sum() / total), rel=1e-5, abs=1e-9)
                 assert sum(layer.share for layer in explanation.layers) == pytest.approx(1)
+                unplaced = sum(part[i].abs().sum() for part in parts.values() if part.ndim == 2)
+                assert explanation.unplaced_share == pytest.approx(float(unplaced / total), rel=1e-5)
                 assert explanation.complete
 
     def test_samples_of_a_batch_are_independent(self):

@@ -38,6 +38,7 @@ def explanation(height=48, width=48, channels=3, **changes):
         held={},
         unaccounted=(),
         request={"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
+        unplaced_share=0.125,
     )
     return dataclasses.replace(made, **changes)
 
@@ -186,6 +187,7 @@ class TestTexts:
         assert float(text["logit"]) == 8.0
         assert float(text["completeness residual"]) == pytest.approx(1e-6)
         assert float(text["sum of absolute terms"]) == 100.0
+        assert float(text["share of terms without a place"]) == 0.125
         assert text["complete"] == "yes"
         assert text["request"] == "ab" * 32  # not the InferenceId, which a client chooses
 
@@ -319,6 +321,7 @@ class TestFacts:
             "sample": 1,
             "request": {"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
             "blurred": None,
+            "unplaced_share": 0.125,
         }
 
     def test_facts_contain_the_probabilities_after_blurring(self):
@@ -326,10 +329,11 @@ class TestFacts:
         assert json.loads(facts)["blurred"] == {"best": 0.125, "random": 0.5}
         assert read_facts(facts).blurred == Blurred(0.125, 0.5)
 
-    def test_reads_facts_without_that_entry(self):
+    def test_reads_facts_without_the_later_entries(self):
         facts = json.loads(to_json(heatmap.facts(explanation())))
-        del facts["blurred"]
-        assert read_facts(json.dumps(facts).encode()).blurred is None
+        del facts["blurred"], facts["unplaced_share"]
+        read = read_facts(json.dumps(facts).encode())
+        assert (read.blurred, read.unplaced_share) == (None, None)
 
     @pytest.mark.parametrize(
         "blurred", [{"best": 1.1, "random": 0.5}, {"best": 0.5, "random": -0.1}, {"best": 0.5}, [0.1, 0.2]]

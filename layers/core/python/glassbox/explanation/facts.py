@@ -66,7 +66,11 @@ class ImageSize(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """Everything known about one heat map; ``step`` and ``sample`` locate it in its run."""
+    """Everything known about one heat map.
+
+    ``step`` and ``sample`` locate it in its run. ``unplaced_share`` is the part of Σ|terms|, 0 to 1, that has no place
+    in the image, such as the terms of a class token: the completeness error includes it, the map does not show it.
+    """
 
     predicted_class: int
     class_name: str | None
@@ -83,6 +87,8 @@ class Facts(msgspec.Struct, frozen=True):
     sample: int
     request: Mapping[str, str | None]
     blurred: Blurred | None = None
+    unplaced_share: float | None = None
+    """None in facts of an earlier version."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -88,6 +88,8 @@ class Explanation:
     request: Mapping[str, str | None]
     blurred: Blurred | None = None
     """None if the endpoint did not measure it."""
+    unplaced_share: float = 0.0
+    """Σ|terms| without a place in the image / Σ|terms|, 0..1: the part that the map does not show."""
 
     @property
     def top(self) -> list[tuple[int, float]]:
@@ -199,6 +201,8 @@ def _explain(trace: Trace) -> list[Explanation]:
         if saliency.shape != (n, height, width):
             raise ValueError(f"heat map: expected {(n, height, width)}, got {saliency.shape}")
         totals = stats.sum(1)
+        unplaced = stats[:, [map_ is None for map_ in maps], SUM_ABS].sum(1)
+        unplaced_share = unplaced / np.where(totals[:, SUM_ABS] > 0, totals[:, SUM_ABS], 1.0)
         probabilities = np.exp(logits - logits.max(1, keepdims=True))
         probabilities /= probabilities.sum(1, keepdims=True)
     if not all(np.isfinite(values).all() for values in (logits, totals, saliency)):
@@ -223,6 +227,7 @@ def _explain(trace: Trace) -> list[Explanation]:
             unaccounted=meta.unaccounted,
             request=meta.request,
             blurred=meta.blurred[i] if meta.blurred else None,
+            unplaced_share=float(unplaced_share[i]),
         )
         for i in range(n)
     ]

@@ -94,6 +94,7 @@ def facts(explanation: Explanation) -> Facts:
         sample=e.sample,
         request=e.request,
         blurred=e.blurred,
+        unplaced_share=e.unplaced_share,
     )
 
 
@@ -264,6 +265,7 @@ def _chunks(explanation: Explanation) -> PngImagePlugin.PngInfo:
         "logit": e.logit,
         "completeness residual": e.residual,
         "sum of absolute terms": e.sum_abs,
+        "share of terms without a place": e.unplaced_share,
         "complete": "yes" if e.complete else "no",
         "places with held gates": e.held_places,
         "request": e.request.get(REPLAY_EVENT_ID) or e.request.get("sha256") or "",

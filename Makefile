@@ -31,7 +31,7 @@ demo: $(READY) ## run the whole loop on an embedded AWS (DATA=folder of images, 
 local: $(READY) ## start an embedded AWS with the stack deployed, until Ctrl-C (PORT=4566, WEIGHTS=model.pt)
 	@$(RUN) -m local $(if $(PORT),--port $(PORT)) $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
-test: $(READY) ## run the test suite, about 8 minutes (WORKERS=2 processes)
+test: $(READY) .venv-torchserve/.ready ## run the test suite, about 8 minutes (WORKERS=2 processes)
 	$(RUN) -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
 
 test-all: export GLASSBOX_LONG = 1
@@ -170,6 +170,14 @@ $(READY): $(PINS)
 .venv-%/.ready: requirements-%.txt
 	$(call need_python,.venv-$*)
 	@.venv-$*/bin/pip install -q -r $<
+	@touch $@
+
+# TorchServe beside the torch and the toolkits of .venv, as in AWS's PyTorch image.
+.venv-torchserve/.ready: requirements-torchserve.txt $(READY)
+	$(call need_python,.venv-torchserve)
+	@.venv-torchserve/bin/pip install -q -r $<
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(VENV)/bin/python -c "$$site" >"$$(.venv-torchserve/bin/python -c "$$site")/venv.pth"
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready

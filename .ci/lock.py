@@ -19,6 +19,7 @@ LOCKS = {
     "requirements-deploy.txt": ("core", "deploy"),
     "requirements-sam.txt": ("sam",),
     "requirements-checkov.txt": ("checkov",),
+    "requirements-torchserve.txt": ("torchserve",),
 }
 TORCH = "requirements-torch.txt"  # apart, so that TORCH_ARGS can choose its build
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import boto3
 from botocore.exceptions import ClientError
-from sagemaker.core.helper.session_helper import Session as SageMakerSession
-from sagemaker.core.s3 import S3Uploader
 
 import package
 from deploy import ROOT, DeployError
@@ -22,6 +20,10 @@ def upload_model(model: Path, session: boto3.Session) -> str:
 
     The URI contains a digest of the content, so that an endpoint config never serves another model than before.
     """
+    # imported here: only .venv-deploy contains it, and the tests of a twin import the modules that import this one
+    from sagemaker.core.helper.session_helper import Session as SageMakerSession
+    from sagemaker.core.s3 import S3Uploader
+
     bucket = models_bucket(session)
     _create_bucket(bucket, session)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,186 @@
+"""An endpoint of AWS's PyTorch image with an owner's archive, unchanged, from a violation to its heat maps.
+
+The real TorchServe runs the owner's code under SageMaker's toolkit, and the twin mounts the hook.
+"""
+
+import io
+import tarfile
+
+import pytest
+import torch
+
+from demo import signs
+from glassbox.explanation.facts import Facts, read_facts
+from local import pytorch_inference
+from local.foreign_endpoint import running_foreign_stack
+from local.waiting import wait_for
+from watching import Inbox, endpoint_state, incident, keys, read_object
+
+MISSING = pytorch_inference.missing()
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(bool(MISSING), reason=f"TorchServe does not run without {MISSING}"),
+]
+
+CLASSES = 5
+# A vision transformer of 5 classes with a class token and positions. No code of ours is in it.
+NETWORK = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x):
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class Vit(nn.Module):
+    def __init__(self, width=16, classes=5):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, 37, width))
+        self.blocks = nn.Sequential(Block(width), Block(width))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
+"""
+INFERENCE = """
+import io
+import json
+import os
+
+import numpy as np
+import torch
+
+from network import Vit
+
+
+def model_fn(model_dir):
+    torch.set_num_threads(1)
+    model = Vit()
+    model.load_state_dict(torch.load(os.path.join(model_dir, "model.pth"), weights_only=True))
+    return model.eval()
+
+
+def input_fn(body, content_type):
+    image = np.load(io.BytesIO(body), allow_pickle=False)
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+@torch.inference_mode()
+def predict_fn(image, model):
+    return model(image).softmax(1)
+
+
+def output_fn(probabilities, accept):
+    top, best = probabilities.max(1)
+    found = [{"class": int(c), "probability": float(p)} for c, p in zip(best, top)]
+    return json.dumps({"predictions": found})
+"""
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The owner's model.tar.gz: two files of code, and weights that give about 70 % of the images class 3."""
+    path = tmp_path_factory.mktemp("acme") / "model.tar.gz"
+    namespace = {}
+    exec(NETWORK, namespace)  # noqa: S102 -- the text above
+    images = torch.from_numpy(signs.dataset(70, seed=3, size=48)[0]).permute(0, 3, 1, 2).float() / 255
+    torch.manual_seed(0)
+    network = namespace["Vit"]().eval()
+    with torch.no_grad():
+        network.head.weight *= 50
+        network.head.bias += torch.tensor([0.0, 0, 0, 1, 0]) - network(images).mean(0)
+    weights = io.BytesIO()
+    torch.save(network.state_dict(), weights)
+    files = {
+        "model.pth": weights.getvalue(),
+        "code/network.py": NETWORK.encode(),
+        "code/inference.py": INFERENCE.encode(),
+    }
+    with tarfile.open(path, "w:gz") as packed:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            packed.addfile(entry, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stack(archive):
+    environment = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "2"}
+    parameters = {"MaxClassShare": "0.5", "MaxFlaggedReplays": "4", "MaxComparisonReplays": "2"}
+    with running_foreign_stack(archive, parameters, environment) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def inbox(stack):
+    return Inbox(stack)
+
+
+@pytest.fixture(scope="module")
+def closed(stack, inbox):
+    """The incident of 70 images, and the answers before, during and after it."""
+    images, _ = signs.dataset(70, seed=3, size=48)
+    before = [stack.predict(image) for image in images]
+    wait_for(lambda: incident(stack) and incident(stack).state == "HOOKED", 120)
+    during = [stack.predict(image) for image in images[:10]]
+    ended = wait_for(lambda: (now := incident(stack)).state in ("NORMAL", "FAILED") and now, 240)
+    after = [stack.predict(image) for image in images[:10]]
+    return ended, before[:10], during, after
+
+
+def heatmaps(stack, ended):
+    found = {}
+    for key in keys(stack, f"saliency/traffic-signs/{ended.id}/"):
+        if key.endswith(".json"):
+            found[key.rpartition("/")[2].removesuffix(".json")] = read_facts(read_object(stack, key))
+    return found
+
+
+def test_the_hooked_twin_answers_as_the_endpoint(closed):
+    _, before, during, after = closed
+    assert before == during == after
+
+
+def test_every_replay_has_a_complete_heatmap_with_its_second_number(stack, closed):
+    ended = closed[0]
+    assert not ended.failure
+    assert (len(ended.replays), len(ended.flagged)) == (6, 4)
+    assert not ended.refused
+    found = heatmaps(stack, ended)
+    assert ended.replays <= set(found)
+    for name in ended.replays:
+        facts = found[name]
+        assert isinstance(facts, Facts)
+        assert facts.completeness.complete, facts.completeness
+        assert facts.blurred is not None
+        assert facts.model == "Vit"
+        assert (facts.predicted_class == 3) == (name in ended.flagged)
+
+
+def test_the_endpoint_serves_its_own_config_again(stack, closed):
+    assert endpoint_state(stack) == ("InService", "acme-signs")
+    assert stack.outputs["HookedConfig"] == "acme-signs-hooked"
+
+
+def test_the_report_shows_the_heatmaps(stack, inbox, closed):
+    bucket, _, key = closed[0].report.removeprefix("s3://").partition("/")
+    assert bucket == stack.outputs["Bucket"]
+    page = read_object(stack, key).decode()
+    assert "when the best 10 % is blurred" in page
+    wait_for(lambda: len(inbox.notifications()) == 2)
+    assert "restored" in inbox.notifications()[1]["Subject"]

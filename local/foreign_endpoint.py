@@ -29,7 +29,9 @@ START_SECONDS = 120.0
 def running_foreign_stack(
     archive: Path, parameters: dict[str, str], environment: dict[str, str]
 ) -> Iterator[Stack]:
-    """Serve an owner's archive by AWS's PyTorch image, deploy a stack that watches it, and create the twin.
+    """Serve an owner's archive, deploy a stack that watches it, and create the twin.
+
+    AWS's PyTorch image serves it.
 
     Args:
         archive: the owner's model.tar.gz.
@@ -53,9 +55,9 @@ def running_foreign_stack(
 
 
 def create_endpoint(aws: EmbeddedAws, archive: Path, environment: dict[str, str]) -> None:
-    """Create the owner's role, capture bucket, model and endpoint, and wait until it is in service.
+    """Create an owner's endpoint and wait until it is in service.
 
-    The role may read the model and write captures, nothing else.
+    Its role may read the model and write captures, nothing else.
 
     Raises:
         TimeoutError: the endpoint does not start.

@@ -56,6 +56,7 @@ from gradient_rules import (
     tensors_in,
     unknown,
 )
+from isolation import PrivateRandom, light_copy
 from pixel_places import Places
 
 RELATIVE_TOLERANCE = 1e-5
@@ -182,9 +183,10 @@ def complete_gradients(
 ) -> list[Decomposition]:
     """Decompose a class score of each image into terms that add up to it.
 
-    Each image runs alone, so that no term of another sample enters. Afterwards the random state and the parameters,
-    buffers, gradients, flags, hooks and attributes of ``model`` are as before. A network that writes into its
-    parameters or buffers, is of half precision, or was made in inference mode, runs as a deep copy (in float32).
+    Each image runs alone, so that no term of another sample enters. The random state and the parameters, buffers,
+    gradients, flags, hooks and attributes of ``model`` do not change, also not meanwhile: see :mod:`isolation`. A
+    network that writes into its parameters, buffers or tensors of its attributes, is of half precision, or was made in
+    inference mode, runs as a deep copy (in float32).
 
     Args:
         model: in eval mode.
@@ -194,7 +196,8 @@ def complete_gradients(
         keep_values: keep the values and the gradient of each term.
 
     Raises:
-        UnexplainableError: the network is in train mode, its scores do not depend on the image, or are not (1, K).
+        UnexplainableError: the network is in train mode, its scores do not depend on the image, or are not (1, K), or
+            it draws random numbers that only the generator of the process gives.
         RuntimeError: by torch or by the network.
     """
     if images.ndim != 4 or not images.is_floating_point():
@@ -211,11 +214,10 @@ def complete_gradients(
                 keep_values,
             )
             try:
-                with network.unchanged():
-                    decompositions.append(run(network))
+                decompositions.append(run(network.fresh()))
             except _WritesToItselfError:
                 network = network.copied()
-                decompositions.append(run(network))
+                decompositions.append(run(network.fresh()))
         return decompositions
 
 
@@ -239,11 +241,10 @@ def plain_logits(
         for image in images:
             run = _Run(image[None], None, scores_of or scores, keep_values=False)
             try:
-                with network.unchanged():
-                    rows.append(run.plain(network))
+                rows.append(run.plain(network.fresh()))
             except _WritesToItselfError:
                 network = network.copied()
-                rows.append(run.plain(network))
+                rows.append(run.plain(network.fresh()))
         return torch.cat(rows)
 
 
@@ -252,7 +253,7 @@ class _WritesToItselfError(Exception):
 
 
 class _Network:
-    """A network, the names of its tensors, and what to restore after a pass."""
+    """A network and the names of its tensors."""
 
     def __init__(self, model: nn.Module, owned: bool = True) -> None:
         self.model, self._owned = model, owned
@@ -274,10 +275,20 @@ class _Network:
                 if tensor.layout == torch.strided and tensor.numel():
                     self._names.setdefault(tensor.data_ptr(), f"{path}.{leaf}" if path else leaf)
                     self._storages.add(_storage(tensor))
+            for tensor in tensors_in([*vars(module).values()]):
+                if tensor.layout == torch.strided and tensor.numel():
+                    self._storages.add(_storage(tensor))
 
     def copied(self) -> _Network:
         """Return a deep copy, which may be written into."""
         return _Network(copy.deepcopy(self.model), owned=False)
+
+    def fresh(self) -> _Network:
+        """Return the network for one image, whose modules no other thread uses.
+
+        Without trainable parameters autograd also keeps less: nothing that their own gradients need.
+        """
+        return _Network(light_copy(self.model), self._owned)
 
     def must_not_write(self, tensor: Tensor) -> bool:
         """Return whether a tensor shares memory with the owner's parameters or buffers."""
@@ -291,34 +302,6 @@ class _Network:
                 module, _, leaf = name.rpartition(".")
                 return (module or leaf) if leaf in _OF_MODULE else name
         return ""
-
-    @contextlib.contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Freeze the parameters; afterwards restore their flags and the attributes of every module.
-
-        With trainable parameters autograd would also keep what their own gradients need.
-        """
-        trainable = [t for t in self.tensors if t.requires_grad and t.is_leaf]
-        kept: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (space, dict(space))
-            for module in self.modules.values()
-            if not isinstance(module, torch.jit.ScriptModule)
-            for space in (module.__dict__, module._parameters, module._buffers, module._modules)
-            if space
-        ]
-        try:
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
-            for space, before in kept:
-                # Compared by identity: equality of tensors is not defined.
-                if [*map(id, space.values())] != [*map(id, before.values())]:
-                    for name in [name for name in space if name not in before]:
-                        del space[name]
-                    space.update(before)
 
 
 _MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -406,53 +389,32 @@ class _Run:
     keep_values: bool
 
     def __call__(self, network: _Network) -> Decomposition:
-        restore = self._random_state()
-        gates = GATES
-        forward = self._forward(network, gates)
+        gates, numbers = GATES, PrivateRandom()
+        forward = self._forward(network, gates, numbers)
         forward.must_depend_on_image()
         if forward.holds(forward.logits.grad_fn):
             gates = GATES - OPENED
-            forward = self._forward(network, gates)
+            forward = self._forward(network, gates, numbers)
         if forward.holds(forward.logits.grad_fn):
             raise UnexplainableError(
                 "scores: expected a gradient to the image, got none: every path to it leads through a gate"
             )
         random: list[str] = []
         if forward.random:
-            again = self._forward(network, gates).logits.detach()
+            again = self._forward(network, gates, numbers).logits.detach()
             tolerance = 1e-4 * float(again.abs().max())
             if not torch.allclose(again, forward.logits.detach(), rtol=1e-4, atol=tolerance):
                 random = sorted(forward.random)
-            restore()
         return self._backward(forward, random)
 
     def plain(self, network: _Network) -> Tensor:
         """Return the logits (1, K) of a pass without a gradient."""
-        restore = self._random_state()
-        forward = self._forward(network, GATES)
-        if forward.random:
-            restore()
-        return forward.logits
+        return self._forward(network, GATES, PrivateRandom()).logits
 
-    def _random_state(self) -> Callable[[], None]:
-        """Return a function that restores the random state of now.
-
-        Call it only after random numbers were drawn: other threads may draw some, and must not draw them twice.
-        """
-        state = torch.get_rng_state()
-        cuda_state = torch.cuda.get_rng_state(self.image.device) if self.image.is_cuda else None
-
-        def restore() -> None:
-            torch.set_rng_state(state)
-            if cuda_state is not None:
-                torch.cuda.set_rng_state(cuda_state, self.image.device)
-
-        return restore
-
-    def _forward(self, network: _Network, gates: frozenset[str]) -> _Forward:
+    def _forward(self, network: _Network, gates: frozenset[str], numbers: PrivateRandom) -> _Forward:
         leaf = self.image.clone().requires_grad_(torch.is_grad_enabled())
         # A network may write into its input, which a leaf would refuse.
-        forward = _Forward(network, leaf, leaf.clone(), gates)
+        forward = _Forward(network, leaf, leaf.clone(), gates, numbers)
         with forward:
             output = self.scores_of(network.model(forward.entered))
         forward.finish(output)
@@ -487,8 +449,16 @@ class _Run:
 class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the calls of a forward pass, each with the autograd node that it created."""
 
-    def __init__(self, network: _Network, leaf: Tensor, entered: Tensor, gates: frozenset[str]) -> None:
+    def __init__(
+        self,
+        network: _Network,
+        leaf: Tensor,
+        entered: Tensor,
+        gates: frozenset[str],
+        numbers: PrivateRandom,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._numbers = numbers
         self.network, self.leaf, self.entered = network, leaf, entered
         self.records: dict[Any, list[Record]] = {}
         self.random: set[str] = set()
@@ -519,7 +489,7 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self.network.must_not_write(written):
                 raise _WritesToItselfError
             if self._is_unseen(written):
-                return self._write_unseen(func, args, kwargs)
+                return self._write_unseen(func, args, kwargs, is_random)
             finish = self._rule(Call(op, func, args, kwargs, True, self.carries, self._opened))
             if finish is not None:
                 node = _node(written)
@@ -528,7 +498,7 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif op in RULES:
             finish = self._rule(Call(op, func, args, kwargs, False, self.carries, self._opened))
         rest = region.rest() if region is not None and not self.carries(args[0]) else None
-        output = func(*args, **kwargs)
+        output = self._numbers(func, args, kwargs) if is_random else func(*args, **kwargs)
         self._note(op, args, output)
         if torch.is_grad_enabled():
             self._place(op, in_place, func, args, kwargs, output)
@@ -592,11 +562,11 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return False
         return _storage(written) == self._entered_storage or (written.requires_grad and self.carries(written))
 
-    def _write_unseen(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _write_unseen(self, func: Any, args: Any, kwargs: Any, is_random: bool) -> Any:
         # The change is a constant of the tensor that autograd takes for unchanged.
         written = self.entered if _storage(args[0]) == self._entered_storage else args[0]
         before = written.detach().clone()
-        output = func(*args, **kwargs)
+        output = self._numbers(func, args, kwargs) if is_random else func(*args, **kwargs)
         with torch.no_grad():
             change = written.detach() - before
         op = func.overloadpacket.__name__

@@ -34,6 +34,7 @@ HOOK = (
     "gradient_rules.py",
     "gradient_self_test.py",
     "gradients.py",
+    "isolation.py",
     "pixel_places.py",
     "recorder.py",
     "trace_upload.py",

@@ -16,6 +16,7 @@ GRADIENTS = {
     "gradient_rules",
     "gradient_self_test",
     "gradients",
+    "isolation",
     "pixel_places",
 }
 

@@ -53,6 +53,7 @@ def test_holds_the_model_and_its_code(tmp_path, weights):
             "code/gradient_self_test.py",
             "code/gradients.py",
             "code/inference.py",
+            "code/isolation.py",
             "code/pixel_places.py",
             "code/recorder.py",
             "code/requirements.txt",

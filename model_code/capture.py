@@ -4,8 +4,8 @@ The owner's code runs unchanged, under its own ``no_grad``, ``inference_mode`` o
 of its own network. A call is noted if a ``torch.nn.Module`` is called with one float tensor (N, C, H, W) and returns
 class scores (N, K); modules that it calls are part of it. The thread of the recorder repeats the call with gradients.
 
-A request of the SageMaker inference toolkit is recognised, and with it a replay. Elsewhere each noted call counts as a
-live request without a name.
+``served_requests`` recognises the requests of some servers, and with them replays. Elsewhere each noted call counts as
+a live request without a name.
 
 Needs torch, numpy, boto3 and the standard library.
 """
@@ -13,15 +13,13 @@ Needs torch, numpy, boto3 and the standard library.
 from __future__ import annotations
 
 import atexit
-import contextvars
 import functools
 import importlib
-import importlib.util
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,18 +27,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+import served_requests
 from complete_gradients import scores
 from glassbox.replay_marker import is_marked
 from gradient_rules import UnexplainableError
 from recorder import REPLAY_SECONDS, TensorRecorder, connected, explained_samples, read_settings
+from served_requests import Request
 
 logger = logging.getLogger(__name__)
 
 _CALLS = 2  # of a request that are kept: more than one is refused
 _DEPTH = 3  # of the search for the image: [positional, keyword] arguments, an argument, a member of it
 _REASONS = 100  # that are logged, each once
-
-_request: contextvars.ContextVar[Request | None] = contextvars.ContextVar("glassbox_request", default=None)
 
 
 def install(environment: Mapping[str, str]) -> None:
@@ -59,9 +57,7 @@ def install(environment: Mapping[str, str]) -> None:
     capture.guarded(lambda: importlib.import_module("torch._dynamo"))
     os.register_at_fork(after_in_child=capture.forget)
     atexit.register(capture.close)
-    if importlib.util.find_spec("sagemaker_inference"):
-        transformer = importlib.import_module("sagemaker_inference.transformer").Transformer
-        transformer.transform = _named(transformer.transform, capture)
+    served_requests.install(capture)
 
 
 @dataclass
@@ -104,16 +100,6 @@ class Call:
             self.reason = f"{self.name}: expected class scores ({samples}, K) as output, got {shape}"
         else:
             self.answer = found.detach().float().clone()
-
-
-@dataclass
-class Request:
-    """A request in progress, and the calls that its answer is made of."""
-
-    body: bytes
-    custom_attributes: str | None
-    inference_id: str | None
-    calls: list[Call] = field(default_factory=list)
 
 
 class Capture:
@@ -182,7 +168,7 @@ class Capture:
 
     def _end(self, call: Call, output: Any) -> None:
         call.finish(output)
-        request = _request.get()
+        request = served_requests.current.get()
         if request is None:
             if call.answer is None:
                 self._log(call.reason)
@@ -241,39 +227,6 @@ def _noted(plain: Callable[..., Any], capture: Capture) -> Callable[..., Any]:
         return capture.call(plain, network, args, kwargs)
 
     return call
-
-
-def _named(plain: Callable[..., Any], capture: Capture) -> Callable[..., Any]:
-    """Return ``Transformer.transform`` of the SageMaker inference toolkit, which names the request."""
-
-    @functools.wraps(plain)
-    def transform(transformer: Any, data: Any, context: Any) -> Any:
-        request = capture.guarded(lambda: _toolkit_request(data, context))
-        if request is None:
-            return plain(transformer, data, context)
-        token = _request.set(request)
-        try:
-            answer = plain(transformer, data, context)
-        finally:
-            _request.reset(token)
-        capture.answered(request)
-        return answer
-
-    return transform
-
-
-def _toolkit_request(data: Any, context: Any) -> Request | None:
-    """Return the request, or None for a batch of requests or a body that the server has parsed."""
-    body = data[0].get("body") if len(data) == 1 else None
-    if not isinstance(body, (bytes, bytearray)):
-        return None
-    given = context.request_processor[0].get_request_properties()
-    headers = {str(name).lower(): value for name, value in given.items()}
-    return Request(
-        bytes(body),
-        headers.get("x-amzn-sagemaker-custom-attributes"),
-        headers.get("x-amzn-sagemaker-inference-id"),
-    )
 
 
 def _begun(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

@@ -164,7 +164,7 @@ def write_hook(folder: Path) -> None:
         OSError: a file cannot be written.
     """
     files = {"sitecustomize.py": HERE / "hook" / "sitecustomize.py"}
-    files |= {f"glassbox_hook/{name}": HERE / name for name in (*HOOK, "capture.py")}
+    files |= {f"glassbox_hook/{name}": HERE / name for name in (*HOOK, "capture.py", "served_requests.py")}
     files |= {f"glassbox_hook/glassbox/{name}": CORE / name for name in CORE_MODULES}
     for name, path in files.items():
         target = folder / name

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from demo import signs
+from demo.foreign_endpoint import running_foreign_stack
 from glassbox.explanation.facts import Facts, read_facts
 from local import pytorch_inference
-from local.foreign_endpoint import running_foreign_stack
 from local.waiting import wait_for
 from watching import Inbox, endpoint_state, incident, keys, read_object
 

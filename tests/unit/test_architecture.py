@@ -69,7 +69,7 @@ ALLOWED = {
     "monitor_container": set(),
     "deploy": {"model_code", "monitor_container"},
     "local": {"model_code"},
-    "demo": {"local", "model_code"},
+    "demo": {"deploy", "local", "model_code"},
     "benchmarks": {"local", "demo", "model_code", "monitor_container", "tests"},
 }
 

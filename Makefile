@@ -65,6 +65,13 @@ check-model: $(READY) ## check a model offline: modules, completeness, latency, 
 	$(call need,MODEL)
 	@$(RUN) model_code/check.py '$(MODEL)' $(if $(IMAGE),--image '$(IMAGE)') $(if $(HEATMAP),--heatmap '$(HEATMAP)')
 
+check-endpoint: $(READY) ## try the hook offline on an unchanged endpoint's archive (ARCHIVE=model.tar.gz IMAGE=x.png PYTHON=…)
+	$(call need,ARCHIVE)
+	$(call need,IMAGE)
+	@$(RUN) model_code/check_endpoint.py '$(ARCHIVE)' $(IMAGE) $(if $(filter-out file,$(origin PYTHON)),--python '$(PYTHON)') \
+	  $(if $(CONTENT_TYPE),--content-type '$(CONTENT_TYPE)') $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(HEATMAPS),--heatmaps '$(HEATMAPS)') $(if $(DETAILS),--details)
+
 # ------------------------------------------------------------------ without AWS, with Docker
 build: .venv-sam/.ready ## run sam build and compile the layers (ARCHITECTURE=arm64 for Graviton)
 	@mkdir -p .build && $(SAM) build $(if $(PYTHON313),,--use-container) --parameter-overrides Architecture=$(ARCHITECTURE) \
@@ -181,5 +188,5 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test test-all coverage check docs lock simulate bench baseline train check-model build sam sam-test images images-test \
+.PHONY: help demo local test test-all coverage check docs lock simulate bench baseline train check-model check-endpoint build sam sam-test images images-test \
         plan deploy twin explain remove push smoke deploy-test format clean

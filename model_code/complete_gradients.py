@@ -428,7 +428,7 @@ class _Run:
         backward = _Backward(forward, self.keep_values)
         (gradient,) = torch.autograd.grad(forward.logits[0, target], forward.leaf, allow_unused=True)
         if gradient is None:
-            raise UnexplainableError(_NO_GRADIENT)
+            raise UnexplainableError(forward.no_gradient())
         backward.book_input(self.image, gradient)
         return Decomposition(
             output=forward.output.detach()[0],
@@ -465,7 +465,7 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.count = 0
         self.places = Places((leaf.shape[2], leaf.shape[3]))
         self.output = self.logits = leaf
-        self.peeled = self.head = ""
+        self.peeled = self.head = self.quantized = ""
         self._gates, self._opened = gates, gates.isdisjoint(OPENED)
         self._held: dict[Any, bool] = {None: True}
         self._pending: list[tuple[Tensor, Any, Record]] = []
@@ -481,6 +481,8 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         op, in_place, is_random = _described(func)
         if is_random:
             self.random.add(op.strip("_"))
+        if func.namespace == "quantized":
+            self.quantized = op
         finish: Callable[[Any], Record] | None = None
         node: Any = None
         region: Region | None = None
@@ -646,13 +648,20 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def must_depend_on_image(self) -> None:
         """Raise UnexplainableError if autograd found no path from the logits to the image."""
         if self.logits.grad_fn is None:
-            raise UnexplainableError(_NO_GRADIENT)
+            raise UnexplainableError(self.no_gradient())
 
+    def no_gradient(self) -> str:
+        """Return why the logits have no gradient to the image."""
+        if self.quantized:
+            return (
+                f"the network is quantized: integer operations have no gradient ({self.quantized}). Serve it before "
+                "its quantization."
+            )
+        return (
+            "scores: expected a gradient to the image, got none: for autograd they do not depend on it. Detached and "
+            "compiled layers have no gradient."
+        )
 
-_NO_GRADIENT = (
-    "scores: expected a gradient to the image, got none: for autograd they do not depend on it. "
-    "Quantized, detached and compiled layers have no gradient."
-)
 
 _VIEWS = frozenset({"view", "_unsafe_view", "_reshape_alias"})
 _MAPS = frozenset({  # their output is (N, C, h, w)

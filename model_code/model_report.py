@@ -19,14 +19,13 @@ from PIL import Image, ImageOps
 
 import inference
 from glassbox.explanation import heatmap
-from glassbox.explanation.facts import describe_blurred
+from glassbox.explanation.describe import details, warnings
 from glassbox.explanation.fullgrad import Explanation, explain
 from glassbox.explanation.trace_format import FULL, REDUCED
 from glassbox.explanation.trace_reader import read_index, read_trace
 from recorder import TensorRecorder
 
 ROUNDS, WARM_UP = 20, 3
-LISTED = 60  # terms
 PAUSE = (
     0.05  # seconds between traced requests: the upload's thread still frees memory after a step is uploaded
 )
@@ -126,24 +125,8 @@ def _described(name: str, model: inference.Classifier) -> Iterator[str]:
 def _explained(e: Explanation, image: Path | None) -> Iterator[str]:
     class_name = f" ({e.class_name})" if e.class_name else ""
     yield f"{image or 'Noise'}: class {e.target}{class_name}, probability {e.probability:.1%}, logit {e.logit:.4g}"
-    yield (
-        f"Completeness: sum of contributions: {e.total:.6g}, {e.residual / max(abs(e.logit), 1e-300):.1e} of the logit "
-        f"and {e.residual / max(e.sum_abs, 1e-300):.1e} of Σ|terms| away: {'complete' if e.complete else 'INCOMPLETE'}"
-    )
-    if e.blurred is not None:
-        yield f"Blur test: {describe_blurred(e.target, e.probability, e.blurred)}"
-    if e.held:
-        held = ", ".join(f"{rule} {places}" for rule, places in sorted(e.held.items()))
-        yield f"Held coefficients: {held}"
-    yield f"{len(e.layers)} terms, with their share of Σ|terms|:"
-    for layer in e.layers[:LISTED]:
-        yield f"  {layer.name:32} {layer.type:20} {layer.share:6.1%}"
-    if len(e.layers) > LISTED:
-        yield f"  and {len(e.layers) - LISTED} more"
-    for part in e.unaccounted:
-        yield f"WARNING: the sum may miss a part: {part}"
-    if not e.complete and not e.unaccounted:
-        yield "WARNING: the sum differs from the logit for an unknown reason. Its heat maps will be marked INCOMPLETE."
+    yield from details(e)
+    yield from warnings(e)
 
 
 def _measured(plain: inference.Classifier, traced: TracedModel, body: bytes) -> Iterator[str]:

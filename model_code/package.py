@@ -53,6 +53,9 @@ CORE_MODULES = (
     "settings.py",
 )
 
+MAX_MEMBERS, MAX_BYTES = 100_000, 16 << 30
+"""Of an archive that is unpacked."""
+
 # Mean and std are ImageNet's, with which torchvision's networks are trained.
 DEFAULT_CONFIG: dict[str, Any] = {
     "architecture": "resnet18",
@@ -247,13 +250,29 @@ def unpacked(archive: Path, *before: Path) -> Iterator[tuple[Path, dict[str, str
 
     Args:
         before: folders that the process searches for modules before ``code/``.
+
+    Raises:
+        tarfile.TarError: not a tar archive, or a member that would be written outside the folder.
+        ValueError: more than MAX_MEMBERS files or MAX_BYTES.
     """
     with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
+        packed.extractall(folder, members=_bounded(archive, packed), filter="data")
         # Without tracing; inference.py reads the name in lower and upper case.
         environment = {name: value for name, value in os.environ.items() if name.lower() != "tensors_output"}
         environment["PYTHONPATH"] = os.pathsep.join(map(str, (*before, Path(folder) / "code")))
         yield Path(folder), environment
+
+
+def _bounded(archive: Path, packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an archive, each before it is written."""
+    size = 0
+    for number, member in enumerate(packed, start=1):
+        size += member.size
+        if number > MAX_MEMBERS or size > MAX_BYTES:
+            raise ValueError(
+                f"{archive}: expected at most {MAX_MEMBERS} files and {MAX_BYTES} bytes decompressed, got more"
+            )
+        yield member
 
 
 def load(archive: Path) -> None:

@@ -50,7 +50,8 @@ def install(environment: Mapping[str, str]) -> None:
     settings = read_settings(environment)
     if not settings.tensors_output:
         return
-    capture = Capture(functools.partial(connected, settings, settings.tensors_output))
+    output = settings.tensors_output
+    capture = Capture(lambda: connected(settings, output, adapter=served_requests.adapted()))
     nn.Module.__call__ = _noted(nn.Module.__call__, capture)  # type: ignore[method-assign]
     # Torch imports it late, in the thread that needs it first. Two threads that import it at once get a deadlock error,
     # and one of them is the owner's. After the line above, so that compiled code does not enter the capture.

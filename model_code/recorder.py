@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from glassbox.errors import SettingsError, printable
 from glassbox.explanation import trace_format as names
 from glassbox.replay_marker import REPAIR, PublicKey, verified_marker
 from glassbox.settings import from_env, setting
-from gradients import Gradients, SampleTerms, merged
+from gradients import Gradients, SampleTerms, merged, self_test_error
 from trace_upload import TraceUploader
 
 logger = logging.getLogger(__name__)
@@ -199,6 +200,22 @@ class TensorRecorder:
             reason = "the endpoint had too many traces to compute and upload"
             self.refuse(request, reason, gradients.model_name)
 
+    def hello(self, adapter: str) -> None:
+        """Upload the object that proves that the hook has loaded.
+
+        Args:
+            adapter: how the requests are read.
+        """
+        error = self_test_error()
+        self._uploader.hello(
+            {
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "self_test": "passed" if error is None else f"failed: {error}",
+                "adapter": adapter,
+            }
+        )
+
     def is_own_thread(self) -> bool:
         """Return whether this is the thread that computes the traces."""
         return self._uploader.is_own_thread()
@@ -294,10 +311,17 @@ def explained_samples(images: Tensor) -> int:
     return names.STEP_PIXELS // (images.shape[2] * images.shape[3])
 
 
-def connected(settings: Settings, destination: str, model: nn.Module | None = None) -> TensorRecorder:
-    """Return a recorder that uploads to S3 with the endpoint's role.
+def connected(
+    settings: Settings, destination: str, model: nn.Module | None = None, *, adapter: str = "inference.py"
+) -> TensorRecorder:
+    """Return a recorder that uploads to S3, and upload its hello object.
+
+    Both use the endpoint's role.
 
     An endpoint that cannot read the key of the replays raises, because it would answer every replay without a trace.
+
+    Args:
+        adapter: how the requests are read, for the hello object.
 
     Raises:
         SettingsError: see :class:`TensorRecorder`.
@@ -309,7 +333,7 @@ def connected(settings: Settings, destination: str, model: nn.Module | None = No
 
     # Short timeouts: while one upload waits, further traces are dropped.
     config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
-    return TensorRecorder(
+    recorder = TensorRecorder(
         model,
         destination,
         client=boto3.client("s3", region_name=os.environ.get("AWS_REGION"), config=config),
@@ -320,6 +344,8 @@ def connected(settings: Settings, destination: str, model: nn.Module | None = No
         replay_key=_replay_key(settings),
         blur_test=settings.blur_test,
     )
+    recorder.hello(adapter)
+    return recorder
 
 
 def _replay_key(settings: Settings) -> PublicKey | None:

@@ -60,6 +60,12 @@ def install(observer: Observer) -> None:
     sys.meta_path.insert(0, _AfterImport(observer))
 
 
+def adapted() -> str:
+    """Return the servers of this process whose requests are recognised, or that none is."""
+    found = sorted(ADAPTERS.keys() & sys.modules.keys())
+    return ", ".join(found) or "no adapter (replays count as live traffic)"
+
+
 def _adapt(module: ModuleType, observer: Observer) -> None:
     observer.guarded(lambda: ADAPTERS[module.__name__](module, observer))
 

@@ -3,6 +3,7 @@
 A thread of its own does all three: a full disk or an unreachable S3 loses a trace and never delays an answer.
 """
 
+import json
 import logging
 import os
 import queue
@@ -12,7 +13,7 @@ import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class TraceUploader:
             raise SettingsError(f"tensors_output: expected s3://bucket/prefix, got {destination!r}")
         host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
         self._client, (self._bucket, prefix) = client, match.groups()
-        self._prefix = f"{prefix}/{started}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        run = f"{started}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._prefix, self._hello = f"{prefix}/{run}", f"{prefix}/hello/{run}.json"
         self._queue: queue.Queue[tuple[Callable[[], Tensors], int] | None] = queue.Queue()
         self._bytes = 0  # of the waiting steps and of the one in progress
         self._changed = threading.Condition()
@@ -80,6 +82,16 @@ class TraceUploader:
         if not fits:
             self.drop("the upload queue is full")
         return fits
+
+    def hello(self, content: Mapping[str, str]) -> None:
+        """Upload the object that proves that this process runs the hook, or log why S3 refuses it."""
+        try:
+            body = json.dumps(content).encode()
+            self._client.put_object(Bucket=self._bucket, Key=self._hello, Body=body)
+        except (
+            Exception
+        ) as error:  # of S3, the network or the credentials: the process has to answer requests
+            logger.warning("no hello object: %s: %s", type(error).__name__, error)
 
     def is_own_thread(self) -> bool:
         """Return whether this is the thread that computes the steps."""

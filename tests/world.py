@@ -29,6 +29,7 @@ class World:
             clock=lambda: self.now,
         )
         self.replayed, self.replays, self.reported = 0, Replays(IDS), 0
+        self.hooked = True  # whether the hook loads
 
     def refuse(self, call, error):
         self.refused[call] = error
@@ -46,6 +47,10 @@ class World:
         self.replayed += 1
         return self.replays
 
+    def has_hook(self, incident):
+        self._check("has_hook")
+        return self.hooked
+
     def report(self, incident):
         self._check("report")
         self.reported += 1
@@ -57,7 +62,14 @@ class World:
             raise self.refused[call]
 
     def confirm(self):
-        return confirm("traffic-signs", self.dependencies, self.now, replay=self.replay, report=self.report)
+        return confirm(
+            "traffic-signs",
+            self.dependencies,
+            self.now,
+            replay=self.replay,
+            has_hook=self.has_hook,
+            report=self.report,
+        )
 
     def restore(self):
         return restore("traffic-signs", self.dependencies, self.now)

@@ -21,6 +21,7 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.endpoint import Runtime
 from glassbox.aws.objects import Objects
 from glassbox.aws.replay_key import ReplayKey
+from glassbox.incidents.hook_hello import has_hook
 from glassbox.incidents.incident_report import write_report
 from glassbox.incidents.model import Outcome
 from glassbox.incidents.replay import ReplayDependencies, ReplaySettings, flagged_inputs, replay, variants_of
@@ -55,6 +56,7 @@ def build() -> Callable[[datetime], Outcome]:
         settings.endpoint_name,
         incident_dependencies(settings, boto3),
         replay=functools.partial(replay, dependencies=replays),
+        has_hook=functools.partial(has_hook, bucket=settings.bucket, objects=objects),
         report=functools.partial(
             write_report,
             bucket=settings.bucket,

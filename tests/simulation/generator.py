@@ -88,6 +88,8 @@ def choose_settings(chance):
         settings["same_config_refused"] = True
     if chance.random() < 0.5:
         settings["stale_reads"] = True
+    if chance.random() < 0.1:
+        settings["hook_loads"] = False
     return settings
 
 

@@ -31,6 +31,7 @@ DIAGRAM = {
 BEGINS, ENDS = {"swapping", "watching"}, {"restored", "closed"}
 CLAIM = timedelta(seconds=60)  # after which another invocation may publish what one has claimed
 REPLAY_INTERVAL, MAX_REPLAY_ATTEMPTS = timedelta(seconds=60), 5
+HELLO_DELAY = timedelta(minutes=2)
 SLACK = timedelta(minutes=6)  # of sweeps, in all
 
 
@@ -347,10 +348,33 @@ def restored_for_a_reason(history):
             continue
         explained = names(before, "heatmaps")
         replays = names(before, "replays")
+        if task.function == "confirm" and _silent(system, before, now):
+            continue
         if not before["replayed"]["BOOL"] or not replays <= explained | names(before, "refused"):
             raise InvariantError("restored before the replays were explained")
         if not replays and len(explained) < int(system.settings["max_heatmaps"]):
             raise InvariantError("restored before its quota of heat maps")
+
+
+def _silent(system, item, now):
+    """Whether answered replays have led to nothing for two minutes, and S3 holds no hello object of the hook."""
+    answered = names(item, "replays") - names(item, "unanswered")
+    if not answered or names(item, "heatmaps") or names(item, "refused"):
+        return False
+    if system.aws.hook_loads and not system.objects_deleted:
+        return False
+    return now >= time(item, "last_replay_at") + HELLO_DELAY
+
+
+def restored_without_a_hook(history):
+    """No trace will come if the hook did not load, so the endpoint is restored before its time limit."""
+    system, item = history.system, history.system.incident_item()
+    for task in undisturbed(history, "confirm"):
+        if system.state() != "HOOKED" or served(task) != HOOKED or system.aws.hook_loads:
+            continue
+        now, kept = task.started - history.skew, time(item, "keep_hooked_until")
+        if (kept is None or now >= kept) and _silent(system, item, now):
+            raise InvariantError(f"still HOOKED without a hook after {task.outcome}")
 
 
 def times_are_the_settings(history):
@@ -877,6 +901,7 @@ STEP = (
     notifications_are_true,
     cooldown_and_daily_cap_hold,
     restored_for_a_reason,
+    restored_without_a_hook,
     times_are_the_settings,
     a_closed_incident_has_its_report,
     only_replays_are_replayed,

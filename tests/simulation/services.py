@@ -157,6 +157,7 @@ class Aws:
     Attributes:
         now: the true time; ``skews`` maps a function to the offset of its clock.
         outages: services that refuse every call, and how: ``throttled``, ``denied`` or another code.
+        hook_loads: whether the hook loads in the hooked model.
         same_config_refused: whether SageMaker refuses an update to the config that is live (not documented).
     """
 
@@ -170,7 +171,7 @@ class Aws:
     def reset(self):
         self.now = START
         self.skews, self.outages, self.stale_reads = {}, {}, False
-        self.same_config_refused = False
+        self.same_config_refused, self.hook_loads = False, True
         self.tables = Tables(self._written)
         self.tables.tables = {COUNTS: {}, INCIDENTS: {}}
         self.objects, self.jobs = {}, set()
@@ -442,7 +443,16 @@ class Aws:
                 "ValidationError", f"Endpoint {EndpointName} of account 1 not found.", "InvokeEndpoint"
             )
         self.replayed.append((self.endpoint.config, InferenceId, CustomAttributes, Body, self.now))
+        if self.endpoint.config == HOOKED:
+            self.hello()
         return {"Body": b"{}"}
+
+    def hello(self):
+        """The hook writes its hello object at the first request, unless it does not load."""
+        if self.hook_loads:
+            hello = {"torch": "2.6.0", "python": "3.11.7", "self_test": "passed", "adapter": "inference.py"}
+            key = f"tensors/{ENDPOINT}/hello/{self.now:%Y%m%dT%H%M%SZ}.json"
+            self.objects[BUCKET, key] = Stored(json.dumps(hello).encode(), self.now)
 
     def _sign(self, KeyId, Message, MessageType, SigningAlgorithm):
         return {"Signature": sign(Message)}

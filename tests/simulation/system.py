@@ -92,7 +92,7 @@ class _Ignore:
         self.last = {"message": message, **fields}
 
 
-SIMULATED = ("skews", "stale_reads", "same_config_refused")  # settings of the simulated AWS
+SIMULATED = ("skews", "stale_reads", "same_config_refused", "hook_loads")  # settings of the simulated AWS
 
 AWS = Aws()  # one per process: the functions are built once for each combination of settings
 
@@ -269,6 +269,7 @@ class System:
         aws.tables.stale_reads = given.get("stale_reads", False)
         aws.tables.page_bytes = 1500  # so that a query has several pages
         aws.same_config_refused = given.get("same_config_refused", False)
+        aws.hook_loads = given.get("hook_loads", True)
         self.tasks, self.finished = [], {}
         self.invocations = 0
         self.files, self.captured, self.drawn = {}, 0, 0

@@ -189,7 +189,7 @@ def trace(system, refused="", lost=False):
         return
     config, _, attributes, _, _ = waiting[0]
     system.drawn += 1
-    if config != "hooked" or lost:
+    if config != "hooked" or lost or not system.aws.hook_loads:
         return
     marker = attributes.rpartition("glassbox=")[2].split(".")
     write_trace(system, {"replay_event_id": marker[3], "replay_incident": marker[2]}, refused)
@@ -197,7 +197,7 @@ def trace(system, refused="", lost=False):
 
 def live_trace(system, refused=""):
     """The endpoint writes a trace of live traffic, which only the hooked config does."""
-    if system.aws.endpoint and system.aws.endpoint.config == "hooked":
+    if system.aws.endpoint and system.aws.endpoint.config == "hooked" and system.aws.hook_loads:
         write_trace(system, {}, refused)
 
 

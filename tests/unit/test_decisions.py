@@ -106,6 +106,13 @@ INCIDENTS = {
     "SWAPPING, accepted": incident("SWAPPING", requested=True),
     "HOOKED": incident("HOOKED"),
     "HOOKED, replayed": incident("HOOKED", replays=IDS, last_replay_at=NOW),
+    "HOOKED, traced": incident("HOOKED", replays=IDS, last_replay_at=NOW, heatmaps=frozenset("a")),
+    "HOOKED, refused": incident("HOOKED", replays=IDS, last_replay_at=NOW, refused=frozenset("a")),
+    "HOOKED, no answer": incident("HOOKED", replays=IDS, unanswered=IDS, last_replay_at=NOW),
+    "HOOKED, no inputs": incident("HOOKED", replays=frozenset(), last_replay_at=NOW),
+    "HOOKED, extended": incident(
+        "HOOKED", replays=IDS, last_replay_at=NOW, keep_hooked_until=NOW + 10 * MINUTE
+    ),
     "HOOKED, unanswered": incident("HOOKED", replays=IDS, unanswered=frozenset("a"), last_replay_at=NOW),
     "HOOKED, aborted": incident("HOOKED", aborted=True),
     "RESTORING": incident("RESTORING"),
@@ -131,7 +138,7 @@ GROUPS = {
 }
 # the time in the state: each limit, and one second before or after it
 TIMES = [
-    *(timedelta(0), MINUTE - SECOND, MINUTE),
+    *(timedelta(0), MINUTE - SECOND, MINUTE, 2 * MINUTE - SECOND, 2 * MINUTE),
     *(10 * MINUTE - SECOND, 10 * MINUTE, 20 * MINUTE - SECOND, 20 * MINUTE),
     *(HOUR, HOUR + SECOND, 2 * HOUR, 2 * HOUR + SECOND),
 ]
@@ -158,7 +165,15 @@ SWAPPING, accepted   | in progress    | any        | ≤ 60      | SWAPPING  |  
 SWAPPING, accepted   | in progress    | any        | > 60      | FAILED    |         | the endpoint is STATUS
 SWAPPING, accepted   | down           | any        | any       | FAILED    |         | the endpoint is STATUS
 HOOKED               | InService      | hooked     | any       | HOOKED    | REPLAY  |
-HOOKED, replayed     | InService      | hooked     | any       | HOOKED    |         |
+HOOKED, replayed     | InService      | hooked     | < 2       | HOOKED    |         |
+HOOKED, replayed     | InService      | hooked     | ≥ 2       | HOOKED    | FIND_HOOK |
+HOOKED, traced       | InService      | hooked     | any       | HOOKED    |         |
+HOOKED, refused      | InService      | hooked     | any       | HOOKED    |         |
+HOOKED, no answer    | InService      | hooked     | < 1       | HOOKED    |         |
+HOOKED, no answer    | InService      | hooked     | ≥ 1       | HOOKED    | REPLAY  |
+HOOKED, no inputs    | InService      | hooked     | any       | HOOKED    |         |
+HOOKED, extended     | InService      | hooked     | < 10      | HOOKED    |         |
+HOOKED, extended     | InService      | hooked     | ≥ 10      | HOOKED    | FIND_HOOK |
 HOOKED, unanswered   | InService      | hooked     | < 1       | HOOKED    |         |
 HOOKED, unanswered   | InService      | hooked     | ≥ 1       | HOOKED    | REPLAY  |
 HOOKED, aborted      | InService      | hooked     | any       | RESTORING |         |
@@ -403,6 +418,17 @@ def test_a_replay_that_is_refused_for_good_leaves_live_traffic_and_one_for_now_i
     assert after.incident.timeline[-1].endswith("replayed 0 requests: no such bucket")
     later = decisions.after_replay(incident("HOOKED"), CallFailure("slow down", retryable=True), at(NOW))
     assert (later.incident, later.retry) == (incident("HOOKED"), "slow down")
+
+
+def test_restores_the_endpoint_if_no_hook_is_found():
+    before = incident("HOOKED", replays=IDS, last_replay_at=NOW)
+    later = at(NOW + 2 * MINUTE)
+    decision = decisions.after_find_hook(before, False, later)
+    assert (decision.incident.state, decision.again) == (State.RESTORING, True)
+    assert "RESTORING: the hook did not load" in decision.incident.timeline[-1]
+    assert decision.incident.timeline[-1].endswith("its role may not write to the stack's bucket")
+    for found in (True, CallFailure("slow down", retryable=True), CallFailure("no such bucket")):
+        assert decisions.after_find_hook(before, found, later) == decisions.Decision(before)
 
 
 REPORTED = """

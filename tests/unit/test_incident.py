@@ -118,6 +118,50 @@ def test_the_sweep_alone_completes_an_incident_when_events_are_lost(world, viola
     assert any("the time limit is reached with 0 heat maps" in line for line in world.incident.timeline)
 
 
+def hooked(world, violation):
+    world.swap(violation)
+    world.endpoint.settle()
+    assert world.confirm() == Outcome.HOOKED
+    assert world.replayed == 1
+
+
+def test_restores_the_endpoint_two_minutes_after_the_replays_if_the_hook_did_not_load(world, violation):
+    hooked(world, violation)
+    world.hooked = False
+    world.later(1)
+    assert (world.confirm(), world.restore()) == (Outcome.HOOKED, Outcome.WAITING)
+    world.later(1)
+    assert [world.confirm() for _ in range(3)] == [Outcome.RESTORING] * 3
+    assert world.endpoint.updates == ["hooked", "plain"]
+    world.endpoint.settle()
+    assert world.confirm() == Outcome.NORMAL
+    (line,) = [line for line in world.incident.timeline if "the hook did not load" in line]
+    assert "RESTORING" in line
+    assert "Python with -I or -E" in world.notices.published[-1].text
+    assert world.notified == ["swapping", "restored"]
+
+
+def test_waits_for_the_traces_of_a_hook_that_has_loaded(world, violation):
+    hooked(world, violation)
+    for _ in range(5):
+        world.later(2)
+        assert (world.confirm(), world.restore()) == (Outcome.HOOKED, Outcome.WAITING)
+    world.draw(*IDS)
+    assert world.restore() == Outcome.RESTORING
+
+
+def test_an_s3_that_does_not_answer_for_the_hook_leaves_the_time_limit(world, violation):
+    hooked(world, violation)
+    world.hooked = False
+    world.refuse("has_hook", RetryableError("slow down"))
+    for _ in range(7):
+        world.later(2)
+        assert (world.confirm(), world.restore()) == (Outcome.HOOKED, Outcome.WAITING)
+    world.later(2)
+    assert world.restore() == Outcome.RESTORING
+    assert "the time limit is reached" in world.incident.timeline[-2]
+
+
 def test_another_violation_joins_the_open_incident(world, violation, load_event):
     world.swap(violation)
     other = read_violation(load_event("monitor-job-violations"), FakeObjects())

@@ -5,12 +5,14 @@ import hashlib
 import inspect
 import itertools
 import json
+import platform
 import re
 import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,7 @@ from glassbox.errors import SettingsError
 from glassbox.explanation import trace_format as names
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_reader import read_index, read_tensors, read_trace
+from glassbox.incidents.hook_hello import Hello
 from recorder import RateLimit, TensorRecorder
 from resnet import ResNet18
 
@@ -899,3 +902,22 @@ def test_every_trace_has_its_own_time(trace_to):
     recorder.close()
     asked = [bucket.trace(key).meta.request["time"] for key in bucket.indexes]
     assert asked == ["2026-11-23T10:00:02.123Z", "2026-11-23T10:01:02.123Z"]
+
+
+def test_the_hello_object_is_readable_by_the_report(trace_to):
+    bucket = Bucket()
+    recorder = trace_to(bucket)
+    recorder.hello("inference.py")
+    ((key, content),) = bucket.items()
+    assert re.fullmatch(r"tensors/signs/hello/[A-Za-z0-9.-]+\.json", key)
+    expected = Hello(torch.__version__, platform.python_version(), "passed", "inference.py")
+    assert msgspec.json.decode(content, type=Hello) == expected
+
+
+def test_a_refused_hello_object_is_logged_and_traces_go_on(trace_to, caplog):
+    bucket = Bucket()
+    bucket.away = True
+    recorder = trace_to(bucket)
+    recorder.hello("inference.py")
+    assert "no hello object: ConnectionError: no route to S3" in caplog.text
+    assert recorder.dropped == 0

@@ -48,6 +48,8 @@ from glassbox.violation import OPERATOR_CHECK, Violation
 # the claim of an invocation that crashed is left.
 CLAIM_EXPIRES = timedelta(minutes=1)
 REPLAY_INTERVAL = timedelta(minutes=1)
+# A hook that has loaded writes its hello object at the first request, and the first trace comes within seconds.
+HELLO_DELAY = timedelta(minutes=2)
 # a failed restore is retried after 10, 20, 40, … minutes
 FIRST_RETRY, LONGEST_RETRY = timedelta(minutes=10), timedelta(hours=4)
 DAY = timedelta(days=1)
@@ -82,6 +84,7 @@ class Action(StrEnum):
     SWAP = "UpdateEndpoint to the hooked config"
     RESTORE = "UpdateEndpoint to the plain config"
     REPLAY = "send the flagged inputs again"
+    FIND_HOOK = "look for the hook's hello object"
     REPORT = "write the incident report"
 
 
@@ -314,7 +317,24 @@ def _hooked(incident: Incident, live: EndpointState, context: Context) -> Decisi
                 incident, CallFailure("the incident is too old, replay markers expire"), context
             )
         return Decision(incident, Action.REPLAY)
-    return Decision(incident)
+    return Decision(incident, Action.FIND_HOOK if _is_hook_silent(incident, context) else None)
+
+
+def _is_hook_silent(incident: Incident, context: Context) -> bool:
+    """Return whether the endpoint has answered replays for a while, and neither a trace nor a refusal came."""
+    answered = (incident.replays or frozenset()) - incident.unanswered
+    if not answered or incident.heatmaps or incident.refused or incident.last_replay_at is None:
+        return False
+    if incident.keep_hooked_until is not None and context.now < incident.keep_hooked_until:
+        return False
+    return context.now >= incident.last_replay_at + HELLO_DELAY
+
+
+def after_find_hook(incident: Incident, has_hook: bool | CallFailure, context: Context) -> Decision:
+    """Restore the endpoint if its hook did not load."""
+    if isinstance(has_hook, CallFailure) or has_hook:  # the time limit holds without an answer of S3
+        return Decision(incident)
+    return _begin_restore(incident, context, notifications.HOOK_NOT_LOADED)
 
 
 def after_replay(incident: Incident, sent: Replays | CallFailure, context: Context) -> Decision:

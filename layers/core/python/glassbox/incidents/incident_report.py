@@ -11,6 +11,7 @@ import jinja2
 
 from glassbox.errors import BadInputError, printable
 from glassbox.explanation.facts import Facts, Refusal, describe_blurred, read_facts
+from glassbox.incidents.hook_hello import describe_hook
 from glassbox.incidents.input_image import browser_image
 from glassbox.incidents.model import Incident, Report
 from glassbox.incidents.replay import Input
@@ -24,6 +25,7 @@ LIVE = 2  # index in GROUPS
 GROUPS = ("Flagged requests", "For comparison", "Live traffic during the incident")
 _HEATMAP_BYTES = 8 << 20
 _CLASSES = 20  # with a line in the notification
+_HOOKS = 3  # lines about the hook in the notification
 _NAMED = 5  # missing heat maps that the notification names
 _REASON_CHARACTERS = 200
 
@@ -75,11 +77,13 @@ def write_report(
     )
     flagged = [_input(captured) for captured in inputs(incident)] if incident.notify_only else []
     key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
-    html = render(incident, heatmaps, counted, left_out, flagged)
-    objects.put(bucket, key, html.encode(), "text/html; charset=utf-8")
+    hook = [] if incident.notify_only else describe_hook(incident.opened, incident.endpoint, bucket, objects)
     found = list(findings([heatmap.facts for heatmap in heatmaps])[:_CLASSES])
     if incident.notify_only:
         found = [_counted(counted), f"{len(flagged)} flagged inputs are shown"]
+    html = render(incident, heatmaps, counted, left_out, flagged, hook)
+    objects.put(bucket, key, html.encode(), "text/html; charset=utf-8")
+    found += hook[:_HOOKS]
     found += [f"{name}: {reason}" for name, reason in left_out[:_NAMED]]
     if len(left_out) > _NAMED:
         found.append(f"and {len(left_out) - _NAMED:,} more without a heat map")
@@ -170,12 +174,14 @@ def render(
     counts: Counts,
     left_out: Sequence[tuple[str, str]] = (),
     inputs: Sequence[Mapping[str, Any]] = (),
+    hook: Sequence[str] = (),
 ) -> str:
     """Return the HTML of the report.
 
     Args:
         left_out: name and reason of each missing heat map.
         inputs: name, predicted_class, confidence, uri and reason of each flagged input.
+        hook: one line for each kind of process that the hook loaded in.
     """
     flagged_class: PredictedClass | None = incident.cause.predicted_class
     if (
@@ -192,6 +198,7 @@ def render(
         groups=[(title, [p for p in heatmaps if p.group == i]) for i, title in enumerate(GROUPS)],
         left_out=left_out,
         inputs=inputs,
+        hook=hook,
         bars=bars,
         largest=max(counts.classes.values(), default=1),
         counted=counts.sample_size,

@@ -10,6 +10,10 @@ from glassbox.incidents.model import DELETED, EndpointConfigs, EndpointState, In
 from glassbox.violation import Violation
 
 _TEXT_LINE_CHARACTERS = 2500
+HOOK_NOT_LOADED = (
+    "the hook did not load in the hooked model. Likely: its image starts Python with -I or -E, has no torch or boto3, "
+    "is isolated from the network, or its role may not write to the stack's bucket"
+)
 
 
 @dataclass(frozen=True)

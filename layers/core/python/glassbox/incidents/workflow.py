@@ -110,12 +110,14 @@ def confirm(
     now: datetime,
     *,
     replay: Callable[[Incident], Replays],
+    has_hook: Callable[[Incident], bool],
     report: Callable[[Incident], Report],
 ) -> Outcome:
     """Verify what the endpoint serves, and take the next step of its incident.
 
     Args:
         replay: sends the flagged inputs to the hooked model again.
+        has_hook: returns whether the hook has loaded in the hooked model.
         report: writes the incident report.
 
     Returns:
@@ -133,6 +135,8 @@ def confirm(
         incident = decision.incident
         if decision.action is Action.REPLAY:
             return decisions.after_replay(incident, _attempt(lambda: replay(incident)), context)
+        if decision.action is Action.FIND_HOOK:
+            return decisions.after_find_hook(incident, _attempt(lambda: has_hook(incident)), context)
         if decision.action is Action.REPORT:
             return decisions.after_report(incident, _attempt(lambda: report(incident)), context)
         return _update_endpoint(decision, dependencies, context)

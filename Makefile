@@ -65,11 +65,14 @@ check-model: $(READY) ## check a model offline: modules, completeness, latency, 
 	$(call need,MODEL)
 	@$(RUN) model_code/check.py '$(MODEL)' $(if $(IMAGE),--image '$(IMAGE)') $(if $(HEATMAP),--heatmap '$(HEATMAP)')
 
+# How the owner's code is run.
+OWNER = $(if $(filter-out file,$(origin PYTHON)),--python '$(PYTHON)') \
+        $(if $(CONTENT_TYPE),--content-type '$(CONTENT_TYPE)') $(if $(SECONDS),--seconds $(SECONDS))
+
 check-endpoint: $(READY) ## try the hook offline on an unchanged endpoint's archive (ARCHIVE=model.tar.gz IMAGE=x.png PYTHON=…)
 	$(call need,ARCHIVE)
 	$(call need,IMAGE)
-	@$(RUN) model_code/check_endpoint.py '$(ARCHIVE)' $(IMAGE) $(if $(filter-out file,$(origin PYTHON)),--python '$(PYTHON)') \
-	  $(if $(CONTENT_TYPE),--content-type '$(CONTENT_TYPE)') $(if $(SECONDS),--seconds $(SECONDS)) \
+	@$(RUN) model_code/check_endpoint.py '$(ARCHIVE)' $(IMAGE) $(OWNER) \
 	  $(if $(HEATMAPS),--heatmaps '$(HEATMAPS)') $(if $(DETAILS),--details)
 
 # ------------------------------------------------------------------ without AWS, with Docker
@@ -117,8 +120,8 @@ WANTED  = --stack '$(STACK)' --threshold '$(THRESHOLD)' --email '$(EMAIL)' --end
           --model-data '$(MODEL_DATA)' $(if $(MODEL),--model '$(MODEL)') $(if $(STAGE),--stage $(STAGE)) \
           --set $(if $(filter-out file,$(origin ARCHITECTURE)),Architecture=$(ARCHITECTURE)) $(SET)
 
-plan: build .venv-deploy/.ready ## print what deploy would create and change (ENDPOINT, THRESHOLD, EMAIL, SET="MaxFlaggedReplays=20 …")
-	@$(DEPLOY) plan $(WANTED)
+plan: build .venv-deploy/.ready ## print what deploy would create and change (ENDPOINT, THRESHOLD, EMAIL, SET="MaxFlaggedReplays=20 …"; CHECK=1)
+	@$(DEPLOY) plan $(WANTED) $(if $(CHECK),--check $(if $(CHECK_IMAGE),--check-image '$(CHECK_IMAGE)') $(OWNER))
 
 deploy: build .venv-deploy/.ready ## deploy the stack and the hooked twin (arguments as for plan; YES=1 does not ask)
 	@$(DEPLOY) deploy $(WANTED) $(if $(YES),--yes)

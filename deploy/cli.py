@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from deploy import ROOT, DeployError, images, stack
 from deploy.apply import apply, check_reacts, renew_twin
+from deploy.check import CheckOptions, check_lines
 from deploy.explain import explain as explain_image
 from deploy.plan import DeployOptions, make_plan
 from deploy.remove import removal_line
@@ -24,7 +25,19 @@ from deploy.twin import Overrides
 
 def plan(arguments: argparse.Namespace, session: boto3.Session) -> None:
     """Print what deploy would do."""
-    print("\n".join(make_plan(_deploy_options(arguments), session).lines))
+    planned = make_plan(_deploy_options(arguments), session)
+    print("\n".join(planned.lines), flush=True)
+    if planned.endpoint is None or not planned.reacts:
+        return
+    if not arguments.check:
+        print(
+            "CHECK=1 runs the endpoint's code on this machine and prints whether its answers can be explained."
+        )
+        return
+    print()
+    options = CheckOptions(arguments.check_image, arguments.python, arguments.content_type, arguments.seconds)
+    for line in check_lines(planned.endpoint, options, session):
+        print(line, flush=True)
 
 
 def deploy(arguments: argparse.Namespace, session: boto3.Session) -> None:
@@ -132,6 +145,14 @@ def _parse_arguments() -> argparse.Namespace:
             one.add_argument("--email", default="", help="NotificationEmail")
             one.add_argument("--stage", default="", help="dev or prod")
             one.add_argument("--set", type=_parameter, nargs="*", default=[], metavar="Parameter=value")
+        if name == "plan":
+            one.add_argument("--check", action="store_true", help="run the endpoint's code on this machine")
+            one.add_argument(
+                "--check-image", type=Path, default=CheckOptions.image, help="that the code answers"
+            )
+            one.add_argument("--python", default="", help="interpreter with the code's requirements")
+            one.add_argument("--content-type", default="", help="of the image (default: tried in turn)")
+            one.add_argument("--seconds", type=float, default=CheckOptions.seconds, help="limit of the check")
         if name == "explain":
             one.add_argument("--image", type=Path, required=True, help="PNG or JPEG file, or an array (.npy)")
             one.add_argument("--endpoint", default="", help="endpoint of the stack, as a check")

@@ -368,7 +368,7 @@ def environment(model: Path, url: str) -> dict[str, str]:
 
 
 def with_hook(plain: Mapping[str, str], folder: Path, model: Path, key: rsa.RSAPrivateKey) -> dict[str, str]:
-    """Return the environment of a hooked twin, and write the hook unless the archive contains it."""
+    """Return a hooked twin's environment, and write the hook unless the archive has it."""
     path = plain["PYTHONPATH"]
     if not (model / PACKED).is_file():
         write_hook(folder / "hook")

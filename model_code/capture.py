@@ -150,6 +150,11 @@ class Capture:
         self._inside.call = True
         try:
             output = plain(network, *args, **kwargs)
+        except Exception as error:
+            recorder = self._recorder
+            if recorder is not None:
+                self.guarded(functools.partial(recorder.failed, error))
+            raise
         finally:
             self._inside.call = False
         self.guarded(lambda: self._end(call, output))

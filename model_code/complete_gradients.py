@@ -180,6 +180,7 @@ def complete_gradients(
     *,
     scores_of: Callable[[Any], Tensor] | None = None,
     keep_values: bool = False,
+    memory: int | None = None,
 ) -> list[Decomposition]:
     """Decompose a class score of each image into terms that add up to it.
 
@@ -194,17 +195,18 @@ def complete_gradients(
         targets: N classes; by default the predicted ones.
         scores_of: takes the output of ``model`` for one image and returns its scores (1, K); default :func:`scores`.
         keep_values: keep the values and the gradient of each term.
+        memory: bytes that an image may take; None is unbounded. They are estimated from the outputs of all operators.
 
     Raises:
-        UnexplainableError: the network is in train mode, its scores do not depend on the image, or are not (1, K), or
-            it draws random numbers that only the generator of the process gives.
+        UnexplainableError: the network is in train mode, its scores do not depend on the image, or are not (1, K), it
+            draws random numbers that only the generator of the process gives, or it needs more than ``memory``.
         RuntimeError: by torch or by the network.
     """
     if images.ndim != 4 or not images.is_floating_point():
         found = f"{images.dtype} {tuple(images.shape)}"
         raise UnexplainableError(f"images: expected floating point (N, C, H, W), got {found}")
     with _LOCK, torch.inference_mode(False), torch.enable_grad(), _full_precision(images), _unscripted():
-        network, images = _computable(_Network(model), images.detach())
+        network, images = _computable(_Network(model), images.detach(), memory)
         decompositions = []
         for i in range(len(images)):
             run = _Run(
@@ -212,38 +214,43 @@ def complete_gradients(
                 None if targets is None else int(targets[i]),
                 scores_of or scores,
                 keep_values,
+                memory,
             )
             try:
                 decompositions.append(run(network.fresh()))
             except _WritesToItselfError:
-                network = network.copied()
+                network = network.copied(memory)
                 decompositions.append(run(network.fresh()))
         return decompositions
 
 
 def plain_logits(
-    model: nn.Module, images: Tensor, *, scores_of: Callable[[Any], Tensor] | None = None
+    model: nn.Module,
+    images: Tensor,
+    *,
+    scores_of: Callable[[Any], Tensor] | None = None,
+    memory: int | None = None,
 ) -> Tensor:
     """Return the logits (N, K) of passes without a gradient, before a final softmax or sigmoid.
 
     Each image runs alone, and ``model`` is left as :func:`complete_gradients` leaves it.
 
     Args:
-        model, images, scores_of: see :func:`complete_gradients`.
+        model, images, scores_of, memory: see :func:`complete_gradients`; ``memory`` bounds a copy of the network.
 
     Raises:
-        UnexplainableError: the network is in train mode, or its scores are not (1, K).
+        UnexplainableError: the network is in train mode, its scores are not (1, K), or its copy needs too much memory.
         RuntimeError: by torch or by the network.
     """
     with _LOCK, torch.inference_mode(False), torch.no_grad(), _full_precision(images), _unscripted():
-        network, images = _computable(_Network(model), images.detach())
+        network, images = _computable(_Network(model), images.detach(), memory)
         rows = []
         for image in images:
             run = _Run(image[None], None, scores_of or scores, keep_values=False)
             try:
                 rows.append(run.plain(network.fresh()))
             except _WritesToItselfError:
-                network = network.copied()
+                network = network.copied(memory)
                 rows.append(run.plain(network.fresh()))
         return torch.cat(rows)
 
@@ -279,8 +286,13 @@ class _Network:
                 if tensor.layout == torch.strided and tensor.numel():
                     self._storages.add(_storage(tensor))
 
-    def copied(self) -> _Network:
-        """Return a deep copy, which may be written into."""
+    def copied(self, memory: int | None) -> _Network:
+        """Return a deep copy, which may be written into.
+
+        Raises:
+            UnexplainableError: it takes more than ``memory`` bytes.
+        """
+        _must_fit(sum(t.nbytes for t in self.tensors), memory, "a copy of the network")
         return _Network(copy.deepcopy(self.model), owned=False)
 
     def fresh(self) -> _Network:
@@ -308,11 +320,22 @@ _MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _OF_MODULE = frozenset({"bias", "weight", "running_mean", "running_var"})
 
 
-def _computable(network: _Network, images: Tensor) -> tuple[_Network, Tensor]:
+def _must_fit(needed: int, memory: int | None, what: str) -> None:
+    if memory is not None and needed > memory:
+        raise UnexplainableError(
+            f"memory: expected at most {memory / _MIB:.1f} MiB for an explanation, got {needed / _MIB:.1f} MiB for "
+            f"{what}. Set TRACE_MEMORY_MIB to more, or give the endpoint more memory."
+        )
+
+
+_MIB = 1 << 20
+
+
+def _computable(network: _Network, images: Tensor, memory: int | None) -> tuple[_Network, Tensor]:
     """Return the network, or a copy of it that autograd can differentiate in float32, and the images for it."""
     half = any(t.dtype in (torch.float16, torch.bfloat16) for t in network.tensors)
     if half or any(t.is_inference() for t in network.tensors):
-        network = network.copied()
+        network = network.copied(memory)
     if half:
         network, images = _Network(network.model.float(), owned=False), images.float()
     return network, images.clone() if images.is_inference() else images
@@ -387,6 +410,7 @@ class _Run:
     target: int | None
     scores_of: Callable[[Any], Tensor]
     keep_values: bool
+    memory: int | None = None
 
     def __call__(self, network: _Network) -> Decomposition:
         gates, numbers = GATES, PrivateRandom()
@@ -400,11 +424,12 @@ class _Run:
                 "scores: expected a gradient to the image, got none: every path to it leads through a gate"
             )
         random: list[str] = []
-        if forward.random:
-            again = self._forward(network, gates, numbers).logits.detach()
+        if numbers.drawn:
+            with torch.no_grad():  # keeps no second graph in memory
+                again = self._forward(network, gates, numbers).logits
             tolerance = 1e-4 * float(again.abs().max())
             if not torch.allclose(again, forward.logits.detach(), rtol=1e-4, atol=tolerance):
-                random = sorted(forward.random)
+                random = sorted(numbers.drawn)
         return self._backward(forward, random)
 
     def plain(self, network: _Network) -> Tensor:
@@ -414,7 +439,7 @@ class _Run:
     def _forward(self, network: _Network, gates: frozenset[str], numbers: PrivateRandom) -> _Forward:
         leaf = self.image.clone().requires_grad_(torch.is_grad_enabled())
         # A network may write into its input, which a leaf would refuse.
-        forward = _Forward(network, leaf, leaf.clone(), gates, numbers)
+        forward = _Forward(network, leaf, leaf.clone(), gates, numbers, self.memory)
         with forward:
             output = self.scores_of(network.model(forward.entered))
         forward.finish(output)
@@ -456,12 +481,13 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         entered: Tensor,
         gates: frozenset[str],
         numbers: PrivateRandom,
+        memory: int | None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._numbers = numbers
+        self._memory, self._kept, self._largest = memory, 0, 0
         self.network, self.leaf, self.entered = network, leaf, entered
         self.records: dict[Any, list[Record]] = {}
-        self.random: set[str] = set()
         self.count = 0
         self.places = Places((leaf.shape[2], leaf.shape[3]))
         self.output = self.logits = leaf
@@ -479,8 +505,6 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         self.count += 1
         op, in_place, is_random = _described(func)
-        if is_random:
-            self.random.add(op.strip("_"))
         if func.namespace == "quantized":
             self.quantized = op
         finish: Callable[[Any], Record] | None = None
@@ -503,6 +527,7 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = self._numbers(func, args, kwargs) if is_random else func(*args, **kwargs)
         self._note(op, args, output)
         if torch.is_grad_enabled():
+            self._count(args, output)
             self._place(op, in_place, func, args, kwargs, output)
         if finish is not None:
             record = finish(output)
@@ -511,6 +536,22 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._keep(record, op, args, first)
             self._pending.append((first, node, record))
         return output
+
+    def _count(self, args: Any, output: Any) -> None:
+        """Count the memory of new tensors as if autograd kept all of them."""
+        if self._memory is not None:
+            given = {_storage(tensor) for tensor in _strided(args)}
+            self.keep(sum(t.nbytes for t in _strided([output]) if _storage(t) not in given))
+
+    def keep(self, size: int) -> None:
+        """Count bytes that stay in memory until the end of the pass.
+
+        Raises:
+            UnexplainableError: the pass needs more memory than it may take.
+        """
+        self._kept, self._largest = self._kept + size, max(self._largest, size)
+        needed = self._kept + _GRADIENTS * self._largest
+        _must_fit(needed, self._memory, f"the first {self.count} operators")
 
     def _keep(self, record: Record, op: str, args: Any, output: Tensor) -> None:
         """Number and name a record, and note the place of its values."""
@@ -663,6 +704,9 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
+# Tensors of the size of the largest output that a backward pass holds at once: measured up to 6.5, for a ResNet.
+_GRADIENTS = 8
+
 _VIEWS = frozenset({"view", "_unsafe_view", "_reshape_alias"})
 _MAPS = frozenset({  # their output is (N, C, h, w)
     "convolution", "_convolution", "mkldnn_convolution", "native_batch_norm", "_native_batch_norm_legit",
@@ -755,6 +799,8 @@ class _Backward:
             is_last=record.is_last,
             rows=record.rows,
         )
+        if self._keep:
+            self._forward.keep(values.nbytes + gradient.nbytes)
         for suffix, part, has_pixels in parts:
             numbers, folded = _reduced(part, has_pixels)
             term = Term(
@@ -825,6 +871,10 @@ def _node(tensor: Tensor) -> Any:
     """Return the node of the last write to a tensor; of a view, that of its base."""
     base = tensor._base
     return tensor.grad_fn if base is None else base.grad_fn
+
+
+def _strided(values: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(values) if tensor.layout == torch.strided]
 
 
 def _storage(tensor: Tensor) -> int:

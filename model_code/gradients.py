@@ -3,9 +3,11 @@
 Names and shapes of the tensors: ``glassbox/explanation/trace_format.py``; the terms: ``complete_gradients.py``.
 """
 
+from __future__ import annotations
+
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from complete_gradients import Decomposition, Term, complete_gradients
 from glassbox.explanation import trace_format as names
 from glassbox.explanation.saliency import saliency_of
 from gradient_self_test import SelfTestError, self_test
+from trace_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +69,19 @@ class Gradients:
             the time when the trace is written.
         trace_form: ``reduced`` or ``full``.
         blur_test: measure ``blurred``, by two more forward passes for each image.
+        memory: returns the bytes that an image may take on a device, or None; by default they are unbounded.
     """
 
-    def __init__(self, model: nn.Module, trace_form: str, *, blur_test: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        trace_form: str,
+        *,
+        blur_test: bool = False,
+        memory: Callable[[torch.device], int | None] = lambda _: None,
+    ) -> None:
         self._model, self._trace_form = model, trace_form
-        self._blur_test = blur_test
+        self._blur_test, self._memory = blur_test, memory
         # A scripted module has the class's name in this attribute.
         self.model_name = str(getattr(model, "original_name", type(model).__name__))
         self._modules = dict(model.named_modules())
@@ -90,13 +101,15 @@ class Gradients:
         Raises:
             UnexplainableError: see :func:`complete_gradients.complete_gradients`.
             SelfTestError: the installed torch does not behave as the rules expect.
+            MemoryError, RuntimeError: by the network, also in the blur test if memory is full.
         """
         error = self_test_error()
         if error is not None:
             raise error
         full = self._trace_form == names.FULL
         targets = None if target is None else [target]
-        (found,) = complete_gradients(self._model, image, targets, keep_values=full)
+        memory = self._memory(image.device)
+        (found,) = complete_gradients(self._model, image, targets, keep_values=full, memory=memory)
         tensors = self._full(image, found) if full else _maps(found)
         tensors |= {
             names.LOGITS: _numpy(found.logits[None]),
@@ -125,6 +138,8 @@ class Gradients:
         except (
             Exception
         ) as error:  # the network's code may raise anything, and the trace is complete without it
+            if is_out_of_memory(error):
+                raise
             reason = " ".join(str(error).split())
             logger.warning("%s: blurred image: %s: %s", self.model_name, type(error).__name__, reason)
             return None

@@ -28,8 +28,8 @@ _SWITCHES = ("train", "dropout_p", "dropout")  # arguments that, at zero, make a
 def light_copy(model: nn.Module) -> nn.Module:
     """Return a network of new modules on the memory of the same parameters and buffers.
 
-    No parameter of the copy requires a gradient. An attribute that is set on a module of the copy does not change the original.
-    A module whose class has ``__del__`` is not copied, because its end would release what the original uses.
+    No parameter of the copy requires a gradient. An attribute that is set on a module of the copy does not change the
+    original. A module whose class has ``__del__`` is not copied, because its end would release what the original uses.
     """
     copies: dict[int, Any] = {}
     copied: nn.Module = _copied(model, copies)
@@ -111,9 +111,13 @@ class PrivateRandom:
     """Calls operators of random numbers with generators of its own.
 
     The generators of the process and of the owner do not change. The numbers are the same for each object.
+
+    Attributes:
+        drawn: operators that drew numbers.
     """
 
     def __init__(self) -> None:
+        self.drawn: set[str] = set()
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __call__(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -128,6 +132,7 @@ class PrivateRandom:
         }
         if any(name in values and not values[name] for name in _SWITCHES):
             return func(*args, **kwargs)
+        self.drawn.add(func.overloadpacket.__name__.strip("_"))
         tensors = list(tensors_in(args))
         device = torch.device(kwargs.get("device") or (tensors[0].device if tensors else "cpu"))
         packet = func.overloadpacket

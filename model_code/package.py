@@ -37,6 +37,7 @@ HOOK = (
     "isolation.py",
     "pixel_places.py",
     "recorder.py",
+    "trace_memory.py",
     "trace_upload.py",
     "trace_writer.py",
 )

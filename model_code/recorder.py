@@ -26,6 +26,7 @@ from glassbox.explanation import trace_format as names
 from glassbox.replay_marker import REPAIR, PublicKey, verified_marker
 from glassbox.settings import from_env, setting
 from gradients import Gradients, SampleTerms, merged, self_test_error
+from trace_memory import allowed_bytes, is_out_of_memory
 from trace_upload import TraceUploader
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Settings:
     traces_per_minute: int = setting(10, within=(0, None))
     trace_form: str = "reduced"
     blur_test: bool = True
+    trace_memory_mib: int | None = setting(None, within=(1, None))
     replay_key: str | None = None
     replay_key_arn: str | None = None
 
@@ -93,6 +95,7 @@ class TensorRecorder:
         utcnow: returns the current time.
         replay_key: verifies replay markers; without it every request is live traffic.
         blur_test: measure with every trace what blurring the best tenth of the image does to the probability.
+        trace_memory: bytes that the explanation of an image may take; default :func:`trace_memory.allowed_bytes`.
 
     Raises:
         SettingsError: invalid destination or trace form.
@@ -110,10 +113,13 @@ class TensorRecorder:
         utcnow: Callable[[], datetime],
         replay_key: PublicKey | None = None,
         blur_test: bool = True,
+        trace_memory: int | None = None,
     ) -> None:
         if trace_form not in (names.REDUCED, names.FULL):
             raise SettingsError(f"TRACE_FORM: expected {names.REDUCED} or {names.FULL}, got {trace_form!r}")
         self._trace_form, self._blur_test, self._utcnow = trace_form, blur_test, utcnow
+        self._memory = allowed_bytes if trace_memory is None else lambda _: trace_memory
+        self._is_explaining, self._off, self._switching = False, "", threading.Lock()
         self._model = None if model is None else model.eval().requires_grad_(False)
         self._gradients = None if model is None else self.gradients_of(model)
         self._rate = RateLimit(traces_per_minute, clock)
@@ -122,7 +128,7 @@ class TensorRecorder:
 
     def gradients_of(self, network: nn.Module) -> Gradients:
         """Return what :meth:`record` needs of a network."""
-        return Gradients(network, self._trace_form, blur_test=self._blur_test)
+        return Gradients(network, self._trace_form, blur_test=self._blur_test, memory=self._memory)
 
     def wants(
         self, body: bytes, custom_attributes: str | None = None, inference_id: str | None = None
@@ -137,7 +143,7 @@ class TensorRecorder:
         )
         if marker and marker.purpose == REPAIR:
             return None
-        if marker is None and not self._rate.take():
+        if marker is None and (self._off or not self._rate.take()):
             return None
         request = {
             "inference_id": inference_id,
@@ -162,8 +168,12 @@ class TensorRecorder:
         if self._model is None or self._gradients is None:
             raise TypeError("predict: expected a model, got None. Give one to the constructor.")
         explained = images[: explained_samples(images)].clone()  # the network may write into its input
-        with torch.inference_mode():
-            logits: Tensor = self._model(images)
+        try:
+            with torch.inference_mode():
+                logits: Tensor = self._model(images)
+        except Exception as error:
+            self.failed(error)
+            raise
         self.record(self._gradients, explained, input_images, logits, request, labels)
         return logits
 
@@ -220,6 +230,20 @@ class TensorRecorder:
         """Return whether this is the thread that computes the traces."""
         return self._uploader.is_own_thread()
 
+    def failed(self, error: Exception) -> None:
+        """Switch explaining off if this error of a live call means that a trace took its memory."""
+        if self._is_explaining and is_out_of_memory(error):
+            self._switch_off("a live call during a trace", error)
+
+    def _switch_off(self, where: str, error: Exception) -> None:
+        """Explain nothing from now on in this process, because live requests need the memory."""
+        with self._switching:
+            if not self._off:
+                self._off = (
+                    f"explaining is off since {where} ran out of memory ({type(error).__name__}: {error})"
+                )
+                logger.error("%s. Restart the endpoint with more memory.", " ".join(self._off.split()))
+
     @property
     def dropped(self) -> int:
         """Number of lost traces."""
@@ -240,14 +264,21 @@ class TensorRecorder:
     ) -> dict[str, Array]:
         """Return the tensors of a step; for a replay that cannot be traced, those of a refusal."""
         try:
+            if self._off:
+                raise RuntimeError(self._off)
+            self._is_explaining = True
             samples = self._samples(gradients, images, input_images, answered)
             meta, tensors = merged(samples)
         except Exception as error:  # the network's code may raise anything
+            if is_out_of_memory(error):
+                self._switch_off("a trace", error)
             if names.REPLAY_EVENT_ID not in request:
                 raise
             reason = f"{type(error).__name__}: {error}"
             self._uploader.drop(reason)
             return self._refusal(request, reason, gradients.model_name)
+        finally:
+            self._is_explaining = False
         input_images = input_images[: len(samples)]
         # Shortened, because long names of a large batch would make the meta larger than the reader accepts.
         class_names = labels and [
@@ -343,6 +374,7 @@ def connected(
         utcnow=lambda: datetime.now(timezone.utc),
         replay_key=_replay_key(settings),
         blur_test=settings.blur_test,
+        trace_memory=settings.trace_memory_mib and settings.trace_memory_mib << 20,
     )
     recorder.hello(adapter)
     return recorder

@@ -18,6 +18,7 @@ GRADIENTS = {
     "gradients",
     "isolation",
     "pixel_places",
+    "trace_memory",
 }
 
 

@@ -58,6 +58,7 @@ def test_holds_the_model_and_its_code(tmp_path, weights):
             "code/recorder.py",
             "code/requirements.txt",
             "code/resnet.py",
+            "code/trace_memory.py",
             "code/trace_upload.py",
             "code/trace_writer.py",
             "model/config.json",

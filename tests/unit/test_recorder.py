@@ -104,6 +104,7 @@ def trace_to():
         clock=lambda: 0.0,
         replay_key=replays.KEY,
         blur_test=True,
+        trace_memory=None,
     ):
         model = ResNet18(num_classes=5, width=4).eval() if model is None else model
         made.append(
@@ -117,6 +118,7 @@ def trace_to():
                 utcnow=lambda: NOW,
                 replay_key=replay_key,
                 blur_test=blur_test,
+                trace_memory=trace_memory,
             )
         )
         return made[-1]
@@ -322,14 +324,16 @@ class TestTensorRecorder:
             assert (numbers.best, numbers.random) == pytest.approx(expected, rel=1e-5)
 
     def test_failing_blur_test_costs_no_trace(self, trace_to, caplog):
+        passes = []
+
         class Third(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.fc, self.passes = nn.Linear(3, 5), []
+                self.fc = nn.Linear(3, 5)
 
             def forward(self, x):
-                self.passes.append(1)
-                if len(self.passes) > 2:
+                passes.append(1)
+                if len(passes) > 2:
                     raise RuntimeError("no third\npass")
                 return self.fc(x.square().mean((2, 3)))
 
@@ -883,6 +887,119 @@ def wait_until(happened, seconds=120):
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+class Full(nn.Module):
+    """Raises in the calls that ``when`` selects, as torch does on a device whose memory is full."""
+
+    def __init__(self, when, error):
+        super().__init__()
+        self.when, self.error = when, error
+
+    def forward(self, x):
+        if self.when():
+            raise self.error
+        return x
+
+
+def in_thread_of_the_traces():
+    return threading.current_thread().name == "trace-upload"
+
+
+class TestMemory:
+    def test_a_replay_that_needs_more_than_the_limit_is_refused(self, trace_to):
+        bucket = Bucket()
+        recorder = trace_to(bucket, trace_memory=1 << 15)
+        predict(recorder, images(), **REPLAYED)
+        recorder.close()
+        (index,) = bucket.indexes
+        assert re.match(
+            r"UnexplainableError: memory: expected at most 0\.0 MiB for an explanation, got 0\.\d MiB for the first "
+            r"\d+ operators\. Set TRACE_MEMORY_MIB",
+            bucket.trace(index).meta.refused,
+        )
+
+    def test_a_refusal_for_memory_switches_nothing_off(self, trace_to):
+        bucket = Bucket()
+        recorder = trace_to(bucket, ResNet18(num_classes=5, width=4).eval(), trace_memory=1 << 17)
+        predict(recorder, images().repeat(1, 1, 4, 4), **REPLAYED)
+        predict(recorder, images(), **REPLAYED)
+        recorder.close()
+        refused = [bool(bucket.trace(index).meta.refused) for index in bucket.indexes]
+        assert refused == [True, False]
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            MemoryError("of the host"),
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("of_the_blur_test", [False, True])
+    def test_a_trace_that_runs_out_of_memory_switches_explaining_off(
+        self, trace_to, caplog, error, of_the_blur_test
+    ):
+        bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
+        model.maxpool = Full(
+            lambda: in_thread_of_the_traces() and torch.is_grad_enabled() != of_the_blur_test, error
+        )
+        recorder = trace_to(bucket, model)
+        with torch.inference_mode():
+            expected = model(images())
+        assert torch.equal(predict(recorder, images(), **REPLAYED), expected)
+        wait_until(lambda: len(bucket.indexes) == 1)
+        model.maxpool = nn.Identity()
+        assert recorder.wants(b"live") is None
+        replay = recorder.wants(b"x", replays.marker(b"x", OPEN, "event-2"))
+        assert replay is not None
+        predict(recorder, images(), **replay)
+        recorder.close()
+        first, second = (bucket.trace(index).meta.refused for index in bucket.indexes)
+        assert first.startswith(f"{type(error).__name__}: {error}")
+        assert second.startswith("RuntimeError: explaining is off since a trace ran out of memory (")
+        assert str(error) in second
+        assert caplog.text.count("Restart the endpoint with more memory.") == 1
+
+    def test_a_live_call_that_runs_out_of_memory_during_a_trace_switches_explaining_off(self, trace_to):
+        bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
+        tracing, may_end = threading.Event(), threading.Event()
+
+        def when():
+            if in_thread_of_the_traces():
+                tracing.set()
+                may_end.wait()
+                return False
+            return tracing.is_set()
+
+        model.maxpool = Full(when, torch.cuda.OutOfMemoryError("CUDA out of memory"))
+        recorder = trace_to(bucket, model)
+        predict(recorder, images(), **REPLAYED)
+        tracing.wait()
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            predict(recorder, images())
+        assert recorder.wants(b"live") is None
+        may_end.set()
+
+    def test_a_live_call_that_runs_out_of_memory_alone_switches_nothing_off(self, trace_to):
+        model = ResNet18(num_classes=5, width=4).eval()
+        model.maxpool = Full(lambda: True, torch.cuda.OutOfMemoryError("CUDA out of memory"))
+        recorder = trace_to(Bucket(), model)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            predict(recorder, images())
+        assert recorder.wants(b"live") is not None
+
+    def test_another_error_of_a_trace_switches_nothing_off(self, trace_to):
+        model = ResNet18(num_classes=5, width=4).eval()
+        model.maxpool = Full(
+            in_thread_of_the_traces, RuntimeError("CUDA error: device-side assert triggered")
+        )
+        recorder = trace_to(Bucket(), model)
+        predict(recorder, images())
+        wait_until(lambda: recorder.dropped == 1)
+        assert recorder.wants(b"live") is not None
 
 
 def test_every_trace_has_its_own_time(trace_to):

@@ -72,7 +72,7 @@ def download(container: Mapping[str, Any], to: Path, s3: Any) -> None:
 
     Raises:
         ClientError: S3 refuses to read it.
-        ValueError: there is no archive, or it has more than MAX_ARCHIVE bytes.
+        ValueError: the container has no archive, or one of more than MAX_ARCHIVE bytes.
         OSError: the disk is full.
     """
     uri = archive_uri(container)

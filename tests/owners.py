@@ -78,6 +78,7 @@ class InnerNet(nn.Module):
 
 
 def no_grad(x):
+    """Predict under no_grad, with a softmax of the scores."""
     net = network("no_grad")
 
     @torch.no_grad()
@@ -88,11 +89,13 @@ def no_grad(x):
 
 
 def traced_script(x):
+    """Serve a network of torch.jit.trace."""
     net = torch.jit.trace(network("traced_script"), x)
     return lambda: net(x).detach(), [net]
 
 
 def dict_in_inference_mode(x):
+    """Keep the network in a dict and predict under inference_mode."""
     model = {"net": network("dict_in_inference_mode"), "labels": list("abcde")}
 
     def predict():
@@ -103,79 +106,93 @@ def dict_in_inference_mode(x):
 
 
 def writes_and_softmax(x):
+    """Normalise the input in place, and return probabilities."""
     net = network("writes_and_softmax", WritingNet)
     return torch.no_grad()(lambda: net(x.clone())), [net]
 
 
 def keyword_and_dict(x):
+    """Take the image as a keyword and return a dict."""
     net = network("keyword_and_dict", KeywordNet)
     return torch.no_grad()(lambda: net(pixel_values=x.clone())["logits"]), [net]
 
 
 def trains_nothing(x):
-    """The owner forgot no_grad."""
+    """Predict without no_grad."""
     net = network("trains_nothing")
     return lambda: net(x).detach(), [net]
 
 
 def several(x):
+    """Average the probabilities of two networks."""
     nets = [network("several"), network("several")]
     return torch.no_grad()(lambda: torch.stack([net(x).softmax(1) for net in nets]).mean(0)), nets
 
 
 def half(x):
+    """Predict in bfloat16."""
     net = network("half").to(torch.bfloat16)
     return torch.no_grad()(lambda: net(x.to(torch.bfloat16)).float()), [net]
 
 
 def parallel(x):
+    """Wrap the network in DataParallel."""
     net = nn.DataParallel(network("parallel_inner"))
     return torch.no_grad()(lambda: net(x)), [net]
 
 
 def made_in_inference_mode(x):
+    """Make the network under inference_mode."""
     with torch.inference_mode():
         net = network("made_in_inference_mode")
     return torch.inference_mode()(lambda: net(x)), [net]
 
 
 def forgot_eval(x):
+    """Predict without eval()."""
     net = network("forgot_eval").train()
     return lambda: net(torch.cat([x, x.flip(3)])).detach(), [net]
 
 
 def layer_by_layer(x):
+    """Call the layers one by one, outside a forward."""
     net = network("layer_by_layer")
     return torch.no_grad()(lambda: net.fc(net.bn(net.conv(x)).relu().mean((2, 3)))), [net]
 
 
 def quantized(x):
+    """Serve a network with quantized linear layers."""
     made = torch.ao.quantization.quantize_dynamic(network("quantized"), {nn.Linear}, dtype=torch.qint8)
     return torch.no_grad()(lambda: made(x)), []
 
 
 def numpy_only(x):
+    """Predict with numpy."""
     pixels, weights = x.numpy().reshape(1, -1), torch.ones(x.numel(), 5).numpy()
     return lambda: torch.from_numpy(pixels @ weights), []
 
 
 def writes_to_itself(x):
+    """Count the calls in a buffer and keep the last output."""
     net = network("writes_to_itself", CountingNet)
     return torch.no_grad()(lambda: net(x)), [net]
 
 
 def prepared_in_forward(x):
+    """Take uint8 pixels (N, H, W, C) and prepare them in forward."""
     net = InnerNet().eval()
     pixels = (x.abs() * 50).to(torch.uint8).permute(0, 2, 3, 1)
     return torch.no_grad()(lambda: net(pixels)), [net]
 
 
 def compiled(x):
+    """Serve a network of torch.compile."""
     net = torch.compile(network("compiled"), backend="eager")
     return torch.no_grad()(lambda: net(x)), []
 
 
 def autocast(x):
+    """Predict under autocast in bfloat16."""
     net = network("autocast")
 
     @torch.no_grad()

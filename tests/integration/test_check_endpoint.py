@@ -1,5 +1,6 @@
 """make check-endpoint, with the scripts of model owners, as processes; and with archives that cannot be checked."""
 
+import ast
 import dataclasses
 import importlib.util
 import io
@@ -124,6 +125,18 @@ NAME = {"prepared_in_forward": "prepared_in_forward_inner", "parallel": "DataPar
 ROUNDED = {"half", "autocast"}  # repeated in float32
 
 
+def row(case, verdict):
+    """Return the row of docs/your-model.md."""
+    (definition,) = [node for node in ast.parse(OWNERS.read_text()).body if getattr(node, "name", "") == case]
+    found = verdict.explanation
+    if found is None:
+        text = f"not explained: {verdict.reason}"
+    else:
+        text = "complete" if found.complete else f"incomplete: {found.unaccounted[0].partition(': ')[2]}"
+        text += f", gates held at {found.held_places} places" * bool(found.held_places)
+    return f"| `{case}` | {ast.get_docstring(definition)} | {text} |"
+
+
 class TestOwners:
     @pytest.mark.parametrize("case", [case for case in CASES if case not in REFUSED])
     def test_an_explained_network_has_its_line(self, owners, case):
@@ -142,6 +155,14 @@ class TestOwners:
     def test_a_refused_network_has_its_reason(self, owners, case):
         assert owners[case].explanation is None
         assert owners[case].line() == REFUSED[case]
+
+    def test_the_page_has_the_verdict_on_every_script(self, owners):
+        table = "\n".join(row(case, verdict) for case, verdict in owners.items())
+        page = (ROOT / "docs" / "your-model.md").read_text(encoding="utf-8")
+        assert (
+            re.findall(r"^\| `\w+` \| .*$", page.partition("### Scripts of owners")[2], re.M)
+            == table.splitlines()
+        ), f"docs/your-model.md: expected\n{table}"
 
     def test_no_answer_changes(self, owners):
         assert [case for case, verdict in owners.items() if not verdict.is_same] == []

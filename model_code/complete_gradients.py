@@ -826,7 +826,7 @@ class _Backward:
         rows = torch.stack([numbers for _, numbers in self._booked]).tolist()
         terms = [
             replace(term, minimum=low, maximum=high, total=total, sum_abs=sum_abs)
-            for (term, _), (low, high, total, sum_abs) in zip(self._booked, rows)  # noqa: B905 (Python 3.8)
+            for (term, _), (low, high, total, sum_abs) in zip(self._booked, rows)
         ]
         return sorted(terms, key=_call)
 

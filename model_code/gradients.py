@@ -89,7 +89,7 @@ class Gradients:
         """Name -> array, without an axis for the samples; empty in the reduced form."""
         if trace_form == names.FULL:
             for name, module in self._modules.items():
-                self.parameters |= parameters(self.model_name, name, module)
+                self.parameters.update(parameters(self.model_name, name, module))
 
     def compute(self, image: Tensor, target: int | None = None) -> SampleTerms:
         """Return the terms of the target logit of one image.
@@ -111,10 +111,12 @@ class Gradients:
         memory = self._memory(image.device)
         (found,) = complete_gradients(self._model, image, targets, keep_values=full, memory=memory)
         tensors = self._full(image, found) if full else _maps(found)
-        tensors |= {
-            names.LOGITS: _numpy(found.logits[None]),
-            names.TARGET: np.array([found.target], np.int64),
-        }
+        tensors.update(
+            {
+                names.LOGITS: _numpy(found.logits[None]),
+                names.TARGET: np.array([found.target], np.int64),
+            }
+        )
         unaccounted = list(found.unaccounted)
         if found.random:
             unaccounted.insert(
@@ -254,7 +256,7 @@ def parameters(model: str, name: str, module: nn.Module) -> dict[str, Array]:
     tensors = {names.parameter(model, name, "bias"): module.bias}
     if isinstance(module, BATCH_NORM):
         tensors[names.parameter(model, name, "weight")] = module.weight
-        tensors |= {names.running(name, s): getattr(module, s) for s in ("running_mean", "running_var")}
+        tensors.update({names.running(name, s): getattr(module, s) for s in ("running_mean", "running_var")})
     return {key: _numpy(tensor) for key, tensor in tensors.items() if tensor is not None}
 
 

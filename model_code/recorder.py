@@ -10,11 +10,11 @@ import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any
+from typing import Any, Mapping, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -41,13 +41,13 @@ REPLAY_SECONDS = 30.0  # below the 40 s that a replay waits for its answer
 class Settings:
     """The container's environment."""
 
-    tensors_output: str | None = None
+    tensors_output: Optional[str] = None
     traces_per_minute: int = setting(10, within=(0, None))
     trace_form: str = "reduced"
     blur_test: bool = True
-    trace_memory_mib: int | None = setting(None, within=(1, None))
-    replay_key: str | None = None
-    replay_key_arn: str | None = None
+    trace_memory_mib: Optional[int] = setting(None, within=(1, None))
+    replay_key: Optional[str] = None
+    replay_key_arn: Optional[str] = None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -151,7 +151,7 @@ class TensorRecorder:
             "sha256": hashlib.sha256(body).hexdigest(),
         }
         if marker:
-            request |= {names.REPLAY_INCIDENT: marker.incident, names.REPLAY_EVENT_ID: marker.event_id}
+            request.update({names.REPLAY_INCIDENT: marker.incident, names.REPLAY_EVENT_ID: marker.event_id})
         return request
 
     def predict(
@@ -298,7 +298,7 @@ class TensorRecorder:
         available = names.STEP_BYTES - sum(tensor.nbytes for tensor in gradients.parameters.values())
         samples: list[SampleTerms] = []
         # One at a time: the backward pass keeps every activation in memory.
-        for image, input_image, answer in zip(images, input_images, answered, strict=True):
+        for image, input_image, answer in zip(images, input_images, answered):
             sample = gradients.compute(image[None], int(answer.argmax()))
             if not _is_same(sample.output[0], answer):
                 reason = f"{gradients.model_name}: {names.OTHER_ANSWER}"

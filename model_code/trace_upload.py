@@ -3,6 +3,8 @@
 A thread of its own does all three: a full disk or an unreachable S3 loses a trace and never delays an answer.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os

@@ -7,13 +7,15 @@ bytes are those of smdebug's own writers, but for the checksum of the events in 
 Sources: TensorFlow's record_writer.h (frames), event.proto, summary.proto and tensor.proto (field numbers).
 """
 
+from __future__ import annotations
+
 import json
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 import numpy.typing as npt
 
@@ -123,7 +125,7 @@ def _plugin(name: str, content: str) -> bytes:
     return _field(1, _field(1, name) + _field(2, content))
 
 
-def _field(number: int, content: "bytes | str") -> bytes:
+def _field(number: int, content: bytes | str) -> bytes:
     raw = content.encode() if isinstance(content, str) else content
     return _varint(number << 3 | _BYTES) + _varint(len(raw)) + raw
 

@@ -1,5 +1,7 @@
 """The errors of Glassbox. Their class states the reaction: retry, drop, or re-read."""
 
+from __future__ import annotations
+
 import re
 
 _TEXT_CHARACTERS = 4000  # of one error, far below the limits of SNS and of a log line

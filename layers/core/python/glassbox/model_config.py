@@ -1,5 +1,7 @@
 """The preparation of a model's input, as ``config.json`` in model.tar.gz holds it."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping

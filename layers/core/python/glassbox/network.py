@@ -1,5 +1,7 @@
 """Build a network from a class and a checkpoint that were not written for Glassbox."""
 
+from __future__ import annotations
+
 import importlib
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Set

@@ -23,14 +23,13 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 from glassbox.errors import BadInputError
 
-KeySource = Callable[[], "PublicKey | None"]
+KeySource = Callable[[], Optional["PublicKey"]]
 
 ATTRIBUTE = "glassbox"
 ATTRIBUTES_CHARACTERS = 1024  # of all custom attributes of a request (InvokeEndpoint)

@@ -18,6 +18,8 @@ sentence for each wrong combination of variables; :func:`from_env` calls all of 
 parsed is its text: it is wrong, but set.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import types
@@ -107,6 +109,6 @@ def _parse(hint: Any, raw: str, within: tuple[float | None, float | None]) -> An
 
 
 def _without_none(hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
+    if get_origin(hint) in (Union, getattr(types, "UnionType", Union)):  # of `int | None`, since Python 3.10
         (hint,) = (arg for arg in get_args(hint) if arg is not type(None))
     return hint

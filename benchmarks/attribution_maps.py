@@ -89,12 +89,13 @@ class _Terms:
 
 
 def _added(found: Decomposition, of_values: Callable[[Tensor], Tensor]) -> Map:
-    """Add the terms in units of the score: a pixel of a small map is spread over the pixels that it covers."""
+    """Add the terms in units of the score."""
     folded = [_folded(term, found, of_values) for term in found.terms if term.map is not None]
     return torch.stack(folded).sum(0).numpy()
 
 
 def _folded(term: Term, found: Decomposition, of_values: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the sum over the channels at the size of the image, where a pixel is spread over those it covers."""
     assert term.values is not None and found.terms[0].map is not None
     folded = of_values(term.values).sum(1, keepdim=True)
     height, width = found.terms[0].map.shape

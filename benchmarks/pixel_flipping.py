@@ -31,7 +31,10 @@ STEPS = 10
 SIGMA = SIZE / 12
 """Standard deviation of the blur in pixels."""
 
+SIGNS = "signs"
 TRAINING_IMAGES = 8_600
+FINE_TUNING = 0.15
+"""Effort of the training on other images than drawn signs."""
 HELD_OUT = 1_000_000
 """Seed of the drawn images that no network is trained on."""
 
@@ -78,7 +81,7 @@ def signs() -> Data:
 
     The seed of a network is also that of its training images.
     """
-    return Data("signs", lambda seed: drawn(TRAINING_IMAGES, seed, SIZE), drawn(1_000, HELD_OUT, SIZE))
+    return Data(SIGNS, lambda seed: drawn(TRAINING_IMAGES, seed, SIZE), drawn(1_000, HELD_OUT, SIZE))
 
 
 def folders(training: Path, held_out: Path) -> Data:
@@ -301,14 +304,19 @@ def _rank_correlation(a: Map, b: Map) -> float:
 def networks_of(
     data: Data, family: str, seeds: Sequence[int], weights: Path | None, effort: float = 1.0
 ) -> dict[int, nn.Module]:
-    """Return trained networks by seed."""
+    """Return trained networks by seed.
+
+    Networks for images of a folder start from those for drawn signs, so both must have the same classes.
+    """
+    start = {} if data.name == SIGNS else networks_of(signs(), family, seeds, weights)
     return {
         seed: trained(
             family,
             seed,
             lambda seed=seed: data.training(seed),  # type: ignore[misc]
             weights and weights / f"{data.name}-{family}-{seed}.pt",
-            effort,
+            effort if data.name == SIGNS else FINE_TUNING,
+            start.get(seed),
         )
         for seed in seeds
     }
@@ -340,7 +348,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weights", type=Path, required=True, help="folder of trained weights; missing ones are added"
     )
-    parser.add_argument("--data", type=Path, help="folder with train/ and test/ (default: drawn signs)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder with train/ and test/, of the same classes as the drawn signs (default: drawn signs)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--images", type=int, default=100, help="per seed (default: 100)")
@@ -355,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(line)
     data = folders(options.data / "train", options.data / "test") if options.data else signs()
     for family in options.families:
-        networks = networks_of(data, family, options.seeds, options.weights)
+        networks = networks_of(data, family, options.seeds, options.weights, options.effort)
         if options.randomise:
             rows = randomisation_rows(networks[options.seeds[0]], family, data.held_out, options.images)
         else:

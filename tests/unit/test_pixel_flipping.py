@@ -187,6 +187,13 @@ def test_weights_are_read_again_without_training(tmp_path, family):
     torch.testing.assert_close(first(image()), second(image()))
 
 
+def test_training_continues_from_another_network(network, family):
+    start = trained(family, 1, noise, None, effort=1e-6)
+    found = trained(family, 0, noise, None, effort=1e-6, start=start)
+    first, other, random = (next(n.parameters()).flatten() for n in (start, found, network))
+    assert (other - first).abs().max() < 0.02 < (other - random).abs().max()
+
+
 def test_every_family_has_a_last_feature_map(network, family):
     shapes = []
     last_feature_map(family, network).register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))

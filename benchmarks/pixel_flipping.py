@@ -214,6 +214,9 @@ def inputs(
     """Return normalised images (1, 3, H, W) with the class to explain, the predicted one.
 
     Takes the first ``count`` correctly classified images; adversarial: those of a successful attack.
+
+    Raises:
+        ValueError: there are none.
     """
     chosen = []
     for pixels, class_id in zip(held_out.images, held_out.classes.tolist(), strict=True):
@@ -231,6 +234,11 @@ def inputs(
         chosen.append((normalised(image), predicted))
         if len(chosen) == count:
             break
+    if not chosen:
+        what = "misclassified after an attack" if adversarial else "correctly classified"
+        raise ValueError(
+            f"held-out images: expected some that are {what}, got none of {len(held_out.images)}"
+        )
     return chosen
 
 
@@ -367,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(line)
     data = folders(options.data / "train", options.data / "test") if options.data else signs()
     for family in options.families:
-        networks = networks_of(data, family, options.seeds, options.weights, options.effort)
+        networks = networks_of(data, family, options.seeds, options.weights)
         if options.randomise:
             rows = randomisation_rows(networks[options.seeds[0]], family, data.held_out, options.images)
         else:

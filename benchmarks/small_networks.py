@@ -74,7 +74,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 
 LEARNING_RATES = {"ResNet": 4e-3, "EfficientNet": 6e-3, "ConvNeXt": 2e-3, "ViT": 1e-3}
 
-VIEWS = {"ResNet": 26_000, "EfficientNet": 26_000, "ConvNeXt": 70_000, "ViT": 86_000}
+VIEWS = {"ResNet": 26_000, "EfficientNet": 17_000, "ConvNeXt": 70_000, "ViT": 86_000}
 """Images, with repetition, that a network is trained on: two to four minutes on one core."""
 
 

@@ -17,6 +17,7 @@ from benchmarks.pixel_flipping import (
     flipping_rows,
     inputs,
     interval,
+    main,
     randomisation_rows,
     randomised,
     ranked,
@@ -199,6 +200,22 @@ def test_every_family_has_a_last_feature_map(network, family):
     last_feature_map(family, network).register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape)))
     network(image())
     assert shapes == [(1, 65, 96)] if family == "ViT" else shapes[0][2:] == (6, 6)
+
+
+def test_no_correct_prediction_is_an_error(network):
+    samples = noise(2)
+    with torch.no_grad():
+        predicted = network(normalised(samples.images / 255)).argmax(1)
+    with pytest.raises(ValueError, match="expected some that are correctly classified, got none of 2"):
+        inputs(network, Samples(samples.images, (predicted + 1) % 43), 2, adversarial=False)
+
+
+@pytest.mark.parametrize("options", [[], ["--adversarial"], ["--randomise"]])
+def test_the_command_prints_a_table(tmp_path, capsys, options):
+    torch.manual_seed(0)
+    torch.save(FAMILIES["ViT"]().state_dict(), tmp_path / "signs-ViT-0.pt")
+    main(["--weights", str(tmp_path), "--families", "ViT", "--seeds", "0", "--images", "1", *options])
+    assert "Glassbox" in capsys.readouterr().out
 
 
 def test_missing_libraries_are_named(monkeypatch):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import importlib
 import logging
 import os
 import threading
@@ -53,9 +52,6 @@ def install(environment: Mapping[str, str]) -> None:
     output = settings.tensors_output
     capture = Capture(lambda: connected(settings, output, adapter=served_requests.adapted()))
     nn.Module.__call__ = _noted(nn.Module.__call__, capture)  # type: ignore[method-assign]
-    # Torch imports it late, in the thread that needs it first. Two threads that import it at once get a deadlock error,
-    # and one of them is the owner's. After the line above, so that compiled code does not enter the capture.
-    capture.guarded(lambda: importlib.import_module("torch._dynamo"))
     os.register_at_fork(after_in_child=capture.forget)
     atexit.register(capture.close)
     served_requests.install(capture)

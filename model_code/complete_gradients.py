@@ -500,6 +500,12 @@ class _Forward(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._entered_storage = _storage(entered)
         self._times: Counter[str] = Counter()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True would make a later torch import the code of torch.compile in the first call, which takes 2 s. Two threads
+        # that import it at once get a deadlock error, and one of them may be the owner's.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._settle()
         kwargs = kwargs or {}

@@ -131,6 +131,22 @@ class TestLoading:
         assert re.fullmatch(rf"1 {finders + 1} Module\._wrapped_call_impl False", after)
         assert rest == ["[]", "False"]
 
+    def test_imports_no_compiler(self, hook, sdk, tmp_path):
+        """It takes 2 s, and fails in one of two threads that import it at once."""
+        given = {"TENSORS_OUTPUT": "s3://bucket/tensors", "OBJECTS": str(tmp_path)}
+        script = (
+            "import atexit, sys\natexit.register(lambda: print('torch._dynamo' in sys.modules))\n"
+            "import torch, threading\nfrom torch import nn\n"
+            "net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()\n"
+            "with torch.no_grad(): net(torch.ones(1, 3, 8, 8))\n"
+            "for t in threading.enumerate():\n    if t.name == 'trace-connect': t.join()\n"
+            "with torch.no_grad(): net(torch.ones(1, 3, 8, 8))\n"
+        )
+        ran = python(script, hook, sdk, **given)
+        assert ran.stdout == "False\n", ran.stderr
+        (trace,) = traces_in(tmp_path)
+        assert explain(trace)[0].complete
+
     def test_does_nothing_without_a_destination(self, hook):
         loaded = (
             "import sys, torch; print(len(sys.meta_path), hasattr(torch.nn.Module.__call__, '__wrapped__'))"

@@ -126,8 +126,8 @@ plan: build .venv-deploy/.ready ## print what deploy would create and change (EN
 deploy: build .venv-deploy/.ready ## deploy the stack and the hooked twin (arguments as for plan; YES=1 does not ask)
 	@$(DEPLOY) deploy $(WANTED) $(if $(YES),--yes)
 
-twin: .venv-deploy/.ready ## rebuild the hooked twin after you deploy a new model (STACK)
-	@$(DEPLOY) twin --stack '$(STACK)' --image '$(IMAGE)' --model-data '$(MODEL_DATA)'
+twin: .venv-deploy/.ready ## rebuild the hooked twin after you deploy a new model (STACK; TRY=1 tries it, or TRY=sign.png)
+	@$(DEPLOY) twin --stack '$(STACK)' --image '$(IMAGE)' --model-data '$(MODEL_DATA)' --trial '$(TRY)'
 
 explain: .venv-deploy/.ready ## explain one image on the endpoint now (IMAGE=sign.png, STACK; YES=1 does not ask)
 	@$(DEPLOY) explain --stack '$(STACK)' --endpoint '$(ENDPOINT)' --image '$(IMAGE)' $(if $(YES),--yes)

@@ -20,7 +20,9 @@ from deploy.explain import explain as explain_image
 from deploy.plan import DeployOptions, make_plan
 from deploy.remove import removal_line
 from deploy.remove import remove as remove_stack
+from deploy.try_twin import read_sample, try_twin
 from deploy.twin import Overrides
+from deploy.watched_endpoint import read_endpoint
 
 
 def plan(arguments: argparse.Namespace, session: boto3.Session) -> None:
@@ -51,6 +53,11 @@ def deploy(arguments: argparse.Namespace, session: boto3.Session) -> None:
 def twin(arguments: argparse.Namespace, session: boto3.Session) -> None:
     """Create the twin of the endpoint's current config, and delete the old one."""
     renew_twin(arguments.stack, Overrides(arguments.image, arguments.model_data), session)
+    if arguments.trial:
+        current = stack.existing(arguments.stack, session.client("cloudformation"))
+        endpoint = read_endpoint(current.outputs.endpoint_name, session)
+        sample = read_sample("" if arguments.trial == "1" else arguments.trial, endpoint, session)
+        print(f"Twin tried: {try_twin(sample, arguments.stack, current.outputs, session, print)}")
 
 
 def explain(arguments: argparse.Namespace, session: boto3.Session) -> None:
@@ -136,6 +143,12 @@ def _parse_arguments() -> argparse.Namespace:
         if name in ("plan", "deploy", "twin"):
             one.add_argument("--image", default="", help="image of the twin, or of the stack's own endpoint")
             one.add_argument("--model-data", default="", help="S3 URI of the twin's model.tar.gz")
+        if name == "twin":
+            one.add_argument(
+                "--trial",
+                default="",
+                help="try the twin on an endpoint of its own: 1 (a captured input), or a file",
+            )
         if name in ("plan", "deploy"):
             one.add_argument("--endpoint", default="", help="existing endpoint (default: create one)")
             one.add_argument(

@@ -190,21 +190,33 @@ def upload_hook(bucket: str, session: boto3.Session) -> str:
     Raises:
         ClientError: S3 refuses a file.
     """
-    s3 = session.client("s3")
+    s3, files = session.client("s3"), _hook_files()
+    prefix = f"{PREFIX}{_digest(files)}/"
+    for name, content in files.items():
+        s3.put_object(Bucket=bucket, Key=prefix + name, Body=content)
+    return f"s3://{bucket}/{prefix}"
+
+
+def hook_digest() -> str:
+    """Return the digest of the hook's files, which names their prefix."""
+    return _digest(_hook_files())
+
+
+def _hook_files() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         package.write_hook(Path(folder))
-        files = {
+        return {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(Path(folder).rglob("*"))
             if path.is_file()
         }
+
+
+def _digest(files: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    prefix = f"{PREFIX}{digest.hexdigest()[:16]}/"
-    for name, content in files.items():
-        s3.put_object(Bucket=bucket, Key=prefix + name, Body=content)
-    return f"s3://{bucket}/{prefix}"
+    return digest.hexdigest()[:16]
 
 
 def delete_hooks(bucket: str, session: boto3.Session, *, keep: str = "") -> None:

@@ -25,7 +25,7 @@ from deploy.template import (
     read_built,
     value_of,
 )
-from deploy.twin import NAME_CHARACTERS, NO_HOOKS, Overrides, check_twin, keep_overrides, twin_name
+from deploy.twin import NAME_CHARACTERS, NO_HOOKS, Overrides, check_twin, keep_overrides, trial, twin_name
 from deploy.watched_endpoint import (
     WatchedEndpoint,
     is_missing,
@@ -326,6 +326,9 @@ def _watching_lines(plan: Plan, endpoint: WatchedEndpoint, session: boto3.Sessio
         notes.append(
             "the twin runs the endpoint's own image and code, which must contain the hook (docs/your-model.md)."
         )
+    if plan.reacts:
+        verdict = trial(endpoint, plan.hooks, session)
+        notes.append(f"twin tried: {verdict}" if verdict else "twin not tried yet: make twin TRY=1 tries it.")
     return lines + [f"Note: {note}" for note in notes]
 
 

@@ -15,7 +15,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from deploy import DeployError
-from deploy.hook import CHANNEL, Hooks, channel_problem, upload_hook, with_hook
+from deploy.hook import CHANNEL, Hooks, channel_problem, hook_digest, upload_hook, with_hook
 from deploy.watched_endpoint import HOOK, REPLAY_KEY, WatchedEndpoint, container_of, is_missing
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
@@ -24,6 +24,7 @@ from glassbox.replay_marker import PublicKey
 SUFFIX = "-hooked"
 NAME_CHARACTERS = 63
 TAG = "glassbox"  # its value is the stack's name; delete_twins deletes by this tag
+TRIED = "glassbox-tried"  # its value is the digest of the mounted hook, and what `make twin TRY=1` found
 OVERRIDDEN = "glassbox-overridden"  # the members of the twin's container that IMAGE and MODEL_DATA replaced
 NO_HOOKS = Hooks()
 NOTIFY_ONLY = 'Set SET="React=false" to watch and notify without a twin.'
@@ -193,11 +194,44 @@ def _hooked(
 def mounted_hook(config: str, session: boto3.Session) -> str:
     """Return the S3 URI of the hook that a twin's models mount, or an empty string."""
     for name in _models_of(config, session):
-        container = container_of(_find("model", name, session) or {}) or {}
-        for channel in container.get("AdditionalModelDataSources", ()):
-            if channel["ChannelName"] == CHANNEL:
-                return str(channel["S3DataSource"]["S3Uri"])
+        if uri := _mounted(container_of(_find("model", name, session) or {}) or {}):
+            return uri
     return ""
+
+
+def _mounted(container: Mapping[str, Any]) -> str:
+    for channel in container.get("AdditionalModelDataSources", ()):
+        if channel["ChannelName"] == CHANNEL:
+            return str(channel["S3DataSource"]["S3Uri"])
+    return ""
+
+
+def record_trial(config: str, verdict: str, session: boto3.Session) -> None:
+    """Record on a twin's models what its trial found.
+
+    A model that is replaced loses the record.
+    """
+    sagemaker = session.client("sagemaker")
+    for name in _models_of(config, session):
+        model = _find("model", name, session) or {}
+        value = f"{_mounted(container_of(model) or {}).rstrip('/').rpartition('/')[2] or 'own'} {verdict}"
+        sagemaker.add_tags(ResourceArn=_arn(model), Tags=[{"Key": TRIED, "Value": value}])
+
+
+def trial(endpoint: WatchedEndpoint, hooks: Hooks, session: boto3.Session) -> str:
+    """Return what the trial of the endpoint's twin found, or an empty string if none was made.
+
+    A trial with another hook than the present one does not count.
+    """
+    found = set[str]()
+    for name in endpoint.models:
+        twin = _find("model", twin_name(name), session)
+        value = _tags(_arn(twin), session).get(TRIED, "") if twin else ""
+        digest, _, verdict = value.partition(" ")
+        if digest != (hook_digest() if name in hooks.paths else "own"):
+            return ""
+        found.add(verdict)
+    return ", ".join(sorted(found))
 
 
 def keep_overrides(

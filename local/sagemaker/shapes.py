@@ -116,7 +116,7 @@ def _string_problems(value: str, shape: Shape) -> Any:
 
 def _python_pattern(pattern: str) -> str:
     """Convert a Java pattern: `re` lacks its character classes, such as `\\p{L}`."""
-    return re.sub(r"\\p\{\w+\}", r"\\w", pattern)
+    return re.sub(r"\\p\{(\w+)\}", lambda found: " " if found[1] == "Z" else r"\w", pattern)
 
 
 def _lower(name: str) -> str:

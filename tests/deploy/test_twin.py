@@ -11,8 +11,9 @@ from botocore.validate import ParamValidator
 from moto import mock_aws
 
 from deploy import DeployError
+from deploy.hook import MOUNT, Hooks
 from deploy.quotas import quota_lines
-from deploy.twin import Overrides, check_twin, create_twin, delete_twins
+from deploy.twin import Overrides, check_twin, create_twin, delete_twins, record_trial, trial
 from deploy.watched_endpoint import read_endpoint
 
 REGION, ACCOUNT = "eu-west-1", "123456789012"
@@ -65,6 +66,9 @@ class SageMaker:
             return {**copy.deepcopy(self.kept[kind][name]), "ResponseMetadata": {}}
 
         return call
+
+    def add_tags(self, ResourceArn, Tags):
+        self.tags[ResourceArn] |= {tag["Key"]: tag["Value"] for tag in Tags}
 
     def get_paginator(self, operation):
         pages = {
@@ -568,3 +572,19 @@ def test_quota_lines_note_a_refused_call(session, watch):
     session.clients["service-quotas"] = Quotas(refused("ThrottlingException", "slowly", "ListServiceQuotas"))
     with pytest.raises(ClientError, match="slowly"):
         quota_lines({"ml.m5.xlarge": 2}, session)
+
+
+def test_a_trial_counts_for_the_twin_with_the_same_hook(sagemaker, session, watch):
+    endpoint = watch()
+    hooks = Hooks({"Signs": MOUNT})
+    assert trial(endpoint, hooks, session) == ""
+    hooked = create_twin(endpoint, "stack", BUCKET, "key", session, Overrides(), hooks)
+    assert trial(endpoint, hooks, session) == ""
+    record_trial(hooked, "refused", session)
+    record_trial(hooked, "complete", session)
+    assert trial(endpoint, hooks, session) == "complete"
+    create_twin(endpoint, "stack", BUCKET, "key", session, Overrides(), hooks)
+    assert trial(endpoint, hooks, session) == "complete"  # nothing was replaced
+    assert trial(endpoint, Hooks(), session) == ""  # the archive contains the hook now
+    create_twin(endpoint, "stack", BUCKET, "another key", session, Overrides(), hooks)
+    assert trial(endpoint, hooks, session) == ""  # the model was replaced

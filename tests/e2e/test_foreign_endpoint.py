@@ -4,6 +4,7 @@ The real TorchServe runs the owner's code under SageMaker's toolkit, and the twi
 """
 
 import io
+import re
 import tarfile
 
 import pytest
@@ -11,6 +12,12 @@ import torch
 
 from demo import signs
 from demo.foreign_endpoint import running_foreign_stack
+from deploy import DeployError
+from deploy.hook import Hooks, read_hooks
+from deploy.stack import Outputs
+from deploy.try_twin import Sample, read_sample, try_twin
+from deploy.twin import trial
+from deploy.watched_endpoint import read_endpoint
 from glassbox.explanation.facts import Facts, read_facts
 from local import pytorch_inference
 from local.waiting import wait_for
@@ -188,3 +195,46 @@ def test_the_report_shows_the_heatmaps(stack, inbox, closed):
     assert any(hook in line for line in closed[0].findings)
     wait_for(lambda: len(inbox.notifications()) == 2)
     assert "restored" in inbox.notifications()[1]["Subject"]
+
+
+@pytest.fixture(scope="module")
+def tried(stack, closed):
+    """The printed lines and the result of `make twin TRY=1` after the incident."""
+    outputs, printed = Outputs.parse(stack.outputs), []
+    sample = read_sample("", read_endpoint("traffic-signs", stack.aws.session), stack.aws.session)
+    return printed, try_twin(sample, "glassbox", outputs, stack.aws.session, printed.append)
+
+
+def test_a_trial_explains_a_captured_input_and_deletes_its_endpoint(stack, tried):
+    printed, result = tried
+    assert re.match(
+        r"class \d of Vit, complete, heat map after \d+ s; class \d .* best 10 % is blurred", result
+    )
+    assert printed[0] == "starting endpoint acme-signs-hooked-try of 1 instance"
+    assert re.fullmatch(
+        r"sending s3://acme-captures/captured/traffic-signs/AllTraffic/\S+\.jsonl", printed[1]
+    )
+    assert names_of(stack, "endpoint") == {"traffic-signs"}
+    assert names_of(stack, "endpoint_config") == {"acme-signs", "acme-signs-hooked"}
+
+
+def test_the_twin_counts_as_tried_until_its_hook_changes(stack, tried):
+    session = stack.aws.session
+    endpoint = read_endpoint("traffic-signs", session)
+    hooks = read_hooks(endpoint, replaced=False, session=session)
+    assert trial(endpoint, hooks, session) == "complete"
+    assert trial(endpoint, Hooks(), session) == ""
+
+
+def test_a_trial_that_the_endpoint_refuses_deletes_its_endpoint(stack, closed):
+    outputs = Outputs.parse(stack.outputs)
+    sample = Sample(b"no image", "application/x-npy", "text")
+    with pytest.raises(DeployError, match=r"acme-signs-hooked-try refuses text: Received server error"):
+        try_twin(sample, "glassbox", outputs, stack.aws.session, print)
+    assert names_of(stack, "endpoint") == {"traffic-signs"}
+
+
+def names_of(stack, kind):
+    found = getattr(stack.client("sagemaker"), f"list_{kind}s")()
+    member = {"endpoint": "Endpoint", "endpoint_config": "EndpointConfig"}[kind]
+    return {item[f"{member}Name"] for item in found[f"{member}s"]}

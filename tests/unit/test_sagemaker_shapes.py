@@ -90,3 +90,11 @@ def test_refuses_an_environment_with_too_many_or_invalid_names(environment, prob
 
 def test_accepts_a_valid_request():
     check({"EndpointConfigName": "a-1", "ProductionVariants": [variant(InstanceType="ml.m5.large")]}, CONFIG)
+
+
+def test_a_tag_may_contain_a_blank_and_no_comma():
+    arn = "arn:aws:sagemaker:eu-west-1:123456789012:model/m"
+    shape = input_shape("AddTags")
+    check({"ResourceArn": arn, "Tags": [{"Key": "tried", "Value": "1f2e complete"}]}, shape)
+    with pytest.raises(SageMakerError, match="regular expression"):
+        check({"ResourceArn": arn, "Tags": [{"Key": "tried", "Value": "1f2e, complete"}]}, shape)

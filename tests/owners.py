@@ -68,6 +68,20 @@ class CountingNet(Net):
         return self.last
 
 
+class TwoImageNet(Net):
+    def forward(self, x, other):
+        return super().forward(x - other)
+
+
+class Denoiser(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return x - self.conv(x)
+
+
 class InnerNet(nn.Module):
     def __init__(self):
         super().__init__()
@@ -203,6 +217,22 @@ def autocast(x):
     return predict, [net]
 
 
+def two_images(x):
+    net = network("two_images", TwoImageNet)
+    return torch.no_grad()(lambda: net(x, x.flip(3))), [net]
+
+
+def batch_of_64(x):
+    net = network("batch_of_64")
+    return torch.no_grad()(lambda: net(x.repeat(64, 1, 1, 1))), [net]
+
+
+def two_in_a_row(x):
+    torch.manual_seed(0)
+    nets = [Denoiser().eval(), network("two_in_a_row")]
+    return torch.no_grad()(lambda: nets[1](nets[0](x))), nets
+
+
 CASES = (
     no_grad,
     traced_script,
@@ -222,6 +252,9 @@ CASES = (
     prepared_in_forward,
     compiled,
     autocast,
+    two_images,
+    batch_of_64,
+    two_in_a_row,
 )
 
 

@@ -200,6 +200,7 @@ REFUSED = {
     "forgot_eval": "bn: expected eval mode, got train mode",
     "layer_by_layer": r"Conv2d: expected class scores \(1, K\) as output, got torch.float32 \(1, 6, 6, 6\)",
     "quantized": r"the network is quantized: integer operations have no gradient \(linear_dynamic\)",
+    "two_images": "two_images: expected one image tensor as argument, got 2",
     "numpy_only": "",  # nothing calls a network
 }
 ROUNDED = {"half", "autocast"}
@@ -222,8 +223,10 @@ class TestOwners:
         found = [trace for trace in traces if trace.meta.model == NAME.get(case, case)]
         assert found, log
         for trace in found:
-            (e,) = explain(trace)
-            assert abs(e.total - e.logit) <= max(1e-5 * abs(e.logit), 1e-7 * e.sum_abs)
+            explained = explain(trace)
+            assert len(explained) == (64 if case == "batch_of_64" else 1)
+            for e in explained:
+                assert abs(e.total - e.logit) <= max(1e-5 * abs(e.logit), 1e-7 * e.sum_abs)
             named = [part for part in trace.meta.unaccounted if part.endswith(OTHER_ANSWER)]
             assert trace.meta.unaccounted == tuple(named)
             assert bool(named) == (case in ROUNDED)
@@ -286,6 +289,59 @@ if child == 0:
 print(os.waitpid(child, 0)[1])
 may_end.set()
 """
+
+
+# A server that a signal ends while the thread of the hook traces.
+ENDS = """
+import os, signal, sys, threading, torch
+from torch import nn
+
+started = threading.Event()
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x):
+        if threading.current_thread().name == "trace-upload":
+            started.set()
+            main_has_ended.wait()
+        return self.fc(x.square().mean((2, 3)))
+
+main_has_ended, net = threading.Event(), Slow().eval()
+if os.environ["HANDLER"] == "exits":
+    def end(*_):
+        main_has_ended.set()
+        sys.exit(3)
+    signal.signal(signal.SIGTERM, end)
+predict = torch.no_grad()(lambda: net(torch.ones(1, 3, 8, 8)))
+predict()
+for thread in threading.enumerate():
+    if thread.name == "trace-connect":
+        thread.join()
+predict()
+started.wait()
+print("answered", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+class TestSigterm:
+    """As SageMaker stops a container."""
+
+    def test_ends_a_process_without_a_handler_at_once(self, hook, sdk, tmp_path):
+        given = {"TENSORS_OUTPUT": "s3://bucket/tensors", "OBJECTS": str(tmp_path), "HANDLER": "none"}
+        ran = python(ENDS, hook, sdk, **given)
+        assert (ran.stdout, ran.returncode) == ("answered\n", -15)
+        assert traces_in(tmp_path) == []
+
+    def test_a_handler_that_exits_uploads_the_trace_first(self, hook, sdk, tmp_path):
+        given = {"TENSORS_OUTPUT": "s3://bucket/tensors", "OBJECTS": str(tmp_path), "HANDLER": "exits"}
+        ran = python(ENDS, hook, sdk, **given)
+        assert (ran.stdout, ran.returncode) == ("answered\n", 3), ran.stderr
+        (trace,) = traces_in(tmp_path)
+        assert explain(trace)[0].complete
 
 
 class TestFork:

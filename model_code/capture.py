@@ -4,8 +4,8 @@ The owner's code runs unchanged, under its own ``no_grad``, ``inference_mode`` o
 of its own network. A call is noted if a ``torch.nn.Module`` is called with one float tensor (N, C, H, W) and returns
 class scores (N, K); modules that it calls are part of it. The thread of the recorder repeats the call with gradients.
 
-``served_requests`` recognises the requests of some servers, and with them replays. Elsewhere each noted call counts as
-a live request without a name.
+The requests of some servers are recognised, and with them replays. Elsewhere each noted call counts as a live request
+without a name.
 
 Needs torch, numpy, boto3 and the standard library.
 """
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import served_requests
+import web_requests
 from complete_gradients import scores
 from glassbox.replay_marker import is_marked
 from gradient_rules import UnexplainableError
@@ -35,6 +36,7 @@ from served_requests import Request
 
 logger = logging.getLogger(__name__)
 
+_ADAPTERS = {**served_requests.ADAPTERS, **web_requests.ADAPTERS}
 _CALLS = 2  # of a request that are kept: more than one is refused
 _DEPTH = 3  # of the search for the image: [positional, keyword] arguments, an argument, a member of it
 _REASONS = 100  # that are logged, each once
@@ -50,11 +52,11 @@ def install(environment: Mapping[str, str]) -> None:
     if not settings.tensors_output:
         return
     output = settings.tensors_output
-    capture = Capture(lambda: connected(settings, output, adapter=served_requests.adapted()))
+    capture = Capture(lambda: connected(settings, output, adapter=served_requests.adapted(_ADAPTERS)))
     nn.Module.__call__ = _noted(nn.Module.__call__, capture)  # type: ignore[method-assign]
     os.register_at_fork(after_in_child=capture.forget)
     atexit.register(capture.close)
-    served_requests.install(capture)
+    served_requests.install(capture, _ADAPTERS)
 
 
 @dataclass

@@ -41,6 +41,7 @@ HOOK = (
     "trace_upload.py",
     "trace_writer.py",
 )
+CAPTURE = ("capture.py", "served_requests.py", "web_requests.py")
 CODE = (*HOOK, "decode.py", "inference.py", "requirements.txt", "resnet.py")
 CORE_MODULES = (
     "__init__.py",
@@ -168,7 +169,7 @@ def write_hook(folder: Path) -> None:
         OSError: a file cannot be written.
     """
     files = {"sitecustomize.py": HERE / "hook" / "sitecustomize.py"}
-    files |= {f"glassbox_hook/{name}": HERE / name for name in (*HOOK, "capture.py", "served_requests.py")}
+    files |= {f"glassbox_hook/{name}": HERE / name for name in (*HOOK, *CAPTURE)}
     files |= {f"glassbox_hook/glassbox/{name}": CORE / name for name in CORE_MODULES}
     for name, path in files.items():
         target = folder / name

@@ -1,4 +1,4 @@
-"""Recognise the requests of the server software of an endpoint whose code is not ours.
+"""Recognise the requests of the model servers of an endpoint whose code is not ours.
 
 An adapter replaces a method of a server when its module is imported. It passes the owner's arguments and answers on
 unchanged. Its own errors go to the observer and never reach the owner.
@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextvars
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Callable, Protocol
 
 if TYPE_CHECKING:
     from capture import Call
@@ -50,49 +50,58 @@ class Observer(Protocol):
         """Return the result of ``work``, or log its error and return None."""
 
     def answered(self, request: Request) -> None:
-        """Take a request whose answer is complete; never raise."""
+        """Take an answered request, and raise nothing."""
 
 
-def install(observer: Observer) -> None:
-    """Report the requests of every server in ``ADAPTERS`` to the observer, now or when it is imported."""
-    for name in ADAPTERS.keys() & sys.modules.keys():
-        _adapt(sys.modules[name], observer)
-    sys.meta_path.insert(0, _AfterImport(observer))
+Adapter = Callable[[ModuleType, Observer], None]
 
 
-def adapted() -> str:
+def install(observer: Observer, adapters: Mapping[str, Adapter]) -> None:
+    """Adapt modules of servers, now or when they are imported.
+
+    Args:
+        adapters: name of a module -> what adapts it.
+    """
+    # The owner's threads may import modules meanwhile.
+    for name, module in list(sys.modules.items()):
+        if name in adapters:
+            _adapt(adapters[name], module, observer)
+    sys.meta_path.insert(0, _AfterImport(observer, adapters))
+
+
+def adapted(adapters: Mapping[str, Adapter]) -> str:
     """Return the servers of this process whose requests are recognised, or that none is."""
-    found = sorted(ADAPTERS.keys() & sys.modules.keys())
+    found = sorted(adapters.keys() & sys.modules.keys())
     return ", ".join(found) or "no adapter (replays count as live traffic)"
 
 
-def _adapt(module: ModuleType, observer: Observer) -> None:
-    observer.guarded(lambda: ADAPTERS[module.__name__](module, observer))
+def _adapt(adapter: Adapter, module: ModuleType, observer: Observer) -> None:
+    observer.guarded(lambda: adapter(module, observer))
 
 
 class _AfterImport:
-    """Finds the modules in ``ADAPTERS`` as the finders behind it do, and adapts them after their import."""
+    """Finds modules of servers as the finders behind it do, and adapts them after their import."""
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    def __init__(self, observer: Observer, adapters: Mapping[str, Adapter]) -> None:
+        self._observer, self._adapters = observer, adapters
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in ADAPTERS:
+        if name not in self._adapters:
             return None
         others = [finder for finder in sys.meta_path if finder is not self]
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is not None:
-            self._observer.guarded(lambda: self._adapt_after(spec.loader))
+            self._observer.guarded(lambda: self._adapt_after(spec.loader, self._adapters[name]))
         return spec
 
-    def _adapt_after(self, loader: Any) -> None:
+    def _adapt_after(self, loader: Any, adapter: Adapter) -> None:
         load = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            _adapt(module, self._observer)
+            _adapt(adapter, module, self._observer)
 
         loader.exec_module = exec_module
 
@@ -103,12 +112,27 @@ def _toolkit(module: Any, observer: Observer) -> None:
 
     @functools.wraps(plain)
     def transform(transformer: Any, data: Any, context: Any) -> Any:
-        return _handled(functools.partial(plain, transformer), data, context, observer)
+        return _handled(functools.partial(plain, transformer), observer, data, context)
 
     module.Transformer.transform = transform
 
 
-def _handled(plain: Callable[..., Any], data: Any, context: Any, observer: Observer) -> Any:
+def _service(module: Any, observer: Observer) -> None:
+    """Adapt ``Service.predict`` of TorchServe, or of the Multi Model Server: both call a handler for each batch."""
+    plain = module.Service.predict
+
+    @functools.wraps(plain)
+    def predict(service: Any, batch: Any) -> Any:
+        # The service may have been made before this adapter was installed.
+        handler = service._entry_point
+        if getattr(handler, "func", None) is not _handled:
+            service._entry_point = functools.partial(_handled, handler, observer)
+        return plain(service, batch)
+
+    module.Service.predict = predict
+
+
+def _handled(plain: Callable[..., Any], observer: Observer, data: Any, context: Any) -> Any:
     """Return what a handler of TorchServe's form returns: a list of one answer per request."""
     request = observer.guarded(lambda: _of_handler(data, context)) if current.get() is None else None
     if request is None:
@@ -124,16 +148,20 @@ def _handled(plain: Callable[..., Any], data: Any, context: Any, observer: Obser
 
 
 def _of_handler(data: Any, context: Any) -> Request | None:
-    """Return the request, or None for a batch of requests or a body that the server has parsed."""
-    body = data[0].get("body") if len(data) == 1 else None
+    """Return the request.
+
+    Raises:
+        ValueError: several requests, or a body that the server has parsed, such as JSON: a marker is of the bytes.
+    """
+    if len(data) != 1:
+        raise ValueError(f"requests: expected one at a time, got a batch of {len(data)}, which has no names")
+    body = data[0].get("body")
     if not isinstance(body, (bytes, bytearray)):
-        return None
-    return _named(bytes(body), context.request_processor[0].get_request_properties())
-
-
-def _named(body: bytes, headers: Mapping[str, str]) -> Request:
+        kind = type(body).__name__
+        raise ValueError(f"request: expected a body of bytes, got {kind}: the server has parsed it")
+    headers = context.request_processor[0].get_request_properties()
     given = {str(name).lower(): value for name, value in headers.items()}
-    return Request(body, given.get(ATTRIBUTES), given.get(INFERENCE_ID))
+    return Request(bytes(body), given.get(ATTRIBUTES), given.get(INFERENCE_ID))
 
 
 def _as_bytes(answer: Any) -> bytes | None:
@@ -142,6 +170,8 @@ def _as_bytes(answer: Any) -> bytes | None:
     return bytes(answer) if isinstance(answer, (bytes, bytearray)) else None
 
 
-ADAPTERS: dict[str, Callable[[ModuleType, Observer], None]] = {
+ADAPTERS: dict[str, Adapter] = {
+    "mms.service": _service,
     "sagemaker_inference.transformer": _toolkit,
+    "ts.service": _service,
 }

@@ -16,23 +16,9 @@ import package
 import replays
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_format import OTHER_ANSWER, REPLAY_EVENT_ID
-from glassbox.explanation.trace_reader import read_index, read_trace
+from hook_files import traces_in, write_sdk
 
 OWNERS = Path(__file__).parents[1] / "owners.py"
-
-# What the hook needs of the AWS SDK: objects become files.
-BOTO3 = """
-import os, pathlib
-
-class Client:
-    def put_object(self, Bucket, Key, Body):
-        path = pathlib.Path(os.environ["OBJECTS"], Bucket, Key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(Body)
-
-def client(name, **_):
-    return Client()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +32,7 @@ def hook(tmp_path_factory):
 def sdk(tmp_path_factory):
     """A folder with a boto3 that writes files."""
     folder = tmp_path_factory.mktemp("sdk")
-    (folder / "boto3.py").write_text(BOTO3)
-    (folder / "botocore").mkdir()
-    (folder / "botocore" / "__init__.py").touch()
-    (folder / "botocore" / "config.py").write_text("Config = dict\n")
+    write_sdk(folder)
     return folder
 
 
@@ -61,15 +44,6 @@ def python(script, *path, arguments=(), **environment):
     return subprocess.run(
         [sys.executable, *program], env=given | environment, capture_output=True, text=True, timeout=600
     )
-
-
-def traces_in(folder):
-    """Return the traces of all runs, in the order of their steps."""
-    return [
-        read_trace(index, (folder / "bucket" / index.events_key).read_bytes())
-        for path in sorted((folder / "bucket").rglob("index/*/*.json"))
-        for index in [read_index(str(path.relative_to(folder / "bucket")), path.read_bytes())]
-    ]
 
 
 class TestFolder:

@@ -69,7 +69,7 @@ def test_the_files_load(hook, version):
 
 def hook_files():
     """Return the files of the hook in the repository."""
-    names = [*package.HOOK, "capture.py", "served_requests.py", "hook/sitecustomize.py"]
+    names = [*package.HOOK, *package.CAPTURE, "hook/sitecustomize.py"]
     return [package.HERE / name for name in names] + [package.CORE / name for name in package.CORE_MODULES]
 
 

@@ -68,7 +68,8 @@ float32. The column of the logit comes from traces of the recorder.
 `make bench MODULE=completeness` writes this page.
 ## Blur test
 
-A complete sum does not prove that the marked pixels matter. Glassbox therefore stores two more
+A complete sum does not prove that the marked pixels matter. [pixel-flipping.md](pixel-flipping.md)
+compares our map with others on four small networks. Glassbox also stores two more
 numbers with every heat map: the probability of the class after a blur of the best 10 % of the
 cells, and after a blur of a random 10 %. The hash of the image is the seed of the random cells.
 

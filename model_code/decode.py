@@ -1,5 +1,6 @@
 """Read the images of a request within bounds: a small body must not cost much memory or time."""
 
+import importlib.util
 import io
 import math
 import re
@@ -11,6 +12,10 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+
+_ToolkitError: Any = Exception
+if importlib.util.find_spec("sagemaker_inference"):
+    _ToolkitError = importlib.import_module("sagemaker_inference.errors").BaseInferenceToolkitError
 
 Array = npt.NDArray[Any]
 
@@ -51,12 +56,16 @@ _UPRIGHT = {
 }
 
 
-class RequestError(Exception):
-    """An HTTP status and one sentence for the client, for a request that cannot be answered."""
+class RequestError(_ToolkitError):  # type: ignore[misc]  # the toolkit is untyped
+    """An HTTP status and one sentence for the client, for a request that cannot be answered.
+
+    The SageMaker inference toolkit answers with the status of its own error only: 500 for each other one.
+    """
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
+        self.status = self.status_code = status
+        self.message = self.phrase = message
+        Exception.__init__(self, message)
 
 
 def read_images(data: bytes, content_type: str | None, channels: int, size: tuple[int, int]) -> Array:

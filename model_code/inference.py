@@ -124,7 +124,7 @@ def _check_logits(architecture: str, logits: object, samples: int) -> int:
 
 
 def transform_fn(
-    model: Classifier, data: bytes, content_type: str, accept: str, context: Any = None
+    model: Classifier, data: bytes | str, content_type: str, accept: str, context: Any = None
 ) -> tuple[str, str]:
     """Predict the classes of a request's images.
 
@@ -143,7 +143,8 @@ def transform_fn(
     """
     if not _accepts_json(accept):
         raise RequestError(406, f"Accept: expected application/json, got {accept[:100]!r}.")
-    data = bytes(data)
+    # The PyTorch toolkit gives JSON and CSV as text.
+    data = data.encode() if isinstance(data, str) else bytes(data)
     input_images = read_images(data, content_type, len(model.mean), model.image_size)
     x = (torch.from_numpy(input_images).permute(0, 3, 1, 2).contiguous() / 255 - model.mean) / model.std
     headers = _headers(context)

@@ -333,6 +333,67 @@ class TestRefusal:
             assert error.status == 400
 
 
+class ToolkitContext:
+    """A request's context as TorchServe gives it to the toolkit."""
+
+    system_properties = {"model_dir": "."}  # noqa: RUF012
+
+    def __init__(self, **headers):
+        self.request_processor, self.headers, self.status = [self], headers, None
+
+    def get_request_properties(self):
+        return self.headers
+
+    def get_all_request_header(self, _):
+        return self.headers
+
+    def set_response_content_type(self, *_):
+        pass
+
+    def set_response_status(self, code, phrase):
+        self.status = code, phrase
+
+
+class TestToolkit:
+    """Requests through the transformer of the SageMaker inference toolkit."""
+
+    @pytest.fixture
+    def transform(self, classifier):
+        transformer = pytest.importorskip("sagemaker_inference.transformer").Transformer()
+        environment = importlib.import_module("sagemaker_inference.environment").Environment()
+        transformer._model, transformer._transform_fn = classifier, inference.transform_fn
+        transformer._environment, transformer._initialized = environment, True
+
+        def transform(body, **headers):
+            context = ToolkitContext(**headers)
+            transformer._context = context
+            (answer,) = transformer.transform([{"body": bytearray(body)}], context)
+            return context.status, answer
+
+        return transform
+
+    def test_answers(self, transform):
+        status, answer = transform(npy(ARRAY), **{"Content-Type": NPY, "Accept": "*/*"})
+        assert status is None
+        assert len(json.loads(answer)["predictions"]) == 1
+
+    @pytest.mark.parametrize(
+        ("headers", "expected", "message"),
+        [
+            ({"Content-Type": PNG}, 400, NO_PNG),
+            ({"Content-Type": NPY, "Accept": "text/csv"}, 406, "Accept: expected application/json"),
+            ({"Content-Type": "image/gif"}, 415, "Content-Type: expected application/x-npy, image/png or"),
+            ({"Content-Type": JSON}, 415, "Content-Type: expected application/x-npy, image/png or"),
+            ({"Content-Type": "text/csv"}, 415, "Content-Type: expected application/x-npy, image/png or"),
+        ],
+    )
+    def test_a_refusal_keeps_its_status_and_sentence(self, transform, headers, expected, message):
+        (code, phrase), answer = transform(b'{"instances": []}', **headers)
+        assert code == expected
+        assert phrase.startswith(message)
+        assert answer.splitlines()[0] == phrase
+
+
 class Recorder:
     """A recorder that keeps its calls."""
 

@@ -97,6 +97,11 @@ class Call:
         elif found.ndim != 2 or len(found) != samples or not found.is_floating_point():
             shape = f"{found.dtype} {tuple(found.shape)}"
             self.reason = f"{self.name}: expected class scores ({samples}, K) as output, got {shape}"
+        elif found.shape[1] < 2:
+            self.reason = (
+                f"{self.name}: expected scores of at least 2 classes, got {found.shape[1]} output unit. A regression "
+                "has no class to explain"
+            )
         else:
             self.answer = found.detach().float().clone()
 

@@ -52,6 +52,8 @@ def answered(service: Any, context: Context, line: str) -> dict[str, Any]:
     began = time.process_time()
     (answer,) = service.handle([{"body": bytearray(base64.b64decode(request["body"]))}], context)
     ended = time.process_time()
+    if not isinstance(answer, (str, bytes, bytearray)):  # TorchServe sends all else as JSON
+        answer = json.dumps(answer, indent=2)
     content = answer.encode() if isinstance(answer, str) else bytes(answer)
     encoded = base64.b64encode(content).decode()
     return {"status": context.status, "answer": encoded, "began": began, "ended": ended}

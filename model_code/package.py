@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -255,10 +256,13 @@ def unpacked(archive: Path, *before: Path) -> Iterator[tuple[Path, dict[str, str
 
     Raises:
         tarfile.TarError: not a tar archive, or a member that would be written outside the folder.
-        ValueError: more than MAX_MEMBERS files or MAX_BYTES.
+        ValueError: more than MAX_MEMBERS files or MAX_BYTES, or a damaged archive.
     """
     with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as packed:
-        packed.extractall(folder, members=_bounded(archive, packed), filter="data")
+        try:
+            packed.extractall(folder, members=_bounded(archive, packed), filter="data")
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"{archive}: expected a whole archive, got a damaged one: {error}") from error
         # Without tracing; inference.py reads the name in lower and upper case.
         environment = {name: value for name, value in os.environ.items() if name.lower() != "tensors_output"}
         environment["PYTHONPATH"] = os.pathsep.join(map(str, (*before, Path(folder) / "code")))

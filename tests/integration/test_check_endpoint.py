@@ -243,6 +243,25 @@ def test_a_changed_answer_is_a_warning_and_a_failure(owners):
     assert last == "WARNING: the hook changes the answer to x.png"
 
 
+def test_a_regression_is_refused(tmp_path, image):
+    source = NET.replace("nn.Linear(4, 5)", "nn.Linear(4, 1)")
+    (verdict,) = check(packed(tmp_path, code__inference=source), [image])
+    assert verdict.line() == (
+        "Net: not explained: expected scores of at least 2 classes, got 1 output unit. A regression has no class to "
+        "explain"
+    )
+
+
+def test_an_answer_of_a_dict_is_sent_as_json(tmp_path, image):
+    source = NET.replace("def input_fn", "def prepared").replace("def predict_fn", "def predicted") + (
+        "\ndef transform_fn(model, body, content_type, accept):\n"
+        "    return {'scores': predicted(prepared(body, content_type), model).tolist()}\n"
+    )
+    (verdict,) = check(packed(tmp_path, code__inference=source), [image], content_type="application/x-image")
+    assert verdict.explanation.complete
+    assert verdict.is_same
+
+
 AUDITED = """
 import sys
 log = open({log!r}, "a")
@@ -333,6 +352,12 @@ class TestProblems:
         with pytest.raises(tarfile.OutsideDestinationError):
             check(packed(tmp_path, **{"../x": b"0"}), [image])
         assert not (tmp_path.parent / "x").exists()
+
+    def test_a_damaged_archive(self, tmp_path, image):
+        archive = packed(tmp_path, code__inference=NET, weights=os.urandom(100_000))
+        archive.write_bytes(archive.read_bytes()[:50_000])
+        with pytest.raises(ValueError, match=r"model\.tar\.gz: expected a whole archive, got a damaged one"):
+            check(archive, [image])
 
     def test_an_archive_of_too_many_bytes(self, tmp_path, image, monkeypatch):
         monkeypatch.setattr(package, "MAX_BYTES", 3)

@@ -281,7 +281,7 @@ class Verdict:
         """Return the network and its explanation, or the reason why there is none."""
         name = f"{self.network}: " if self.network else ""
         if self.explanation is None:
-            return f"{name}not explained: {self.reason.removeprefix(name)}"
+            return f"{name}not explained: {self.reason}"
         return (
             f"{name}explained: {describe(self.explanation)}; CPU time of {self.multiple:.1f} plain requests"
         )
@@ -457,7 +457,7 @@ def _verdict(
     index = read_index(keys[0], s3.objects[keys[0]])
     trace = read_trace(index, s3.objects[index.events_key])
     if trace.meta.refused:
-        reason = trace.meta.refused
+        reason = trace.meta.refused.removeprefix(f"{trace.meta.model}: ")
         network = "" if "got several" in reason else trace.meta.model
         return Verdict(network, None, _in_words(reason), 0, is_same)
     # Between two requests the process computes the trace alone.

@@ -218,16 +218,19 @@ def autocast(x):
 
 
 def two_images(x):
+    """Compare two images of one call."""
     net = network("two_images", TwoImageNet)
     return torch.no_grad()(lambda: net(x, x.flip(3))), [net]
 
 
 def batch_of_64(x):
+    """Predict a batch of 64 images."""
     net = network("batch_of_64")
     return torch.no_grad()(lambda: net(x.repeat(64, 1, 1, 1))), [net]
 
 
 def two_in_a_row(x):
+    """Clean the image by another network first."""
     torch.manual_seed(0)
     nets = [Denoiser().eval(), network("two_in_a_row")]
     return torch.no_grad()(lambda: nets[1](nets[0](x))), nets

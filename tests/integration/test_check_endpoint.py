@@ -117,6 +117,7 @@ REFUSED = {
         "quantized: not explained: the network is quantized: integer operations have no gradient (linear_dynamic). "
         "Serve it before its quantization."
     ),
+    "two_images": "two_images: not explained: expected one image tensor as argument, got 2",
     "numpy_only": (
         "not explained: the network runs outside PyTorch, or its input is not a float tensor (N, C, H, W)"
     ),

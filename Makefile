@@ -25,8 +25,8 @@ help: ## list the commands
 	@grep -hE '^[a-z_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # ------------------------------------------------------------------ without AWS
-demo: $(READY) ## run the whole loop on an embedded AWS (DATA=folder of images, WEIGHTS=model.pt, TARGET=class)
-	@$(RUN) -m demo $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(TARGET),--target '$(TARGET)')
+demo: $(READY) $(if $(filter foreign,$(ENDPOINT)),.venv-torchserve/.ready) ## run the whole loop on an embedded AWS (DATA=folder of images, WEIGHTS=model.pt, TARGET=class, ENDPOINT=foreign)
+	@$(RUN) -m demo $(if $(filter foreign,$(ENDPOINT)),--foreign) $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(TARGET),--target '$(TARGET)')
 
 local: $(READY) ## start an embedded AWS with the stack deployed, until Ctrl-C (PORT=4566, WEIGHTS=model.pt)
 	@$(RUN) -m local $(if $(PORT),--port $(PORT)) $(if $(WEIGHTS),--weights '$(WEIGHTS)')

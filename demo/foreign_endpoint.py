@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from deploy.apply import renew_twin
 from deploy.plan import watching_parameters
@@ -52,6 +56,29 @@ def running_foreign_stack(
         outputs = deploy(ROOT / "template.yaml", "glassbox", defaults | parameters, aws.session)
         renew_twin("glassbox", Overrides(), aws.session)
         yield Stack(aws, outputs)
+
+
+def pack(network: torch.nn.Module, config: dict[str, Any], out: Path) -> None:
+    """Write a ResNet18 as an archive without the hook.
+
+    It holds weights, a config and a script for SageMaker's toolkit.
+
+    Args:
+        config: ``mean``, ``std`` and ``labels``, or None for these.
+    """
+    weights = io.BytesIO()
+    torch.save(network.state_dict(), weights)
+    files = {
+        "model.pth": weights.getvalue(),
+        "config.json": json.dumps(config).encode(),
+        "code/inference.py": (ROOT / "demo" / "owner" / "inference.py").read_bytes(),
+        "code/network.py": (ROOT / "demo" / "owner" / "network.py").read_bytes(),
+    }
+    with tarfile.open(out, "w:gz", compresslevel=1) as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
 
 
 def create_endpoint(aws: EmbeddedAws, archive: Path, environment: dict[str, str]) -> None:

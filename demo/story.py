@@ -5,6 +5,7 @@ as an operator could.
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -19,6 +20,7 @@ import torch
 
 from demo import page
 from demo.client import Client, PredictedClasses
+from demo.foreign_endpoint import pack, running_foreign_stack
 from demo.observer import (
     REACTION_SECONDS,
     DemoError,
@@ -31,6 +33,7 @@ from demo.observer import (
 from demo.report import AttackFacts, Counted, Counts, Report, Timings
 from demo.scene import ATTACK, NORMAL, TARGETED, Attack, Scene, load_scene, plan_attack, requirements
 from glassbox.errors import GlassboxError
+from local import pytorch_inference
 from local.stack import WEIGHTS, Stack, running_stack
 from local.waiting import wait_for
 
@@ -38,19 +41,21 @@ ROOT = Path(__file__).parents[1]
 PER_SECOND = 25
 
 
-def run(data: Path | None, weights: Path, target: str | None, out: Path) -> None:
-    """Run the demo and write its page, its report and the incident report to ``out``."""
+def run(data: Path | None, weights: Path, target: str | None, out: Path, *, foreign: bool = False) -> None:
+    """Run the demo and write its page, its report and the incident report to ``out``.
+
+    Args:
+        foreign: the endpoint is of AWS's PyTorch image, and its archive does not contain the hook.
+    """
+    if foreign and (missing := pytorch_inference.missing()):
+        raise DemoError(f"ENDPOINT=foreign: TorchServe does not run without {missing}")
     out.mkdir(parents=True, exist_ok=True)
     progress = Progress()
     torch.set_num_threads(1)
     scene = load_scene(data, weights, target, progress.add)
     progress.add(f"{weights.name}: {scene.description}")
     progress.add(requirements(scene))
-    served = out / "model" / weights.name
-    served.parent.mkdir(exist_ok=True)
-    shutil.copyfile(weights, served)
-    served.with_suffix(".json").write_text(json.dumps(scene.config))
-    with running_stack({"MaxClassShare": str(scene.threshold)}, weights=served) as stack:
+    with _endpoint(scene, weights, out / "model", foreign=foreign) as stack:
         endpoint = stack.outputs["EndpointName"]
         progress.add(f"template.yaml deployed on the embedded AWS, endpoint {endpoint} in service")
         with progress.waiting("crafting adversarial images"):
@@ -63,6 +68,21 @@ def run(data: Path | None, weights: Path, target: str | None, out: Path) -> None
         with Observer(stack, progress) as observer:
             report, illustrations = play(progress, scene, attack, stack, observer)
     progress.add(f"the page: {page.write(report, illustrations, out)}")
+
+
+def _endpoint(
+    scene: Scene, weights: Path, folder: Path, *, foreign: bool
+) -> contextlib.AbstractContextManager[Stack]:
+    folder.mkdir(exist_ok=True)
+    parameters = {"MaxClassShare": str(scene.threshold)}
+    if foreign:
+        archive = folder / "model.tar.gz"
+        pack(scene.model, scene.config, archive)
+        return running_foreign_stack(archive, parameters, {"SAGEMAKER_MODEL_SERVER_WORKERS": "2"})
+    served = folder / weights.name
+    shutil.copyfile(weights, served)
+    served.with_suffix(".json").write_text(json.dumps(scene.config))
+    return running_stack(parameters, weights=served)
 
 
 class Curve:
@@ -224,10 +244,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--target",
         help="target class of the attack, by number or name (default: 14, or what trial attacks reach)",
     )
+    parser.add_argument(
+        "--foreign",
+        action="store_true",
+        help="an endpoint of AWS's PyTorch image whose archive does not contain the hook",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "out/demo")
     arguments = parser.parse_args(argv)
     try:
-        run(arguments.data, arguments.weights, arguments.target, arguments.out)
+        run(arguments.data, arguments.weights, arguments.target, arguments.out, foreign=arguments.foreign)
     except (DemoError, GlassboxError, OSError) as error:
         print(f"The demo failed: {error}", file=sys.stderr)
         return 1

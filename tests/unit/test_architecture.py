@@ -104,6 +104,7 @@ SYS_PATH = {
     "model_code/serve.py": "the code of model.tar.gz, after SageMaker has extracted it",
     "tests/deploy/test_deploy_tool.py": "a program that stands in for docker",
     "tests/unit/test_architecture.py": "this list",
+    "tests/unit/test_hook_on_old_python.py": "the hook's folder, in a process of another Python",
 }
 
 

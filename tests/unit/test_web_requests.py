@@ -1,7 +1,7 @@
 """Requests of WSGI and ASGI servers and of model servers, whose processes PYTHONPATH alone hooks."""
 
+import functools
 import hashlib
-import importlib.util
 import json
 import os
 import socket
@@ -19,6 +19,18 @@ import replays
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID
 from hook_files import traces_in, write_sdk
+from local import pytorch_inference
+
+# The environment that make test installs the servers into: beside torch, they need other packages than .venv.
+PYTHON = pytorch_inference.PYTHON if pytorch_inference.PYTHON.exists() else Path(sys.executable)
+
+
+@functools.cache
+def is_installed(module):
+    """Whether the Python of the servers finds a module."""
+    found = f"import importlib.util as u; raise SystemExit(u.find_spec({module!r}) is None)"
+    return subprocess.run([PYTHON, "-c", found], check=False).returncode == 0
+
 
 # The owner's code. The first 48 bytes of a body are 4 × 4 pixels of 3 channels.
 OWNED = """
@@ -188,7 +200,7 @@ def serve(arguments, place, path, log, objects, **given):
     is_hooked = "TENSORS_OUTPUT" in given
     environment = {name: value for name, value in os.environ.items() if name.lower() != "tensors_output"}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, path)), "OPENBLAS_NUM_THREADS": "1"} | given
-    command = [sys.executable, *(argument.format(place) for argument in arguments)]
+    command = [str(PYTHON), *(argument.format(place) for argument in arguments)]
     with (
         log.open("wb") as file,
         subprocess.Popen(command, env=environment, stderr=file, stdout=file) as server,
@@ -220,7 +232,7 @@ def _listens(place):
 def served(request, folders, tmp_path_factory):
     """The answers without and with the hook, the traces by event id or inference id, and the server's log."""
     application, arguments, modules = SERVERS[request.param]
-    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in modules if not is_installed(name)]:
         pytest.skip(f"{missing[0]} is not installed")
     owner, objects = tmp_path_factory.mktemp("owner"), tmp_path_factory.mktemp("objects")
     (owner / "owned.py").write_text(OWNED)
@@ -303,7 +315,7 @@ for body, headers in [*json.loads(sys.stdin.read()), [{"pixels": 1}, {}]]:
 @pytest.mark.parametrize("server", ["ts", "mms"])
 class TestModelServers:
     def test_the_service_names_a_replay(self, server, folders, tmp_path):
-        if importlib.util.find_spec(server) is None:
+        if not is_installed(server):
             pytest.skip(f"the package {server} (torchserve, multi-model-server) is not installed")
         (tmp_path / "owned.py").write_text(OWNED)
         (tmp_path / "worker.py").write_text(WORKER)
@@ -314,7 +326,7 @@ class TestModelServers:
             environment = {k: v for k, v in os.environ.items() if k.lower() != "tensors_output"}
             environment |= {"PYTHONPATH": os.pathsep.join(map(str, (*path, sdk, tmp_path)))} | settings
             return subprocess.run(
-                [sys.executable, str(tmp_path / "worker.py"), server],
+                [str(PYTHON), str(tmp_path / "worker.py"), server],
                 input=json.dumps(given),
                 env=environment,
                 capture_output=True,

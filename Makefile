@@ -54,9 +54,13 @@ simulate: $(READY) ## run random schedules of incidents (SEEDS=200000, at most M
 bench: $(READY) ## compare speed and size with reference implementations (MODULE=completeness, ARGS)
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks$(if $(MODULE),.$(MODULE)) $(ARGS)
 
-baseline: $(READY) ## compute the baseline of the drift check from the capture files of a reference period (CAPTURES=folder REPLAY_KEY=public.pem)
+bench-causes: $(READY) ## measure how often the diagnosis names the right cause (ARGS="--windows 5")
+	@PYTHONPATH=$(SOURCES) OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.causes $(ARGS)
+
+baseline: $(READY) ## compute the drift check's baseline and the diagnosis's reference from capture files (CAPTURES=folder REPLAY_KEY=public.pem MODEL IMAGES)
 	$(call need,CAPTURES)
-	@$(RUN) monitor_container/baseline.py '$(CAPTURES)' --out baseline $(if $(REPLAY_KEY),--replay-key '$(REPLAY_KEY)')
+	@$(RUN) monitor_container/baseline.py '$(CAPTURES)' --out baseline $(if $(REPLAY_KEY),--replay-key '$(REPLAY_KEY)') \
+	  $(if $(MODEL),--model '$(MODEL)') $(if $(IMAGES),--images '$(IMAGES)')
 
 train: $(READY) ## train a ResNet18 on drawn signs or a folder (ARGS="--help" lists the options)
 	@$(RUN) -m train $(ARGS)
@@ -191,5 +195,5 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test test-all coverage check docs lock simulate bench baseline train check-model check-endpoint build sam sam-test images images-test \
+.PHONY: help demo local test test-all coverage check docs lock simulate bench bench-causes baseline train check-model check-endpoint build sam sam-test images images-test \
         plan deploy twin explain remove push smoke deploy-test format clean

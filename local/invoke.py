@@ -36,10 +36,12 @@ EVENTS = {
     "confirm_endpoint": "sqs-endpoint-in-service",
     "render_saliency": "sqs-tensor-index",
     "restore_endpoint": "sqs-command-abort",
+    "diagnose_incident": "sqs-diagnosis",
 }
 PORT = 4566
 SAMPLE_BUCKET = "amzn-s3-demo-bucket"  # stands for the stack's bucket in events/
 SAMPLE_ETAG = "b1946ac92492d2347c6235b4d2611184"  # stands for the capture file's
+SAMPLE_INCIDENT = "20261123t102105-class-share"  # stands for the open incident
 TRACED = "traced"  # an endpoint that always runs the hooked model
 PARAMETERS = {"MaxClassShare": "0.5"}
 
@@ -90,7 +92,7 @@ def invoke(stack: Stack, function: str, event: dict[str, Any], *, address: str, 
 
 
 def read_event(path: Path, stack: Stack) -> dict[str, Any]:
-    """Read an event and replace the sample's bucket and etag by the stack's.
+    """Read an event and replace the sample's bucket, etag and incident by the stack's.
 
     An EventBridge event is wrapped into an SQS message, as its rule does.
 
@@ -99,6 +101,7 @@ def read_event(path: Path, stack: Stack) -> dict[str, Any]:
     """
     try:
         text = path.read_text().replace(SAMPLE_BUCKET, stack.outputs["Bucket"])
+        text = text.replace(SAMPLE_INCIDENT, _incident(stack))
         event: dict[str, Any] = json.loads(text.replace(SAMPLE_ETAG, _etag(stack)))
         if "Records" in event:
             return event
@@ -113,6 +116,12 @@ def _etag(stack: Stack) -> str:
     return str(
         head(Bucket=stack.outputs["Bucket"], Key=object_of("capture-object-created"))["ETag"].strip('"')
     )
+
+
+def _incident(stack: Stack) -> str:
+    key = {"pk": {"S": stack.outputs["EndpointName"]}, "sk": {"S": "current"}}
+    found = stack.client("dynamodb").get_item(TableName=stack.outputs["IncidentsTable"], Key=key)
+    return str(found["Item"]["id"]["S"]) if "Item" in found else SAMPLE_INCIDENT
 
 
 def object_of(name: str) -> str:
@@ -248,6 +257,9 @@ def main() -> None:
             store_capture(stack)
             if chosen.function == "render_saliency":
                 store_trace(stack)
+            if chosen.function == "diagnose_incident" and _incident(stack) == SAMPLE_INCIDENT:
+                violation = read_event(SAMPLES / "sqs-violation.json", stack)
+                invoke(stack, "swap_endpoint", violation, address=address, sam=chosen.sam)
             before = contents(stack)
             event = read_event(path, stack)
             print(json.dumps(invoke(stack, chosen.function, event, address=address, sam=chosen.sam)))

@@ -1,19 +1,24 @@
-"""Capture files of a reference period -> the baseline of the drift check.
+"""Capture files of a reference period -> the baseline of the drift check, and the reference of a diagnosis.
 
-Writes ``statistics.json`` (the predictions per class) and ``constraints.json``. Upload the first to S3 and set
-BASELINE_STATISTICS to its URI. CAPTURES is a folder of capture files, for instance of ``aws s3 sync``.
+Writes ``statistics.json`` (the predictions per class), ``constraints.json``, and ``reference.npz`` if the captured
+inputs are images. Upload the first and the last to S3 and set BASELINE_STATISTICS and REFERENCE to their URIs.
+CAPTURES is a folder of capture files, for instance of ``aws s3 sync``.
 """
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import evaluation
-from glassbox.errors import GlassboxError, SettingsError
+from glassbox.errors import BadInputError, GlassboxError, SettingsError
 from glassbox.monitoring import monitor_files
+from glassbox.monitoring.capture import CaptureFile
 from glassbox.monitoring.count_file import CountingSettings
+from glassbox.replay_marker import PublicKey
 from glassbox.settings import from_env
 
 log = logging.getLogger("baseline")
@@ -32,6 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--replay-key",
         type=Path,
         help="PEM file of the stack's public replay key; required if the captures contain replays",
+    )
+    parser.add_argument(
+        "--model", type=Path, help="model archive that answered: the reference records its sha256"
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help="folder <class>/<file> of images that were sent: the reference counts confusions of their classes",
     )
     chosen = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
@@ -67,7 +80,45 @@ def main(arguments: list[str] | None = None) -> int:
         counts.unreadable,
     )
     log.info("%s", chosen.out / "statistics.json")
+    try:
+        _write_reference(chosen, files, settings, key)
+    except GlassboxError as error:
+        log.error("%s", error)
+        return 1
     return 0
+
+
+def _write_reference(
+    chosen: argparse.Namespace,
+    files: Sequence[tuple[Path, CaptureFile]],
+    settings: CountingSettings,
+    key: PublicKey | None,
+) -> None:
+    """Write ``reference.npz``, or report why not.
+
+    Raises:
+        BadInputError: the model archive or the folder of images cannot be read.
+    """
+    if importlib.util.find_spec("PIL") is None:  # the monitor's image
+        log.warning("No reference.npz: it requires numpy and Pillow, which are not installed")
+        return
+    import input_images
+    from glassbox.diagnosis.reference import write_reference
+
+    if chosen.images is not None and not chosen.images.is_dir():
+        raise BadInputError(f"{chosen.images}: expected a folder of folders that are named like the classes")
+    model = input_images.fingerprint(chosen.model) if chosen.model else ""
+    classes = input_images.true_classes(chosen.images) if chosen.images else {}
+    inputs = input_images.captured_inputs(files, settings, key)
+    try:
+        reference, images = input_images.reference_of(inputs, classes, model)
+    except BadInputError as error:  # another kind of input has a baseline, too
+        log.warning("No reference.npz: %s", error)
+        return
+    (chosen.out / "reference.npz").write_bytes(write_reference(reference))
+    log.info("%s: %d images", chosen.out / "reference.npz", images)
+    if chosen.images:
+        log.info("%d of them have a true class", reference.confusion.total())
 
 
 if __name__ == "__main__":

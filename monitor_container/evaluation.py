@@ -125,7 +125,8 @@ def read_pem(path: Path) -> PublicKey:
         raise BadInputError(f"{path}: cannot read the replay key: {error.strerror}") from error
 
 
-def _required(key: PublicKey | None, path: Path) -> PublicKey:
+def required(key: PublicKey | None, path: Path) -> PublicKey:
+    """Return the key of a capture file's markers, or raise SettingsError if none is set."""
     if key is None:
         raise SettingsError(
             f"{path}: a request carries a replay marker, and no key is set to verify it. Set REPLAY_KEY to the PEM "
@@ -142,7 +143,7 @@ def count(
 ) -> tuple[str, Tally]:
     """Return the variant of a file, and its counts inside ``window``."""
     path, place = file
-    key_for_file = functools.partial(_required, replay_key, path)
+    key_for_file = functools.partial(required, replay_key, path)
     with path.open("rb", buffering=0) as stream:
         counted = tally(
             read(chunks(stream), str(path), settings.parser(), key_for_file),

@@ -24,7 +24,7 @@ from glassbox.aws.replay_key import ReplayKey
 from glassbox.incidents.hook_hello import has_hook
 from glassbox.incidents.incident_report import write_report
 from glassbox.incidents.model import Outcome
-from glassbox.incidents.replay import ReplayDependencies, ReplaySettings, flagged_inputs, replay, variants_of
+from glassbox.incidents.replay import ReplayDependencies, ReplaySettings, captured_inputs, replay, variants_of
 from glassbox.incidents.workflow import confirm
 from glassbox.settings import from_env
 
@@ -63,7 +63,7 @@ def build() -> Callable[[datetime], Outcome]:
             objects=objects,
             counts=CountsTable(boto3.client("dynamodb"), settings.counts_table),
             variants=functools.partial(variants_of, dependencies=replays),
-            inputs=functools.partial(flagged_inputs, dependencies=replays),
+            inputs=functools.partial(captured_inputs, dependencies=replays),
         ),
     )
 

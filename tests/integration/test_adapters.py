@@ -1,5 +1,6 @@
 """The adapters against moto, and the fakes by the same contract."""
 
+import io
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import boto3
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ParamValidationError
+from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from moto import mock_aws
 
@@ -541,9 +543,10 @@ def test_invoke_targets_the_variant_of_the_captured_request():
             "CustomAttributes": "glassbox=1.trace",
             "TargetVariant": "Blue",
         }
-        stub.add_response("invoke_endpoint", {"Body": b"{}"}, wanted)
+        answer = {"Body": StreamingBody(io.BytesIO(b"[[14]]"), 6), "ContentType": "text/csv"}
+        stub.add_response("invoke_endpoint", answer, wanted)
         request = Request("event-1", "Blue", b"image", "image/png", "glassbox=1.trace")
-        Runtime(client).invoke("traffic-signs", request)
+        assert Runtime(client).invoke("traffic-signs", request) == (b"[[14]]", "text/csv")
         stub.assert_no_pending_responses()
 
 

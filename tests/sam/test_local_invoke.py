@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 from PIL import Image
 
 from glassbox.aws.counts_table import CountsTable
+from glassbox.incidents.diagnosis import read_diagnosis
 from glassbox.monitoring.counts import WINDOW, Window, total
 from glassbox.timestamps import parse_timestamp
 from local import invoke
@@ -85,8 +86,22 @@ def test_swap_endpoint_swaps_and_notifies(stack, run, inbox):
     run("swap_endpoint")
     wait_for(lambda: endpoint_state(stack) == ("InService", stack.outputs["HookedConfig"]))
     assert incident(stack).state == "SWAPPING"
+    queue = stack.resources("AWS::SQS::Queue")["DiagnoseQueue"]
+    (message,) = stack.client("sqs").receive_message(QueueUrl=queue)["Messages"]
+    assert json.loads(message["Body"])["incident"] == incident(stack).id
+
+
+def test_diagnose_incident_asks_the_endpoint_and_notifies(stack, run, inbox):
+    run("diagnose_incident")
+    assert incident(stack).why
+    diagnosis = read_diagnosis(
+        read_object(stack, f"incidents/traffic-signs/{incident(stack).id}/diagnosis.json")
+    )
+    assert diagnosis.requests > 0
     (swap,) = wait_for(inbox.notifications)
-    assert "Class 14 predicted 80.50% of the time" in swap["Message"]
+    text = json.loads(swap["Message"])["text"]
+    assert text.startswith(incident(stack).why)
+    assert "Class 14 predicted 80.50% of the time" in text
 
 
 def test_confirm_endpoint_replays_flagged_inputs(stack, run):
@@ -119,7 +134,9 @@ def test_restore_endpoint_restores_and_confirm_endpoint_reports(stack, run, inbo
     closed = incident(stack)
     assert (closed.state, closed.failure) == ("NORMAL", "")
     page = f"incidents/traffic-signs/{closed.id}/index.html"
-    assert keys(stack, "incidents/traffic-signs/") == [page]
+    folder = f"incidents/traffic-signs/{closed.id}"
+    assert keys(stack, "incidents/traffic-signs/") == [f"{folder}/diagnosis.json", page]
+    assert "<h2>Why</h2>" in read_object(stack, page).decode()
     wait_for(lambda: len(inbox.notifications()) == 2)
     assert "report is ready" in inbox.notifications()[1]["Subject"]
 
@@ -150,7 +167,7 @@ def test_a_function_has_the_permissions_of_its_role_only(stack):
     roles = stack.resources("AWS::IAM::Role")
     callers = {role for role, *_ in stack.aws.control("calls")["allowed"]}
     assert callers <= set(roles.values())
-    assert len(callers) == 8  # six functions, the endpoint and the monitor job
+    assert len(callers) == 9  # seven functions, the endpoint and the monitor job
     arn = stack.client("iam").get_role(RoleName=roles["CountPredictionsRole"])["Role"]["Arn"]
     keys = stack.aws.control("credentials", role=arn, service="lambda.amazonaws.com")
     session = boto3.Session(

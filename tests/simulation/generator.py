@@ -65,6 +65,7 @@ OUTAGES = (
     ("sagemaker", "ResourceLimitExceeded"),
     ("kms", "throttled"),
     ("events", "throttled"),
+    ("sqs", "throttled"),
 )
 RUNTIME = ("unreachable", "ModelError:500", "ModelError:500", "ModelError:400")
 
@@ -84,6 +85,8 @@ def choose_settings(chance):
         value = chance.choice(values)
         if value != values[0]:
             settings[name] = value
+    if chance.random() < 0.4:
+        settings["diagnose"] = "true"
     if chance.random() < 0.2:
         settings["same_config_refused"] = True
     if chance.random() < 0.5:

@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from glassbox.aws.counts_table import CountsTable
 from glassbox.errors import BadInputError
 from glassbox.monitoring.counts import Window
-from simulation.services import BUCKET, COUNTS, ENDPOINT, HOOKED, INCIDENTS, PLAIN
+from glassbox.replay_marker import PublicKey, verified_marker
+from simulation.services import BUCKET, COUNTS, ENDPOINT, HOOKED, INCIDENTS, PLAIN, public_key
 from simulation.traffic import GARBAGE
 
 DIAGRAM = {
@@ -32,6 +33,7 @@ BEGINS, ENDS = {"swapping", "watching"}, {"restored", "closed"}
 CLAIM = timedelta(seconds=60)  # after which another invocation may publish what one has claimed
 REPLAY_INTERVAL, MAX_REPLAY_ATTEMPTS = timedelta(seconds=60), 5
 HELLO_DELAY = timedelta(minutes=2)
+MAX_DIAGNOSES, DIAGNOSED_WITHIN = 2, timedelta(hours=20)  # after that, markers may expire
 SLACK = timedelta(minutes=6)  # of sweeps, in all
 
 
@@ -592,6 +594,11 @@ def changes_are_notified(history):
             state == "SWAPPING" and after["requested"]["BOOL"] and not (same and before["requested"]["BOOL"])
         )
         claimed = "opened" in after["claims"]["M"]
+        # it may wait for the diagnosis
+        waits_until = time(after, "begins_by")
+        waits = waits_until and not text(after, "why") and history.system.aws.now < waits_until + history.skew
+        if waits and not claimed:
+            continue
         if (begun or accepted) and not claimed and not history.sent.get((name, "begins")):
             raise InvariantError(f"{state} {name} was not notified")
         if (
@@ -888,6 +895,21 @@ def _overlap(one, other):
     return one["start"] < other["end"] and other["start"] < one["end"]
 
 
+def diagnoses_are_bounded(history):
+    """A message that is delivered many times must not send repaired inputs without end."""
+    for _, after, _ in moves(history):
+        if int(after.get("diagnosis_attempts", {"N": "0"})["N"]) > MAX_DIAGNOSES:
+            raise InvariantError(f"{text(after, 'id')} was diagnosed more than {MAX_DIAGNOSES} times")
+    most = int(history.system.settings["max_flagged_replays"]) + int(
+        history.system.settings["max_comparison_replays"]
+    )
+    sent = Counter(attributes.split(".")[2] for _, _, attributes, _, _ in history.system.aws.repaired)
+    for name, requests in sent.items():
+        repeated = history.system.aws.faults.get("repeated", 0)
+        if requests > MAX_DIAGNOSES * most + repeated:
+            raise InvariantError(f"{requests} repaired inputs of {name} were sent")
+
+
 STEP = (
     counts_equal_the_files,
     one_open_incident,
@@ -927,6 +949,7 @@ STEP = (
     new_files_are_new,
     items_expire,
     violations_are_published_once,
+    diagnoses_are_bounded,
 )
 
 
@@ -974,6 +997,30 @@ def every_file_is_counted(history):
             item = system.counts_item(*key)
             if item is None or file_id not in item["files"]["BS"]:
                 raise InvariantError(f"a file of {items} is not in {key}")
+
+
+def repairs_are_marked(history):
+    """A repaired input is a request that the stack signed, for an incident of this endpoint that is diagnosed."""
+    key = PublicKey.from_der(public_key())
+    for _, _, attributes, body, at in history.system.aws.repaired:
+        found = verified_marker(attributes, body=body, now=at, key=lambda: key)
+        if found is None or found.purpose != "repair" or found.incident not in history.tracks:
+            raise InvariantError(f"a repaired input with the attributes {attributes}")
+
+
+def the_last_incident_is_diagnosed(history):
+    """An incident that asked for a diagnosis has it, or its invocations ended without one; and ops got an addendum
+    where it came after the end."""
+    item = history.system.incident_item()
+    if item is None or not time(item, "begins_by"):
+        return
+    is_too_old = history.system.quiet_since > time(item, "opened") + DIAGNOSED_WITHIN - history.skew
+    attempts = int(item["diagnosis_attempts"]["N"])
+    if not text(item, "why") and attempts < MAX_DIAGNOSES and not is_too_old:
+        raise InvariantError(f"{text(item, 'id')} was not diagnosed")
+    late = item["is_diagnosed_late"]["BOOL"] and text(item, "state") == "NORMAL"
+    if late and not any(m.event == "diagnosed" for m in history.system.aws.published):
+        raise InvariantError(f"the late diagnosis of {text(item, 'id')} was not notified")
 
 
 def begins_and_ends_were_sent(history):
@@ -1106,6 +1153,8 @@ END = (
     the_endpoint_is_restored,
     every_file_is_counted,
     begins_and_ends_were_sent,
+    repairs_are_marked,
+    the_last_incident_is_diagnosed,
     abort_is_answered,
     violations_are_reported,
 )

@@ -40,7 +40,9 @@ THROTTLED = {
     "sagemaker": "ThrottlingException",
     "sagemaker-runtime": "ServiceUnavailable",
     "events": "ThrottlingException",
+    "sqs": "RequestThrottled",
 }
+REPAIR_MARKER = "glassbox=1.repair."
 FAULTS = ("throttled", "unreachable", "timeout", "repeated")
 
 
@@ -137,6 +139,9 @@ class Body:
         return (self._data[i : i + size] for i in range(0, len(self._data), size))
 
 
+_body = Body  # a parameter of InvokeEndpoint has the same name
+
+
 class Client:
     """A boto3 client of one service."""
 
@@ -176,9 +181,9 @@ class Aws:
         self.tables.tables = {COUNTS: {}, INCIDENTS: {}}
         self.objects, self.jobs = {}, set()
         self.endpoint, self.configs = Live("InService", PLAIN), {PLAIN, HOOKED}
-        self.queues = {name: [] for name in ("count", "swap", "confirm", "restore", "render")}
+        self.queues = {name: [] for name in ("count", "swap", "confirm", "restore", "render", "diagnose")}
         self.dead = {name: [] for name in self.queues}
-        self.published, self.updates, self.replayed = [], [], []
+        self.published, self.updates, self.replayed, self.repaired = [], [], [], []
         self.lost_events = set()  # detail types that EventBridge loses now
         self.sequence = 0
         self.task = None
@@ -393,9 +398,14 @@ class Aws:
         """Return the messages of a queue that it may deliver now."""
         return [message for message in self.queues[queue] if message.visible <= self.now]
 
-    def send(self, queue, body):
+    def send(self, queue, body, delay=0):
         self.sequence += 1
-        self.queues[queue].append(Message(self.sequence, body))
+        visible = self.now + timedelta(seconds=delay) if delay else START
+        self.queues[queue].append(Message(self.sequence, body, visible=visible))
+
+    def _send_message(self, QueueUrl, MessageBody, DelaySeconds):
+        self.send(QueueUrl.rpartition("/")[2], MessageBody, DelaySeconds)
+        return {"MessageId": "1"}
 
     # ------------------------------------------------------------------ S3
 
@@ -442,10 +452,11 @@ class Aws:
             raise refused(
                 "ValidationError", f"Endpoint {EndpointName} of account 1 not found.", "InvokeEndpoint"
             )
-        self.replayed.append((self.endpoint.config, InferenceId, CustomAttributes, Body, self.now))
+        sent = self.repaired if REPAIR_MARKER in CustomAttributes else self.replayed
+        sent.append((self.endpoint.config, InferenceId, CustomAttributes, Body, self.now))
         if self.endpoint.config == HOOKED:
             self.hello()
-        return {"Body": b"{}"}
+        return {"Body": _body(b"{}"), "ContentType": "application/json"}
 
     def hello(self):
         """The hook writes its hello object at the first request, unless it does not load."""
@@ -470,6 +481,7 @@ class Aws:
         "jobs",
         "configs",
         "replayed",
+        "repaired",
         "published",
         "updates",
         "lost_events",

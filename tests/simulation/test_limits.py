@@ -14,6 +14,7 @@ FUNCTIONS = {
     "confirm": "ConfirmEndpointFunction",
     "restore": "RestoreEndpointFunction",
     "render": "RenderSaliencyFunction",
+    "diagnose": "DiagnoseIncidentFunction",
 }
 
 

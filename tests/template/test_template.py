@@ -191,7 +191,7 @@ def test_queues_keep_messages_longer_than_an_outage_and_dead_letters_longest(tem
         name: q["Properties"]["MessageRetentionPeriod"]
         for name, q in resources(template, "AWS::SQS::Queue").items()
     }
-    assert len(queues) == 12
+    assert len(queues) == 14
     for name, seconds in queues.items():
         assert seconds == (1_209_600 if name.endswith("DeadLetters") else 345_600), name
 
@@ -207,7 +207,7 @@ def test_policies_allow_an_endpoint_by_its_name_and_by_its_lower_case_arn(templa
             if re.search(r"sagemaker:\w+Endpoint\b", str(statement["Action"])):
                 assert {named, arn} <= set(resolve(statement["Resource"], EndpointName="Shop", **parameters))
                 seen += 1
-    assert seen == 2 * 7
+    assert seen == 2 * 8
 
 
 def test_layers_are_named_after_the_stack_and_deleted_with_it(template, resolve):
@@ -442,10 +442,10 @@ def test_the_plan_names_every_resource_type_of_the_template(template):
     every = count_resources(
         template, {"ModelDataUrl": "s3://b/k", "MonitorImage": "image", "NotificationEmail": "a@b"}
     )
-    assert every["Lambda function"] == len(functions(template)) == 6
+    assert every["Lambda function"] == len(functions(template)) == 7
     assert (every["endpoint"], every["SageMaker model"], every["subscription"]) == (1, 2, 1)
     watching = count_resources(template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k"})
-    assert watching["Lambda function"] == 5
+    assert watching["Lambda function"] == 6
     assert not {"endpoint", "SageMaker model", "schedule", "subscription"} & set(watching)
     assert (every["KMS key"], watching["KMS key"]) == (2, 1)  # the topic's own, and the replay key
     assert {r["Type"] for r in template["Resources"].values()} == set(RESOURCE_NAMES)
@@ -458,19 +458,25 @@ CHANGES = {"sagemaker:UpdateEndpoint", "sagemaker:InvokeEndpoint", "kms:Sign", "
 def test_notify_only_has_no_twin_and_no_permission_to_change_the_endpoint(template, resolve, own):
     model = {} if own else {"ModelDataUrl": ""}
     given = model | {"RollbackAlarm": "errors", "EndpointKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/a"}
-    may = {}
-    for react in ("true", "false"):
-        actions = [
+
+    def may(**parameters):
+        held = conditions(template, {"ModelDataUrl": "s3://b/m.tar.gz"} | given | parameters)
+        return {
             action
             for name, role in resources(template, "AWS::IAM::Role").items()
             if template["Resources"].get(name.removesuffix("Role") + "Function")
-            for policy in resolve(role["Properties"]["Policies"], React=react, **given)
+            and held.get(role.get("Condition"), True)
+            for policy in resolve(role["Properties"]["Policies"], **given, **parameters)
             for statement in policy["PolicyDocument"]["Statement"]
             for action in listed(statement["Action"])
-        ]
-        may[react] = set(actions)
-    assert may["true"] - may["false"] == {*CHANGES, "kms:DescribeKey", "cloudwatch:DescribeAlarms"}
-    assert may["true"] >= CHANGES
+        }
+
+    watching, reacting = may(React="false", Diagnose="false"), may(React="true", Diagnose="false")
+    assert reacting - watching == {*CHANGES, "kms:DescribeKey", "cloudwatch:DescribeAlarms"}
+    assert reacting >= CHANGES
+    # a diagnosis asks the endpoint, and changes nothing
+    asking = {"sagemaker:InvokeEndpoint", "kms:Sign", "sqs:SendMessage"}
+    assert may(React="false", Diagnose="true") - watching == asking
     held = conditions(template, {"ModelDataUrl": "s3://b/m.tar.gz"} | model | {"React": "false"})
     for name in ("HookedModel", "HookedConfig"):
         assert held[template["Resources"][name]["Condition"]] is False

@@ -290,8 +290,9 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (8).to_bytes(4) * 2
 
 def test_shows_inputs_or_the_reason_for_a_missing_one_in_notify_only_mode(incident):
     found = [
-        Input("event-1", "<b>Stop</b>", 0.93, PNG, "image/png"),
-        Input("event-2", 14, None, b"\0" * 10, "application/octet-stream"),
+        Input("event-1", "AllTraffic", "<b>Stop</b>", 0.93, PNG, "image/png", True),
+        Input("event-2", "AllTraffic", 14, None, b"\0" * 10, "application/octet-stream", True),
+        Input("event-3", "AllTraffic", 3, None, PNG, "image/png", False),
     ]
     watched = replace(incident, notify_only=True, replays=None, flagged=frozenset())
     report, page = write(watched, FakeObjects(), inputs=lambda incident: found)

@@ -11,7 +11,7 @@ from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import MAX_REPLAY_ATTEMPTS, Incident, State
-from glassbox.incidents.replay import ReplayDependencies, ReplaySettings, flagged_inputs, replay
+from glassbox.incidents.replay import ReplayDependencies, ReplaySettings, captured_inputs, replay
 from glassbox.replay_marker import TRACE, ReplayMarker, marker_event_id, verified_marker
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
@@ -380,14 +380,17 @@ def test_notes_an_unreadable_capture_line_and_sends_the_others(incident, bad, re
     assert len(done.note) < 400
 
 
-def test_returns_the_flagged_inputs_unchanged(incident):
+def test_returns_the_captured_inputs_unchanged(incident):
     body = b"".join(line(n, 14 if n % 2 else 3) for n in range(8))
     objects = FakeObjects({("bucket", FOLDER + "a.jsonl"): body})
-    found = flagged_inputs(incident, dependencies(objects, FakeRuntime(), max_flagged_replays=2))
-    assert [(i.event_id, i.predicted_class, i.content_type) for i in found] == [
-        ("event-1", 14, "application/x-npy"),
-        ("event-7", 14, "application/x-npy"),
+    found = captured_inputs(incident, dependencies(objects, FakeRuntime(), max_flagged_replays=2))
+    assert [(i.event_id, i.predicted_class, i.content_type, i.flagged) for i in found] == [
+        ("event-1", 14, "application/x-npy", True),
+        ("event-7", 14, "application/x-npy", True),
+        ("event-0", 3, "application/x-npy", False),
+        ("event-6", 3, "application/x-npy", False),
     ]
+    assert {i.variant for i in found} == {"AllTraffic"}
     assert found[0].body.startswith(b"\x93NUMPY")
 
 

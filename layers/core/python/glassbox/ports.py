@@ -1,10 +1,10 @@
 """What the core needs of AWS: one Protocol per adapter of :mod:`glassbox.aws`, which documents errors and arguments."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from glassbox.incidents.model import EndpointState, Incident, Request
+from glassbox.incidents.model import EndpointState, Incident, Request, Response
 from glassbox.incidents.notifications import Notice
 from glassbox.monitoring.checks import PublishedViolation, Verdict
 from glassbox.monitoring.counts import Counts, Window
@@ -61,7 +61,7 @@ class Endpoint(Protocol):
 class Runtime(Protocol):
     """InvokeEndpoint: :class:`glassbox.aws.endpoint.Runtime`."""
 
-    def invoke(self, endpoint: str, request: Request) -> None: ...
+    def invoke(self, endpoint: str, request: Request) -> Response: ...
 
 
 class ProcessingJobs(Protocol):
@@ -75,6 +75,12 @@ class SigningKey(Protocol):
 
     def sign(self, message: bytes) -> bytes: ...
     def public(self) -> PublicKey: ...
+
+
+class Queue(Protocol):
+    """SQS: :class:`glassbox.aws.queue.Queue`."""
+
+    def send(self, message: Mapping[str, Any], delay: timedelta = ...) -> None: ...
 
 
 class Topic(Protocol):

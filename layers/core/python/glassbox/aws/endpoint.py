@@ -6,7 +6,7 @@ from botocore.exceptions import ClientError
 
 from glassbox.aws.errors import AWS_ERRORS, code_of, is_denied, translate
 from glassbox.errors import BadInputError, GlassboxError, RetryableError, printable
-from glassbox.incidents.model import DELETED, EndpointState, Request
+from glassbox.incidents.model import DELETED, EndpointState, Request, Response
 
 BAKE_SECONDS = 120
 _FAILURE_CHARACTERS = 1024
@@ -75,15 +75,15 @@ class Runtime:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def invoke(self, endpoint: str, request: Request) -> None:
-        """Send a captured request again, and ignore the response.
+    def invoke(self, endpoint: str, request: Request) -> Response:
+        """Send a captured request again.
 
         Raises:
             BadInputError: the model refuses it (a status below 500), or it cannot be sent.
             RetryableError: the endpoint does not answer, or its container failed (500 and above).
         """
         try:
-            self._client.invoke_endpoint(
+            answer = self._client.invoke_endpoint(
                 EndpointName=endpoint,
                 Body=request.body,
                 ContentType=request.content_type,
@@ -91,6 +91,7 @@ class Runtime:
                 CustomAttributes=request.custom_attributes,
                 TargetVariant=request.variant,
             )
+            return Response(answer["Body"].read(), answer.get("ContentType", ""))
         except ClientError as error:
             if code_of(error) == "ModelError" and error.response.get("OriginalStatusCode", 0) >= SERVER_ERROR:
                 raise RetryableError(str(error)) from error

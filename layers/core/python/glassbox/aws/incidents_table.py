@@ -30,7 +30,7 @@ from glassbox.violation import Violation
 
 RETENTION_DAYS = 400
 
-_TIMES = ("opened", "since", "deadline", "keep_hooked_until", "last_replay_at")
+_TIMES = ("opened", "since", "deadline", "keep_hooked_until", "last_replay_at", "begins_by")
 _SETS = ("replays", "flagged", "unanswered", "heatmaps", "refused", "sent_notifications")
 _ADDED = ("related_violations", "heatmaps", "refused")
 _PAGE = 25  # incidents that one query reads, since few are of the last day
@@ -274,6 +274,11 @@ def _incident(item: dict[str, Any]) -> Incident:
         findings=tuple(values["findings"]),
         unreported=values["unreported"],
         notify_only=values["notify_only"],
+        begins_by=parse_timestamp(values["begins_by"]) if values.get("begins_by") else None,
+        diagnosis_attempts=int(values.get("diagnosis_attempts", 0)),
+        diagnosis=values.get("diagnosis", ""),
+        why=values.get("why", ""),
+        is_diagnosed_late=values.get("is_diagnosed_late", False),
         timeline=tuple(values["timeline"]),
         revision=int(values["revision"]),
     )

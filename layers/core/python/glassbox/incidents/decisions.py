@@ -31,6 +31,7 @@ from glassbox.incidents.model import (
     MAX_REPLAY_ATTEMPTS,
     TRANSITIONS,
     Command,
+    Diagnosed,
     EndpointConfigs,
     EndpointState,
     Incident,
@@ -47,6 +48,10 @@ from glassbox.violation import OPERATOR_CHECK, Violation
 # The invocation that changes the state sends the notification. After this time, any later invocation does: also where
 # the claim of an invocation that crashed is left.
 CLAIM_EXPIRES = timedelta(minutes=1)
+# The notification of the beginning waits so long for the diagnosis, so that it can name the cause.
+BEGINS_WITHIN = timedelta(minutes=1)
+DIAGNOSIS = "diagnosis"  # key of the claim of the invocation that diagnoses
+MAX_DIAGNOSES = 2  # invocations that begin one: the first may be killed
 REPLAY_INTERVAL = timedelta(minutes=1)
 # A hook that has loaded writes its hello object at the first request, and the first trace comes within seconds.
 HELLO_DELAY = timedelta(minutes=2)
@@ -61,7 +66,7 @@ _REPLAY_MARGIN = timedelta(hours=1)
 # An incident is one DynamoDB item (400 KB at most), and every write of it must succeed: its texts are bounded.
 _RELATED_REASON_CHARACTERS = 400
 _TIMELINE_LINES, _FIRST_LINES, _TIMELINE_CHARACTERS = 60, 20, 240
-_NOTICE_CHARACTERS, _UNREPORTED_CHARACTERS = 4000, 1000
+_NOTICE_CHARACTERS, _UNREPORTED_CHARACTERS, _WHY_CHARACTERS = 4000, 1000, 300
 
 
 @dataclass(frozen=True)
@@ -140,13 +145,19 @@ def past_since(violation: Violation, now: datetime) -> datetime:
 
 
 def decide_violation(
-    violation: Violation, last: Incident | None, past: Sequence[Incident], context: Context
+    violation: Violation,
+    last: Incident | None,
+    past: Sequence[Incident],
+    context: Context,
+    *,
+    diagnose: bool = False,
 ) -> Decision:
     """Decide whether a violation opens an incident or joins one.
 
     Args:
         last: the open incident of the endpoint, or the last one.
         past: its closed incidents since :func:`past_since`; only needed while none is open.
+        diagnose: a new incident will be diagnosed.
 
     Returns:
         OPEN if the incident is new; :func:`decide_swap` follows unless there is an outcome.
@@ -167,8 +178,10 @@ def decide_violation(
             return Decision(last, notification=notification, outcome=Outcome.CAP_REACHED)
     opened = context.now if last is None else max(context.now, last.opened + _ID_INTERVAL)
     new = _new_incident(violation, opened, context)
+    if diagnose:
+        new = replace(new, begins_by=opened + BEGINS_WITHIN)
     if new.notify_only:
-        return Decision(new, Action.OPEN, _opened(new, context.limits), outcome=Outcome.WATCHING)
+        return Decision(new, Action.OPEN, _begins(new, context), outcome=Outcome.WATCHING)
     return Decision(new, Action.OPEN)
 
 
@@ -176,7 +189,7 @@ def _violation_while_open(violation: Violation, incident: Incident, context: Con
     if violation != incident.cause:
         return _join(incident, violation)
     if incident.state is State.WATCHING:
-        return Decision(incident, notification=_opened(incident, context.limits), outcome=Outcome.WATCHING)
+        return Decision(incident, notification=_begins(incident, context), outcome=Outcome.WATCHING)
     if incident.state is State.SWAPPING and not incident.requested:
         return Decision(incident)
     return Decision(incident, outcome=Outcome.DUPLICATE)
@@ -240,7 +253,7 @@ def _swapping(incident: Incident, live: EndpointState, context: Context) -> Deci
     if _serves(live, incident.hooked_config):
         deadline = context.now + timedelta(minutes=context.limits.explain_minutes)
         after = _move(incident, State.HOOKED, context, "the hooked model is in service", deadline=deadline)
-        return Decision(after, notification=_opened(after, context.limits), again=True)
+        return Decision(after, notification=_begins(after, context), again=True)
     if not incident.requested:
         return decide_swap(incident, live, context)
     if _serves(live, incident.plain_config):
@@ -278,7 +291,7 @@ def after_swap(
     """Decide what follows UpdateEndpoint to the hooked config, refused or accepted (None)."""
     if failure is None:
         after = _accepted(incident, incident.hooked_config, context)
-        return Decision(after, notification=_opened(after, context.limits), outcome=Outcome.SWAPPING)
+        return Decision(after, notification=_begins(after, context), outcome=Outcome.SWAPPING)
     refused = notifications.refused(incident, failure.reason)
     if failure.retryable:
         return _wait_to_swap(incident, failure.reason, refused, context, opened=opened)
@@ -292,7 +305,7 @@ def _wait_to_swap(
         return _fail(incident, context, if_overdue)
     pending = Notification("opened", notifications.pending(incident, reason, context.limits))
     # another invocation may be between UpdateEndpoint and its record: it sends the notification
-    is_due = opened or context.now >= incident.since + CLAIM_EXPIRES
+    is_due = (opened or context.now >= incident.since + CLAIM_EXPIRES) and _may_begin(incident, context)
     return Decision(incident, notification=pending if is_due else None, outcome=Outcome.PENDING)
 
 
@@ -514,15 +527,15 @@ def is_unclaimed(incident: Incident, key: str, at: datetime) -> bool:
 
 def late_notification(incident: Incident, context: Context) -> Notification | None:
     """Return what is due CLAIM_EXPIRES after a change, if its invocation did not send it."""
-    if context.now < incident.since + CLAIM_EXPIRES:
-        return None
+    is_late = context.now >= incident.since + CLAIM_EXPIRES
     if incident.state is State.FAILED:
-        return Notification("failed", notifications.failed(incident))
+        return Notification("failed", notifications.failed(incident)) if is_late else None
     if not incident.is_open:
-        return end_notification(incident)
+        return (_addendum(incident) or end_notification(incident)) if is_late else None
     if incident.state is State.SWAPPING and not incident.requested:
         return None
-    return _opened(incident, context.limits)
+    # what waited for the diagnosis was not sent by it: it is due at once
+    return _begins(incident, context) if is_late or incident.begins_by else None
 
 
 def end_notification(closed: Incident) -> Notification | None:
@@ -532,8 +545,74 @@ def end_notification(closed: Incident) -> Notification | None:
     return None
 
 
-def _opened(incident: Incident, limits: Limits) -> Notification:
-    return Notification("opened", notifications.opened(incident, limits))
+def _begins(incident: Incident, context: Context) -> Notification | None:
+    if not _may_begin(incident, context):
+        return None
+    return Notification("opened", notifications.opened(incident, context.limits))
+
+
+def _may_begin(incident: Incident, context: Context) -> bool:
+    return not incident.begins_by or bool(incident.why) or context.now >= incident.begins_by
+
+
+# ---------------------------------------------------------------- the diagnosis
+
+
+def wants_diagnosis(incident: Incident, violation: Violation) -> bool:
+    """Return whether this violation's message has to request a diagnosis."""
+    return (
+        incident.cause == violation
+        and incident.begins_by is not None
+        and not incident.diagnosis_attempts
+        and not incident.why
+    )
+
+
+def begin_diagnosis(incident: Incident, expires: timedelta, context: Context) -> Decision | None:
+    """Claim the diagnosis of an incident, open or closed.
+
+    Returns None if another invocation has made it or is making it, or the incident is too old.
+
+    Args:
+        expires: after this time, an invocation that began it has ended.
+        context: its time is the same in every try of an invocation.
+    """
+    claimed = incident.claims.get(DIAGNOSIS)
+    if claimed == context.now:  # this invocation's own write, whose response was lost
+        return Decision(incident)
+    is_running = claimed is not None and context.now < claimed + expires
+    is_too_old = context.now >= incident.opened + LIFETIME - _REPLAY_MARGIN
+    if incident.why or incident.diagnosis_attempts >= MAX_DIAGNOSES or is_running or is_too_old:
+        return None
+    claims = {**incident.claims, DIAGNOSIS: context.now}
+    return Decision(replace(incident, claims=claims, diagnosis_attempts=incident.diagnosis_attempts + 1))
+
+
+def after_diagnosis(incident: Incident, made: Diagnosed, context: Context) -> Decision:
+    """Record a diagnosis, and notify of what waited for it.
+
+    Of an open incident that is its beginning, of an ended one the addendum.
+    """
+    claims = {key: since for key, since in incident.claims.items() if key != DIAGNOSIS}
+    why = printable(made.why, _WHY_CHARACTERS)
+    after = replace(
+        incident, claims=claims, diagnosis=made.uri, why=why, is_diagnosed_late=not incident.is_open
+    )
+    after = with_timeline_line(after, context.now, f"diagnosed: {why}")
+    notification = None
+    if not after.is_open:
+        notification = _addendum(after)
+    elif after.state is not State.FAILED and (after.requested or after.state is not State.SWAPPING):
+        notification = _begins(after, context)
+    return Decision(after, notification=notification, outcome=Outcome.DIAGNOSED)
+
+
+def _addendum(closed: Incident) -> Notification | None:
+    """Return the notification of a diagnosis that came after the incident's end was notified."""
+    is_end_sent = "closed" in closed.sent_notifications or end_notification(closed) is None
+    if not closed.is_diagnosed_late or not is_end_sent:
+        return None
+    return Notification("diagnosed", notifications.diagnosed(closed))
 
 
 # ---------------------------------------------------------------- changes of the incident

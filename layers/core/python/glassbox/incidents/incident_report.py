@@ -11,6 +11,7 @@ import jinja2
 
 from glassbox.errors import BadInputError, printable
 from glassbox.explanation.facts import Facts, Refusal, describe_blurred, read_facts
+from glassbox.incidents.diagnosis import DIAGNOSIS_BYTES, Diagnosis, read_diagnosis
 from glassbox.incidents.hook_hello import describe_hook
 from glassbox.incidents.input_image import browser_image
 from glassbox.incidents.model import Incident, Report
@@ -63,7 +64,7 @@ def write_report(
 
     Args:
         variants: returns the variants of the violation, whose counts are added up.
-        inputs: returns the captured flagged inputs, shown in notify-only mode.
+        inputs: returns the captured inputs; the flagged ones are shown in notify-only mode.
 
     Raises:
         RetryableError: S3 or the counts table does not answer.
@@ -75,19 +76,30 @@ def write_report(
     counted = total(
         slot for variant_key in variant_keys for slot in counts.read(variant_key, window).values()
     )
-    flagged = [_input(captured) for captured in inputs(incident)] if incident.notify_only else []
-    key = f"incidents/{incident.endpoint}/{incident.id}/index.html"
+    captured = inputs(incident) if incident.notify_only else ()
+    flagged = [_input(one) for one in captured if one.flagged]
+    folder = f"incidents/{incident.endpoint}/{incident.id}"
+    key = f"{folder}/index.html"
     hook = [] if incident.notify_only else describe_hook(incident.opened, incident.endpoint, bucket, objects)
+    why, problem = _diagnosis(f"{folder}/diagnosis.json", bucket, objects) if incident.why else (None, "")
     found = list(findings([heatmap.facts for heatmap in heatmaps])[:_CLASSES])
     if incident.notify_only:
         found = [_counted(counted), f"{len(flagged)} flagged inputs are shown"]
-    html = render(incident, heatmaps, counted, left_out, flagged, hook)
+    html = render(incident, heatmaps, counted, left_out, flagged, hook, why, problem)
     objects.put(bucket, key, html.encode(), "text/html; charset=utf-8")
     found += hook[:_HOOKS]
     found += [f"{name}: {reason}" for name, reason in left_out[:_NAMED]]
     if len(left_out) > _NAMED:
         found.append(f"and {len(left_out) - _NAMED:,} more without a heat map")
     return Report(f"s3://{bucket}/{key}", tuple(found))
+
+
+def _diagnosis(key: str, bucket: str, objects: Objects) -> tuple[Diagnosis | None, str]:
+    """Return the diagnosis, or None and the reason."""
+    try:
+        return read_diagnosis(objects.get(bucket, key, at_most=DIAGNOSIS_BYTES)), ""
+    except BadInputError as error:
+        return None, printable(error, _REASON_CHARACTERS)
 
 
 def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[Shown], list[tuple[str, str]]]:
@@ -175,6 +187,8 @@ def render(
     left_out: Sequence[tuple[str, str]] = (),
     inputs: Sequence[Mapping[str, Any]] = (),
     hook: Sequence[str] = (),
+    diagnosis: Diagnosis | None = None,
+    undiagnosed: str = "",
 ) -> str:
     """Return the HTML of the report.
 
@@ -182,6 +196,7 @@ def render(
         left_out: name and reason of each missing heat map.
         inputs: name, predicted_class, confidence, uri and reason of each flagged input.
         hook: one line for each kind of process that the hook loaded in.
+        diagnosis: None without one, which ``undiagnosed`` gives the reason of.
     """
     flagged_class: PredictedClass | None = incident.cause.predicted_class
     if (
@@ -199,6 +214,8 @@ def render(
         left_out=left_out,
         inputs=inputs,
         hook=hook,
+        why=diagnosis,
+        undiagnosed=undiagnosed,
         bars=bars,
         largest=max(counts.classes.values(), default=1),
         counted=counts.sample_size,

@@ -59,6 +59,9 @@ class Outcome(StrEnum):
     ABORT = "abort"
     EXTEND = "extend"
     NO_INCIDENT = "no incident to change"
+    # a diagnosis
+    DIAGNOSED = "diagnosed"
+    NOT_DIAGNOSED = "not diagnosed"
 
     @property
     def is_open(self) -> bool:
@@ -104,6 +107,10 @@ class Incident:
         report: S3 URI of the incident report; ``unreported`` is why it is missing.
         findings: one line for each class in the report.
         notify_only: Glassbox does not change the endpoint.
+        begins_by: until then the notification of the beginning waits for the diagnosis; None: it is not diagnosed.
+        diagnosis_attempts: invocations that began to diagnose it.
+        diagnosis: S3 URI of the diagnosis; ``why`` is its first line.
+        is_diagnosed_late: the diagnosis came after the end.
         timeline: one line for each event: time (UTC) and text.
         revision: number of writes; a conditional write compares it to detect a concurrent update.
     """
@@ -137,6 +144,11 @@ class Incident:
     findings: tuple[str, ...] = ()
     unreported: str = ""
     notify_only: bool = False
+    begins_by: datetime | None = None
+    diagnosis_attempts: int = 0
+    diagnosis: str = ""
+    why: str = ""
+    is_diagnosed_late: bool = False
     timeline: tuple[str, ...] = ()
     revision: int = 0
 
@@ -177,6 +189,14 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Diagnosed:
+    """A diagnosis by its S3 URI, with its first line."""
+
+    uri: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Replays:
     """Result of a replay.
 
@@ -207,6 +227,13 @@ class Request(NamedTuple):
     content_type: str
     custom_attributes: str
     complete: bool = True
+
+
+class Response(NamedTuple):
+    """The response of InvokeEndpoint."""
+
+    body: bytes
+    content_type: str
 
 
 @dataclass(frozen=True)

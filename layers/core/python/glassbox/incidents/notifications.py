@@ -57,7 +57,7 @@ def _watching(incident: Incident) -> Notice:
         incident,
         "watching",
         "violation (notify-only)",
-        incident.cause.reason,
+        *_headline(incident),
         "",
         *_facts(incident),
         "",
@@ -72,7 +72,7 @@ def _watching(incident: Incident) -> Notice:
 
 def _begun(incident: Incident, limits: Limits, *pending: str) -> Sequence[str]:
     return (
-        incident.cause.reason,
+        *_headline(incident),
         "",
         *_facts(incident),
         "",
@@ -93,7 +93,7 @@ def closed(incident: Incident) -> Notice:
         incident,
         "closed" if incident.notify_only else "restored",
         f"{headline}, {'NO report' if incident.unreported else 'report is ready'}",
-        incident.cause.reason,
+        *_headline(incident),
         "",
         "Glassbox did not change the endpoint (notify-only)."
         if incident.notify_only
@@ -107,6 +107,30 @@ def closed(incident: Incident) -> Notice:
         "Timeline (UTC)",
         *incident.timeline,
     )
+
+
+def diagnosed(incident: Incident) -> Notice:
+    """Return the notification of a diagnosis that came after the notification of the end."""
+    return _notice(
+        incident,
+        "diagnosed",
+        "diagnosed after its end",
+        *_headline(incident),
+        "",
+        "The incident ended before its diagnosis. Its report is written again, with the cause.",
+        "",
+        *(
+            _where(incident)
+            if incident.report
+            else ("To read the diagnosis:", f"aws s3 cp {incident.diagnosis} -")
+        ),
+        "",
+        *_facts(incident),
+    )
+
+
+def _headline(incident: Incident) -> Sequence[str]:
+    return (*([incident.why] if incident.why else []), incident.cause.reason)
 
 
 def _where(incident: Incident) -> Sequence[str]:

@@ -182,29 +182,46 @@ def _notes(sent: _Sent) -> Iterator[str]:
 
 
 class Input(NamedTuple):
-    """A flagged input from a capture file, with its prediction and request body."""
+    """An input from a capture file, with its prediction and request body.
+
+    Attributes:
+        variant: the one that answered the request.
+        flagged: its prediction broke the bound; the others are for comparison.
+    """
 
     event_id: str
+    variant: str
     predicted_class: PredictedClass | None
     confidence: float | None
     body: bytes
     content_type: str
+    flagged: bool
 
 
-def flagged_inputs(incident: Incident, dependencies: ReplayDependencies) -> list[Input]:
-    """Return the flagged inputs that :func:`replay` would send.
+def captured_inputs(incident: Incident, dependencies: ReplayDependencies) -> list[Input]:
+    """Return the inputs that :func:`replay` would send, the flagged ones first.
 
     Raises:
         RetryableError: S3 or KMS does not answer.
     """
     skipped: list[str] = []
     records = list(_records(incident.cause, dependencies, skipped))
-    chosen, _ = select_records(records, incident.cause, dependencies.settings)
-    return [
-        Input(record.event_id, record.predicted_class, record.confidence, request.body, request.content_type)
-        for record, request in _read_again(chosen, dependencies, skipped)
+    chosen, others = select_records(records, incident.cause, dependencies.settings)
+    flagged = set(chosen)
+    found = [
+        Input(
+            record.event_id,
+            read_key(record.key).variant,
+            record.predicted_class,
+            record.confidence,
+            request.body,
+            request.content_type,
+            record in flagged,
+        )
+        for record, request in _read_again([*chosen, *others], dependencies, skipped)
         if request.body is not None
     ]
+    return sorted(found, key=lambda one: not one.flagged)
 
 
 def select_records(

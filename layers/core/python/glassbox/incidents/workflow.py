@@ -69,8 +69,18 @@ def retry_on_conflict(handle: Callable[P, Outcome]) -> Callable[P, Outcome]:
 
 
 @retry_on_conflict
-def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime) -> Outcome:
+def swap(
+    violation: Violation,
+    dependencies: IncidentDependencies,
+    now: datetime,
+    *,
+    request_diagnosis: Callable[[Incident], None] | None = None,
+) -> Outcome:
     """Open an incident for a violation or join one, and swap the endpoint to the hooked config.
+
+    Args:
+        request_diagnosis: queues the diagnosis of a new incident; None makes none. A failure does not delay the
+            swap.
 
     Returns:
         SWAPPING (UpdateEndpoint was accepted), WATCHING (notify-only), PENDING (an update is in progress, or AWS
@@ -78,24 +88,31 @@ def swap(violation: Violation, dependencies: IncidentDependencies, now: datetime
         this window), COOLING_DOWN, CAP_REACHED, DUPLICATE or FAILED.
 
     Raises:
-        RetryableError: the table or the topic does not answer.
+        RetryableError: the table, the topic or the queue of the diagnosis does not answer.
     """
     incidents, context = dependencies.incidents, dependencies.context(now)
     last = incidents.current(violation.endpoint)
     past: Sequence[Incident] = ()
     if last is None or not last.is_open:
         past = incidents.past(violation.endpoint, decisions.past_since(violation, now))
-    decision = decisions.decide_violation(violation, last, past, context)
+    diagnose = request_diagnosis is not None
+    decision = decisions.decide_violation(violation, last, past, context, diagnose=diagnose)
     opened = decision.action is Action.OPEN
     if opened:
         decision = _open(last, decision, dependencies, context)
-    incident = decision.incident
+    incident, not_requested = decision.incident, None
+    if request_diagnosis and decisions.wants_diagnosis(incident, violation):
+        not_requested = _attempt(lambda: request_diagnosis(incident))
     if decision.outcome is None:
         live = _attempt(lambda: dependencies.endpoint.describe(incident.endpoint))
         decision = decisions.decide_swap(incident, live, context, opened=opened)
         if decision.action:
             decision = _update_endpoint(decision, dependencies, context, opened=opened)
-    incident = _record(incident, decision, dependencies)
+    incident = record(incident, decision, dependencies)
+    if not_requested:  # every retry of the message requests it again
+        raise RetryableError(
+            f"incident {incident.id}: its diagnosis was not requested: {not_requested.reason}"
+        )
     note = decision.notification
     # The sweep sends no notification of these outcomes again, so the message is retried until it was sent.
     if note and decision.outcome in _UNTIL_SENT and note.key not in incident.sent_notifications:
@@ -187,7 +204,7 @@ def apply_command(command: Command, dependencies: IncidentDependencies, now: dat
     if incident is None:
         return Outcome.NO_INCIDENT
     decision = decisions.decide_command(incident, command, dependencies.context(now))
-    _record(incident, decision, dependencies)
+    record(incident, decision, dependencies)
     return decision.outcome or Outcome.NO_INCIDENT
 
 
@@ -242,7 +259,7 @@ def _carry_out(
             decision = act(decision)
         if decision.retry:
             raise RetryableError(decision.retry)
-        incident = _record(incident, decision, dependencies)
+        incident = record(incident, decision, dependencies)
         # another invocation may have moved the incident while this one published: `live` is then too old
         if not decision.again or incident.state is not decision.incident.state:
             return incident
@@ -277,10 +294,10 @@ def notify_once(
     Concurrent invocations find the claim and publish nothing. After a crash, a later invocation takes over the stale
     claim and publishes: ops may get that message twice, and never miss it.
     """
-    return _record(incident, Decision(incident, notification=notification), dependencies)
+    return record(incident, Decision(incident, notification=notification), dependencies)
 
 
-def _record(before: Incident, decision: Decision, dependencies: IncidentDependencies) -> Incident:
+def record(before: Incident, decision: Decision, dependencies: IncidentDependencies) -> Incident:
     """Save a decision and claim its notification in one write, then publish the notification."""
     if decision.related:
         dependencies.incidents.attach(before, decision.related)

@@ -1,0 +1,453 @@
+"""The causes of an incident, by repaired inputs that are asked about again."""
+
+import base64
+import io
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from demo import signs
+from glassbox.diagnosis import combiner, evidence, pixels
+from glassbox.diagnosis.diagnosis import (
+    Answer,
+    InputImage,
+    Limits,
+    StoppedError,
+    Window,
+    _repaired_causes,
+    diagnose,
+)
+from glassbox.diagnosis.reference import (
+    REFERENCE_BYTES,
+    Sample,
+    make_reference,
+    read_reference,
+    write_reference,
+)
+from glassbox.diagnosis.repairs import ENCODED, REPAIRS, UNCHANGED
+from glassbox.diagnosis.wording import REPAIRS_OF
+from glassbox.errors import BadInputError
+from glassbox.incidents.diagnosis import UNKNOWN, Repair, read_diagnosis, write_diagnosis
+from glassbox.monitoring.counts import Counts
+from glassbox.violation import Violation
+
+START = datetime(2026, 11, 23, 10, tzinfo=UTC)
+IMAGES, CLASSES = signs.dataset(60, seed=5, size=48)
+
+
+def window(check="class_share", predicted_class=14, **counts):
+    cause = Violation(
+        "shop", check, START, START + timedelta(hours=1), "why", predicted_class=predicted_class
+    )
+    found = Counts(**({"classes": Counter({14: 322, 3: 78}), "records": 400} | counts))
+    return Window(violation=cause, counts=found, low_confidence=0.6)
+
+
+def inputs(images, *, flagged=12, kind="PNG", label=14):
+    return [
+        InputImage(f"event-{i}", pixels.written(image, kind), "image/png", Answer(label, 0.9), True)
+        if i < flagged
+        else InputImage(f"event-{i}", pixels.written(image, kind), "image/png", Answer(3, 0.9), False)
+        for i, image in enumerate(images)
+    ]
+
+
+class Endpoint:
+    """Answers class 14 to images that ``is_wrong`` holds for, and class 3 to the others."""
+
+    def __init__(self, is_wrong, fail_after=None):
+        self.is_wrong, self.fail_after, self.bodies = is_wrong, fail_after, []
+
+    def __call__(self, body, content_type):
+        if self.fail_after is not None and len(self.bodies) >= self.fail_after:
+            raise StoppedError("throttled")
+        self.bodies.append(body)
+        return Answer(14 if self.is_wrong(pixels.decode(body).pixels) else 3, 0.9)
+
+
+def is_dark(image):
+    return image.mean() < 45
+
+
+DARK = (IMAGES[:16] * 0.1).astype(np.uint8)
+BRIGHT_COMPARISONS = np.concatenate([DARK[:12], IMAGES[12:16]])
+
+
+def repair(found, name):
+    (one,) = (r for r in found.repairs if r.name == name)
+    return one
+
+
+class TestRepairsAndAnswers:
+    def test_a_repair_that_brings_the_answers_back_counts(self):
+        found = diagnose(window(), inputs(BRIGHT_COMPARISONS), Endpoint(is_dark), None, Limits())
+        brightened = repair(found, "brightened (gamma 0.4)")
+        assert (brightened.flagged, brightened.comparisons, brightened.changed) == (12, 4, 0)
+        assert brightened.back >= 10 and brightened.counts
+        assert not repair(found, "channels swapped").counts
+        # Wilson's interval, by an independent formula
+        share, n, z = brightened.back / 12, 12, 1.959964
+        roots = np.roots([1 + z * z / n, -(2 * share + z * z / n), share * share])
+        assert brightened.interval == pytest.approx((min(roots), min(1.0, max(roots))), abs=1e-6)
+
+    def test_both_controls_are_asked_first_of_every_input(self):
+        endpoint = Endpoint(is_dark)
+        given = inputs(BRIGHT_COMPARISONS, kind="JPEG")
+        found = diagnose(window(), given, endpoint, None, Limits())
+        assert endpoint.bodies[:16] == [one.body for one in given]
+        assert [r.name for r in found.repairs[:2]] == [UNCHANGED, ENCODED]
+        assert all((r.flagged, r.comparisons, r.back) == (12, 4, 0) for r in found.repairs[:2])
+        assert all(body[:3] == b"\xff\xd8\xff" for body in endpoint.bodies)  # a repaired JPEG is a JPEG
+
+    @pytest.mark.parametrize("most", [8, 40, 96, 1000])
+    def test_the_limit_of_requests_holds_and_what_it_leaves_out_is_named(self, most):
+        endpoint = Endpoint(is_dark)
+        found = diagnose(window(), inputs(BRIGHT_COMPARISONS), endpoint, None, Limits(max_requests=most))
+        assert len(endpoint.bodies) == found.requests <= most
+        asked = {r.name for r in found.repairs}
+        named = " ".join(found.not_asked)
+        assert all(name in asked or name in named for name in REPAIRS)
+        assert (f"at the limit of {most} requests" in " ".join(found.missing)) is (found.requests == most)
+
+    def test_an_endpoint_that_stops_answering_ends_the_questions(self):
+        endpoint = Endpoint(is_dark, fail_after=20)
+        found = diagnose(window(), inputs(BRIGHT_COMPARISONS), endpoint, None, Limits())
+        assert found.requests == 20
+        assert "the questions ended early: throttled" in found.missing
+
+    def test_an_endpoint_that_changed_rules_nothing_out(self):
+        found = diagnose(window(), inputs(DARK), Endpoint(lambda image: False), None, Limits())
+        assert found.missing[0].startswith("the endpoint changed, or answers at random")
+        assert found.cause is None and found.headline.startswith("Cause unknown: the endpoint changed")
+        assert {r.name for r in found.repairs} == {UNCHANGED, ENCODED}
+
+    def test_a_repair_that_a_control_equals_does_not_count(self):
+        # encoding again alone brings every answer back: then no repair is the reason
+        seen = []
+
+        def first_time(image):
+            seen.append(pixels.fingerprint(image))
+            return seen.count(seen[-1]) == 1
+
+        found = diagnose(window(), inputs(IMAGES[:16]), Endpoint(first_time), None, Limits())
+        assert repair(found, ENCODED).back == 12
+        assert not any(r.counts for r in found.repairs)
+
+    def test_a_repair_that_changes_the_comparisons_as_much_does_not_count(self):
+        given = inputs(DARK)  # the comparisons are dark, too
+        found = diagnose(window(), given, Endpoint(is_dark), None, Limits())
+        brightened = repair(found, "brightened (gamma 0.4)")
+        assert brightened.back >= 10
+        assert brightened.changed == 0  # back to the class that was captured
+        changed = diagnose(
+            window(),
+            [
+                i if i.flagged else InputImage(i.key, i.body, i.content_type, Answer(14, 0.9), False)
+                for i in given
+            ],
+            Endpoint(is_dark),
+            None,
+            Limits(),
+        )
+        assert not repair(changed, "brightened (gamma 0.4)").counts
+
+    def test_a_low_confidence_is_back_above_its_bound(self):
+        def unsure(body, content_type):
+            return Answer(14, 0.4 if is_dark(pixels.decode(body).pixels) else 0.8)
+
+        found = diagnose(
+            window("low_confidence_share", None), inputs(BRIGHT_COMPARISONS), unsure, None, Limits()
+        )
+        assert repair(found, "brightened (gamma 0.4)").back >= 10
+        assert repair(found, UNCHANGED).back == 0
+
+    def test_an_answer_without_a_class_is_not_back(self):
+        found = diagnose(window(), inputs(DARK), lambda body, kind: Answer(None), None, Limits())
+        assert repair(found, UNCHANGED).back == 0
+        assert found.cause is None
+
+    def test_the_reference_sets_the_probability_of_an_answer_that_is_back(self):
+        reference = make_reference([Sample(image, 3, 0.99) for image in IMAGES])
+        found = diagnose(window(), inputs(BRIGHT_COMPARISONS), Endpoint(is_dark), reference, Limits())
+        assert repair(found, "brightened (gamma 0.4)").back == 0  # 0.9 is below the lower quartile
+
+
+class TestWithoutReference:
+    def test_a_damage_that_no_repair_undoes_is_not_named(self):
+        """The images are far darker than ordinary photos, and brighter copies get the same answer."""
+        found = diagnose(window(), inputs(DARK), Endpoint(lambda image: True), None, Limits())
+        assert not any(repair.counts for repair in found.repairs)
+        assert found.cause is None and found.causes[0].name == UNKNOWN
+        assert {cause.name for cause in found.causes if cause.probability}.isdisjoint(REPAIRS_OF)
+
+    def test_the_probabilities_are_unchanged_where_a_repair_undoes_it(self):
+        given = [("too dark", 0.6), (UNKNOWN, 0.3), ("blur", 0.1)]
+        given += [(name, 0.0) for name in REPAIRS_OF if name not in dict(given)]
+        made = Repair(
+            name="brightened (gamma 0.4)", flagged=12, back=9, comparisons=4, changed=1, interval=(0.4, 0.9)
+        )
+        counted = msgspec.structs.replace(made, counts=True)
+        assert _repaired_causes(given, [counted])[:2] == [("too dark", 0.6), (UNKNOWN, pytest.approx(0.4))]
+        assert _repaired_causes(given, [made])[0] == (UNKNOWN, pytest.approx(1.0))
+
+
+class TestBadInput:
+    def test_inputs_that_are_not_images_are_named(self):
+        given = [InputImage("event-1", b"1,2,3", "text/csv", Answer(14, 0.9), True)]
+        found = diagnose(window(), given, Endpoint(is_dark), None, Limits())
+        assert found.requests == 0 and found.cause is None
+        assert found.missing[1].startswith("1 of 1 inputs are not images: input: expected PNG")
+
+    def test_no_input_and_one_input(self):
+        none = diagnose(window(), [], Endpoint(is_dark), None, Limits())
+        assert none.cause is None and "no flagged input was captured as an image" in none.missing[-1]
+        one = diagnose(window(), inputs(DARK[:1]), Endpoint(is_dark), None, Limits())
+        assert repair(one, "brightened (gamma 0.4)").flagged == 1
+
+    def test_inputs_of_several_sizes(self):
+        small = [np.asarray(Image.fromarray(image).resize((31 + i, 20))) for i, image in enumerate(DARK)]
+        found = diagnose(window(), inputs(small), Endpoint(is_dark), None, Limits())
+        assert repair(found, "brightened (gamma 0.4)").back >= 10
+
+    def test_unreadable_responses_are_not_asked_about(self):
+        endpoint = Endpoint(is_dark)
+        found = diagnose(
+            window("unreadable_share", None, unreadable=100, records=300),
+            inputs(DARK),
+            endpoint,
+            None,
+            Limits(),
+        )
+        assert found.cause.name == "the response changed"
+        assert found.cause.evidence == (
+            "100 of 400 responses cannot be read; see the reason of the violation",
+        )
+        assert not endpoint.bodies and found.affected == pytest.approx(0.25)
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"\x89PNG", pixels.written(DARK[0])[:60], b"\xff\xd8\xff\xe0\0\x10JFIF", b"\x93NUMPY\1\0"],
+    )
+    def test_a_cut_body_is_refused(self, body):
+        with pytest.raises(BadInputError, match="input"):
+            pixels.decode(body)
+
+
+class TestJson:
+    def test_is_read_back(self):
+        found = diagnose(window(), inputs(BRIGHT_COMPARISONS), Endpoint(is_dark), None, Limits())
+        assert read_diagnosis(write_diagnosis(found)) == found
+        first = found.examples[0]
+        before = np.asarray(Image.open(io.BytesIO(base64.b64decode(first.before))))
+        assert (before == BRIGHT_COMPARISONS[0]).all() or before.shape == (48, 48, 3)
+        assert first.answer_before == "class 14, 0.90"
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"[]",
+            b"{}",
+            b'{"causes": [{"name": "x", "probability": 2}]}',
+            b'{"causes": 1}',
+            b"\xff",
+            b"[" * 9999,
+        ],
+    )
+    def test_another_content_is_refused(self, content):
+        with pytest.raises(BadInputError, match="diagnosis"):
+            read_diagnosis(content)
+
+
+class TestMeasures:
+    """Each measure moves in its direction, and the others of the same kind do not decide for it."""
+
+    @pytest.mark.parametrize(
+        ("name", "change", "sign"),
+        [
+            ("brightness", lambda i: (i * 0.3).astype(np.uint8), -1),
+            ("white", lambda i: np.minimum(i.astype(int) + 120, 255).astype(np.uint8), 1),
+            ("black", lambda i: (i * 0.01).astype(np.uint8), 1),
+            ("sharpness", lambda i: np.asarray(Image.fromarray(i).filter(ImageFilter.GaussianBlur(2))), -1),
+            (
+                "noise",
+                lambda i: np.clip(i + np.random.default_rng(0).normal(0, 30, i.shape), 0, 255).astype(
+                    np.uint8
+                ),
+                1,
+            ),
+            (
+                "spikes",
+                lambda i: np.where(
+                    ((np.arange(48)[:, None] % 7 == 3) & (np.arange(48) % 5 == 2))[..., None], 255, i
+                ).astype(np.uint8),
+                1,
+            ),
+            ("blocks", lambda i: i.repeat(8, 0).repeat(8, 1)[:, :160][:160], 1),
+            ("red over blue", lambda i: (i * [1, 1, 0.5]).astype(np.uint8), 1),
+            ("entropy", lambda i: i // 128 * 128, -1),
+            ("flat rows", lambda i: np.where(np.arange(48)[:, None, None] > 20, 0, i).astype(np.uint8), 1),
+            ("saturation", lambda i: i.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8), -1),
+        ],
+    )
+    def test_moves_with_its_damage(self, name, change, sign):
+        at = pixels.MEASURES.index(name)
+        before = np.median([pixels.measure(image)[at] for image in IMAGES[:20]])
+        after = np.median([pixels.measure(np.ascontiguousarray(change(image)))[at] for image in IMAGES[:20]])
+        assert sign * (after - before) > 0.02
+
+    def test_light_from_above_changes_its_sign_upside_down(self):
+        at = pixels.MEASURES.index("light above")
+        found = [(pixels.measure(i)[at], pixels.measure(i[::-1])[at]) for i in IMAGES[:10]]
+        assert all(a == pytest.approx(-b, abs=1e-5) for a, b in found)
+
+    def test_a_large_and_a_small_image(self):
+        large = np.random.default_rng(0).integers(0, 255, (700, 500, 3), dtype=np.uint8)
+        for image in (large, large[:8, :8], large[:9, :400], np.zeros((64, 64, 3), np.uint8)):
+            assert np.isfinite(pixels.measure(np.ascontiguousarray(image))).all()
+
+    def test_the_noise_is_that_which_was_added(self):
+        flat = np.full((96, 96, 3), 128.0) + np.random.default_rng(1).normal(0, 12, (96, 96, 1))
+        found = np.exp(pixels.measure(flat.round().astype(np.uint8))[pixels.MEASURES.index("noise")])
+        assert found * 255 == pytest.approx(12, rel=0.1)
+
+    def test_hashes_of_versions_of_one_image_are_close(self):
+        image = IMAGES[0]
+        again = pixels.decode(pixels.written(image, "JPEG")).pixels
+        assert pixels.fingerprint(image) != pixels.fingerprint(again)
+        near = (pixels.difference_hash(image) ^ pixels.difference_hash(again)).bit_count()
+        other = (pixels.difference_hash(image) ^ pixels.difference_hash(IMAGES[1])).bit_count()
+        assert near <= 8 < other
+
+
+class TestBodies:
+    @pytest.mark.parametrize("shape", [(48, 48, 3), (1, 48, 48, 3), (48, 48), (48, 48, 1), (1, 48, 48, 1)])
+    def test_an_array_keeps_its_form(self, shape):
+        array = np.arange(np.prod(shape), dtype=np.uint32).astype(np.uint8).reshape(shape)
+        stream = io.BytesIO()
+        np.save(stream, array)
+        decoded = pixels.decode(stream.getvalue())
+        assert decoded.pixels.shape == (48, 48, 3)
+        again = np.load(io.BytesIO(decoded.encode(decoded.pixels)), allow_pickle=False)
+        assert again.dtype == np.uint8 and (again == array).all()
+
+    def test_a_tiny_image_is_refused(self):
+        with pytest.raises(BadInputError, match="expected sides of at least 8 pixels"):
+            pixels.decode(pixels.written(IMAGES[0][:7]))
+
+    def test_a_batch_is_refused(self):
+        stream = io.BytesIO()
+        np.save(stream, np.zeros((2, 8, 8, 3), np.uint8))
+        with pytest.raises(BadInputError, match="expected one image, got 2"):
+            pixels.decode(stream.getvalue())
+
+    def test_every_repair_returns_an_image_and_undoes_its_damage(self):
+        image = IMAGES[0]
+        assert (REPAIRS["channels swapped"](image[..., ::-1]) == image).all()
+        assert (REPAIRS["turned by 180 degrees"](image[::-1, ::-1]) == image).all()
+        assert (REPAIRS["mirrored top to bottom"](image[::-1]) == image).all()
+        for name, change in REPAIRS.items():
+            changed = change(image)
+            assert changed.shape == image.shape and changed.dtype == np.uint8, name
+
+
+class TestReference:
+    def test_is_read_back(self):
+        samples = [
+            Sample(i, int(c), 0.5 + n / 200, f"true {c}")
+            for n, (i, c) in enumerate(zip(IMAGES, CLASSES, strict=True))
+        ]
+        made = make_reference(samples, "ab" * 32)
+        found = read_reference(write_reference(made))
+        assert found.classes == made.classes == Counter(int(c) for c in CLASSES)
+        assert found.confusion == made.confusion and found.labels == made.labels
+        assert found.confidence_quartile == pytest.approx(np.percentile([s.confidence for s in samples], 25))
+        assert found.jpegs == made.jpegs and found.model == "ab" * 32
+        np.testing.assert_allclose(found.center, np.median([pixels.measure(i) for i in IMAGES], 0), rtol=1e-5)
+        assert found.nearest(IMAGES[7])[0][1] == 7
+
+    def test_a_name_that_looks_like_a_number_stays_a_name(self):
+        made = make_reference([Sample(image, "14" if n % 2 else 14) for n, image in enumerate(IMAGES)])
+        assert read_reference(write_reference(made)).classes == {"14": 30, 14: 30}
+
+    def test_a_large_one_is_cut_to_its_limit_with_every_class(self):
+        rng = np.random.default_rng(0)
+        noise = rng.integers(0, 255, (900, 48, 48, 3), dtype=np.uint8)
+        content = write_reference(make_reference([Sample(i, n % 43) for n, i in enumerate(noise)]))
+        assert len(content) <= REFERENCE_BYTES
+        assert set(read_reference(content).labels) == set(range(43))
+
+    def test_too_few_images_are_refused(self):
+        with pytest.raises(BadInputError, match="expected at least 20 images, got 19"):
+            make_reference([Sample(image, 1) for image in IMAGES[:19]])
+
+    @pytest.mark.parametrize(
+        "change", ["center", "labels", "spread", "version", "measures", "sizes", "cut", "pickle", "text"]
+    )
+    def test_another_file_is_refused(self, change):
+        content = write_reference(make_reference([Sample(image, 1, 0.9) for image in IMAGES]))
+        with np.load(io.BytesIO(content)) as loaded:
+            arrays = dict(loaded)
+        if change in ("center", "labels"):
+            arrays[change] = arrays[change][:-1]
+        elif change == "spread":
+            arrays["spread"] = arrays["spread"] * 0
+        elif change == "version":
+            arrays["version"] = np.array(99)
+        elif change == "measures":
+            arrays["measures"] = arrays["measures"][::-1]
+        elif change == "sizes":
+            arrays["jpeg_sizes"] = arrays["jpeg_sizes"] + 1
+        elif change == "pickle":
+            arrays["center"] = np.array([object()] * len(pixels.MEASURES), dtype=object)
+        stream = io.BytesIO()
+        np.savez(stream, **arrays)
+        bad = {"cut": content[: len(content) // 2], "text": b"no zip"}.get(change, stream.getvalue())
+        with pytest.raises(BadInputError, match="reference"):
+            read_reference(bad)
+
+
+class TestCombiner:
+    def test_fits_what_separates_the_causes(self):
+        rng = np.random.default_rng(0)
+        names = [combiner.CAUSES[i % 3] for i in range(240)]
+        centers = {name: rng.normal(0, 3, 5) for name in combiner.CAUSES[:3]}
+        found = np.stack([centers[name] + rng.normal(0, 1, 5) for name in names])
+        weights = combiner.calibrated(combiner.fit(found, names), found, names)
+        probabilities = weights.probabilities(found)
+        np.testing.assert_allclose(probabilities.sum(1), 1)
+        nearest = [min(centers, key=lambda c: np.linalg.norm(one - centers[c])) for one in found]
+        agree = [combiner.CAUSES[i] == n for i, n in zip(probabilities.argmax(1), nearest, strict=True)]
+        assert np.mean(agree) > 0.97
+
+    def test_the_gradient_vanishes_at_the_fit(self):
+        """The slopes solve the penalised likelihood equations, which are written here a second time."""
+        rng = np.random.default_rng(1)
+        names = [combiner.CAUSES[i % 2] for i in range(100)]
+        found = rng.normal(0, 1, (100, 3)) + np.array([[n == combiner.CAUSES[0]] * 3 for n in names])
+        weights = combiner.fit(found, names, ridge=0.1, steps=4000)
+        x = np.clip((found - weights.mean) / weights.scale, -6, 6)
+        logits = x @ weights.slopes.T + weights.intercepts
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        truth = np.array([[n == c for c in combiner.CAUSES] for n in names], float)
+        slope = (p - truth).T @ x / 50 / 2 + 0.1 * weights.slopes
+        np.testing.assert_allclose(slope, 0, atol=1e-3)
+
+    @pytest.mark.parametrize("name", ["with_reference", "without"])
+    def test_the_stored_weights_have_the_evidence_of_the_code(self, name):
+        weights = combiner.load(name)
+        shape = (len(combiner.CAUSES), len(evidence.EVIDENCE))
+        assert weights.slopes.shape == shape and weights.mean.shape == shape[1:]
+        assert 0.2 < weights.temperature < 8
+        probabilities = weights.probabilities(np.zeros(shape[1]))
+        assert probabilities.sum() == pytest.approx(1)
+
+    def test_the_cause_that_is_not_probable_is_not_named(self):
+        found = diagnose(window(), inputs(IMAGES[:16]), Endpoint(lambda image: True), None, Limits())
+        if found.causes[0].probability < 0.7:
+            assert found.cause is None and found.headline.startswith("Cause unknown")
+        assert UNKNOWN not in found.ruled_out

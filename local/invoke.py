@@ -43,7 +43,7 @@ SAMPLE_BUCKET = "amzn-s3-demo-bucket"  # stands for the stack's bucket in events
 SAMPLE_ETAG = "b1946ac92492d2347c6235b4d2611184"  # stands for the capture file's
 SAMPLE_INCIDENT = "20261123t102105-class-share"  # stands for the open incident
 TRACED = "traced"  # an endpoint that always runs the hooked model
-PARAMETERS = {"MaxClassShare": "0.5"}
+PARAMETERS = {"MaxClassShare": "0.5", "Diagnose": "true"}
 
 
 class InvokeError(RuntimeError):
@@ -62,7 +62,12 @@ def invoke(stack: Stack, function: str, event: dict[str, Any], *, address: str, 
         InvokeError: SAM could not run the function, or the function raised.
     """
     logical_id = "".join(word.title() for word in function.split("_")) + "Function"
-    name = stack.resources("AWS::Lambda::Function")[logical_id]
+    functions = stack.resources("AWS::Lambda::Function")
+    if logical_id not in functions:
+        raise InvokeError(
+            f"{function}: the stack of make local does not have it (Diagnose=false). Stop make local."
+        )
+    name = functions[logical_id]
     deployed = stack.client("lambda").get_function_configuration(FunctionName=name)
     variables = deployed["Environment"]["Variables"] | {"AWS_ENDPOINT_URL": f"http://{address}"}
     role = stack.aws.control("credentials", role=deployed["Role"], service="lambda.amazonaws.com")

@@ -440,12 +440,18 @@ def test_hooked_and_plain_config_capture_alike_under_the_same_variant(template):
 
 def test_the_plan_names_every_resource_type_of_the_template(template):
     every = count_resources(
-        template, {"ModelDataUrl": "s3://b/k", "MonitorImage": "image", "NotificationEmail": "a@b"}
+        template,
+        {
+            "ModelDataUrl": "s3://b/k",
+            "MonitorImage": "image",
+            "NotificationEmail": "a@b",
+            "Diagnose": "true",
+        },
     )
     assert every["Lambda function"] == len(functions(template)) == 7
     assert (every["endpoint"], every["SageMaker model"], every["subscription"]) == (1, 2, 1)
     watching = count_resources(template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k"})
-    assert watching["Lambda function"] == 6
+    assert watching["Lambda function"] == 5
     assert not {"endpoint", "SageMaker model", "schedule", "subscription"} & set(watching)
     assert (every["KMS key"], watching["KMS key"]) == (2, 1)  # the topic's own, and the replay key
     assert {r["Type"] for r in template["Resources"].values()} == set(RESOURCE_NAMES)

@@ -1,8 +1,21 @@
-"""What the tests of the hook of an unchanged endpoint share: an AWS SDK that writes files, and its traces."""
+"""What the tests of a mounted hook share: an owner's network, an AWS SDK that writes files, and traces."""
 
 from pathlib import Path
 
 from glassbox.explanation.trace_reader import Trace, read_index, read_trace
+
+# A small network of an owner, for images of 4 × 4 pixels and 3 channels.
+OWNED = """
+import numpy as np, torch
+from torch import nn
+
+class Owned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)))
+"""
 
 # What the hook needs of the AWS SDK: objects become files.
 BOTO3 = """

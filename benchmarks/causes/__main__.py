@@ -28,6 +28,7 @@ from benchmarks.causes.windows import (
     diagnosed,
     drawn,
     drawn_of,
+    gtsrb,
     injured,
     reference_of,
     window,
@@ -181,14 +182,6 @@ def area_under_curve(positive: NDArray[Any], negative: NDArray[Any]) -> float:
     """
     above = (positive[:, None] > negative[None, :]).mean()
     return float(above + 0.5 * (positive[:, None] == negative[None, :]).mean())
-
-
-def gtsrb(folder: Path) -> Pool:
-    """Return the photos of ``<folder>/test``, 48 pixels."""
-    from train import class_folders, read_folder
-
-    samples = read_folder(folder / "test", 48, class_folders(folder / "train"))
-    return Pool(samples.images.permute(0, 2, 3, 1).numpy().copy(), samples.classes.numpy())
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ from benchmarks.causes.windows import (
     Images,
     Pool,
     drawn,
+    gtsrb,
     injured,
     reference_of,
 )
@@ -225,12 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()
-    if options.gtsrb:
-        from benchmarks.causes.__main__ import gtsrb
-
-        pool = gtsrb(options.gtsrb)
-    else:
-        pool = drawn(options.images, 9001)
+    pool = gtsrb(options.gtsrb) if options.gtsrb else drawn(options.images, 9001)
     scorer = Scorer(pool, Classifier(options.weights), options.number, 9)
     found = measure(scorer, options.number, attacks(scorer, options.number))
     found["CPU seconds"] = round(time.process_time() - started)

@@ -63,6 +63,14 @@ def drawn_of(classes: Sequence[int] | NDArray[np.int64], number: int, random: np
     return Pool(np.stack([signs.draw(int(one), random, 48) for one in chosen]), chosen)
 
 
+def gtsrb(folder: Path) -> Pool:
+    """Return the photos of ``<folder>/test``, 48 pixels."""
+    from train import class_folders, read_folder
+
+    samples = read_folder(folder / "test", 48, class_folders(folder / "train"))
+    return Pool(samples.images.permute(0, 2, 3, 1).numpy().copy(), samples.classes.numpy())
+
+
 class Classifier:
     """A ResNet18 of ``.pt`` weights that answers bodies as an endpoint does."""
 

@@ -16,7 +16,7 @@ import package
 import replays
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_format import OTHER_ANSWER, REPLAY_EVENT_ID
-from hook_files import traces_in, write_sdk
+from hook_files import OWNED, traces_in, write_sdk
 
 OWNERS = Path(__file__).parents[1] / "owners.py"
 
@@ -330,17 +330,9 @@ class TestFork:
 
 
 # The owner's inference.py: the body is 4 × 4 pixels of 3 channels; "two" in it makes an answer of two networks.
-INFERENCE = """
-import numpy as np, torch
-from torch import nn
-
-class Owned(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
-    def forward(self, x):
-        return self.fc(self.conv(x).relu().mean((2, 3)))
-
+INFERENCE = (
+    OWNED
+    + """
 def model_fn(model_dir):
     torch.manual_seed(0)
     return Owned().eval()
@@ -357,6 +349,7 @@ def predict_fn(data, model):
 def output_fn(prediction, accept):
     return prediction.numpy().tobytes().hex()
 """
+)
 
 # Sends requests as TorchServe does: a body and headers on stdin, the answers on stdout.
 SERVER = """

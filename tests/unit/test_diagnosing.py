@@ -8,6 +8,7 @@ import pytest
 
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
+from glassbox.incidents import notifications
 from glassbox.incidents.diagnosing import (
     EXPIRES,
     DiagnosisRequest,
@@ -272,6 +273,15 @@ def test_joined_and_suppressed_violations_request_no_diagnosis(world, violation)
     world.confirm()
     assert world.swap(following(violation, 2)) == Outcome.COOLING_DOWN
     assert len(world.diagnoses.sent) == 1
+
+
+def test_the_addendum_to_an_incident_without_a_report_names_the_diagnosis(world, violation):
+    world.run(violation)
+    closed = replace(
+        world.incident, report="", unreported="S3 denied it", why=WHY, diagnosis="s3://b/diagnosis.json"
+    )
+    text = notifications.diagnosed(closed).text
+    assert "aws s3 cp s3://b/diagnosis.json -" in text and "written again" not in text
 
 
 def test_a_swap_that_failed_is_diagnosed_without_a_beginning(world, violation):

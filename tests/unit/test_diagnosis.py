@@ -125,6 +125,20 @@ class TestRepairsAndAnswers:
         assert found.cause is None and found.headline.startswith("Cause unknown: the endpoint changed")
         assert {r.name for r in found.repairs} == {UNCHANGED, ENCODED}
 
+    def test_an_unsure_answer_of_another_class_ends_the_flag(self):
+        def unsure(body, content_type):
+            return Answer(3, 0.2)
+
+        found = diagnose(window(), inputs(DARK), unsure, None, Limits())
+        assert found.missing[0].startswith("the endpoint changed, or answers at random")
+
+    def test_a_long_error_is_cut_so_that_the_diagnosis_can_be_read(self):
+        def stopped(body, content_type):
+            raise StoppedError("x" * 5000)
+
+        found = diagnose(window(), inputs(DARK), stopped, None, Limits())
+        assert read_diagnosis(write_diagnosis(found)) == found
+
     def test_a_repair_that_a_control_equals_does_not_count(self):
         # encoding again alone brings every answer back: then no repair is the reason
         seen = []

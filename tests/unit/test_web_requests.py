@@ -18,7 +18,7 @@ import package
 import replays
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID
-from hook_files import traces_in, write_sdk
+from hook_files import OWNED, traces_in, write_sdk
 from local import pytorch_inference
 
 # The environment that make test installs the servers into: beside torch, they need other packages than .venv.
@@ -33,17 +33,9 @@ def is_installed(module):
 
 
 # The owner's code. The first 48 bytes of a body are 4 × 4 pixels of 3 channels.
-OWNED = """
-import numpy as np, torch
-from torch import nn
-
-class Owned(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
-    def forward(self, x):
-        return self.fc(self.conv(x).relu().mean((2, 3)))
-
+CODE = (
+    OWNED
+    + """
 torch.manual_seed(0)
 torch.set_num_threads(1)
 net = Owned().eval()
@@ -55,6 +47,7 @@ def predict(body):
     pixels = torch.from_numpy(np.frombuffer(body[:48], np.uint8).copy())
     return net(pixels.reshape(1, 3, 4, 4) / 255).numpy().tobytes().hex().encode() + str(len(body)).encode()
 """
+)
 
 # In parts on purpose: of the body and of the answer.
 WSGI = """
@@ -235,7 +228,7 @@ def served(request, folders, tmp_path_factory):
     if missing := [name for name in modules if not is_installed(name)]:
         pytest.skip(f"{missing[0]} is not installed")
     owner, objects = tmp_path_factory.mktemp("owner"), tmp_path_factory.mktemp("objects")
-    (owner / "owned.py").write_text(OWNED)
+    (owner / "owned.py").write_text(CODE)
     (owner / "served.py").write_text(application)
     hook, sdk = folders
     settings = {
@@ -317,7 +310,7 @@ class TestModelServers:
     def test_the_service_names_a_replay(self, server, folders, tmp_path):
         if not is_installed(server):
             pytest.skip(f"the package {server} (torchserve, multi-model-server) is not installed")
-        (tmp_path / "owned.py").write_text(OWNED)
+        (tmp_path / "owned.py").write_text(CODE)
         (tmp_path / "worker.py").write_text(WORKER)
         hook, sdk = folders
         given = [(body.hex(), headers) for path, body, headers in requests() if path == "/invocations"]

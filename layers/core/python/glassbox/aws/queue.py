@@ -7,8 +7,6 @@ from typing import Any
 
 from glassbox.aws.errors import translated
 
-MAX_DELAY = timedelta(minutes=15)  # of SQS
-
 
 class Queue:
     """An SQS queue, through a boto3 ``sqs`` client."""
@@ -17,7 +15,7 @@ class Queue:
         self._client, self._url = client, url
 
     def send(self, message: Mapping[str, Any], delay: timedelta = timedelta()) -> None:
-        """Send a message that gets visible after ``delay``, at most MAX_DELAY.
+        """Send a message that gets visible after ``delay``, at most 15 minutes.
 
         Raises:
             RetryableError: SQS refuses it or does not answer.

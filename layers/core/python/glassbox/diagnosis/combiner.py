@@ -51,16 +51,6 @@ class Weights:
         raised = np.exp(logits - logits.max(-1, keepdims=True))
         return np.asarray(raised / raised.sum(-1, keepdims=True))
 
-    def contributions(self, evidence: NDArray[np.floating], cause: str) -> NDArray[np.float64]:
-        """Return what each piece of evidence adds to the logit of a cause, (D,).
-
-        The mean of the other causes is subtracted.
-        """
-        index = CAUSES.index(cause)
-        others = np.delete(self.slopes, index, 0).mean(0)
-        standard = np.clip((evidence - self.mean) / self.scale, -6, 6)
-        return np.asarray(standard * (self.slopes[index] - others))
-
 
 def fit(
     evidence: NDArray[np.float64], causes: Sequence[str], *, ridge: float = 1e-2, steps: int = 600

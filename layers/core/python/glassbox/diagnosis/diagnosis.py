@@ -19,7 +19,7 @@ from glassbox.diagnosis.prevalence import prevalence
 from glassbox.diagnosis.reference import Reference
 from glassbox.diagnosis.repairs import ENCODED, REPAIRS, UNCHANGED
 from glassbox.diagnosis.wording import ACTIONS, LIMITS, REPAIRS_OF, sentences
-from glassbox.errors import BadInputError
+from glassbox.errors import BadInputError, printable
 from glassbox.incidents.diagnosis import LIKELY, UNKNOWN, Cause, Diagnosis, Example, Repair
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import Counts
@@ -34,6 +34,7 @@ _STABLE = 0.5  # share of the unchanged flagged inputs that must still give the 
 _RULED_OUT = 0.02
 _SIDE = 128  # pixels of an example in the report
 _RESPONSES_CHANGED = 0.9
+_ERROR_CHARACTERS = 300  # a line of a stored diagnosis is bounded
 
 Ask = Callable[[bytes, str], "Answer"]
 
@@ -143,14 +144,10 @@ def diagnose(
     """
     if window.violation.check == UNREADABLE_SHARE:
         return _responses_changed(window)
-    missing = (
-        []
-        if reference
-        else ["no reference of a reference period: set the parameter Reference (make baseline)"]
-    )
+    missing = [] if reference else ["no reference: set the parameter Reference (make baseline)"]
     decoded, problems = _decoded(images)
     if problems:
-        missing.append(f"{len(problems)} of {len(images)} inputs are not images: {problems[0]}")
+        missing.append(f"{len(problems)} of {len(images)} inputs are not images: {_short(problems[0])}")
     shown = [image for image in images if image.key in decoded]
     flagged = [image for image in shown if image.flagged]
     if not flagged:
@@ -159,7 +156,7 @@ def diagnose(
     case = _Case(window, shown, decoded, reference)
     questions, stable = _asked(case, ask, limits)
     if questions.stopped:
-        missing.append(f"the questions ended early: {questions.stopped}")
+        missing.append(f"the questions ended early: {_short(questions.stopped)}")
     elif questions.sent >= limits.max_requests:
         missing.append(f"the questions ended at the limit of {limits.max_requests} requests")
     repairs = [case.result(name, asked, questions) for name, asked in questions.asked.items()]
@@ -277,6 +274,12 @@ class _Case:
             answer.confidence is None or answer.confidence >= self.bar
         )
 
+    def is_flagged(self, image: InputImage, answer: Answer) -> bool:
+        """Return whether the answer to a flagged image still breaks the bound."""
+        if self.window.violation.check == LOW_CONFIDENCE_SHARE:
+            return answer.label is not None and not self.is_back(image, answer)
+        return answer.label is not None and answer.label == image.answer.label
+
     def share_back(self, asked: _Asked) -> float:
         """Return the share of the asked flagged images whose answer is normal again."""
         if not asked.flagged:
@@ -381,10 +384,7 @@ def _ask_controls(case: _Case, questions: _Questions) -> bool:
     if not asked.flagged:
         return True  # nothing was answered: nothing speaks against it
     by_key = {image.key: image for image in case.flagged}
-    still = sum(
-        not case.is_back(by_key[k], answer) and answer.label is not None
-        for k, answer in asked.flagged.items()
-    )
+    still = sum(case.is_flagged(by_key[key], answer) for key, answer in asked.flagged.items())
     return still / len(asked.flagged) >= _STABLE
 
 
@@ -449,6 +449,10 @@ def _repaired_causes(ranked: list[tuple[str, float]], repairs: Sequence[Repair])
             probabilities[UNKNOWN] += probabilities[name]
             probabilities[name] = 0.0
     return sorted(probabilities.items(), key=lambda item: -item[1])
+
+
+def _short(error: str) -> str:
+    return printable(error, _ERROR_CHARACTERS)
 
 
 def _shown(pixels: Pixels) -> str:

@@ -10,12 +10,12 @@ LIMITS = (
     "and an attack that avoids these repairs is not seen."
 )
 
-_CAPTURES = "aws s3 ls --recursive s3://…/capture/{endpoint}/"
 #: An action and a command by cause.
 ACTIONS: Mapping[str, tuple[str, str]] = {
     "attack": (
-        "Find out who sent the flagged requests, and block that client or limit its rate.",
-        "aws cloudtrail lookup-events --lookup-attributes AttributeKey=ResourceName,AttributeValue={endpoint}",
+        "Find the sender of the flagged requests in the logs of your own service (CloudTrail does not record "
+        "InvokeEndpoint), and block that client or limit its rate.",
+        "",
     ),
     "too dark": (
         "Check the camera's exposure and the light, or brighten the images before the endpoint.",

@@ -117,12 +117,12 @@ def diagnosed(incident: Incident) -> Notice:
         "diagnosed after its end",
         *_headline(incident),
         "",
-        "The incident ended before its diagnosis. Its report is written again, with the cause.",
+        "The incident ended before its diagnosis.",
         "",
         *(
-            _where(incident)
+            ("Its report is written again, with the cause.", *_where(incident))
             if incident.report
-            else ("To read the diagnosis:", f"aws s3 cp {incident.diagnosis} -")
+            else ("It has no report. To read the diagnosis:", f"aws s3 cp {incident.diagnosis} -")
         ),
         "",
         *_facts(incident),

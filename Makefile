@@ -153,6 +153,7 @@ lock: $(READY) ## write the lock files requirements*.txt from pyproject.toml (UP
 
 docs: $(READY) ## write docs/configuration.md and docs/imports.md
 	@$(RUN) docs/write_configuration.py
+	@$(RUN) docs/write_costs.py
 	@$(RUN) docs/write_imports.py
 
 # ------------------------------------------------------------------ maintenance

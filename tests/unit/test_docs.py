@@ -35,6 +35,17 @@ def test_the_parameters_are_those_of_the_template():
     assert configuration.PAGE.read_text(encoding="utf-8") == configuration.page(template), "run make docs"
 
 
+def test_the_costs_are_those_of_the_template_and_the_prices():
+    costs = script("write_costs")
+    template = script("write_configuration").read_template()
+    assert costs.PAGE.read_text(encoding="utf-8") == costs.page(template), "run make docs"
+    # 10,000 files of 100 predictions, a PUT each, at half a cent per thousand
+    assert costs.cost("S3: the capture is written", 100) == pytest.approx(0.05)
+    assert costs.cost("S3: the capture is written", 1) == pytest.approx(5)
+    # 1.1 write units and 5 read units a file
+    assert costs.cost("DynamoDB", 1) == pytest.approx(1.1 * 0.625 + 5 * 0.125)
+
+
 def test_each_behaviour_is_in_the_function_that_the_page_names():
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     places = [

@@ -345,32 +345,39 @@ def test_notice_arrives_with_its_attributes(aws):
     queue = sqs.create_queue(QueueName="inbox")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
-    Topic(sns, topic).publish(Notice("subject", "first line\nsecond", {"event": "swapping"}))
+    Topic(sns, topic).publish(Notice("swapping", "traffic-signs", "subject", "first line\nsecond"))
     (message,) = sqs.receive_message(QueueUrl=queue)["Messages"]
     body = json.loads(message["Body"])
     assert body["Subject"] == "subject"
-    message = json.loads(body["Message"])  # the default protocol is for machines
-    assert message == {"subject": "subject", "text": "first line\nsecond", "event": "swapping"}
-    assert body["MessageAttributes"]["event"]["Value"] == "swapping"
+    facts = json.loads(body["Message"])  # those of the protocol sqs
+    assert (facts["subject"], facts["text"]) == ("subject", "first line\nsecond")
+    attributes = {name: attribute["Value"] for name, attribute in body["MessageAttributes"].items()}
+    assert attributes == {
+        "event": "swapping",
+        "severity": "warning",
+        "deduplication_key": "traffic-signs/swapping",
+        "endpoint": "traffic-signs",
+    }
 
 
 def test_notice_is_escaped_and_shortened_to_the_limits_of_sns(aws):
     requests = []
     client = SimpleNamespace(publish=lambda **request: requests.append(request))
     text = "Class a\x1b[31m\r\nfacts\x00\n" + "\u00e9" * 400_000
-    Topic(client, "arn").publish(Notice("Glassbox\nBcc: x\x1b " + "é" * 200, text, {"event": "swapping"}))
+    subject = "Glassbox\nBcc: x\x1b " + "é" * 200
+    Topic(client, "arn").publish(Notice("swapping", "traffic-signs", subject, text))
     (request,) = requests
     assert len(request["Subject"]) <= 100
     assert request["Subject"].startswith(r"Glassbox\nBcc: x\x1b ")
     assert request["Subject"].isascii()
-    assert len(json.dumps(request).encode()) < 262_144
+    assert len(request["Message"].encode()) < 262_144
     assert json.loads(request["Message"])["email"].startswith("Class a\\x1b[31m\\r\nfacts\\x00\né")
 
 
 def test_unavailable_topic_raises_retryable(aws):
     with pytest.raises(RetryableError, match="subject"):
         Topic(boto3.client("sns"), "arn:aws:sns:eu-west-1:123456789012:gone").publish(
-            Notice("subject", "t", {})
+            Notice("swapping", "traffic-signs", "subject", "t")
         )
 
 
@@ -487,7 +494,7 @@ BAD_REQUESTS = {
         "e", Request("", "v", b"", "t", "a")
     ),
     "sagemaker": lambda: SageMakerEndpoint(boto3.client("sagemaker")).update("e", 7, guarded=False),
-    "topic": lambda: Topic(boto3.client("sns"), 7).publish(Notice("s", "t", {})),
+    "topic": lambda: Topic(boto3.client("sns"), 7).publish(Notice("swapping", "e", "s", "t")),
 }
 
 

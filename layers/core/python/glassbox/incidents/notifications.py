@@ -1,8 +1,12 @@
-"""The texts of the notifications to ops: the reason first, then the facts, then what to do."""
+"""The texts of the notifications to ops: the reason first, then the facts, then what to do.
+
+What to do is a line ``To …:`` and the commands below it, up to an empty line: :mod:`glassbox.incidents.messages` makes
+the next steps of a chat message of it.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from glassbox.errors import printable
@@ -10,6 +14,19 @@ from glassbox.incidents.model import DELETED, EndpointConfigs, EndpointState, In
 from glassbox.violation import Violation
 
 _TEXT_LINE_CHARACTERS = 2500
+_LISTED = 10  # findings, and lines of the time line: an e-mail has fewer than 40 lines
+SEVERITIES: Mapping[str, str] = {
+    "swapping": "warning",
+    "watching": "warning",
+    "restored": "info",
+    "closed": "info",
+    "diagnosed": "info",
+    "failed": "error",
+    "cooling-down": "warning",
+    "cap-reached": "error",
+    "stale-twin": "warning",
+    "hooked-without-incident": "warning",
+}
 HOOK_NOT_LOADED = (
     "the hook did not load in the hooked model. Likely: its image starts Python with -I or -E, has no torch or boto3, "
     "is isolated from the network, or its role may not write to the stack's bucket"
@@ -18,15 +35,46 @@ HOOK_NOT_LOADED = (
 
 @dataclass(frozen=True)
 class Notice:
-    """A message with a subject, and attributes for SNS filter policies."""
+    """A notification of one event, with its texts and the facts for programs.
 
+    Attributes:
+        event: ``swapping``, ``restored``, …: the keys of SEVERITIES.
+        incident: id of the incident; empty for a notification about the endpoint alone.
+        violation: the cause of the incident, or the violation that opened none.
+        report: S3 URI of the incident report, empty before it is written.
+    """
+
+    event: str
+    endpoint: str
     subject: str
     text: str
-    attributes: Mapping[str, str]
+    incident: str = ""
+    violation: Violation | None = None
+    report: str = ""
 
-    def machine_readable(self) -> str:
-        """Return one JSON object for subscribers that are programs."""
-        return json.dumps({"subject": self.subject, "text": self.text, **self.attributes})
+    @property
+    def severity(self) -> str:
+        """One of PagerDuty's severities, error, warning or info."""
+        return SEVERITIES[self.event]
+
+    @property
+    def deduplication_key(self) -> str:
+        """The same text for all notifications of an incident.
+
+        Two endpoints may have an incident of the same id.
+        """
+        return f"{self.endpoint}/{self.incident or self.event}"
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """The SNS message attributes, for filter policies."""
+        named = {
+            "event": self.event,
+            "severity": self.severity,
+            "deduplication_key": self.deduplication_key,
+            "endpoint": self.endpoint,
+        }
+        return named | ({"incident": self.incident} if self.incident else {})
 
 
 def opened(incident: Incident, limits: Limits) -> Notice:
@@ -98,14 +146,14 @@ def closed(incident: Incident) -> Notice:
         "Glassbox did not change the endpoint (notify-only)."
         if incident.notify_only
         else f"The endpoint serves {incident.plain_config} again. Heat maps: {len(incident.heatmaps)}.",
-        *incident.findings,
+        *_first(incident.findings),
         "",
         *_where(incident),
         "",
         *_facts(incident),
         "",
         "Timeline (UTC)",
-        *incident.timeline,
+        *_last(incident.timeline),
     )
 
 
@@ -129,6 +177,16 @@ def diagnosed(incident: Incident) -> Notice:
     )
 
 
+def _first(lines: Sequence[str]) -> Sequence[str]:
+    more = len(lines) - _LISTED
+    return (*lines[:_LISTED], f"… {more:,} more, in the report") if more > 0 else lines
+
+
+def _last(lines: Sequence[str]) -> Sequence[str]:
+    more = len(lines) - _LISTED
+    return (f"… {more:,} earlier, in the report", *lines[-_LISTED:]) if more > 0 else lines
+
+
 def _headline(incident: Incident) -> Sequence[str]:
     return (*([incident.why] if incident.why else []), incident.cause.reason)
 
@@ -144,7 +202,7 @@ def _where(incident: Incident) -> Sequence[str]:
 
 def cooling_down(incident: Incident, violation: Violation, until: datetime) -> Notice:
     """Return the notification that a violation in the cooldown opens no incident."""
-    return _notice(
+    notice = _notice(
         incident,
         "cooling-down",
         "another violation, no incident (cooldown)",
@@ -156,11 +214,12 @@ def cooling_down(incident: Incident, violation: Violation, until: datetime) -> N
         "To open an incident for the last hour now:",
         *_command(violation.endpoint, "open"),
     )
+    return replace(notice, violation=violation)
 
 
 def cap_reached(incident: Incident, violation: Violation, limits: Limits) -> Notice:
     """Return the notification that a violation beyond the daily cap opens no incident."""
-    return _notice(
+    notice = _notice(
         incident,
         "cap-reached",
         "another violation, no incident (cap per day)",
@@ -173,11 +232,14 @@ def cap_reached(incident: Incident, violation: Violation, limits: Limits) -> Not
         "To open an incident for the last hour now:",
         *_command(violation.endpoint, "open"),
     )
+    return replace(notice, violation=violation)
 
 
 def stale_twin(endpoint: str, live: EndpointState, configs: EndpointConfigs) -> Notice:
     """Return the notification that an unknown config was deployed outside any incident."""
     return Notice(
+        "stale-twin",
+        endpoint,
         _subject(endpoint, "a new config is live, its hooked twin is missing"),
         _text(
             f"{endpoint} serves the config {live.config}, which was deployed by someone else.",
@@ -187,13 +249,14 @@ def stale_twin(endpoint: str, live: EndpointState, configs: EndpointConfigs) -> 
             "To make the hooked twin, in a checkout of Glassbox:",
             _twin(configs),
         ),
-        {"event": "stale-twin", "endpoint": endpoint},
     )
 
 
 def hooked_without_incident(endpoint: str, configs: EndpointConfigs) -> Notice:
     """Return the notification that the endpoint is hooked, and no incident restores it."""
     return Notice(
+        "hooked-without-incident",
+        endpoint,
         _subject(endpoint, "on the hooked model without an incident"),
         _text(
             f"{endpoint} serves {configs.hooked}, and no incident is open: Glassbox does not restore it.",
@@ -203,13 +266,12 @@ def hooked_without_incident(endpoint: str, configs: EndpointConfigs) -> Notice:
             "To restore it by hand:",
             _update(endpoint, configs.plain),
         ),
-        {"event": "hooked-without-incident", "endpoint": endpoint},
     )
 
 
 def failed(incident: Incident) -> Notice:
     """Return the notification of a failure as the incident holds it."""
-    return Notice(incident.headline, incident.failure, _attributes(incident, "failed"))
+    return _made(incident, "failed", incident.headline, incident.failure)
 
 
 def aborted(incident: Incident) -> Notice:
@@ -396,16 +458,16 @@ def _permission(error: str) -> Sequence[str]:
 
 
 def _notice(incident: Incident, event: str, headline: str, *lines: str) -> Notice:
-    return Notice(_subject(incident.endpoint, headline), _text(*lines), _attributes(incident, event))
+    return _made(incident, event, _subject(incident.endpoint, headline), _text(*lines))
+
+
+def _made(incident: Incident, event: str, subject: str, text: str) -> Notice:
+    return Notice(event, incident.endpoint, subject, text, incident.id, incident.cause, incident.report)
 
 
 def _text(*lines: str) -> str:
     # a reason or an error from outside must not add lines of its own
     return "\n".join(printable(line, _TEXT_LINE_CHARACTERS) for line in lines)
-
-
-def _attributes(incident: Incident, event: str) -> Mapping[str, str]:
-    return {"event": event, "endpoint": incident.endpoint, "incident": incident.id}
 
 
 def _subject(endpoint: str, headline: str) -> str:

@@ -51,6 +51,10 @@ simulate: $(READY) ## run random schedules of incidents (SEEDS=200000, at most M
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m simulation \
 	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES))
 
+fuzz: $(READY) ## give every reader random input (INPUTS=1000000, SEED, READER)
+	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m fuzz \
+	  $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(if $(READER),--reader '$(READER)')
+
 bench: $(READY) ## compare speed and size with reference implementations (MODULE=completeness, ARGS)
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks$(if $(MODULE),.$(MODULE)) $(ARGS)
 
@@ -196,5 +200,5 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test test-all coverage check docs lock simulate bench bench-causes baseline train check-model check-endpoint build sam sam-test images images-test \
+.PHONY: help demo local test test-all coverage check docs lock simulate fuzz bench bench-causes baseline train check-model check-endpoint build sam sam-test images images-test \
         plan deploy twin explain remove push smoke deploy-test format clean

@@ -1,7 +1,10 @@
 """The reference: what the inputs and answers of a reference period look like, one ``.npz`` file."""
 
 import io
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +22,20 @@ VERSION = 1
 KEPT = 1200  # at most
 _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 48, 70
 _CLASSES = 10_000
+# what numpy and zipfile raise for a damaged file
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    OSError,
+    EOFError,
+    TypeError,
+    RuntimeError,  # an encrypted member
+    SyntaxError,
+    tokenize.TokenError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _SPREAD = 1.349  # interquartile range of a normal distribution with deviation 1
 
 
@@ -167,7 +184,7 @@ def read_reference(content: bytes) -> Reference:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
         return _read(arrays)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError, TypeError) as error:
+    except _UNREADABLE as error:
         raise BadInputError(
             f"reference: expected a reference.npz of `make baseline`, got {printable(error, 200)}"
         ) from error

@@ -44,7 +44,7 @@ def read_request(message: Mapping[str, Any]) -> DiagnosisRequest:
     """
     try:
         return msgspec.convert(message, DiagnosisRequest)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # of msgspec, or a lone surrogate
         raise BadInputError(f"message: expected endpoint and incident of a diagnosis: {error}") from error
 
 

@@ -125,5 +125,5 @@ def read_diagnosis(content: bytes) -> Diagnosis:
         raise BadInputError(f"diagnosis: expected at most {DIAGNOSIS_BYTES} bytes, got {len(content)}")
     try:
         return msgspec.json.decode(content, type=Diagnosis)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"diagnosis: {error}") from error

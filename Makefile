@@ -55,7 +55,7 @@ fuzz: $(READY) ## give every reader random input (INPUTS=1000000, SEED, READER)
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m fuzz \
 	  $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(if $(READER),--reader '$(READER)')
 
-bench: $(READY) ## compare speed and size with reference implementations (MODULE=completeness, ARGS)
+bench: $(READY) .venv-torchserve/.ready ## compare speed and size with reference implementations (MODULE=completeness, ARGS)
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks$(if $(MODULE),.$(MODULE)) $(ARGS)
 
 bench-causes: $(READY) ## measure how often the diagnosis names the right cause (ARGS="--windows 5")

@@ -15,7 +15,16 @@ import torch
 import benchmarks
 from benchmarks.side_by_side import run_module, show
 
-PARTS = {"__main__", "architectures", "attribution_maps", "causes", "side_by_side", "small_networks"}
+PARTS = {
+    "__main__",
+    "architectures",
+    "attribution_maps",
+    "causes",
+    "owners",
+    "served",
+    "side_by_side",
+    "small_networks",
+}
 MODULES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name not in PARTS]
 
 

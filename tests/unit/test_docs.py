@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from scipy.stats import binom
+
+from glassbox.monitoring.drift import jensen_shannon_distance
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -33,6 +36,21 @@ def test_the_parameters_are_those_of_the_template():
     listed = re.findall(r"^\| `(\w+)`", configuration.PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(template["Parameters"])
     assert configuration.PAGE.read_text(encoding="utf-8") == configuration.page(template), "run make docs"
+
+
+def test_the_thresholds_are_those_of_chance():
+    page = (ROOT / "docs/thresholds.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (0\.\d+) \|(.+)\|$", page, re.MULTILINE)
+    assert [usual for usual, _ in rows] == ["0.02", "0.05", "0.1", "0.2", "0.3", "0.5"]
+    for usual, cells in rows:
+        for n, share in zip((50, 100, 400, 2000), map(float, cells.split("|")), strict=True):
+            k = round(share * n)
+            assert binom.sf(k, n, float(usual)) <= 0.001 < binom.sf(k - 1, n, float(usual))
+    for moved, distance in ((0.1, 0.17), (0.2, 0.27)):
+        usual = dict.fromkeys(range(43), 100_000)
+        now = {c: round(100_000 * (1 - moved)) + (c == 14) * round(4_300_000 * moved) for c in usual}
+        assert round(jensen_shannon_distance(usual, now), 2) == distance
+        assert f"{distance}" in page
 
 
 def test_the_costs_are_those_of_the_template_and_the_prices():

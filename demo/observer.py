@@ -19,7 +19,7 @@ from glassbox.aws.counts_table import CountsTable
 from glassbox.explanation.facts import Facts
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID
 from glassbox.monitoring.counts import WINDOW, Window, total
-from glassbox.violation import VIOLATION_SOURCE, ViolationDetail
+from glassbox.violation import VIOLATION_DETAIL_TYPE, VIOLATION_SOURCE, ViolationDetail
 from local.event_queue import EventQueue
 from local.stack import Stack
 from local.waiting import wait_for
@@ -64,7 +64,7 @@ class Observer:
         self._sagemaker = stack.client("sagemaker")
         self._queue = EventQueue(stack, "demo")
         self._queue.subscribe(stack.outputs["Topic"])
-        self._queue.add_rule({"source": [VIOLATION_SOURCE]})
+        self._queue.add_rule({"source": [VIOLATION_SOURCE], "detail-type": [VIOLATION_DETAIL_TYPE]})
         self.configs: list[EndpointState] = []
         self.violations: list[tuple[float, ViolationDetail]] = []
         self.notifications: list[Notification] = []

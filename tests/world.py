@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from captures import FakeEvents
 from fakes import FakeEndpoint, FakeIncidents, FakeNotices
 from glassbox.errors import GlassboxError
 from glassbox.incidents.model import EndpointConfigs, Limits, Outcome, Replays, Report
@@ -19,6 +20,7 @@ class World:
     def __init__(self, **limits):
         self.now = NOW
         self.endpoint, self.incidents, self.notices = FakeEndpoint("plain"), FakeIncidents(), FakeNotices()
+        self.events = FakeEvents()
         self.refused = {}
         self.dependencies = IncidentDependencies(
             configs=EndpointConfigs("plain", "hooked", "glassbox"),
@@ -26,6 +28,7 @@ class World:
             endpoint=Refusing(self.endpoint, self.refused),
             incidents=Refusing(self.incidents, self.refused),
             notices=Refusing(self.notices, self.refused),
+            events=Refusing(self.events, self.refused),
             clock=lambda: self.now,
         )
         self.replayed, self.replays, self.reported = 0, Replays(IDS), 0

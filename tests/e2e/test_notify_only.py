@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from demo import signs
+from local.event_queue import EventQueue
 from local.stack import running_stack
 from local.waiting import wait_for
 from watching import Inbox, endpoint_state, incident, read_object
@@ -20,7 +21,8 @@ def stack():
 
 
 def test_notifies_and_reports_the_flagged_inputs_without_updating_the_endpoint(stack):
-    inbox = Inbox(stack)
+    inbox, bus = Inbox(stack), EventQueue(stack, "bus")
+    bus.add_rule({"source": ["glassbox"], "detail-type": ["Glassbox Notification"]})
     assert "HookedConfig" not in stack.outputs
     configs = stack.client("sagemaker").list_endpoint_configs()["EndpointConfigs"]
     assert [config["EndpointConfigName"] for config in configs] == [stack.outputs["PlainConfig"]]
@@ -42,6 +44,12 @@ def test_notifies_and_reports_the_flagged_inputs_without_updating_the_endpoint(s
     assert (begun["event"], ended["event"]) == ("watching", "closed")
     assert "Class 14 predicted" in begun["text"]
     assert "3 flagged inputs are shown" in ended["text"]
+    announced = []
+    wait_for(lambda: announced.extend(bus.receive()) or len(announced) >= 2, 30)
+    details = sorted(
+        (json.loads(event["Body"])["detail"] for event in announced), key=lambda d: d["severity"]
+    )
+    assert details == [ended, begun]  # info, warning
     key = f"incidents/traffic-signs/{incident(stack).id}/index.html"
     page = read_object(stack, key).decode()
     assert page.count('<img class="input" src="data:image/png;base64,') == 3

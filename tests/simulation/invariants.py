@@ -232,7 +232,11 @@ def writes_lose_nothing(history):
             if not names(before, name) <= names(after, name):
                 raise InvariantError(f"{name} lost {names(before, name) - names(after, name)}")
         lost = names(before, "sent_notifications") - names(after, "sent_notifications")
-        allowed = {"failed"} if text(after, "state") == "RESTORING" or after["aborted"]["BOOL"] else set()
+        allowed = (
+            {"failed", "failed@topic", "failed@events"}
+            if text(after, "state") == "RESTORING" or after["aborted"]["BOOL"]
+            else set()
+        )
         if lost - allowed:
             raise InvariantError(f"sent_notifications lost {lost}")
         if int(after["revision"]["N"]) < int(before["revision"]["N"]):
@@ -294,6 +298,11 @@ def a_sent_notification_was_published(history):
     for _, after, _ in moves(history):
         name = text(after, "id")
         for sent in names(after, "sent_notifications"):
+            key, _, channel = sent.partition("@")
+            announced = {f["event"] for f in history.system.aws.announced if f.get("incident") == name}
+            wanted = {"opened": BEGINS, "closed": ENDS, "failed": {"failed"}}.get(key)
+            if wanted and channel != "topic" and not announced & set(wanted):
+                raise InvariantError(f"{sent} of {name} is recorded, and was not put on the bus")
             if sent in known and not history.sent.get((name, known[sent])):
                 raise InvariantError(f"{sent} of {name} is recorded, and was not published")
             if sent == "failed" and not any(

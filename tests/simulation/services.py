@@ -183,6 +183,7 @@ class Aws:
         self.endpoint, self.configs = Live("InService", PLAIN), {PLAIN, HOOKED}
         self.queues = {name: [] for name in ("count", "swap", "confirm", "restore", "render", "diagnose")}
         self.dead = {name: [] for name in self.queues}
+        self.announced = []  # facts of the notifications on the event bus
         self.published, self.updates, self.replayed, self.repaired = [], [], [], []
         self.lost_events = set()  # detail types that EventBridge loses now
         self.sequence = 0
@@ -370,6 +371,8 @@ class Aws:
 
     def _put_events(self, Entries):
         for entry in Entries:
+            if entry["DetailType"] == "Glassbox Notification":
+                self.announced.append(json.loads(entry["Detail"]))
             if entry["DetailType"] == "Glassbox Violation":
                 self.violations.append((self.task.id if self.task else 0, json.loads(entry["Detail"])))
             self.emit(entry["Source"], entry["DetailType"], json.loads(entry["Detail"]))
@@ -483,6 +486,7 @@ class Aws:
         "replayed",
         "repaired",
         "published",
+        "announced",
         "updates",
         "lost_events",
     )

@@ -8,6 +8,7 @@ import pytest
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
 from glassbox.incidents.events import read_violation
+from glassbox.incidents.messages import facts_of
 from glassbox.incidents.model import Command, EndpointState, Limits, Outcome, State
 from world import IDS, World, following
 
@@ -168,7 +169,8 @@ def test_a_notification_costs_at_most_two_writes(violation, kind):
     acts(world, violation)[sender]()
     (before,) = at_publish
     assert before <= 2  # a state, and UpdateEndpoint: the claim is in the same write
-    assert len(writes) - before == 1
+    # a notification without an incident is claimed and recorded for each channel
+    assert len(writes) - before == (3 if kind in ("stale-twin", "hooked-without-incident") else 1)
 
 
 def test_the_next_invocation_sends_what_sns_refused(violation):
@@ -199,6 +201,105 @@ def test_sends_a_second_failure_while_the_first_is_being_sent(violation):
     assert world.incident.state is State.FAILED
     assert world.notified == ["swapping", "failed", "failed"]
     assert "failed" in world.incident.sent_notifications
+
+
+# ---------------------------------------------------------------- the topic and the event bus
+
+
+@pytest.fixture
+def away():
+    return RetryableError("EventBridge is away")
+
+
+def announced(world):
+    return [detail["event"] for _, _, detail in world.events.events]
+
+
+def test_each_notification_is_an_event_with_the_facts(violation):
+    world = World()
+    world.run(violation)
+    assert world.events.events == [
+        ("glassbox", "Glassbox Notification", facts_of(notice)) for notice in world.notices.published
+    ]
+    assert announced(world) == ["swapping", "restored"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("refused", ["put", "publish"])
+def test_a_channel_that_refuses_delays_no_other_and_repeats_nothing(violation, kind, refused, away):
+    world = World()
+    lead, sender = KINDS[kind]
+    lead(world, violation)
+    act, event = acts(world, violation), kind.partition(",")[0]
+    sent = {"publish": lambda: world.notified.count(event), "put": lambda: announced(world).count(event)}
+    other = "publish" if refused == "put" else "put"
+    before = {channel: count() for channel, count in sent.items()}
+    world.refuse(refused, away)
+    with pytest.raises(RetryableError, match="EventBridge is away"):
+        act[sender]()
+    for repeated in (0, 1):  # while one channel refuses, and afterwards
+        for name in (sender, "confirm", sender, "confirm"):
+            with contextlib.nullcontext() if repeated else contextlib.suppress(RetryableError):
+                act[name]()
+            world.later(1)
+        assert {c: count() - before[c] for c, count in sent.items()} == {other: 1, refused: repeated}
+        world.refused.pop(refused, None)
+
+
+def test_both_channels_refuse(violation, away):
+    world = World()
+    world.refuse("put", away)
+    world.refuse("publish", BadInputError("no permission"))
+    with pytest.raises(RetryableError, match="no permission; EventBridge is away"):
+        world.swap(violation)
+    assert world.incident.sent_notifications == frozenset()
+    world.later(2)
+    world.refuse("put", BadInputError("no permission either"))
+    with pytest.raises(BadInputError, match="no permission; no permission either"):
+        world.confirm()
+    world.allow()
+    world.confirm()
+    assert world.notified == announced(world) == ["swapping"]
+
+
+def test_a_crash_between_the_channels_loses_no_notification(violation):
+    world = World()
+    put = world.events.put
+
+    def killed(*_):
+        world.events.put = put
+        raise CrashError
+
+    world.events.put = killed
+    with pytest.raises(CrashError):
+        world.swap(violation)
+    world.later(2)
+    world.confirm()
+    assert announced(world) == ["swapping"]
+    assert world.notified == ["swapping"] * 2  # at least once
+
+
+def test_an_incident_ends_while_its_events_are_refused_for_good(violation):
+    world = World()
+    world.refuse("put", BadInputError("no permission"))
+    world.endpoint.deploy("another")
+    with pytest.raises(BadInputError, match="no permission"):
+        world.swap(violation)
+    world.endpoint.deploy("plain")
+    world.tick(violation, 20)
+    assert world.incident.state is State.NORMAL
+    assert world.notified == ["failed"]
+
+
+def test_a_second_failure_is_an_event_again(violation):
+    world = World()
+    not_restorable(world, violation)
+    world.restore()
+    world.later(11)
+    world.restore()
+    world.later(2)
+    world.confirm()
+    assert announced(world) == world.notified == ["swapping", "failed", "failed"]
 
 
 # ---------------------------------------------------------------- schedules that a random simulation found

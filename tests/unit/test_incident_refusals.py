@@ -17,7 +17,7 @@ from world import IDS, World
 
 DAY = 24 * 60
 TABLE = ("current", "open", "save")
-CALLS = (*TABLE, "past", "attach", "add_heatmap", "describe", "update", "publish", "replay", "report")
+CALLS = (*TABLE, "past", "attach", "add_heatmap", "describe", "update", "publish", "put", "replay", "report")
 # the table refuses for good only an invalid request
 ERRORS = {
     "for now": RetryableError("ThrottlingException: slow down"),

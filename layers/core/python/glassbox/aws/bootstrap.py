@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from glassbox.aws.endpoint import SageMakerEndpoint
+from glassbox.aws.events import Events
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.topic import Topic
 from glassbox.incidents.model import EndpointConfigs, Limits
@@ -42,5 +43,6 @@ def incident_dependencies(settings: IncidentSettings, boto3: Any) -> IncidentDep
         endpoint=SageMakerEndpoint(boto3.client("sagemaker"), settings.rollback_alarm),
         incidents=IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
         notices=Topic(boto3.client("sns"), settings.topic_arn),
+        events=Events(boto3.client("events")),
         clock=lambda: datetime.now(UTC),
     )

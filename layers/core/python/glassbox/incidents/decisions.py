@@ -15,7 +15,7 @@ serves neither the plain nor the hooked config was deployed by someone else: no 
 ``tests/unit/test_decisions.py`` lists every transition as a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -47,6 +47,7 @@ from glassbox.violation import OPERATOR_CHECK, Violation
 
 # The invocation that changes the state sends the notification. After this time, any later invocation does: also where
 # the claim of an invocation that crashed is left.
+TOPIC, EVENTS = CHANNELS = ("topic", "events")  # that each notification is published to
 CLAIM_EXPIRES = timedelta(minutes=1)
 # The notification of the beginning waits so long for the diagnosis, so that it can name the cause.
 BEGINS_WITHIN = timedelta(minutes=1)
@@ -406,7 +407,7 @@ def _failed(incident: Incident, live: EndpointState, context: Context) -> Decisi
             retries = incident.retries + 1
             return _begin_restore(incident, context, f"retry {retries}", retries=retries)
         return Decision(incident)
-    if "failed" not in incident.sent_notifications:  # ops must get the failure before the incident ends
+    if not is_sent(incident, "failed", TOPIC):  # ops must get the failure before the incident ends
         return Decision(incident)
     if live.config == incident.plain_config and incident.heatmaps:
         return _close(incident, context)
@@ -525,17 +526,44 @@ def is_unclaimed(incident: Incident, key: str, at: datetime) -> bool:
     return key not in incident.sent_notifications and (claimed is None or at >= claimed + CLAIM_EXPIRES)
 
 
+def is_sent(incident: Incident, key: str, channel: str) -> bool:
+    """Return whether a channel got a notification."""
+    return not incident.sent_notifications.isdisjoint({key, *_partly(key, (channel,))})
+
+
+def with_sent(incident: Incident, key: str, channels: Collection[str]) -> Incident:
+    """Return the incident after these channels got a notification.
+
+    ``sent_notifications`` has the key once all channels got it; until then the key and channel of each that did.
+    """
+    now = _partly(key, channels)
+    by_all = _partly(key, CHANNELS) <= incident.sent_notifications | now
+    return replace(incident, sent_notifications=incident.sent_notifications | ({key} if by_all else now))
+
+
+def _partly(key: str, channels: Collection[str]) -> frozenset[str]:
+    return frozenset(f"{key}@{channel}" for channel in channels)
+
+
 def late_notification(incident: Incident, context: Context) -> Notification | None:
     """Return what is due CLAIM_EXPIRES after a change, if its invocation did not send it."""
     is_late = context.now >= incident.since + CLAIM_EXPIRES
     if incident.state is State.FAILED:
         return Notification("failed", notifications.failed(incident)) if is_late else None
     if not incident.is_open:
-        return (_addendum(incident) or end_notification(incident)) if is_late else None
+        due = (_unannounced(incident), _addendum(incident), end_notification(incident))
+        return next(filter(None, due), None) if is_late else None
     if incident.state is State.SWAPPING and not incident.requested:
         return None
     # what waited for the diagnosis was not sent by it: it is due at once
     return _begins(incident, context) if is_late or incident.begins_by else None
+
+
+def _unannounced(closed: Incident) -> Notification | None:
+    """Return the failure that ended an incident and that the event bus refused."""
+    if is_sent(closed, "failed", EVENTS) or not is_sent(closed, "failed", TOPIC) or end_notification(closed):
+        return None
+    return Notification("failed", notifications.failed(closed))
 
 
 def end_notification(closed: Incident) -> Notification | None:
@@ -609,7 +637,7 @@ def after_diagnosis(incident: Incident, made: Diagnosed, context: Context) -> De
 
 def _addendum(closed: Incident) -> Notification | None:
     """Return the notification of a diagnosis that came after the incident's end was notified."""
-    is_end_sent = "closed" in closed.sent_notifications or end_notification(closed) is None
+    is_end_sent = is_sent(closed, "closed", TOPIC) or end_notification(closed) is None
     if not closed.is_diagnosed_late or not is_end_sent:
         return None
     return Notification("diagnosed", notifications.diagnosed(closed))
@@ -626,7 +654,8 @@ def _begin_restore(incident: Incident, context: Context, reason: str, **changes:
 def _notify_again(incident: Incident, key: str) -> Incident:
     """Forget that a notification was sent, or is being sent: it is sent again."""
     claims = {claim: since for claim, since in incident.claims.items() if claim != key}
-    return replace(incident, sent_notifications=incident.sent_notifications - {key}, claims=claims)
+    sent = incident.sent_notifications - {key, *_partly(key, CHANNELS)}
+    return replace(incident, sent_notifications=sent, claims=claims)
 
 
 def _close(incident: Incident, context: Context) -> Decision:

@@ -12,6 +12,7 @@ from typing import Any
 from glassbox.errors import printable
 from glassbox.incidents.notifications import Notice
 
+NOTIFICATION_DETAIL_TYPE = "Glassbox Notification"  # its detail are the facts
 VERSION = 1
 SUBJECT_CHARACTERS = 100  # of ASCII: SNS refuses more
 SMS_CHARACTERS = 140  # of ASCII: one SMS

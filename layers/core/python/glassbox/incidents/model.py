@@ -101,7 +101,8 @@ class Incident:
         heatmaps: names of the heat maps: of every replay, and up to HEATMAPS_KEPT in all.
         refused: replays whose trace cannot be rendered.
         retries: of a failed restore.
-        sent_notifications: keys of the notifications that were published; ``claims`` are those that an invocation
+        sent_notifications: keys of the notifications that were published, and ``<key>@<channel>`` of those that one
+            channel of two got; ``claims`` are those that an invocation
             is publishing, with the time of the claim.
         failure: text of the notification of a failure; ``headline`` is its subject.
         report: S3 URI of the incident report; ``unreported`` is why it is missing.

@@ -8,14 +8,24 @@ accepted it.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from glassbox.errors import BadInputError, ConflictError, GlassboxError, RetryableError
 from glassbox.incidents import decisions
-from glassbox.incidents.decisions import CLAIM_EXPIRES, Action, CallFailure, Context, Decision, Notification
+from glassbox.incidents.decisions import (
+    CLAIM_EXPIRES,
+    EVENTS,
+    TOPIC,
+    Action,
+    CallFailure,
+    Context,
+    Decision,
+    Notification,
+)
+from glassbox.incidents.messages import NOTIFICATION_DETAIL_TYPE, facts_of
 from glassbox.incidents.model import (
     Command,
     EndpointConfigs,
@@ -27,8 +37,8 @@ from glassbox.incidents.model import (
     Report,
 )
 from glassbox.incidents.notifications import Notice
-from glassbox.ports import Endpoint, IncidentsStore, Topic
-from glassbox.violation import Violation
+from glassbox.ports import Endpoint, EventBus, IncidentsStore, Topic
+from glassbox.violation import VIOLATION_SOURCE, Violation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,11 +55,19 @@ class IncidentDependencies:
     endpoint: Endpoint
     incidents: IncidentsStore
     notices: Topic
+    events: EventBus
     clock: Callable[[], datetime]
 
     def context(self, now: datetime) -> Context:
         """Return what every decision at this time depends on."""
         return Context(now, self.limits, self.configs)
+
+    def channels(self) -> Mapping[str, Callable[[Notice], None]]:
+        """Return what publishes a notice by channel, each of which must get every notice."""
+        return {TOPIC: self.notices.publish, EVENTS: self._put_event}
+
+    def _put_event(self, notice: Notice) -> None:
+        self.events.put(VIOLATION_SOURCE, NOTIFICATION_DETAIL_TYPE, facts_of(notice))
 
 
 def retry_on_conflict(handle: Callable[P, Outcome]) -> Callable[P, Outcome]:
@@ -289,7 +307,9 @@ def _attempt(call: Callable[[], T]) -> T | CallFailure:
 def notify_once(
     incident: Incident, notification: Notification | None, dependencies: IncidentDependencies
 ) -> Incident:
-    """Claim a notification, publish it, and record it as sent.
+    """Claim a notification, publish it to each channel, and record it as sent.
+
+    A channel that refuses delays no other: a later invocation publishes to that channel alone.
 
     Concurrent invocations find the claim and publish nothing. After a crash, a later invocation takes over the stale
     claim and publishes: ops may get that message twice, and never miss it.
@@ -310,25 +330,42 @@ def record(before: Incident, decision: Decision, dependencies: IncidentDependenc
         after = _save(before, after, dependencies)
     if notification is None:
         return after
-    try:
-        dependencies.notices.publish(notification.notice)
-    except GlassboxError:  # the next invocation may publish at once
-        _release(after, notification.key, at, dependencies)
-        raise
-    return _release(after, notification.key, at, dependencies, sent=True)
+    sent, refusals = set(), []
+    for channel, publish in dependencies.channels().items():
+        if decisions.is_sent(after, notification.key, channel):
+            continue
+        try:
+            publish(notification.notice)
+            sent.add(channel)
+        except GlassboxError as error:  # the next invocation may publish to this channel at once
+            refusals.append(error)
+    after = _release(after, notification.key, at, dependencies, sent)
+    if refusals:
+        raise _combined(refusals)
+    return after
+
+
+def _combined(errors: Sequence[GlassboxError]) -> GlassboxError:
+    """Return one error for all: a retry may succeed if one of them is retryable."""
+    if len(errors) == 1:
+        return errors[0]
+    kind = RetryableError if any(isinstance(error, RetryableError) for error in errors) else BadInputError
+    return kind("; ".join(map(str, errors)))
 
 
 def _release(
-    incident: Incident, key: str, at: datetime, dependencies: IncidentDependencies, *, sent: bool = False
+    incident: Incident, key: str, at: datetime, dependencies: IncidentDependencies, sent: Collection[str]
 ) -> Incident:
-    """Remove the claim that was made ``at`` this time, unless another invocation has replaced it."""
+    """Record the channels that got the notification, and remove the claim that was made ``at`` this time.
+
+    Another invocation may have replaced the claim: then it publishes, and nothing is recorded.
+    """
     for _ in range(_ATTEMPTS):
         if incident.claims.get(key) != at:
             return incident
         claims = {claim: since for claim, since in incident.claims.items() if claim != key}
-        notified = incident.sent_notifications | ({key} if sent else set())
         try:
-            after = replace(incident, claims=claims, sent_notifications=notified)
+            after = decisions.with_sent(replace(incident, claims=claims), key, sent)
             return _save(incident, after, dependencies)
         except ConflictError:
             current = dependencies.incidents.current(incident.endpoint)
@@ -345,13 +382,18 @@ def _save(before: Incident, after: Incident, dependencies: IncidentDependencies)
 
 
 def _report_once(endpoint: str, config: str, notice: Notice, dependencies: IncidentDependencies) -> None:
-    """Publish the notification of an unknown config once, see :func:`notify_once`."""
-    incidents, at = dependencies.incidents, dependencies.clock()
-    if not incidents.claim_config_report(endpoint, config, at, at - CLAIM_EXPIRES):
-        return
-    try:
-        dependencies.notices.publish(notice)
-    except GlassboxError:  # the next invocation may publish at once
-        incidents.claim_config_report(endpoint, config, at - 2 * CLAIM_EXPIRES, at)
-        raise
-    incidents.record_config_report(endpoint, config)
+    """Publish the notification of an unknown config once to each channel, see :func:`notify_once`."""
+    incidents, at, refusals = dependencies.incidents, dependencies.clock(), []
+    for channel, publish in dependencies.channels().items():
+        report = config if channel == TOPIC else f"{config}@{channel}"
+        if not incidents.claim_config_report(endpoint, report, at, at - CLAIM_EXPIRES):
+            continue
+        try:
+            publish(notice)
+        except GlassboxError as error:  # the next invocation may publish to this channel at once
+            incidents.claim_config_report(endpoint, report, at - 2 * CLAIM_EXPIRES, at)
+            refusals.append(error)
+        else:
+            incidents.record_config_report(endpoint, report)
+    if refusals:
+        raise _combined(refusals)

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.aws.objects import Objects
+from glassbox.errors import printable
+from glassbox.explanation.heatmap import PALETTES, PERCEPTUAL
 from glassbox.explanation.render import Rendered, render_step
 from glassbox.incidents.model import HeatmapLimit
 from glassbox.queue_message import read_event, read_object
@@ -30,6 +32,11 @@ class Settings(HeatmapLimit):
     bucket: str
     endpoint_name: str
     incidents_table: str
+    palette: str = PERCEPTUAL
+
+    def problems(self) -> Iterable[str]:
+        if self.palette not in PALETTES:
+            yield f"PALETTE={printable(self.palette, 80)!r} must be one of {', '.join(PALETTES)}"
 
 
 @functools.cache
@@ -40,6 +47,7 @@ def build() -> Callable[[str], list[Rendered]]:
         bucket=settings.bucket,
         endpoint=settings.endpoint_name,
         max_heatmaps=settings.max_heatmaps,
+        palette=settings.palette,
         objects=Objects(boto3.client("s3")),
         incidents=IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
     )

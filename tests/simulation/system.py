@@ -222,7 +222,13 @@ def patch_core():
         (render, "trace_reader", SimpleNamespace(read_index=_read_index, read_request=_read_request)),
         (render, "_explain", _explain),
         (investigation, "diagnose", _diagnose),
-        (render, "heatmap", SimpleNamespace(render=lambda _: b"png", facts=lambda _: _FACTS)),
+        (
+            render,
+            "heatmap",
+            SimpleNamespace(
+                PERCEPTUAL="", render=lambda *_: b"png", preview=lambda *_: b"webp", facts=lambda _: _FACTS
+            ),
+        ),
         (incident_report, "jinja2", page),
     ):
         _PATCHES.append((module, name, getattr(module, name)))

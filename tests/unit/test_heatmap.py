@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -75,8 +76,8 @@ class TestPanels:
         )
         np.testing.assert_array_equal(pixels[top : top + 512, left:right], explanation(512, 512).input_image)
 
-    def test_red_is_most_and_blue_least_relevant(self):
-        image = opened(explanation())
+    def test_red_is_most_and_blue_least_relevant_in_the_rainbow(self):
+        image = opened(explanation(), palette="rainbow")
         _, (left, right), _ = blocks(image)
         row = np.asarray(image)[image.height // 2, left:right].astype(int)
         (r, g, b), (r0, _, b0) = row[-1], row[0]
@@ -150,9 +151,9 @@ class TestPalettes:
         _, (left, right), _ = blocks(image)
         return np.asarray(image)[image.height // 2, left:right].astype(float)
 
-    def test_colourblind_palette_grows_lighter(self):
+    def test_the_default_palette_grows_lighter(self):
         """So its order can be read in any colour vision, and in print."""
-        lightness = 116 * np.cbrt(self.luminance(self.ramp("colorblind"))) - 16
+        lightness = 116 * np.cbrt(self.luminance(self.ramp("perceptual"))) - 16
         assert (np.diff(lightness) > -0.5).all()
         assert lightness[-1] - lightness[0] > 75
 
@@ -162,6 +163,21 @@ class TestPalettes:
     def test_raises_for_an_unknown_palette(self):
         with pytest.raises(KeyError, match="jet"):
             heatmap.render(explanation(), palette="jet")
+
+
+class TestPreview:
+    def test_shows_the_panels_side_by_side(self):
+        shown = Image.open(io.BytesIO(heatmap.preview(explanation(64, 96))))
+        assert (shown.format, shown.size) == ("WEBP", (3 * 176 + 2 * 4, round(64 * 176 / 96)))
+        # the second panel is coloured, the first is that of the input image
+        again = heatmap.preview(explanation(64, 96))
+        assert again == heatmap.preview(explanation(64, 96))
+        assert again != heatmap.preview(explanation(64, 96), "rainbow")
+
+    @pytest.mark.parametrize("size", [(1, 1), (30, 200), (2000, 3), (7, 5)])
+    def test_draws_any_shape(self, size):
+        shown = Image.open(io.BytesIO(heatmap.preview(explanation(*size, channels=1))))
+        assert max(shown.width // 3, shown.height) in (176, 177, 178)
 
 
 class TestTexts:
@@ -322,6 +338,7 @@ class TestFacts:
             "request": {"inference_id": "id-1", "custom_attributes": None, "sha256": "ab" * 32, "time": None},
             "blurred": None,
             "unplaced_share": 0.125,
+            "quadrants": ANY,
         }
 
     def test_facts_contain_the_probabilities_after_blurring(self):
@@ -331,9 +348,24 @@ class TestFacts:
 
     def test_reads_facts_without_the_later_entries(self):
         facts = json.loads(to_json(heatmap.facts(explanation())))
-        del facts["blurred"], facts["unplaced_share"]
+        del facts["blurred"], facts["unplaced_share"], facts["quadrants"]
         read = read_facts(json.dumps(facts).encode())
-        assert (read.blurred, read.unplaced_share) == (None, None)
+        assert (read.blurred, read.unplaced_share, read.quadrants) == (None, None, None)
+
+    @pytest.mark.parametrize("size", [(48, 48), (7, 5), (1, 1)])
+    def test_facts_contain_where_the_relevance_is(self, size):
+        saliency = np.random.default_rng(1).random(size, np.float32)
+        found = heatmap.facts(explanation(*size, saliency=saliency)).quadrants
+        top, left = -(-size[0] // 2), -(-size[1] // 2)
+        total = saliency.astype(float).sum()
+        assert found.upper_left == pytest.approx(saliency[:top, :left].astype(float).sum() / total)
+        assert found.lower_right == pytest.approx(saliency[top:, left:].astype(float).sum() / total)
+        parts = (found.upper_left, found.upper_right, found.lower_left, found.lower_right)
+        assert sum(parts) == pytest.approx(1)
+
+    def test_a_map_of_zeros_has_no_place(self):
+        zeros = np.zeros((48, 48), np.float32)
+        assert heatmap.facts(explanation(saliency=zeros)).quadrants is None
 
     @pytest.mark.parametrize(
         "blurred", [{"best": 1.1, "random": 0.5}, {"best": 0.5, "random": -0.1}, {"best": 0.5}, [0.1, 0.2]]

@@ -4,10 +4,13 @@ import re
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fakes import FakeObjects
+from glassbox.explanation import heatmap
 from glassbox.explanation.facts import (
     Blurred,
     ClassProbability,
@@ -18,6 +21,7 @@ from glassbox.explanation.facts import (
     LayerShare,
     to_json,
 )
+from glassbox.incidents import incident_report
 from glassbox.incidents.events import read_violation
 from glassbox.incidents.incident_report import write_report
 from glassbox.incidents.model import Incident, State
@@ -25,6 +29,9 @@ from glassbox.incidents.replay import Input
 from glassbox.monitoring.counts import Counts
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
+
+
+CAPTION = r'<div class="soft">([\w-]+)[,<]'
 
 
 class Store:
@@ -96,7 +103,7 @@ def test_shows_every_replay_beside_a_large_batch(incident):
     objects.objects |= {("bucket", f"{folder}{name}.png"): name.encode() for name in names + samples}
     write_report(incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [])
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
-    shown = set(re.findall(r'alt="\w+ of ([\w-]+)"', page))
+    shown = set(re.findall(CAPTION, page))
     assert shown >= set(names)
     assert len(shown) == 60
 
@@ -133,13 +140,17 @@ def test_the_report_is_complete_and_loads_nothing(incident):
     ]
     places = [page.index(x if isinstance(x, str) else base64.b64encode(x).decode()) for x in order]
     assert places == sorted(places)
-    assert page.count("incomplete") == 1
-    assert re.search('fill="#c4262e"><title>class 14: 322', page)
-    assert re.search('fill="#2f6fb0"><title>class 3: 78', page)
+    assert page.count("INCOMPLETE, do not rely on it") == 1
+    assert '<span class="hit" title="class 14: 322"><i style="height: 100.0%">' in page
+    assert '<span title="class 3: 78"><i style="height: 24.2%">' in page
+    assert "<td>14</td><td>322</td><td>80.5 %</td>" in page
     assert "400 predictions" in page
     assert incident.cause.reason in page
     assert "&lt;b&gt;not markup&lt;/b&gt;" in page
-    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    targets = re.findall(r'href="#(\w+)"', page)
+    assert targets == ["predictions", "images", "violations", "timeline"]
+    assert all(f'id="{target}"' in page for target in targets)
     again = dict(objects.objects)
     write_report(
         incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: [cause.variant]
@@ -167,7 +178,7 @@ def test_states_what_blurring_does_to_the_probability(incident):
         }
     )
     _, page = write(incident, objects)
-    sentences = re.findall(r"<br>(class [^<]*)</div>", page)
+    sentences = re.findall(r"<br>(class [^<]*)\n", page)
     assert sentences == [
         "class 14 falls from 0.75 to 0.12 when the best 10 % is blurred; to 0.70 for a random 10 %"
     ]
@@ -192,8 +203,8 @@ def test_marks_the_most_frequent_flagged_class_when_the_violation_has_none(incid
         incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda _: ["AllTraffic"]
     )
     page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
-    assert re.search('fill="#c4262e"><title>class 14: 322', page)
-    assert page.index("Flagged requests") < page.index("saliency of event-1") < page.index("For comparison")
+    assert '<span class="hit" title="class 14: 322">' in page
+    assert page.index("Flagged requests") < page.index('"soft">event-1') < page.index("For comparison")
 
 
 FOLDER = "saliency/traffic-signs/id/"
@@ -280,7 +291,7 @@ def test_groups_the_samples_of_a_batch_with_their_request(incident):
         page.index(title)
         for title in ("Flagged requests", "For comparison", "Live traffic during the incident")
     ]
-    places = [page.index(f'saliency of {name}"') for name in names]
+    places = [re.search(f'"soft">{name}[,<]', page).start() for name in names]
     of = [sum(start < place for start in groups) for place in places]
     assert of == [1, 1, 2, 2, 3]
 
@@ -307,3 +318,84 @@ def test_shows_inputs_or_the_reason_for_a_missing_one_in_notify_only_mode(incide
     )
     _, page = write(watched, FakeObjects())
     assert "The capture files of the window contain no inputs." in page
+
+
+def test_shows_the_preview_of_a_heat_map_and_its_text(incident):
+    request = {"time": "2026-11-23T10:00:01.123Z"}
+    quadrants = {"upper_left": 0.1, "upper_right": 0.5, "lower_left": 0.2, "lower_right": 0.2}
+    held = json.loads(facts(14))["completeness"] | {"held": {"SiLU": 49}, "relative_error": 1.25e-7}
+    changes = {"class_name": "<Stop>", "request": request, "quadrants": quadrants, "completeness": held}
+    objects = FakeObjects(
+        {
+            ("bucket", f"{FOLDER}event-1.json"): changed(**changes),
+            ("bucket", f"{FOLDER}event-1.png"): b"large",
+            ("bucket", f"{FOLDER}event-1.webp"): b"small",
+        }
+    )
+    _, page = write(incident, objects)
+    assert f"data:image/webp;base64,{base64.b64encode(b'small').decode()}" in page
+    assert base64.b64encode(b"large").decode() not in page
+    seen = "Class 14 (&lt;Stop&gt;), 75.0%: the upper right quarter has 50% of the relevance"
+    assert f'alt="{seen}"' in page
+    assert "<strong>Class 14 (&lt;Stop&gt;), 75.0%</strong>" in page
+    assert "Complete, gates held at 49 places: completeness error 1.2e-07" in page
+    assert '<div class="soft">event-1, 2026-11-23 10:00:01.123 UTC</div>' in page
+    assert "s3://bucket/saliency/traffic-signs/id/" in page
+
+
+def test_sixty_heat_maps_are_less_than_two_megabytes(incident):
+    """With photos of noise, which compress worst."""
+    random = np.random.default_rng(0)
+    names = [f"event-{n}" for n in range(60)]
+    objects = FakeObjects()
+    for name in names:
+        image = random.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+        drawn = SimpleNamespace(input_image=image, saliency=random.random((224, 224)).astype(np.float32))
+        objects.objects["bucket", f"{FOLDER}{name}.json"] = facts(14)
+        objects.objects["bucket", f"{FOLDER}{name}.webp"] = heatmap.preview(drawn)
+    replays = frozenset(names)
+    _, page = write(replace(incident, replays=replays, flagged=replays), objects)
+    assert len(re.findall(CAPTION, page)) == 60
+    assert len(page.encode()) < 2 << 20
+
+
+def test_the_chart_has_a_place_for_every_class():
+    assert incident_report.bars({14: 322, 3: 78}) == [(c, {14: 322, 3: 78}.get(c, 0)) for c in range(15)]
+    assert incident_report.bars({}) == []
+    # names, and numbers without an end, have no axis: those that were predicted, the most frequent first
+    assert incident_report.bars({"stop": 2, 7: 1}) == [(7, 1), ("stop", 2)]
+    many = {c * 10: c + 1 for c in range(500)}
+    assert incident_report.bars(many) == [(c * 10, c + 1) for c in range(300, 500)]
+
+
+def test_no_text_of_the_page_is_smaller_than_twelve_pixels(incident):
+    """The page has no scaled text, so the sizes hold at every width."""
+    _, page = write(incident, FakeObjects())
+    sizes = [float(size) for size in re.findall(r"(?:font|font-size): *(?:\d+ )?(\d+)px", page)]
+    assert len(sizes) >= 5
+    assert min(sizes) >= 12
+    assert "<svg" not in page
+
+
+def test_the_page_has_dark_colours_with_enough_contrast(incident):
+    _, page = write(incident, FakeObjects())
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#\w+)", part)) for part in re.findall(r":root \{(.*?)\}", page)[:2]
+    )
+    for colours in (light, dark):
+        for ink in ("ink", "soft", "bad", "link"):
+            for ground in ("ground", "card"):
+                assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+
+
+def contrast(first, second):
+    """Contrast of two colours, WCAG 2.1, 1.4.3."""
+
+    def luminance(colour):
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)

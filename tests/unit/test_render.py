@@ -77,7 +77,8 @@ def test_live_samples_get_heat_maps_named_by_run_and_step(step):
     objects = step()
     drawn = render(objects, FakeIncidents())
     stem = f"saliency/traffic-signs/live/{RUN}-000000"
-    assert names(objects) == {f"{stem}.png", f"{stem}.json", f"{stem}-1.png", f"{stem}-1.json"}
+    assert names(objects) == {f"{stem}{n}.{kind}" for n in ("", "-1") for kind in ("png", "webp", "json")}
+    assert objects.get("bucket", f"{stem}.webp")[8:12] == b"WEBP"
     assert [heat_map.key for heat_map in drawn] == [f"{stem}.png", f"{stem}-1.png"]
     assert objects.get("bucket", f"{stem}.png").startswith(b"\x89PNG")
     facts = json.loads(objects.get("bucket", f"{stem}.json"))

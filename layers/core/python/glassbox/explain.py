@@ -59,7 +59,7 @@ class Heatmap:
         """Class, score, completeness error, held places, and parts without a rule."""
         return heatmap.facts(self.explanation)
 
-    def png(self, palette: str = "rainbow") -> bytes:
+    def png(self, palette: str = heatmap.PERCEPTUAL) -> bytes:
         """Draw it, see :func:`glassbox.explanation.heatmap.render`."""
         return heatmap.render(self.explanation, palette)
 

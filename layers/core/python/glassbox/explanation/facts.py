@@ -57,6 +57,25 @@ class Display(msgspec.Struct, frozen=True):
     high: float
 
 
+class Quadrants(msgspec.Struct, frozen=True):
+    """Shares of the relevance in the quarters of the image, 0 to 1, of sum 1."""
+
+    upper_left: float
+    upper_right: float
+    lower_left: float
+    lower_right: float
+
+    def __str__(self) -> str:
+        shares = {
+            "upper left": self.upper_left,
+            "upper right": self.upper_right,
+            "lower left": self.lower_left,
+            "lower right": self.lower_right,
+        }
+        most = max(shares, key=lambda name: shares[name])
+        return f"the {most} quarter has {shares[most]:.0%} of the relevance"
+
+
 class ImageSize(msgspec.Struct, frozen=True):
     """Size of the input image in pixels."""
 
@@ -88,7 +107,8 @@ class Facts(msgspec.Struct, frozen=True):
     request: Mapping[str, str | None]
     blurred: Blurred | None = None
     unplaced_share: float | None = None
-    """None in facts of an earlier version."""
+    quadrants: Quadrants | None = None
+    """This and ``unplaced_share`` are None in facts of an earlier version."""
 
 
 class Refusal(msgspec.Struct, frozen=True):

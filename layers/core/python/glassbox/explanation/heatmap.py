@@ -16,6 +16,7 @@ from glassbox.explanation.facts import (
     Facts,
     ImageSize,
     LayerShare,
+    Quadrants,
     describe_blurred,
 )
 from glassbox.explanation.fullgrad import Explanation
@@ -23,12 +24,20 @@ from glassbox.explanation.trace_format import REPLAY_EVENT_ID
 
 Pixels = npt.NDArray[np.uint8]
 
+PERCEPTUAL = "perceptual"
 # Evenly spaced control points; the first is the least relevant.
 PALETTES = {
     "rainbow": ["#1f2a8c", "#2f6be0", "#35c3e8", "#7be08a", "#f6e04b", "#f58a1f", "#d01c1c"],
-    "colorblind": ["#1b0c41", "#40307d", "#345f8d", "#20888c", "#3bb273", "#a3d339", "#fdf05a"],
+    PERCEPTUAL: ["#1b0c41", "#40307d", "#345f8d", "#20888c", "#3bb273", "#a3d339", "#fdf05a"],
 }
-"""``rainbow`` runs from blue (least relevant) to red; ``colorblind`` grows evenly lighter."""
+"""``perceptual`` grows evenly lighter, from violet (least relevant) to yellow, also for colour-blind people.
+``rainbow`` runs from blue to red.
+"""
+PREVIEW = 176
+"""Pixels of the longer side of a panel in a preview."""
+PREVIEW_BYTES = 22_000
+"""So that 60 of them make a page of less than 2 MB."""
+_QUALITIES = (80, 60, 30, 5)
 
 CLIP = (1.0, 99.5)
 """Percentiles of the map that the colours cover, so that one outlier pixel does not darken all others."""
@@ -39,7 +48,7 @@ PANEL = 320
 INK, GREY, PAPER, ALARM, CALM = "#1d2129", "#667080", "#ffffff", "#b3261e", "#1b6e3c"
 
 
-def render(explanation: Explanation, palette: str = "rainbow") -> bytes:
+def render(explanation: Explanation, palette: str = PERCEPTUAL) -> bytes:
     """Draw the input image, the heat map and their overlay side by side, with a colour scale.
 
     Returns a PNG; the same explanation always gives the same bytes. The text chunks hold the key facts.
@@ -53,15 +62,47 @@ def render(explanation: Explanation, palette: str = "rainbow") -> bytes:
     """
     size = _panel_size(explanation.saliency.shape)
     colours = _colours(PALETTES[palette])
-    relevance = _resized(_displayed(explanation.saliency), size)
-    heat = colours[np.round(relevance * 255).astype(np.uint8)]
-    image = _enlarged(explanation.input_image, size)
-    panels = [("Input", image), ("Relevance", heat), ("Overlay", _overlay(image, heat, relevance))]
+    panels = list(zip(("Input", "Relevance", "Overlay"), _panels(explanation, size, colours), strict=True))
     canvas = _page(explanation, panels, colours)
     out = io.BytesIO()
     # The default level takes longer than all the drawing, for a few percent of the bytes.
     canvas.save(out, "PNG", compress_level=4, pnginfo=_chunks(explanation))
     return out.getvalue()
+
+
+def preview(explanation: Explanation, palette: str = PERCEPTUAL) -> bytes:
+    """Draw the three panels without text, small, for a page that holds many of them.
+
+    Returns a WebP of about 10 KB. Noise takes more, in a lower quality.
+
+    Args:
+        palette: one of :data:`PALETTES`.
+
+    Raises:
+        KeyError: unknown palette.
+    """
+    height, width = explanation.saliency.shape
+    scale = PREVIEW / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    gap = np.full((size[1], 4, 3), 255, np.uint8)
+    image, heat, overlay = _panels(explanation, size, _colours(PALETTES[palette]))
+    drawn = Image.fromarray(np.concatenate([image, gap, heat, gap, overlay], 1))
+    for quality in _QUALITIES:
+        out = io.BytesIO()
+        drawn.save(out, "WEBP", quality=quality)
+        if out.tell() <= PREVIEW_BYTES:
+            break
+    return out.getvalue()
+
+
+def _panels(
+    explanation: Explanation, size: tuple[int, int], colours: Pixels
+) -> tuple[Pixels, Pixels, Pixels]:
+    """Return the input image, the heat map and their overlay, at this width and height."""
+    relevance = _resized(_displayed(explanation.saliency), size)
+    heat = colours[np.round(relevance * 255).astype(np.uint8)]
+    image = _enlarged(explanation.input_image, size)
+    return image, heat, _overlay(image, heat, relevance)
 
 
 def facts(explanation: Explanation) -> Facts:
@@ -95,7 +136,18 @@ def facts(explanation: Explanation) -> Facts:
         request=e.request,
         blurred=e.blurred,
         unplaced_share=e.unplaced_share,
+        quadrants=_quadrants(e.saliency),
     )
+
+
+def _quadrants(saliency: npt.NDArray[np.float32]) -> Quadrants | None:
+    """Return None for a map of zeros."""
+    total = float(saliency.sum(dtype=np.float64))
+    if not total > 0:
+        return None
+    halves = (np.array_split(half, 2, axis=1) for half in np.array_split(saliency, 2))
+    parts = [float(part.sum(dtype=np.float64)) / total for half in halves for part in half]
+    return Quadrants(*parts)
 
 
 def _range(saliency: npt.NDArray[np.float32]) -> tuple[float, float]:

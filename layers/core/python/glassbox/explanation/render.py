@@ -30,6 +30,7 @@ def render_step(
     bucket: str,
     endpoint: str,
     max_heatmaps: int,
+    palette: str = heatmap.PERCEPTUAL,
     objects: Objects,
     incidents: IncidentsStore,
 ) -> list[Rendered]:
@@ -45,6 +46,7 @@ def render_step(
     Args:
         max_heatmaps: an incident with this many heat maps gets no further ones of live traffic. Replays are always
             rendered, at most this many samples of one request.
+        palette: one of :data:`glassbox.explanation.heatmap.PALETTES`.
 
     Raises:
         BadInputError: the key is not an index of this endpoint, an object is missing, or a step of live traffic (or
@@ -79,7 +81,8 @@ def render_step(
         name = event_id or f"{match[1]}-{explanation.step:06d}"
         if explanation.sample:
             name += f"-{explanation.sample}"
-        objects.put(bucket, f"{folder}/{name}.png", heatmap.render(explanation), "image/png")
+        objects.put(bucket, f"{folder}/{name}.png", heatmap.render(explanation, palette), "image/png")
+        objects.put(bucket, f"{folder}/{name}.webp", heatmap.preview(explanation, palette), "image/webp")
         if incident:
             incidents.add_heatmap(incident, name)
         # Last: the arrival of the facts starts what needs the heat map and its record.

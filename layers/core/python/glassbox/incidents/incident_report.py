@@ -25,6 +25,10 @@ HEATMAPS = 60  # in a report
 LIVE = 2  # index in GROUPS
 GROUPS = ("Flagged requests", "For comparison", "Live traffic during the incident")
 _HEATMAP_BYTES = 8 << 20
+_PREVIEW_BYTES = 1 << 18
+_BARS = 200  # classes of the chart; with more, the most frequent ones
+_LABELS = 10  # of the chart's axis
+_NAMED_CLASSES = 5  # below the chart
 _CLASSES = 20  # with a line in the notification
 _HOOKS = 3  # lines about the hook in the notification
 _NAMED = 5  # missing heat maps that the notification names
@@ -33,12 +37,38 @@ _REASON_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Shown:
-    """A heat map in the report, with its index in GROUPS and its PNG in base64."""
+    """A heat map in the report, with its index in GROUPS and the data URI of its preview."""
 
     name: str
     group: int
     facts: Facts
-    png: str
+    uri: str
+
+    @property
+    def title(self) -> str:
+        """Return class and probability."""
+        facts = self.facts
+        class_name = f" ({printable(facts.class_name, 80)})" if facts.class_name else ""
+        return f"Class {facts.predicted_class}{class_name}, {facts.probability:.1%}"
+
+    @property
+    def verdict(self) -> str:
+        """Return whether the heat map is complete, and where gates were held."""
+        found = self.facts.completeness
+        error = f": completeness error {found.relative_error:.1e}" if found.relative_error is not None else ""
+        held = sum(found.held.values())
+        gates = f", gates held at {held} place{'s' if held > 1 else ''}" if held else ""
+        return f"Complete{gates}{error}" if found.complete else f"INCOMPLETE, do not rely on it{error}"
+
+    @property
+    def time(self) -> str:
+        """Return the time of the request, UTC, empty if not known."""
+        return printable(self.facts.request.get("time") or "", 40).removesuffix("Z").replace("T", " ")
+
+    @property
+    def seen(self) -> str:
+        """Return the text in place of the image."""
+        return f"{self.title}: {self.facts.quadrants or 'heat map'}"
 
     @property
     def blurred(self) -> str:
@@ -85,7 +115,7 @@ def write_report(
     found = list(findings([heatmap.facts for heatmap in heatmaps])[:_CLASSES])
     if incident.notify_only:
         found = [_counted(counted), f"{len(flagged)} flagged inputs are shown"]
-    html = render(incident, heatmaps, counted, left_out, flagged, hook, why, problem)
+    html = render(incident, heatmaps, counted, bucket, left_out, flagged, hook, why, problem)
     objects.put(bucket, key, html.encode(), "text/html; charset=utf-8")
     found += hook[:_HOOKS]
     found += [f"{name}: {reason}" for name, reason in left_out[:_NAMED]]
@@ -118,14 +148,23 @@ def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[S
     for name in names[:HEATMAPS]:
         try:
             facts = _read(objects.get(bucket, f"{folder}{name}.json", at_most=1 << 20))
-            png = objects.get(bucket, f"{folder}{name}.png", at_most=_HEATMAP_BYTES)
+            uri = _preview(f"{folder}{name}", bucket, objects)
         except BadInputError as error:
             left_out.append((printable(name, 80), printable(error, _REASON_CHARACTERS)))
         else:
-            heatmaps.append(Shown(name, _group(name, incident), facts, base64.b64encode(png).decode()))
+            heatmaps.append(Shown(name, _group(name, incident), facts, uri))
     missing = sorted(replays - set(names))
     left_out += [(name, "replayed, but the endpoint wrote no readable trace") for name in missing]
     return heatmaps, left_out
+
+
+def _preview(key: str, bucket: str, objects: Objects) -> str:
+    """Return the data URI of a heat map's preview, or of the heat map itself, if an earlier version rendered it."""
+    try:
+        kind, content = "webp", objects.get(bucket, f"{key}.webp", at_most=_PREVIEW_BYTES)
+    except BadInputError:
+        kind, content = "png", objects.get(bucket, f"{key}.png", at_most=_HEATMAP_BYTES)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _read(content: bytes) -> Facts:
@@ -184,6 +223,7 @@ def render(
     incident: Incident,
     heatmaps: Sequence[Shown],
     counts: Counts,
+    bucket: str,
     left_out: Sequence[tuple[str, str]] = (),
     inputs: Sequence[Mapping[str, Any]] = (),
     hook: Sequence[str] = (),
@@ -193,6 +233,7 @@ def render(
     """Return the HTML of the report.
 
     Args:
+        bucket: of the full-size heat maps.
         left_out: name and reason of each missing heat map.
         inputs: name, predicted_class, confidence, uri and reason of each flagged input.
         hook: one line for each kind of process that the hook loaded in.
@@ -204,19 +245,41 @@ def render(
     ):  # a violation of the monitor has no class
         flagged = Counter(heatmap.facts.predicted_class for heatmap in heatmaps if heatmap.group == 0)
         flagged_class = max(flagged, key=lambda c: flagged[c], default=None)
-    bars = sorted(counts.classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
     source = importlib.resources.files("glassbox.incidents").joinpath("incident_report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(source).render(
         incident=incident,
         flagged_class=flagged_class,
+        bucket=bucket,
         groups=[(title, [p for p in heatmaps if p.group == i]) for i, title in enumerate(GROUPS)],
         left_out=left_out,
         inputs=inputs,
         hook=hook,
         why=diagnosis,
         undiagnosed=undiagnosed,
-        bars=bars,
+        bars=bars(counts.classes),
+        labelled=_labelled(counts.classes),
         largest=max(counts.classes.values(), default=1),
         counted=counts.sample_size,
+        frequent=counts.classes.most_common(_NAMED_CLASSES),
     )
+
+
+def bars(classes: Mapping[PredictedClass, int]) -> list[tuple[PredictedClass, int]]:
+    """Return the classes of the chart in the order of its axis, with their counts.
+
+    Numbered classes have a place each from 0 on, also those that were not predicted.
+    """
+    numbers = [c for c in classes if isinstance(c, int) and c >= 0]
+    if len(numbers) == len(classes) and max(numbers, default=0) < _BARS:
+        return [(c, classes.get(c, 0)) for c in range(max(numbers, default=-1) + 1)]
+    most = sorted(classes.items(), key=lambda item: (-item[1], str(item[0])))[:_BARS]
+    return sorted(most, key=lambda item: (isinstance(item[0], str), item[0]))
+
+
+def _labelled(classes: Mapping[PredictedClass, int]) -> list[tuple[float, PredictedClass]]:
+    """Return (place in percent, class) of the labels of the chart's axis."""
+    found = bars(classes)
+    step = -(-len(found) // _LABELS) or 1
+    nice = next(n for n in (1, 2, 5, 10, 20, 50, 100) if n >= step or n == 100)
+    return [(100 * (i + 0.5) / len(found), found[i][0]) for i in range(0, len(found), nice)]

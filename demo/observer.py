@@ -141,7 +141,7 @@ def wait_for_counts(stack: Stack, hour: datetime, number: int) -> dict[int, int]
 def read_heatmaps(
     stack: Stack, requests: Mapping[str, datetime]
 ) -> tuple[list[Heatmap], dict[str, bytes]] | None:
-    """Return all heat maps and their PNGs, or None until each of ``requests`` has one.
+    """Return all heat maps and their previews, or None until each of ``requests`` has one.
 
     Args:
         requests: when the demo sent each request, by id.
@@ -171,7 +171,8 @@ def read_heatmaps(
                 delay=(written[image_key] - sent).total_seconds() if sent else None,
             )
         )
-        images[name] = s3.get_object(Bucket=bucket, Key=image_key)["Body"].read()
+        preview = image_key.removesuffix("png") + "webp"
+        images[name] = s3.get_object(Bucket=bucket, Key=preview)["Body"].read()
     return heatmaps, images
 
 

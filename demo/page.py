@@ -32,7 +32,7 @@ class Illustrations:
     Attributes:
         curve: number of requests and share of the target so far.
         pairs: original and adversarial image, each (H, W, 3) uint8.
-        heatmaps: PNGs by request id.
+        heatmaps: previews (WebP) by request id.
         incident_report: HTML.
     """
 
@@ -103,8 +103,8 @@ def _pair(number: int, report: Report, shown: Illustrations) -> dict[str, Any]:
         "largest": int(np.abs(difference).max()),
         "clean_caption": _caption(facts[f"clean-{number}"]),
         "adversarial_caption": _caption(facts[f"adversarial-{number}"]),
-        "clean_heatmap": _data_uri(shown.heatmaps[f"clean-{number}"]),
-        "adversarial_heatmap": _data_uri(shown.heatmaps[f"adversarial-{number}"]),
+        "clean_heatmap": _data_uri(shown.heatmaps[f"clean-{number}"], "webp"),
+        "adversarial_heatmap": _data_uri(shown.heatmaps[f"adversarial-{number}"], "webp"),
     }
 
 
@@ -118,5 +118,5 @@ def _image_uri(image: NDArray[np.uint8]) -> str:
     return _data_uri(buffer.getvalue())
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _data_uri(image: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

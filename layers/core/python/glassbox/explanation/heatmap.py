@@ -87,12 +87,14 @@ def preview(explanation: Explanation, palette: str = PERCEPTUAL) -> bytes:
     gap = np.full((size[1], 4, 3), 255, np.uint8)
     image, heat, overlay = _panels(explanation, size, _colours(PALETTES[palette]))
     drawn = Image.fromarray(np.concatenate([image, gap, heat, gap, overlay], 1))
+    content = b""
     for quality in _QUALITIES:
         out = io.BytesIO()
         drawn.save(out, "WEBP", quality=quality)
-        if out.tell() <= PREVIEW_BYTES:
+        content = out.getvalue()
+        if len(content) <= PREVIEW_BYTES:
             break
-    return out.getvalue()
+    return content
 
 
 def _panels(

@@ -45,7 +45,7 @@ check: $(READY) ## check format, lint, types and templates
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --config-file tests/mypy.ini
-	$(VENV)/bin/cfn-lint template.yaml model-monitor.yaml
+	$(VENV)/bin/cfn-lint template.yaml model-monitor.yaml docs/pager.yaml
 
 simulate: $(READY) ## run random schedules of incidents (SEEDS=200000, at most MINUTES=40)
 	@PYTHONPATH=$(SOURCES):tests OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m simulation \

@@ -24,6 +24,9 @@ class FakeObjects:
     def put(self, bucket, key, body, content_type):
         self.objects[bucket, key] = body
 
+    def console_link(self, bucket, key):
+        return f"https://s3.console.aws.amazon.com/s3/object/{bucket}?region=eu-west-1&prefix={key}"
+
     def chunks(self, bucket, key):
         yield self.get(bucket, key)
 

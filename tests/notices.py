@@ -22,6 +22,7 @@ def every_notification(violation):
         findings=tuple(f"{n} x class {n}" for n in range(60)),
         timeline=("x" * 300,) * 60,
         report=f"s3://{'b' * 63}/{'k' * 200}",
+        report_link=f"https://s3.console.aws.amazon.com/s3/object/{'b' * 63}?region=eu-west-1&prefix={'k' * 200}",
     )
     configs, other = EndpointConfigs("p" * 63, "h" * 63, "s" * 128), incident.cause
     return [

@@ -11,6 +11,7 @@ from glassbox.incidents.model import EndpointConfigs, Limits, Outcome, Replays, 
 from glassbox.incidents.workflow import IncidentDependencies, apply_command, confirm, restore, swap
 
 NOW = datetime(2026, 11, 23, 10, 21, 5, tzinfo=UTC)
+LINK = "https://s3.console.aws.amazon.com/s3/object/bucket?region=eu-west-1&prefix=incidents/index.html"
 IDS = frozenset({"event-1", "event-2"})
 
 
@@ -58,7 +59,7 @@ class World:
         self._check("report")
         self.reported += 1
         findings = ("2 x class 14 (Stop), all complete",)
-        return Report("s3://bucket/incidents/traffic-signs/index.html", findings)
+        return Report("s3://bucket/incidents/traffic-signs/index.html", findings, LINK)
 
     def _check(self, call):
         if call in self.refused:

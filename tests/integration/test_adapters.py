@@ -339,6 +339,22 @@ def test_denied_read_names_a_missing_object_as_a_cause():
             Objects(client).get("b", "k")
 
 
+@pytest.mark.parametrize(
+    ("region", "link"),
+    [
+        ("eu-west-1", "https://s3.console.aws.amazon.com/s3/object/b?region=eu-west-1&prefix=a/b%26c.html"),
+        ("cn-north-1", "https://console.amazonaws.cn/s3/object/b?region=cn-north-1&prefix=a/b%26c.html"),
+        (
+            "us-gov-west-1",
+            "https://console.amazonaws-us-gov.com/s3/object/b?region=us-gov-west-1&prefix=a/b%26c.html",
+        ),
+        ("us-iso-east-1", ""),
+    ],
+)
+def test_the_console_of_the_partition_opens_an_object(region, link):
+    assert Objects(boto3.client("s3", region_name=region)).console_link("b", "a/b&c.html") == link
+
+
 def test_notice_arrives_with_its_attributes(aws):
     sns, sqs = boto3.client("sns"), boto3.client("sqs")
     topic = sns.create_topic(Name="ops")["TopicArn"]
@@ -355,7 +371,7 @@ def test_notice_arrives_with_its_attributes(aws):
     assert attributes == {
         "event": "swapping",
         "severity": "warning",
-        "deduplication_key": "traffic-signs/swapping",
+        "deduplication_key": "traffic-signs.swapping",
         "endpoint": "traffic-signs",
     }
 

@@ -14,6 +14,7 @@ import re
 import threading
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
@@ -147,6 +148,7 @@ class Client:
 
     def __init__(self, aws, service):
         self._aws, self._service = aws, service
+        self.meta = SimpleNamespace(partition="aws", region_name="eu-west-1")
 
     def __getattr__(self, operation):
         if operation.startswith("_"):

@@ -15,7 +15,7 @@ from glassbox.incidents.messages import by_protocol, chat_of, facts_of, sms_of, 
 from glassbox.incidents.model import Limits, State
 from glassbox.incidents.notifications import SEVERITIES, Notice
 from notices import every_notification
-from world import World, following
+from world import LINK, World, following
 
 ROOT = Path(__file__).parents[2]
 FACTS = json.loads((ROOT / "docs/notification.schema.json").read_text(encoding="utf-8"))
@@ -199,4 +199,29 @@ def test_a_notification_about_the_endpoint_alone_has_no_violation(notices):
     (notice,) = [notice for notice in notices if notice.event == "stale-twin"]
     facts = facts_of(notice)
     assert not facts.keys() & {"incident", "check", "reason", "class", "window", "report"}
-    assert facts["deduplication_key"].endswith("/stale-twin")
+    assert facts["deduplication_key"].endswith(".stale-twin")
+
+
+def test_every_message_after_the_report_links_to_it(violation):
+    world = World()
+    world.run(violation)
+    other = following(violation, 0, "drift")
+    closed = world.incident
+    for notice in (
+        world.notices.published[-1],
+        notifications.diagnosed(closed),
+        notifications.cooling_down(closed, other, other.window_end),
+        notifications.cap_reached(closed, other, Limits()),
+        notifications.failed(replace(closed, headline="Glassbox: failed", failure="reason")),
+    ):
+        assert text_of(notice).count(LINK) == 1
+        assert facts_of(notice)["link"] == chat_of(notice)["metadata"]["additionalContext"]["link"] == LINK
+        step = f"To open the report of incident {closed.id}, signed in to AWS: {LINK}"
+        assert step in chat_of(notice)["content"]["nextSteps"]
+
+
+def test_no_message_links_to_a_report_that_is_not_written(violation):
+    world = World()
+    world.swap(violation)
+    (notice,) = world.notices.published
+    assert "https://" not in json.dumps(by_protocol(notice))

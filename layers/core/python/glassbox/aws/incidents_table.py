@@ -271,6 +271,7 @@ def _incident(item: dict[str, Any]) -> Incident:
         failure=values["failure"],
         headline=values["headline"],
         report=values["report"],
+        report_link=values.get("report_link", ""),
         findings=tuple(values["findings"]),
         unreported=values["unreported"],
         notify_only=values["notify_only"],

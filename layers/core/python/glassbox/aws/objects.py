@@ -3,11 +3,18 @@
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, cast
+from urllib.parse import urlencode
 
 from glassbox.aws.errors import AWS_ERRORS, code_of, translate, translated
 from glassbox.errors import BadInputError
 from glassbox.monitoring.capture import CHUNK_BYTES
 
+# The S3 console of a partition. Those of the isolated partitions are not public.
+_CONSOLES = {
+    "aws": "s3.console.aws.amazon.com",
+    "aws-cn": "console.amazonaws.cn",
+    "aws-us-gov": "console.amazonaws-us-gov.com",
+}
 _GONE = {"NoSuchKey", "NoSuchBucket", "404"}
 
 
@@ -43,6 +50,17 @@ class Objects:
     def put(self, bucket: str, key: str, body: bytes, content_type: str) -> None:
         """Write one object (idempotent)."""
         self._call("put_object", Bucket=bucket, Key=key, Body=body, ContentType=content_type)
+
+    def console_link(self, bucket: str, key: str) -> str:
+        """Return an object's address in the S3 console, empty in a partition without a public one.
+
+        It opens for people who may read the object, after they sign in to AWS.
+        """
+        meta = self._client.meta
+        if meta.partition not in _CONSOLES:
+            return ""
+        query = urlencode({"region": meta.region_name, "prefix": key}, safe="/")
+        return f"https://{_CONSOLES[meta.partition]}/s3/object/{bucket}?{query}"
 
     def folders(self, bucket: str, prefix: str) -> list[str]:
         """Return the names of the folders directly below ``prefix``, which ends in a slash."""

@@ -498,7 +498,9 @@ def decide_command(incident: Incident, command: Command, context: Context) -> De
 def after_report(incident: Incident, made: Report | CallFailure, context: Context) -> Decision:
     """End the incident with its report, or without one that cannot be written."""
     if isinstance(made, Report):
-        return _closed(incident, context, report=made.uri, findings=made.findings[:FINDINGS_KEPT])
+        return _closed(
+            incident, context, report=made.uri, report_link=made.link, findings=made.findings[:FINDINGS_KEPT]
+        )
     if made.retryable and not incident.aborted and not context.is_overdue(_report_due(incident)):
         return Decision(incident, retry=made.reason)
     return _closed(incident, context, unreported=printable(made.reason, _UNREPORTED_CHARACTERS))

@@ -121,7 +121,7 @@ def write_report(
     found += [f"{name}: {reason}" for name, reason in left_out[:_NAMED]]
     if len(left_out) > _NAMED:
         found.append(f"and {len(left_out) - _NAMED:,} more without a heat map")
-    return Report(f"s3://{bucket}/{key}", tuple(found))
+    return Report(f"s3://{bucket}/{key}", tuple(found), objects.console_link(bucket, key))
 
 
 def _diagnosis(key: str, bucket: str, objects: Objects) -> tuple[Diagnosis | None, str]:

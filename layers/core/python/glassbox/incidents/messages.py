@@ -19,7 +19,7 @@ SMS_CHARACTERS = 140  # of ASCII: one SMS
 _TEXT_CHARACTERS = 8_000
 _CHAT_CHARACTERS = 2_500  # Slack cuts a block of text after 3,000
 _REASON_CHARACTERS = 1_000
-_CHAT_FACTS = ("severity", "endpoint", "incident", "check", "class", "report")
+_CHAT_FACTS = ("severity", "endpoint", "incident", "check", "class", "report", "link")
 _STEPS = 5
 _STEP_CHARACTERS = 500
 # A class name may come from a client: in a chat it must not mention people or make a link of other text.
@@ -60,6 +60,8 @@ def facts_of(notice: Notice) -> dict[str, Any]:
         facts["incident"] = notice.incident
     if notice.report:
         facts["report"] = notice.report
+    if notice.link:
+        facts["link"] = notice.link
     if violation := notice.violation:
         facts["check"] = violation.check
         facts["reason"] = printable(violation.reason, _REASON_CHARACTERS)

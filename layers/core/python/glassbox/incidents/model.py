@@ -102,10 +102,10 @@ class Incident:
         refused: replays whose trace cannot be rendered.
         retries: of a failed restore.
         sent_notifications: keys of the notifications that were published, and ``<key>@<channel>`` of those that one
-            channel of two got; ``claims`` are those that an invocation
-            is publishing, with the time of the claim.
+            channel of two got; ``claims`` are those that an invocation is publishing, with the time of the claim.
         failure: text of the notification of a failure; ``headline`` is its subject.
-        report: S3 URI of the incident report; ``unreported`` is why it is missing.
+        report: S3 URI of the incident report, and ``report_link`` its address in the console; ``unreported`` is why it
+            is missing.
         findings: one line for each class in the report.
         notify_only: Glassbox does not change the endpoint.
         begins_by: until then the notification of the beginning waits for the diagnosis; None: it is not diagnosed.
@@ -142,6 +142,7 @@ class Incident:
     failure: str = ""
     headline: str = ""
     report: str = ""
+    report_link: str = ""
     findings: tuple[str, ...] = ()
     unreported: str = ""
     notify_only: bool = False
@@ -183,10 +184,11 @@ class Command:
 
 @dataclass(frozen=True)
 class Report:
-    """An incident report by its S3 URI, with one line for each class in it."""
+    """An incident report by its S3 URI and console address, with one line for each class."""
 
     uri: str
     findings: tuple[str, ...]
+    link: str = ""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Notice:
         event: ``swapping``, ``restored``, …: the keys of SEVERITIES.
         incident: id of the incident; empty for a notification about the endpoint alone.
         violation: the cause of the incident, or the violation that opened none.
-        report: S3 URI of the incident report, empty before it is written.
+        report: S3 URI of the incident report, empty before it is written; ``link`` is its address in the console.
     """
 
     event: str
@@ -51,6 +51,7 @@ class Notice:
     incident: str = ""
     violation: Violation | None = None
     report: str = ""
+    link: str = ""
 
     @property
     def severity(self) -> str:
@@ -63,7 +64,7 @@ class Notice:
 
         Two endpoints may have an incident of the same id.
         """
-        return f"{self.endpoint}/{self.incident or self.event}"
+        return f"{self.endpoint}.{self.incident or self.event}"
 
     @property
     def attributes(self) -> Mapping[str, str]:
@@ -193,7 +194,11 @@ def _headline(incident: Incident) -> Sequence[str]:
 
 def _where(incident: Incident) -> Sequence[str]:
     if not incident.unreported:
-        return ("To get a link to the report, valid for an hour:", f"aws s3 presign {incident.report}")
+        return (
+            *_opening(incident),
+            "To get a link to the report, valid for an hour:",
+            f"aws s3 presign {incident.report}",
+        )
     return (
         f"Glassbox could not write the report: {incident.unreported}",
         f"The heat maps are in the stack's bucket, under saliency/{incident.endpoint}/{incident.id}/",
@@ -462,7 +467,16 @@ def _notice(incident: Incident, event: str, headline: str, *lines: str) -> Notic
 
 
 def _made(incident: Incident, event: str, subject: str, text: str) -> Notice:
-    return Notice(event, incident.endpoint, subject, text, incident.id, incident.cause, incident.report)
+    if incident.report_link and incident.report_link not in text:
+        text = "\n".join((text, "", *_opening(incident))).rstrip()
+    report, link = incident.report, incident.report_link
+    return Notice(event, incident.endpoint, subject, text, incident.id, incident.cause, report, link)
+
+
+def _opening(incident: Incident) -> Sequence[str]:
+    if not incident.report_link:
+        return ()
+    return (f"To open the report of incident {incident.id}, signed in to AWS:", incident.report_link, "")
 
 
 def _text(*lines: str) -> str:

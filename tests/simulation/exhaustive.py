@@ -202,6 +202,7 @@ def _digest(system, history, left):
                 sorted((task.function, _plain(task.message.body), repr(task.log)) for task in system.tasks)
             ),
             tuple(sorted(_published(system))),
+            tuple(sorted((facts["event"], facts["deduplication_key"]) for facts in aws.announced)),
         )
     )
 

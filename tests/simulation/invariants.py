@@ -1154,7 +1154,20 @@ def stale_twins_are_reported(history):
         raise InvariantError(f"{live.config} is live, and was not reported")
 
 
+def the_end_is_on_the_topic_and_on_the_bus(history):
+    """A channel that refused the notification that ended the incident got it later."""
+    item = history.system.incident_item()
+    if item is None or text(item, "state") != "NORMAL":
+        return
+    sent = names(item, "sent_notifications")
+    last = "closed" if {"closed", "closed@topic", "closed@events"} & sent else "failed"
+    partly = {f"{last}@topic", f"{last}@events"} & sent
+    if partly and last not in sent:
+        raise InvariantError(f"{text(item, 'id')}: of two channels only {partly} got the end")
+
+
 END = (
+    the_end_is_on_the_topic_and_on_the_bus,
     stale_twins_are_reported,
     the_counts_read_back,
     violating_windows_are_published,

@@ -9,12 +9,13 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 from PIL import Image
 
 import package
@@ -50,11 +51,13 @@ class Server:
         socket: a Unix socket.
         objects: the folder of the objects that the hook writes.
         log: of the server.
+        pid: of the process that forks the workers.
     """
 
     socket: Path
     objects: Path
     log: Path
+    pid: int = 0
 
     def ask(self, body: bytes, content_type: str, headers: Mapping[str, str]) -> Answer:
         """Post an invocation, and return its answer."""
@@ -66,6 +69,12 @@ class Server:
             return Answer(f"{response.status} {response.reason}", found, response.read())
         finally:
             connection.close()
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of all processes of the server so far."""
+        processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        times = [process.cpu_times() for process in processes]
+        return float(sum(spent.user + spent.system for spent in times))
 
     def steps(self) -> int:
         """Return how many traces and refusals are complete."""
@@ -150,7 +159,7 @@ def serving(
     ):
         try:
             _wait_until_up(server, process)
-            yield server
+            yield replace(server, pid=process.pid)
         finally:
             process.terminate()
 

@@ -32,6 +32,7 @@ SIZES = ((16, 48, 200), (64, 128, 120), (64, 224, 60))  # width, pixels, rounds
 WARM_UP = 12  # rounds that are not timed: connections to S3, lazy imports, caches
 OPEN = (64, 128)  # width, pixels
 UTILISATIONS = (0.5, 0.9)
+CALIBRATION = 200  # requests whose CPU time defines the utilisation
 PHASE_SECONDS = 60.0  # the period of the rate limit
 CLIENTS = 128  # requests that may wait at the same time
 RESAMPLES = 4000
@@ -198,14 +199,16 @@ def open_loop(hook: Path, width: int, size: int, phases: int, seconds: float) ->
 
 
 def _service_seconds(plain: Server, hooked: Server, body: bytes) -> float:
-    """Return the seconds of a plain answer without others beside it, after a warm-up of both servers."""
+    """Return the CPU seconds of a plain answer, after a warm-up of both servers."""
     for server in (hooked, plain):
         for _ in range(WARM_UP):
             timed(server, body)
     hooked.wait_for(1)
     time.sleep(5)  # for the traces of the warm-up
-    # Other processes of the machine only add to it.
-    return min(median(timed(plain, body) for _ in range(50)) for _ in range(5)) / 1000
+    before = plain.cpu_seconds()
+    for _ in range(CALIBRATION):
+        timed(plain, body)
+    return (plain.cpu_seconds() - before) / CALIBRATION
 
 
 def _open_row(

@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from glassbox.diagnosis.reference import Reference
 from glassbox.incidents.diagnosis import UNKNOWN, Diagnosis
 
 CONTAMINATIONS = (0.1, 0.2, 0.5, 0.8, 1.0)
-BLAMED = set(combiner.CAUSES) - {"prevalence", "another", "one image again and again"}
+BLAMED = set(combiner.CAUSES) - {"prevalence", "another", "usual", "one image again and again"}
 CLEAN = ("clean", "prevalence")
 
 
@@ -64,7 +64,7 @@ class Bench:
         )
 
     def sources(self, few: int | None) -> Iterator[tuple[str, int, Injured]]:
-        """Yield (cause, severity, damaged images)."""
+        """Yield (damage, severity, damaged images)."""
         attack = {"attack": bench_injuries.pgd(self.classifier)}
         every = {**attack, **bench_injuries.CAUSES, **bench_injuries.HELD_OUT}
         for name, damage in every.items():
@@ -89,16 +89,24 @@ class Bench:
         chosen = self.random.permutation(len(self.source.images))[:number]
         return Pool(self.source.images[chosen], self.source.classes[chosen])
 
-    def windows(self, each: int, few: int | None = None) -> Iterator[dict[str, object]]:
-        """Yield what the diagnosis of each window contains."""
-        for cause, severity, made in self.sources(few):
+    def windows(
+        self, each: int, few: int | None = None, contaminations: Sequence[float] = CONTAMINATIONS
+    ) -> Iterator[dict[str, object]]:
+        """Yield what the diagnosis of each window contains.
+
+        Args:
+            each: windows of each damage and severity, with the contaminations in turn.
+            few: images that are damaged at each severity.
+        """
+        for damage, severity, made in self.sources(few):
             for number in range(each):
-                contamination = CONTAMINATIONS[number % len(CONTAMINATIONS)]
-                case = window(self.clean, made, contamination, self.random)
+                contamination = contaminations[number % len(contaminations)]
+                case = window(self.clean, made, contamination, self.random, self.reference)
                 started = time.thread_time()
                 found = diagnosed(case, self.classifier, self.reference)
                 yield {
-                    "cause": cause,
+                    "damage": damage,
+                    "cause": bench_injuries.CAUSE_OF.get(damage, damage),
                     "severity": severity,
                     "contamination": contamination,
                     "check": case[0].violation.check,
@@ -130,6 +138,9 @@ def summary(rows: list[dict[str, object]]) -> dict[str, object]:
         expected = UNKNOWN if row["cause"] in bench_injuries.HELD_OUT else row["cause"]
         return row["named"] == expected
 
+    def is_first(row: dict[str, object]) -> bool:
+        return row["first"] == row["cause"]
+
     def share(chosen: list[dict[str, object]], true=right) -> float | None:  # type: ignore[no-untyped-def]
         return round(float(np.mean([true(row) for row in chosen])), 4) if chosen else None
 
@@ -138,7 +149,7 @@ def summary(rows: list[dict[str, object]]) -> dict[str, object]:
     matrix: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         if float(row["contamination"]) >= 0.5:  # type: ignore[arg-type]
-            matrix[str(row["cause"])][str(row["named"])] += 1
+            matrix[str(row["damage"])][str(row["named"])] += 1
     return {
         "right, contamination >= 50 %": share([r for r in known if r["contamination"] >= 0.5]),  # type: ignore[operator]
         "right, contamination 20 %": share([r for r in known if r["contamination"] == 0.2]),
@@ -151,9 +162,16 @@ def summary(rows: list[dict[str, object]]) -> dict[str, object]:
             float(np.mean([r["seconds"] for r in rows])),
             3,
         ),
-        "by cause, contamination >= 50 %": {
-            cause: share([r for r in rows if r["cause"] == cause and r["contamination"] >= 0.5])  # type: ignore[operator]
-            for cause in matrix
+        "most probable cause right, contamination >= 50 %": share(
+            [r for r in known if r["contamination"] >= 0.5],  # type: ignore[operator]
+            is_first,
+        ),
+        "most probable cause right, contamination 20 %": share(
+            [r for r in known if r["contamination"] == 0.2], is_first
+        ),
+        "by damage, contamination >= 50 %": {
+            damage: share([r for r in rows if r["damage"] == damage and r["contamination"] >= 0.5])  # type: ignore[operator]
+            for damage in matrix
         },
         "matrix, contamination >= 50 %": {cause: dict(found) for cause, found in matrix.items()},
     }
@@ -173,15 +191,6 @@ def calibration_error(rows: list[dict[str, object]]) -> float:
         for b in set(bins.tolist())
     )
     return round(float(found), 4)
-
-
-def area_under_curve(positive: NDArray[Any], negative: NDArray[Any]) -> float:
-    """Return the area under the ROC curve.
-
-    That is the share of pairs in the right order.
-    """
-    above = (positive[:, None] > negative[None, :]).mean()
-    return float(above + 0.5 * (positive[:, None] == negative[None, :]).mean())
 
 
 def main() -> None:

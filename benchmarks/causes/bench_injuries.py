@@ -153,6 +153,8 @@ CAUSES: Mapping[str, Severe] = {
     "broken sensor": dead,
     "one image again and again": frozen,
 }
+#: The cause that a damage has, where it has another name: an operator acts alike on both.
+CAUSE_OF = {"blur": "blur or low resolution", "low resolution": "blur or low resolution"}
 HELD_OUT: Mapping[str, Severe] = {"covered": covered, "tinted": tinted}
 
 

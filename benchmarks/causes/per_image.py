@@ -81,18 +81,24 @@ class Scorer:
         self.reference: Reference = reference_of(made, reference_part)
         self.clean = Pool(self.clean.images[:number], self.clean.classes[:number])
         self._comparisons = self._inputs(comparison_part.images[:COMPARISONS], flagged=False)
-        self.weights = combiner.load("with_reference")
+        self.regressions = combiner.load("with_reference")
 
     def probabilities(self, images: Images) -> NDArray[np.float64]:
         """Return the probability of each of combiner.CAUSES for each image alone, (N, K)."""
         rows = []
         for one in self._inputs(images, flagged=True):
             window = _window_of(one.answer)
-            found, _ = observe(
-                window, [one, *self._comparisons], self.classifier.ask, self.reference, Limits()
+            images_of_window = [one, *self._comparisons]
+            found = observe(
+                window,
+                images_of_window,
+                self.classifier.ask,
+                self.reference,
+                Limits(),
+                self.regressions.looks,
             )
             rows.append(evidence.vector(found))
-        return self.weights.probabilities(np.stack(rows))
+        return self.regressions.causes.probabilities(np.stack(rows))
 
     def _inputs(self, images: Images, *, flagged: bool) -> list[InputImage]:
         found = self.classifier.probabilities(images)
@@ -182,13 +188,14 @@ def measure(scorer: Scorer, number: int, attacked: Mapping[str, tuple[Images, fl
     clean = scorer.probabilities(scorer.clean.images)
     random = np.random.default_rng(5)
     by_cause, called = {}, {}
-    for cause, damage in bench_injuries.CAUSES.items():
+    for name, damage in bench_injuries.CAUSES.items():
         images = damage(scorer.clean.images[:number], SEVERITY, random)
         found = scorer.probabilities(images)
+        cause = bench_injuries.CAUSE_OF.get(name, name)
         area = area_under_curve(log_odds(found, cause), log_odds(clean, cause))
-        by_cause[cause] = _figure(area, REACH.get(cause))
-        if cause in _INNOCENT:
-            called[cause] = _called_attack(found)
+        by_cause[name] = _figure(area, REACH.get(name))
+        if name in _INNOCENT:
+            called[name] = _called_attack(found)
     kinds = {}
     for kind, (images, success) in attacked.items():
         if len(images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from benchmarks.causes.windows import PREPROCESSING, Classifier, Images, Injury
+from benchmarks.causes.windows import PREPROCESSING, Classifier, Images, Injury, Pool
 
 Random = np.random.Generator
 
@@ -24,8 +25,8 @@ def _clipped(values: NDArray[Any]) -> Images:
 
 
 def dark(images: Images, random: Random) -> Images:
-    """Multiply by 0.05 to 0.4."""
-    factor = random.uniform(0.05, 0.4, (len(images), 1, 1, 1))
+    """Multiply by 0.08 to 0.4."""
+    factor = random.uniform(0.08, 0.4, (len(images), 1, 1, 1))
     return _clipped(images * factor)
 
 
@@ -85,21 +86,10 @@ def noisy(images: Images, random: Random) -> Images:
 
 
 def coarse(images: Images, random: Random) -> Images:
-    """Halve or quarter the size by averaging, or compress strongly as JPEG."""
-    from io import BytesIO
-
-    def compressed(image: Image.Image) -> Image.Image:
-        stream = BytesIO()
-        image.save(stream, "JPEG", quality=int(random.integers(4, 16)))
-        return Image.open(stream).convert("RGB")
-
-    def scaled(image: Image.Image) -> Image.Image:
-        small = max(6, int(image.width / random.uniform(2.5, 5)))
-        return image.resize((small, small), Image.Resampling.BOX).resize(
-            image.size, Image.Resampling.BILINEAR
-        )
-
-    return _each(compressed if random.random() < 0.5 else scaled)(images)
+    """Shrink by 2.5 to 5 by averaging, and enlarge."""
+    small = max(6, int(images.shape[2] / random.uniform(2.5, 5)))
+    box, bilinear = Image.Resampling.BOX, Image.Resampling.BILINEAR
+    return _each(lambda image: image.resize((small, small), box).resize(image.size, bilinear))(images)
 
 
 def swapped(images: Images, random: Random) -> Images:
@@ -108,8 +98,8 @@ def swapped(images: Images, random: Random) -> Images:
 
 
 def scaled(images: Images, random: Random) -> Images:
-    """Divide by 255, or by 64 to 200."""
-    divisor = 255.0 if random.random() < 0.6 else random.uniform(64, 200)
+    """Divide by 255, or by 18 to 200."""
+    divisor = 255.0 if random.random() < 0.5 else random.uniform(18, 200)
     return _clipped(images / divisor)
 
 
@@ -160,6 +150,135 @@ def repeated(images: Images, random: Random) -> Images:
     one = images[random.integers(len(images))]
     noise = random.normal(0, random.choice([0.0, 0.0, 1.5, 3.0]), images.shape)
     return _clipped(one[None] + noise)
+
+
+def under(images: Images, random: Random) -> Images:
+    """Expose 1.5 to 5 stops less, in linear light."""
+    return _exposed(images, -random.uniform(1.5, 5, (len(images), 1, 1, 1)))
+
+
+def over(images: Images, random: Random) -> Images:
+    """Expose 1 to 3.5 stops more, in linear light."""
+    return _exposed(images, random.uniform(1, 3.5, (len(images), 1, 1, 1)))
+
+
+def _exposed(images: Images, stops: NDArray[np.float64]) -> Images:
+    return _clipped(255 * np.clip((images / 255) ** 2.2 * 2.0**stops, 0, 1) ** (1 / 2.2))
+
+
+def curved(images: Images, random: Random) -> Images:
+    """Lower the middle tones by an exponential curve."""
+    k = random.uniform(3, 9, (len(images), 1, 1, 1))
+    return _clipped(255 * np.expm1(k * images / 255) / np.expm1(k))
+
+
+def hazy(images: Images, random: Random) -> Images:
+    """Mix with air of one colour, 0.55 to 0.95, unevenly."""
+    air = random.uniform(70, 235) + random.uniform(-12, 12, 3)
+    top, bottom = random.uniform(0.55, 0.95), random.uniform(0.55, 0.95)
+    share = np.linspace(top, bottom, images.shape[1])[None, :, None, None]
+    return _clipped((1 - share) * images + share * air)
+
+
+def shaken(images: Images, random: Random) -> Images:
+    """Average over a random walk of the camera, of 5 to 13 steps."""
+    steps, angle, length = int(random.integers(5, 14)), random.uniform(0, np.pi), random.uniform(0.6, 1.2)
+    direction = np.array([np.sin(angle), np.cos(angle)]) * length
+    path = np.cumsum(direction + random.normal(0, 0.25, (steps, 2)), 0)
+    margin, (height, width) = 9, images.shape[1:3]
+    path = np.clip(np.rint(path - path.mean(0)), -margin, margin).astype(int) + margin
+    padding = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
+    padded = np.pad(images.astype(np.float32), padding, mode="edge")
+    return _clipped(np.mean([padded[:, y : y + height, x : x + width] for y, x in path], 0))
+
+
+def resampled(images: Images, random: Random) -> Images:
+    """Shrink by 2.2 to 6 and enlarge again, by two random kernels."""
+    kernels = [getattr(Image.Resampling, name) for name in ("NEAREST", "BILINEAR", "BICUBIC", "BOX")]
+    down, up = random.choice(4, 2)
+    small = max(6, int(images.shape[2] / random.uniform(2.2, 6)))
+    return _each(lambda image: image.resize((small, small), kernels[down]).resize(image.size, kernels[up]))(
+        images
+    )
+
+
+def compressed(images: Images, random: Random) -> Images:
+    """Compress as JPEG of quality 2 to 14."""
+    return _each(_coded("JPEG", int(random.integers(2, 15)), subsampling=int(random.integers(3))))(images)
+
+
+def _coded(kind: str, quality: int, **options: int) -> Callable[[Image.Image], Image.Image]:
+    def coded(image: Image.Image) -> Image.Image:
+        stream = io.BytesIO()
+        image.save(stream, kind, quality=quality, **options)
+        return Image.open(stream).convert("RGB")
+
+    return coded
+
+
+def grainy(images: Images, random: Random) -> Images:
+    """Count photons, 4 to 30 of white."""
+    white = random.uniform(4, 30)
+    return _clipped(random.poisson(images / 255 * white) / white * 255.0)
+
+
+def dead_pixels(images: Images, random: Random) -> Images:
+    """Set 3 to 30 % of the pixels to 0 or 255."""
+    hit = random.random(images.shape[:3]) < random.uniform(0.03, 0.3)
+    return np.where(hit[..., None], random.choice([0, 255], images.shape[:3])[..., None], images).astype(
+        np.uint8
+    )
+
+
+def blackout(images: Images, random: Random) -> Images:
+    """Write one value below a row of the upper half, or everywhere."""
+    out = images.copy()
+    out[:, int(images.shape[1] * max(0, random.uniform(-0.15, 0.5))) :] = random.choice([0, 0, 0, 255, 64])
+    return out
+
+
+def shifted(images: Images, random: Random) -> Images:
+    """Show one image again and again, each time shifted by a pixel at most."""
+    one = images[random.integers(len(images))]
+    return np.stack([np.roll(one, tuple(by), (0, 1)) for by in random.integers(-1, 2, (len(images), 2))])
+
+
+def recoded(images: Images, random: Random) -> Images:
+    """Show one image again and again, each time compressed as WebP of another quality."""
+    one = Image.fromarray(images[random.integers(len(images))])
+    return np.stack(
+        [np.asarray(_coded("WEBP", int(random.integers(50, 98)))(one)) for _ in range(len(images))]
+    )
+
+
+def tilted(images: Images, random: Random) -> Images:
+    """Turn by 60 to 120 degrees."""
+    angle = float(random.uniform(60, 120)) * random.choice([-1, 1])
+    return _each(lambda image: image.rotate(angle, Image.Resampling.BILINEAR))(images)
+
+
+def moved(images: Images, random: Random) -> Images:
+    """Move the content to the right by 30 to 60 %."""
+    by, width = int(images.shape[2] * random.uniform(0.3, 0.6)), images.shape[2]
+    return np.ascontiguousarray(np.pad(images, [(0, 0), (0, 0), (by, 0), (0, 0)], mode="edge")[:, :, :width])
+
+
+def posterised(images: Images, random: Random) -> Images:
+    """Keep 2 or 3 values of each channel."""
+    most = int(random.integers(1, 3))
+    return _clipped(np.round(images / 255 * most) / most * 255.0)
+
+
+def channel_lost(images: Images, random: Random) -> Images:
+    """Set one channel to 0."""
+    out = images.copy()
+    out[..., int(random.integers(3))] = 0
+    return out
+
+
+def two_swapped(images: Images, random: Random) -> Images:
+    """Swap green with red or with blue."""
+    return np.ascontiguousarray(images[..., [1, 0, 2] if random.random() < 0.5 else [0, 2, 1]])
 
 
 def grey(images: Images, random: Random) -> Images:
@@ -232,16 +351,69 @@ def attack(classifier: Classifier) -> Injury:
 
 #: Injuries by the cause of :data:`glassbox.diagnosis.combiner.CAUSES`; prevalence and attack are made apart.
 INJURIES: Mapping[str, tuple[Injury, ...]] = {
-    "too dark": (dark, dim),
-    "too bright": (bright,),
-    "low contrast": (pale,),
-    "blur": (blurred, defocused, smeared),
-    "noise": (noisy, speckled, defective),
-    "low resolution": (coarse,),
+    "too dark": (dark, dim, under, curved),
+    "too bright": (bright, over),
+    "low contrast": (pale, hazy),
+    "blur or low resolution": (blurred, defocused, smeared, shaken, coarse, resampled, compressed),
+    "noise": (noisy, speckled, defective, grainy, dead_pixels),
     "channels swapped": (swapped,),
     "wrong scaling": (scaled,),
     "upside down": (turned,),
-    "broken sensor": (broken, cut, striped),
-    "one image again and again": (repeated, requantised),
-    "another": (grey, far, wavy, inverted, close),
+    "broken sensor": (broken, cut, striped, blackout),
+    "one image again and again": (repeated, requantised, shifted, recoded),
+    "another": (
+        grey,
+        far,
+        wavy,
+        inverted,
+        close,
+        tilted,
+        moved,
+        posterised,
+        channel_lost,
+        two_swapped,
+    ),
 }
+
+
+class Camera:
+    """Ordinary differences of exposure, contrast, colour, focus and noise between images.
+
+    Each camera has its own amount of each, and each class its own mean, so that the fit does not learn one camera's
+    images. ``plain`` changes nothing.
+    """
+
+    def __init__(self, random: Random, classes: int, *, plain: bool = False) -> None:
+        self._plain, self._random = plain, random
+        u = random.uniform
+        self._exposure, self._mean_exposure, self._contrast = u(0, 0.35), u(-0.35, 0.35), u(0, 0.25)
+        self._colour, self._blur, self._noise = u(0, 0.06), u(0, 1.0), u(0, 8)
+        self._class_exposure = random.normal(0, u(0, 0.3), classes)
+        self._class_contrast = random.normal(0, u(0, 0.2), classes)
+        self._class_colour = random.normal(0, u(0, 0.05), (classes, 3))
+        self._class_blur = np.abs(random.normal(0, u(0, 0.8), classes))
+        self._class_noise = np.abs(random.normal(0, u(0, 5), classes))
+
+    def __call__(self, pool: Pool) -> Pool:
+        """Return the images as this camera takes them."""
+        if self._plain:
+            return pool
+        normal, k, n = self._random.normal, pool.classes, len(pool.images)
+
+        def each(of: float, by_class: NDArray[np.float64]) -> NDArray[np.float64]:
+            return (normal(0, of, n) + by_class[k])[:, None, None, None]
+
+        values = pool.images.astype(np.float32)
+        contrast = np.exp(each(self._contrast, self._class_contrast)).clip(0.4, 1.5)
+        mean = values.mean((1, 2, 3), keepdims=True)
+        values = np.clip((mean + contrast * (values - mean)) / 255, 0, 1)
+        values = 255 * values ** np.exp(self._mean_exposure + each(self._exposure, self._class_exposure))
+        colour = normal(0, self._colour, (n, 1, 1, 3)) + self._class_colour[k][:, None, None, :]
+        images = _clipped(values * np.exp(colour))
+        radii = (np.abs(normal(0, self._blur, n)) + self._class_blur[k]).clip(0, 1.6)
+        soft = [
+            np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(radius))))
+            for image, radius in zip(images, radii, strict=True)
+        ]
+        noise = (np.abs(normal(0, self._noise, n)) + self._class_noise[k])[:, None, None, None]
+        return Pool(_clipped(np.stack(soft) + normal(0, 1, images.shape) * noise), k)

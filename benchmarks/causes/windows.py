@@ -85,9 +85,12 @@ class Classifier:
     def ask(self, body: bytes, content_type: str) -> Answer:
         """Answer one body, as :func:`glassbox.diagnosis.diagnosis.diagnose` asks it."""
         self.calls += 1
-        pixels = decode(body).pixels
-        found = self.probabilities(pixels[None])[0]
-        return Answer(int(found.argmax()), float(found.max()))
+        return self.answers(decode(body).pixels[None])[0]
+
+    def answers(self, images: Images) -> list[Answer]:
+        """Answer images (N, H, W, 3) at once."""
+        found = self.probabilities(images)
+        return [Answer(int(one.argmax()), float(one.max())) for one in found]
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,17 @@ def reference_of(clean: Injured, pool: Pool) -> Reference:
 
 
 def window(
-    clean: Injured, damaged: Injured, contamination: float, random: np.random.Generator
+    clean: Injured,
+    damaged: Injured,
+    contamination: float,
+    random: np.random.Generator,
+    reference: Reference | None,
 ) -> tuple[Window, list[InputImage]]:
     """Return a window of WINDOW predictions, and the images that an incident chooses.
 
     Args:
         contamination: share of damaged images.
+        reference: where no class broke the bound, the inputs that fit it least are flagged.
     """
     count = round(contamination * WINDOW)
     bad = random.choice(len(damaged.images), count, replace=count > len(damaged.images))
@@ -150,6 +158,10 @@ def window(
         check,
         predicted_class=label if check == CLASS_SHARE else None,
     )
+    if check == DRIFT and reference is not None:
+        answers = list(zip(map(int, labels), map(float, confidences), strict=True))
+        order = np.lexsort((random.random(WINDOW), -np.array(reference.surprises(answers))))
+        flagged = np.isin(np.arange(WINDOW), order[:FLAGGED])
     chosen = [(i, True) for i in _some(np.flatnonzero(flagged), FLAGGED, random)]
     chosen += [(i, False) for i in _some(np.flatnonzero(~flagged), COMPARISONS, random)]
     inputs = [

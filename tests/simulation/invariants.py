@@ -1025,7 +1025,9 @@ def the_last_incident_is_diagnosed(history):
         return
     is_too_old = history.system.quiet_since > time(item, "opened") + DIAGNOSED_WITHIN - history.skew
     attempts = int(item["diagnosis_attempts"]["N"])
-    if not text(item, "why") and attempts < MAX_DIAGNOSES and not is_too_old:
+    # an invocation was killed before the request, and its message names a monitor report that was deleted
+    cannot_request = history.system.objects_deleted and not attempts
+    if not text(item, "why") and attempts < MAX_DIAGNOSES and not is_too_old and not cannot_request:
         raise InvariantError(f"{text(item, 'id')} was not diagnosed")
     late = item["is_diagnosed_late"]["BOOL"] and text(item, "state") == "NORMAL"
     if late and not any(m.event == "diagnosed" for m in history.system.aws.published):

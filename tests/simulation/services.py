@@ -316,6 +316,7 @@ class Aws:
             "EndpointName": EndpointName,
             "EndpointStatus": live.status,
             "EndpointConfigName": live.config,
+            "LastModifiedTime": START,
         }
         if self.task:
             self.task.described, self.task.described_status = live.config, live.status

@@ -8,7 +8,8 @@ import pytest
 
 from fakes import FakeObjects
 from glassbox.errors import BadInputError, RetryableError
-from glassbox.incidents import notifications
+from glassbox.incidents import decisions, notifications
+from glassbox.incidents.decisions import CallFailure, Decision
 from glassbox.incidents.diagnosing import (
     EXPIRES,
     DiagnosisRequest,
@@ -17,7 +18,7 @@ from glassbox.incidents.diagnosing import (
     request_diagnosis,
 )
 from glassbox.incidents.events import read_violation
-from glassbox.incidents.model import Diagnosed, Limits, Outcome, State
+from glassbox.incidents.model import Diagnosed, EndpointState, Limits, Outcome, State
 from glassbox.incidents.workflow import swap
 from world import IDS, World, following
 
@@ -319,3 +320,31 @@ def test_notify_only_is_diagnosed(violation):
 def test_a_message_that_requests_no_diagnosis_is_refused(message):
     with pytest.raises(BadInputError, match="expected endpoint and incident of a diagnosis"):
         read_request(message)
+
+
+def test_an_incident_holds_when_the_endpoint_was_updated_last(world, violation):
+    updated = world.now - timedelta(minutes=7)
+    world.endpoint.live = replace(world.endpoint.live, modified=updated)
+    world.swap(violation)
+    assert world.incident.endpoint_modified == updated
+    world.diagnose()  # and it is kept
+    assert world.incident.endpoint_modified == updated
+
+
+def test_a_restore_does_not_count_as_an_update(world, violation):
+    world.swap(violation)
+    closed = replace(world.incident, state=State.NORMAL, since=world.now + timedelta(minutes=5))
+    decision = Decision(replace(closed, id="the next"))
+    for minutes, expected in ((4, None), (5, None), (6, world.now + timedelta(minutes=6))):
+        live = EndpointState("InService", "plain", modified=world.now + timedelta(minutes=minutes))
+        found = decisions.with_last_update(decision, live, closed)
+        assert found.incident.endpoint_modified == expected
+
+
+@pytest.mark.parametrize(
+    "live", [EndpointState("InService", "plain"), CallFailure("throttled", retryable=True)]
+)
+def test_an_endpoint_that_does_not_name_its_update_delays_nothing(world, violation, live):
+    world.swap(violation)
+    decision = Decision(world.incident)
+    assert decisions.with_last_update(decision, live, None) == decision

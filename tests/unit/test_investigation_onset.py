@@ -3,6 +3,8 @@
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 import replays
 from fakes import FakeObjects
 from glassbox.diagnosis.investigation import DiagnosisSettings, InvestigationDependencies, investigate
@@ -38,9 +40,19 @@ class Key:
     sign, public = staticmethod(replays.sign), staticmethod(replays.key)
 
 
-def test_a_diagnosis_names_when_the_violation_was_first_seen():
+def diagnosed(modified=None):
     cause = Violation("signs", "class_share", START, END, "x", "AllTraffic", 14)
-    incident = Incident("signs", replays.INCIDENT, END, State.HOOKED, END, "plain", "hooked", cause)
+    incident = Incident(
+        "signs",
+        replays.INCIDENT,
+        END,
+        State.HOOKED,
+        END,
+        "plain",
+        "hooked",
+        cause,
+        endpoint_modified=modified,
+    )
     objects, slots = FakeObjects(), Slots()
     settings = ReplaySettings(endpoint_name="signs", capture_bucket="bucket", capture_prefix="capture")
     replayed = ReplayDependencies(settings=settings, captures=objects, key=Key, runtime=Runtime())
@@ -51,7 +63,32 @@ def test_a_diagnosis_names_when_the_violation_was_first_seen():
         ),
     )
     assert slots.reads == [("signs/AllTraffic", START - timedelta(hours=24), END)]
-    found = read_diagnosis(objects.get("bucket", made.uri.removeprefix("s3://bucket/")))
-    assert found.history == (
-        "First seen at 2026-11-23 10:30 UTC: class 14 0.0% of 1470 before, 100.0% of 30 since.",
+    return read_diagnosis(objects.get("bucket", made.uri.removeprefix("s3://bucket/")))
+
+
+FIRST_SEEN = "First seen at 2026-11-23 10:30 UTC: class 14 0.0% of 1470 before, 100.0% of 30 since."
+
+
+def test_a_diagnosis_names_when_the_violation_was_first_seen():
+    assert diagnosed().history == (FIRST_SEEN,)
+
+
+def test_an_update_at_the_onset_is_the_cause_of_what_nothing_else_explains():
+    found = diagnosed(END - timedelta(minutes=32))
+    assert found.cause.name == "the deployment"
+    by_chance = 3 / 150  # slots around the onset, of those of 25 hours
+    expected = 0.2 * 0.95 / (0.2 * 0.95 + 0.8 * by_chance)
+    assert found.cause.probability == pytest.approx(expected)
+    assert found.cause.evidence == (
+        "it began within 30 minutes of the endpoint's update at 10:28 UTC, and nothing else explains it",
     )
+    assert found.history == (FIRST_SEEN, "The endpoint was updated last at 2026-11-23 10:28 UTC.")
+    assert found.command == "aws sagemaker describe-endpoint --endpoint-name signs"
+
+
+# two slots before the onset at 10:30, and the end of its own slot, are the last that count
+@pytest.mark.parametrize(("minute", "counts"), [(9, False), (10, True), (39, True), (40, False)])
+def test_an_update_at_another_time_is_only_named(minute, counts):
+    found = diagnosed(START + timedelta(minutes=minute))
+    assert (found.cause is not None) is counts
+    assert len(found.history) == 2

@@ -394,6 +394,27 @@ def test_returns_the_captured_inputs_unchanged(incident):
     assert found[0].body.startswith(b"\x93NUMPY")
 
 
+def test_where_no_class_broke_the_bound_the_most_surprising_inputs_are_flagged(incident):
+    drift = replace(incident, cause=replace(incident.cause, check="drift", predicted_class=None))
+    body = b"".join(line(n, 3 if n in (2, 5) else 14) for n in range(8))
+    objects = FakeObjects({("bucket", FOLDER + "a.jsonl"): body})
+    given = dependencies(objects, FakeRuntime(), max_flagged_replays=2)
+    asked = []
+
+    def surprises(answers):
+        asked.extend(label for label, _ in answers)
+        return [label == 3 for label, _ in answers]
+
+    found = captured_inputs(drift, given, surprises)
+    assert [one.event_id for one in found if one.flagged] == ["event-2", "event-5"]
+    assert asked.count(14) == 6 and asked.count(3) == 2
+    usual = captured_inputs(drift, given)
+    assert {one.predicted_class for one in usual if one.flagged} == {14}
+    # a class that broke the bound is flagged, however usual it is
+    share = captured_inputs(incident, given, surprises)
+    assert {one.predicted_class for one in share if one.flagged} == {14}
+
+
 def test_reads_the_captures_of_another_variant(incident):
     blue = replace(incident, cause=replace(incident.cause, variant="Blue"))
     done, _ = run(blue, {FOLDER.replace("AllTraffic", "Blue") + "a.jsonl": line(1, 14)})

@@ -34,7 +34,9 @@ class SageMakerEndpoint:
                 return EndpointState(DELETED, "", str(error))
             raise _sagemaker_error(error) from error
         failure = printable(answer.get("FailureReason", ""), _FAILURE_CHARACTERS)  # it enters e-mails
-        return EndpointState(answer["EndpointStatus"], answer["EndpointConfigName"], failure)
+        return EndpointState(
+            answer["EndpointStatus"], answer["EndpointConfigName"], failure, answer.get("LastModifiedTime")
+        )
 
     def update(self, name: str, config: str, *, guarded: bool) -> None:
         """Update the endpoint to a config, and keep its instance counts and weights.

@@ -30,7 +30,15 @@ from glassbox.violation import Violation
 
 RETENTION_DAYS = 400
 
-_TIMES = ("opened", "since", "deadline", "keep_hooked_until", "last_replay_at", "begins_by")
+_TIMES = (
+    "opened",
+    "since",
+    "deadline",
+    "keep_hooked_until",
+    "last_replay_at",
+    "begins_by",
+    "endpoint_modified",
+)
 _SETS = ("replays", "flagged", "unanswered", "heatmaps", "refused", "sent_notifications")
 _ADDED = ("related_violations", "heatmaps", "refused")
 _PAGE = 25  # incidents that one query reads, since few are of the last day
@@ -276,6 +284,9 @@ def _incident(item: dict[str, Any]) -> Incident:
         unreported=values["unreported"],
         notify_only=values["notify_only"],
         begins_by=parse_timestamp(values["begins_by"]) if values.get("begins_by") else None,
+        endpoint_modified=parse_timestamp(values["endpoint_modified"])
+        if values.get("endpoint_modified")
+        else None,
         diagnosis_attempts=int(values.get("diagnosis_attempts", 0)),
         diagnosis=values.get("diagnosis", ""),
         why=values.get("why", ""),

@@ -1,34 +1,38 @@
-"""Evidence of a window -> calibrated probabilities of its causes: multinomial logistic regression.
+"""Evidence -> calibrated probabilities, by two multinomial logistic regressions.
 
-``weights.json`` holds the coefficients; ``benchmarks/fit_causes.py`` fits them.
+``weights.json`` holds the coefficients; ``benchmarks/causes/fit.py`` fits them.
 """
 
 import functools
 import importlib.resources
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: The causes of the combiner; the last one stands for damage of another kind.
-CAUSES = (
+#: What one image alone can look like.
+LOOKS = (
     "attack",
     "too dark",
     "too bright",
     "low contrast",
-    "blur",
+    "blur or low resolution",
     "noise",
-    "low resolution",
     "channels swapped",
     "wrong scaling",
     "upside down",
     "broken sensor",
-    "one image again and again",
-    "prevalence",
     "another",
+    "usual",
 )
+#: The causes of a window; "another" stands for damage of another kind, "usual" for no cause.
+CAUSES = (*LOOKS[:-2], "one image again and again", "prevalence", "another", "usual")
+
+
+_ARRAYS = ("mean", "scale", "slopes", "intercepts")
 
 
 @dataclass(frozen=True)
@@ -45,80 +49,42 @@ class Weights:
     temperature: float
 
     def probabilities(self, evidence: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the probability of each of CAUSES, (..., K), for evidence (..., D)."""
+        """Return the probability of each outcome, (..., K), for evidence (..., D)."""
         standard = np.clip((evidence - self.mean) / self.scale, -6, 6)
         logits = (standard @ self.slopes.T + self.intercepts) / self.temperature
         raised = np.exp(logits - logits.max(-1, keepdims=True))
         return np.asarray(raised / raised.sum(-1, keepdims=True))
 
 
-def fit(
-    evidence: NDArray[np.float64], causes: Sequence[str], *, ridge: float = 1e-2, steps: int = 600
-) -> Weights:
-    """Fit the regression by gradient descent with momentum.
+@dataclass(frozen=True)
+class Regressions:
+    """The regression of one image's LOOKS, and that of the window's CAUSES."""
 
-    Every cause has the same total weight.
-
-    Args:
-        evidence: (N, D).
-        causes: N of CAUSES.
-        ridge: penalty of the squared slopes.
-    """
-    index = np.array([CAUSES.index(cause) for cause in causes])
-    mean, scale = evidence.mean(0), np.maximum(evidence.std(0), 0.05)
-    x = np.clip((evidence - mean) / scale, -6, 6)
-    truth = np.eye(len(CAUSES))[index]
-    share = np.maximum(truth.sum(0), 1)
-    weight = (1 / share[index])[:, None] / len(set(index.tolist()))
-    slopes, intercepts = np.zeros((len(CAUSES), x.shape[1])), np.zeros(len(CAUSES))
-    moved, shifted = np.zeros_like(slopes), np.zeros_like(intercepts)
-    for _ in range(steps):
-        logits = x @ slopes.T + intercepts
-        raised = np.exp(logits - logits.max(1, keepdims=True))
-        error = (raised / raised.sum(1, keepdims=True) - truth) * weight
-        moved = 0.9 * moved - 0.5 * (error.T @ x + ridge * slopes)
-        shifted = 0.9 * shifted - 0.5 * error.sum(0)
-        slopes, intercepts = slopes + moved, intercepts + shifted
-    return Weights(mean, scale, slopes, intercepts, 1.0)
+    looks: Weights
+    causes: Weights
 
 
-def calibrated(weights: Weights, evidence: NDArray[np.float64], causes: Sequence[str]) -> Weights:
-    """Return the weights with the most likely temperature for held-out evidence.
-
-    Method: Guo et al. 2017.
-    """
-    index = np.array([CAUSES.index(cause) for cause in causes])
-
-    def loss(temperature: float) -> float:
-        tried = _with_temperature(weights, temperature).probabilities(evidence)
-        return float(-np.log(tried[np.arange(len(index)), index] + 1e-12).mean())
-
-    return _with_temperature(weights, min(np.geomspace(0.25, 8, 60), key=loss))
-
-
-def _with_temperature(weights: Weights, temperature: float) -> Weights:
-    return Weights(weights.mean, weights.scale, weights.slopes, weights.intercepts, float(temperature))
-
-
-def to_json(weights: Mapping[str, Weights], evidence: Sequence[str]) -> str:
+def to_json(regressions: Mapping[str, Regressions]) -> str:
     """Return the text of ``weights.json`` for regressions by name, rounded."""
     found = {
-        name: {
-            "temperature": round(one.temperature, 4),
-            **{
-                key: np.round(getattr(one, key), 4).tolist()
-                for key in ("mean", "scale", "slopes", "intercepts")
-            },
-        }
-        for name, one in weights.items()
+        name: {"looks": _rounded(one.looks), "causes": _rounded(one.causes)}
+        for name, one in regressions.items()
     }
-    return json.dumps({"causes": CAUSES, "evidence": list(evidence), "regressions": found}) + "\n"
+    return json.dumps({"looks": LOOKS, "causes": CAUSES, "regressions": found}) + "\n"
+
+
+def _rounded(weights: Weights) -> dict[str, object]:
+    arrays = {key: np.round(getattr(weights, key), 4).tolist() for key in _ARRAYS}
+    return {"temperature": round(weights.temperature, 4), **arrays}
 
 
 @functools.cache
-def load(name: str) -> Weights:
-    """Return a regression of ``weights.json``: ``with_reference`` or ``without``."""
+def load(name: str) -> Regressions:
+    """Return the regressions of ``weights.json``: ``with_reference`` or ``without``."""
     text = importlib.resources.files("glassbox.diagnosis").joinpath("weights.json").read_text()
     one = json.loads(text)["regressions"][name]
-    arrays = {key: np.array(one[key]) for key in ("mean", "scale", "slopes", "intercepts")}
-    return Weights(**arrays, temperature=one["temperature"])
+    return Regressions(_read(one["looks"]), _read(one["causes"]))
+
+
+def _read(one: dict[str, Any]) -> Weights:
+    return Weights(**{key: np.array(one[key]) for key in _ARRAYS}, temperature=one["temperature"])

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from glassbox.diagnosis import combiner, evidence
+from glassbox.diagnosis.onset import Update
 from glassbox.diagnosis.pixels import Decoded, Pixels, decode, written
 from glassbox.diagnosis.prevalence import prevalence
 from glassbox.diagnosis.reference import Reference
 from glassbox.diagnosis.repairs import ENCODED, REPAIRS, UNCHANGED
-from glassbox.diagnosis.wording import ACTIONS, LIMITS, REPAIRS_OF, sentences
+from glassbox.diagnosis.wording import ACTIONS, DEPLOYMENT, LIMITS, REPAIRS_OF, sentences, update_sentences
 from glassbox.errors import BadInputError, printable
 from glassbox.incidents.diagnosis import LIKELY, UNKNOWN, Cause, Diagnosis, Example, Repair
-from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
+from glassbox.monitoring.checks import CLASS_SHARE, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
 from glassbox.monitoring.counts import Counts
 from glassbox.monitoring.response import PredictedClass
 from glassbox.violation import Violation
@@ -77,12 +78,13 @@ class InputImage:
 class Window:
     """The violation and the counts of its window.
 
-    ``low_confidence`` is the bound of that check.
+    ``low_confidence`` is the bound of that check. ``update`` is the endpoint's last one, None if it is not known.
     """
 
     violation: Violation
     counts: Counts
     low_confidence: float | None = None
+    update: Update | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,10 @@ def diagnose(
     flagged = [image for image in shown if image.flagged]
     if not flagged:
         missing.append("no flagged input was captured as an image, so none was repaired")
-        return Diagnosis(causes=(Cause(UNKNOWN, 1.0),), missing=tuple(missing), limits=LIMITS)
+        ranked = _with_update([(UNKNOWN, 1.0)], window.update) if window.update else [(UNKNOWN, 1.0)]
+        causes = tuple(Cause(name, p, update_sentences(name, window.update)) for name, p in ranked if p)
+        action, command = _action(causes, window)
+        return Diagnosis(causes=causes, missing=tuple(missing), action=action, command=command, limits=LIMITS)
     case = _Case(window, shown, decoded, reference)
     questions, stable = _asked(case, ask, limits)
     if questions.stopped:
@@ -160,25 +165,29 @@ def diagnose(
     elif questions.sent >= limits.max_requests:
         missing.append(f"the questions ended at the limit of {limits.max_requests} requests")
     repairs = [case.result(name, asked, questions) for name, asked in questions.asked.items()]
-    found = case.evidence(repairs)
-    ranked = _ranked(found, reference is not None)
+    weights = combiner.load("with_reference" if reference else "without")
+    found = case.evidence(repairs, weights.looks)
+    ranked = _ranked(weights.causes.probabilities(evidence.vector(found)).tolist())
     ruled_out = tuple(name for name, p in ranked if p < _RULED_OUT and name != UNKNOWN) if stable else ()
     if reference is None:
         ranked = _repaired_causes(ranked, repairs)
+    if window.update:
+        ranked = _with_update(ranked, window.update)
     if not stable:
         why = "the endpoint changed, or answers at random: unchanged inputs no longer give the flagged answer"
         missing.insert(0, why)
         ranked = [(UNKNOWN, 1.0)]
-    shares = prevalence(reference, window.counts.classes) if reference else None
     causes = tuple(
         Cause(
-            name, round(p, 4), sentences(name, found, repairs, weigh=reference is not None, prevalence=shares)
+            name,
+            round(p, 4),
+            sentences(name, found, repairs, weigh=reference is not None, prevalence=case.shares)
+            + update_sentences(name, window.update),
         )
         for name, p in ranked
     )
     best = max((r for r in repairs if r.counts), key=lambda r: (r.back / r.flagged, r.back), default=None)
-    named = causes[0].name if causes[0].probability >= LIKELY else UNKNOWN
-    action, command = ACTIONS[named]
+    action, command = _action(causes, window)
     return Diagnosis(
         causes=causes[:5],
         ruled_out=ruled_out,
@@ -188,27 +197,39 @@ def diagnose(
         affected=case.affected(),
         examples=case.examples(best, questions),
         action=action,
-        command=command.format(endpoint=window.violation.endpoint),
+        command=command,
         limits=LIMITS,
         requests=questions.sent,
     )
 
 
+def _action(causes: Sequence[Cause], window: Window) -> tuple[str, str]:
+    """Return the action for the most probable cause, and its command."""
+    action, command = ACTIONS[causes[0].name if causes[0].probability >= LIKELY else UNKNOWN]
+    return action, command.format(endpoint=window.violation.endpoint)
+
+
 def observe(
-    window: Window, images: Sequence[InputImage], ask: Ask, reference: Reference | None, limits: Limits
-) -> tuple[dict[str, float], bool]:
-    """Return the evidence of a window, and whether its unchanged inputs are flagged.
+    window: Window,
+    images: Sequence[InputImage],
+    ask: Ask,
+    reference: Reference | None,
+    limits: Limits,
+    looks: combiner.Weights,
+) -> dict[str, float]:
+    """Return the evidence of a window.
 
     Args:
         images: images that :func:`glassbox.diagnosis.pixels.decode` reads, one flagged at least.
+        looks: the regression of one image.
 
     Raises:
         BadInputError: an image cannot be read.
     """
     decoded = {image.key: decode(image.body) for image in images}
     case = _Case(window, images, decoded, reference)
-    questions, stable = _asked(case, ask, limits)
-    return case.evidence([case.result(n, a, questions) for n, a in questions.asked.items()]), stable
+    questions, _ = _asked(case, ask, limits)
+    return case.evidence([case.result(n, a, questions) for n, a in questions.asked.items()], looks)
 
 
 def _asked(case: "_Case", ask: Ask, limits: Limits) -> tuple[_Questions, bool]:
@@ -258,11 +279,14 @@ class _Case:
         self.comparisons = [image for image in images if not image.flagged]
         quartile = reference.confidence_quartile if reference else None
         self.bar = CONFIDENT if quartile is None else quartile
-        self.observed = evidence.of_images(
-            [decoded[p.key].pixels for p in self.flagged],
-            [decoded[p.key].pixels for p in self.comparisons],
-            reference,
+        flagged = [decoded[p.key].pixels for p in self.flagged]
+        others = [decoded[p.key].pixels for p in self.comparisons]
+        self.images = evidence.Images(
+            evidence.of_images(flagged, [p.answer.label for p in self.flagged], reference),
+            evidence.of_images(others, [p.answer.label for p in self.comparisons], reference),
+            *evidence.hashes(flagged),
         )
+        self.shares = prevalence(reference, window.counts.classes) if reference else None
 
     def is_back(self, image: InputImage, answer: Answer) -> bool:
         """Return whether the answer to a flagged image is normal again."""
@@ -308,20 +332,25 @@ class _Case:
             counts=counts,
         )
 
-    def evidence(self, repairs: Sequence[Repair]) -> dict[str, float]:
-        """Return the evidence of images and answers."""
-        found = dict(self.observed)
+    def evidence(self, repairs: Sequence[Repair], looks: combiner.Weights) -> dict[str, float]:
+        """Return the evidence of images, answers and counts."""
+        found = evidence.of_window(self.images, looks)
         controls = [r.back / r.flagged for r in repairs if r.name in (UNCHANGED, ENCODED) and r.flagged]
         base = max(controls, default=0.0)
         asked = [r for r in repairs if r.name in REPAIRS and r.flagged]
-        back = {r.name: max(0.0, r.back / r.flagged - base) for r in asked}
-        found |= {f"brought back by {name}": share for name, share in back.items()}
-        found |= evidence.of_squeezing(
-            back, {r.name: r.changed / r.comparisons for r in asked if r.comparisons}
+        found |= evidence.of_repairs(
+            {r.name: max(0.0, r.back / r.flagged - base) for r in asked},
+            {r.name: r.changed / r.comparisons for r in asked if r.comparisons},
+            frozenset(r.name for r in asked if r.flagged == len(self.flagged)),
         )
         confidences = [p.answer.confidence for p in self.flagged if p.answer.confidence is not None]
         if confidences:
-            found["confidence of the flagged"] = float(np.mean(confidences)) - self.bar
+            found["confidence of the flagged"] = float(np.mean(confidences))
+        check = self.window.violation.check
+        found["a class has a large share"] = float(check == CLASS_SHARE)
+        found["many answers are unsure"] = float(check == LOW_CONFIDENCE_SHARE)
+        if self.reference is not None:
+            found |= evidence.of_counts(self.window.counts.classes, self.reference, self.shares)
         return found
 
     def affected(self) -> float | None:
@@ -409,7 +438,7 @@ def _repaired(case: _Case, name: str, image: InputImage) -> bytes:
 
 def _likely_first(case: _Case) -> list[str]:
     """Return the repairs, those first that the images' statistics make likely: the limit may leave out the last."""
-    z = case.observed
+    z = dict(zip(evidence.IMAGE_EVIDENCE, np.median(case.images.flagged, 0), strict=True))
     likely = {
         "brightened (gamma 0.4)": -z["brightness"],
         "darkened (gamma 2)": z["brightness"],
@@ -426,14 +455,13 @@ def _likely_first(case: _Case) -> list[str]:
     return sorted(REPAIRS, key=lambda name: -likely[name])
 
 
-def _ranked(found: dict[str, float], has_reference: bool) -> list[tuple[str, float]]:
-    weights = combiner.load("with_reference" if has_reference else "without")
-    probabilities = weights.probabilities(evidence.vector(found))
-    named = [
-        (UNKNOWN if cause == "another" else cause, float(p))
-        for cause, p in zip(combiner.CAUSES, probabilities, strict=True)
-    ]
-    return sorted(named, key=lambda item: -item[1])
+def _ranked(probabilities: Sequence[float]) -> list[tuple[str, float]]:
+    """Return the causes, the most probable first; what names no cause is unknown."""
+    named = {UNKNOWN: 0.0}
+    for cause, p in zip(combiner.CAUSES, probabilities, strict=True):
+        name = UNKNOWN if cause in ("another", "usual") else cause
+        named[name] = named.get(name, 0.0) + float(p)
+    return sorted(named.items(), key=lambda item: -item[1])
 
 
 def _repaired_causes(ranked: list[tuple[str, float]], repairs: Sequence[Repair]) -> list[tuple[str, float]]:
@@ -448,6 +476,15 @@ def _repaired_causes(ranked: list[tuple[str, float]], repairs: Sequence[Repair])
         if done.isdisjoint(REPAIRS_OF[name]):
             probabilities[UNKNOWN] += probabilities[name]
             probabilities[name] = 0.0
+    return sorted(probabilities.items(), key=lambda item: -item[1])
+
+
+def _with_update(ranked: list[tuple[str, float]], update: Update) -> list[tuple[str, float]]:
+    """Return the causes with the deployment, which takes its share of what the images do not explain."""
+    probabilities = dict(ranked)
+    taken = {name: update.chance * probabilities.get(name, 0.0) for name in (UNKNOWN, "prevalence")}
+    probabilities |= {name: probabilities.get(name, 0.0) - p for name, p in taken.items()}
+    probabilities[DEPLOYMENT] = sum(taken.values())
     return sorted(probabilities.items(), key=lambda item: -item[1])
 
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from glassbox.diagnosis.diagnosis import Answer, InputImage, Limits, StoppedError, Window, diagnose
-from glassbox.diagnosis.onset import onset
+from glassbox.diagnosis.onset import Update, onset, update
 from glassbox.diagnosis.reference import REFERENCE_BYTES, Reference, read_reference
 from glassbox.errors import BadInputError, RetryableError, printable
 from glassbox.incidents.diagnosis import write_diagnosis
@@ -67,18 +67,22 @@ def investigate(incident: Incident, dependencies: InvestigationDependencies) -> 
         RetryableError: S3, KMS or the counts table does not answer. An endpoint that does not ends the questions.
     """
     replays, settings = dependencies.replays, dependencies.settings
-    inputs = captured_inputs(incident, replays)
     reference, problem = _reference(settings.reference, replays.captures)
+    inputs = captured_inputs(incident, replays, reference.surprises if reference else None)
     slots = _slots(incident, dependencies)
+    first_seen = onset(slots, incident.cause)
+    modified = incident.endpoint_modified
+    last_update = update(modified, first_seen, len(slots)) if modified else None
     diagnosis = diagnose(
-        _window(incident, slots, dependencies),
+        _window(incident, slots, last_update, dependencies),
         [_input_image(one) for one in inputs],
         _Ask(incident, inputs, dependencies),
         reference,
         Limits(max_requests=settings.max_repair_requests),
     )
-    if first_seen := onset(slots, incident.cause):
-        diagnosis = msgspec.structs.replace(diagnosis, history=(str(first_seen), *diagnosis.history))
+    diagnosis = msgspec.structs.replace(
+        diagnosis, history=tuple(str(line) for line in (first_seen, last_update) if line)
+    )
     if problem:
         diagnosis = msgspec.structs.replace(diagnosis, missing=(problem, *diagnosis.missing))
     key = f"incidents/{incident.endpoint}/{incident.id}/diagnosis.json"
@@ -109,7 +113,10 @@ def _slots(incident: Incident, dependencies: InvestigationDependencies) -> dict[
 
 
 def _window(
-    incident: Incident, slots: dict[datetime, counts.Counts], dependencies: InvestigationDependencies
+    incident: Incident,
+    slots: dict[datetime, counts.Counts],
+    last_update: Update | None,
+    dependencies: InvestigationDependencies,
 ) -> Window:
     cause = incident.cause
     span = counts.Window(cause.window_start, cause.window_end)
@@ -117,6 +124,7 @@ def _window(
         violation=cause,
         counts=counts.total(found for start, found in slots.items() if start in span),
         low_confidence=dependencies.replays.settings.low_confidence,
+        update=last_update,
     )
 
 

@@ -4,12 +4,16 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from glassbox.monitoring.checks import LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE
-from glassbox.monitoring.counts import Counts
+from glassbox.monitoring.counts import SLOT, Counts
 from glassbox.violation import Violation
 
+_NEAR = 3  # slots around an onset in which its cause ends
+UPDATE_MINUTES = _NEAR * SLOT // timedelta(minutes=1)
+_PRIOR = 0.2  # share of the unexplained violations whose cause is an update
+_SEEN_IN_TIME = 0.95  # share of those whose onset is in these slots
 _CHANCE = 0.001  # probability with which counts of one share seem to change
 
 
@@ -70,6 +74,38 @@ def onset(slots: Mapping[datetime, Counts], violation: Violation) -> Onset | Non
     if found is None or 2 * found[0] < _bound(places):
         return None
     return found[1]
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update of the endpoint before the violation.
+
+    Attributes:
+        chance: probability that it is the cause, if nothing else is, 0..1.
+    """
+
+    time: datetime
+    chance: float
+    onset: Onset | None = None
+
+    def __str__(self) -> str:
+        return f"The endpoint was updated last at {self.time:%Y-%m-%d %H:%M} UTC."
+
+
+def update(time: datetime, onset: Onset | None, slots: int) -> Update:
+    """Return an update, and how probable it is that it caused what began at the onset.
+
+    By Bayes: an update that is the cause ends within two slots before the onset or in it, any other one falls there by
+    chance. Without an onset, nothing is inferred.
+
+    Args:
+        slots: in which the onset was searched.
+    """
+    if onset is None or not onset.time - 2 * SLOT <= time < onset.time + SLOT:
+        return Update(time, 0.0, onset)
+    by_chance = min(1.0, _NEAR / max(1, slots))
+    causes = _PRIOR * _SEEN_IN_TIME
+    return Update(time, causes / (causes + (1 - _PRIOR) * by_chance), onset)
 
 
 def _share(violation: Violation) -> str | None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,8 @@ MEASURES = (
     "white",  # share of values of at least 253
     "sharpness",  # log of the Laplacian's variance over the luma's
     "detail",  # log of the share of the luma's deviation that halving the size removes
-    "noise",  # log of the noise's deviation, by the median of the diagonal details (Donoho 1994)
-    "spikes",  # log of the share of pixels that differ from all neighbours by a tenth of the range
+    "noise",  # log of the noise's deviation, by the median of the diagonal details (Donoho 1994), calm tiles
+    "spikes",  # log of the share of pixels that differ from all neighbours by a tenth of the range, calm tiles
     "blocks",  # step across the borders of 8 x 8 blocks over that within them, log
     "red over blue",  # log of the channels' means
     "green over red",
@@ -40,6 +41,7 @@ MEASURES = (
     "light above",  # mean luma of the upper half minus the lower half, -1..1
     "entropy",  # of the luma's histogram, bits
     "flat rows",  # share of the rows with a deviation below half a step
+    "levels",  # log2 of the number of different values
 )
 
 
@@ -120,8 +122,8 @@ def measure(pixels: Pixels) -> NDArray[np.float32]:
             (small >= 253).mean(),
             np.log(float(laplacian.var()) / deviation**2 + 1e-4),
             np.log(float((even - halved).std()) / deviation + 1e-3),
-            np.log(float(np.median(np.abs(diagonal))) / 0.6745 + 1e-3),
-            np.log(float((apart > _SPIKE).mean()) + 1e-3),
+            np.log(_calm(np.abs(diagonal), np.median) / 0.6745 + 1e-3),
+            np.log(_calm(apart > _SPIKE, np.mean) + 1e-3),
             _blocks(luma if small is pixels else _middle(pixels)),
             np.log(red / blue),
             np.log(green / red),
@@ -129,9 +131,19 @@ def measure(pixels: Pixels) -> NDArray[np.float32]:
             luma[:half].mean() - luma[half:].mean(),
             -(present * np.log2(present)).sum(),
             (luma.std(1) < 0.5 / 255).mean(),
+            np.log2(np.count_nonzero(np.bincount(small.ravel(), minlength=256))),
         ],
         np.float32,
     )
+
+
+def _calm(details: NDArray[Any], of: Callable[[NDArray[Any]], Any]) -> float:
+    """Return the 10th percentile of a statistic of 4 x 4 tiles of (H, W) details.
+
+    Noise of a sensor is everywhere; an object with a rough surface is not.
+    """
+    tiles = [tile for rows in np.array_split(details, 4) for tile in np.array_split(rows, 4, axis=1)]
+    return float(np.percentile([of(tile) for tile in tiles if tile.size], 10))
 
 
 def _reduced(pixels: Pixels) -> Pixels:

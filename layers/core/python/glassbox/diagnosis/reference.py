@@ -1,5 +1,6 @@
 """The reference: what the inputs and answers of a reference period look like, one ``.npz`` file."""
 
+import functools
 import io
 import struct
 import tokenize
@@ -8,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,11 @@ _UNREADABLE = (
     zlib.error,
 )
 _SPREAD = 1.349  # interquartile range of a normal distribution with deviation 1
+_SMALLEST_SPREAD = 0.02
+_FEW, _MANY = 5, 8  # similar images with which one is compared
+_OUTER = 2.3  # normal score of the outer 1 %
+_FARTHEST = 6.0
+_UNSURE = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,37 @@ class Sample:
     predicted_class: PredictedClass
     confidence: float | None = None
     true_class: PredictedClass | None = None
+
+
+@dataclass(frozen=True)
+class Alike:
+    """The most similar images of the reference for each of N thumbnails.
+
+    Attributes:
+        few: indices of the 5 most similar, (N, 5), fewer in a small reference.
+        many: of the 8 most similar.
+        similarity: mean of the 5 largest, -1..1, (N,).
+    """
+
+    few: NDArray[np.intp]
+    many: NDArray[np.intp]
+    similarity: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How the images of the reference compare with each other.
+
+    Attributes:
+        apart: deviation of each of MEASURES from those of similar images, above 0.
+        similarity: median of the similarity to the most similar images; ``spread`` is its deviation.
+        agreement: share of the most similar images with the same predicted class, 0..1.
+    """
+
+    apart: NDArray[np.float64]
+    similarity: float
+    spread: float
+    agreement: float
 
 
 @dataclass(frozen=True)
@@ -85,6 +123,79 @@ class Reference:
         similar = self.thumbnails @ thumbnail(pixels)
         return [(float(similar[i]), int(i)) for i in np.argsort(-similar)[:number]]
 
+    def alike(self, thumbnails: NDArray[np.float32]) -> Alike:
+        """Return the images that are most similar to each of the thumbnails (N, 192)."""
+        return _alike(thumbnails @ self.thumbnails.T)
+
+    @functools.cached_property
+    def usual(self) -> Usual:
+        """How the images of the reference compare with each other, each without itself."""
+        similar = self.thumbnails @ self.thumbnails.T
+        np.fill_diagonal(similar, -2)
+        alike = _alike(similar)
+        apart = self.measured - np.median(self.measured[alike.few], 1)
+        labels = np.array(self.labels, object)
+        return Usual(
+            np.maximum(_deviation(apart), _SMALLEST_SPREAD),
+            float(np.median(alike.similarity)),
+            max(float(_deviation(alike.similarity)), _SMALLEST_SPREAD),
+            float((labels[alike.many] == labels[:, None]).mean()),
+        )
+
+    def scores(self, measured: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return measures (N, len(MEASURES)) as normal scores.
+
+        Those of the reference itself are normal, with a deviation of 1. Beyond the middle 98 % of the reference, the
+        distance to it counts in spreads, at most 6.
+        """
+        ordered = self._ordered
+        n = len(ordered)
+        found = np.empty(measured.shape)
+        for column, values in enumerate(measured.T):
+            low = np.searchsorted(ordered[:, column], values, "left")
+            high = np.searchsorted(ordered[:, column], values, "right")
+            found[:, column] = [_normal((rank + 0.5) / (n + 1)) for rank in (low + high) / 2]
+        lowest, highest = ordered[int(0.01 * n)], ordered[min(n - 1, int(0.99 * n))]
+        above = np.clip((measured - highest) / self.spread, 0, _FARTHEST)
+        below = np.clip((lowest - measured) / self.spread, 0, _FARTHEST)
+        return np.asarray(np.clip(found, -_OUTER, _OUTER) + above - below)
+
+    @functools.cached_property
+    def _ordered(self) -> NDArray[np.float32]:
+        return np.sort(self.measured, 0)
+
+    def surprises(self, answers: Sequence[tuple[PredictedClass | None, float | None]]) -> list[float]:
+        """Return how little each answer of a window fits the reference, 0..1.5.
+
+        It is the share of its class beyond the usual share, and 0.5 more for an unusually low confidence.
+        """
+        now, usual = Counter(label for label, _ in answers), self.classes.total() or 1
+        beyond = {
+            label: max(
+                0.0, 1 - (self.classes[label] if label is not None else 0) / usual / (k / len(answers))
+            )
+            for label, k in now.items()
+        }
+        quartile = self.confidence_quartile or 0.0
+        return [
+            beyond[label] + (_UNSURE if confidence is not None and confidence < quartile else 0.0)
+            for label, confidence in answers
+        ]
+
+
+def _alike(similar: NDArray[np.float32]) -> Alike:
+    order = np.argsort(-similar, 1)[:, :_MANY]
+    return Alike(order[:, :_FEW], order, np.take_along_axis(similar, order[:, :_FEW], 1).mean(1))
+
+
+def _deviation(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    low, high = np.percentile(values, (25, 75), axis=0)
+    return np.asarray((high - low) / _SPREAD)
+
+
+def _normal(share: float) -> float:
+    return NormalDist().inv_cdf(min(max(share, 1e-3), 1 - 1e-3))
+
 
 def make_reference(samples: Sequence[Sample], model: str = "") -> Reference:
     """Return the reference of the images of a reference period.
@@ -101,7 +212,7 @@ def make_reference(samples: Sequence[Sample], model: str = "") -> Reference:
     kept = [samples[i] for i in indices]
     return Reference(
         center=center.astype(np.float32),
-        spread=np.maximum((high - low) / _SPREAD, 0.02).astype(np.float32),
+        spread=np.maximum((high - low) / _SPREAD, _SMALLEST_SPREAD).astype(np.float32),
         classes=Counter(sample.predicted_class for sample in samples),
         confusion=Counter((s.true_class, s.predicted_class) for s in samples if s.true_class is not None),
         confidence_quartile=float(np.percentile(confidences, 25)) if confidences else None,

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from glassbox.diagnosis.evidence import SAME_ANSWER
+from glassbox.diagnosis.onset import UPDATE_MINUTES, Update
 from glassbox.diagnosis.prevalence import Prevalence
 from glassbox.incidents.diagnosis import UNKNOWN, Repair
 
@@ -10,6 +12,7 @@ LIMITS = (
     "and an attack that avoids these repairs is not seen."
 )
 
+DEPLOYMENT = "the deployment"
 #: An action and a command by cause.
 ACTIONS: Mapping[str, tuple[str, str]] = {
     "attack": (
@@ -23,9 +26,11 @@ ACTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "too bright": ("Check the camera's exposure, or darken the images before the endpoint.", ""),
     "low contrast": ("Check the lens for dirt or fog, or stretch the contrast before the endpoint.", ""),
-    "blur": ("Check the focus of the camera and how its images are scaled.", ""),
+    "blur or low resolution": (
+        "Check the focus of the camera, and how the sender scales and compresses its images.",
+        "",
+    ),
     "noise": ("Check the sensor's gain and temperature, or smooth the images before the endpoint.", ""),
-    "low resolution": ("Check how the sender scales and compresses the images.", ""),
     "channels swapped": ("Send the channels in the order in which the model was trained (RGB, not BGR).", ""),
     "wrong scaling": ("Check the value range that the sender writes: 0 to 255, not 0 to 1.", ""),
     "upside down": (
@@ -41,6 +46,10 @@ ACTIONS: Mapping[str, tuple[str, str]] = {
         "Compare with the world: the images look as usual, and more of them show this class.",
         "",
     ),
+    DEPLOYMENT: (
+        "Compare the deployed model, its labels and its preprocessing with those before, or return to them.",
+        "aws sagemaker describe-endpoint --endpoint-name {endpoint}",
+    ),
     "the response changed": (
         "Compare the response with the previous deployment, or set ClassPath and ConfidencePath.",
         "aws sagemaker describe-endpoint --endpoint-name {endpoint}",
@@ -49,6 +58,7 @@ ACTIONS: Mapping[str, tuple[str, str]] = {
 }
 
 _MEASURED = {
+    "attack": (("noise", "{:.1f} deviations more noise than usual", 1),),
     "too dark": (
         ("brightness", "{:.1f} deviations darker than usual", -1),
         ("black", "more black values than usual", 1),
@@ -61,17 +71,14 @@ _MEASURED = {
         ("light", "the light parts are {:.1f} deviations darker", -1),
         ("dark", "the dark parts are {:.1f} deviations lighter", 1),
     ),
-    "blur": (
+    "blur or low resolution": (
         ("sharpness", "{:.1f} deviations less sharp than usual", -1),
-        ("detail", "{:.1f} deviations less detail", -1),
+        ("detail", "{:.1f} deviations less detail than usual", -1),
+        ("blocks", "borders of 8 x 8 blocks, {:.1f} deviations stronger than usual", 1),
     ),
     "noise": (("noise", "{:.1f} deviations more noise than usual", 1),),
-    "low resolution": (
-        ("blocks", "borders of 8 x 8 blocks, {:.1f} deviations stronger than usual", 1),
-        ("detail", "{:.1f} deviations less detail than usual", -1),
-    ),
     "channels swapped": (("red over blue", "red and blue are {:.1f} deviations from their usual ratio", 0),),
-    "wrong scaling": (("entropy", "{:.1f} deviations fewer different values than usual", -1),),
+    "wrong scaling": (("levels", "{:.1f} deviations fewer different values than usual", -1),),
     "upside down": (("light above", "the light comes from below, by {:.1f} deviations", -1),),
     "broken sensor": (
         ("flat rows", "rows without any change, {:.1f} deviations more than usual", 1),
@@ -84,14 +91,14 @@ REPAIRS_OF: Mapping[str, tuple[str, ...]] = {
     "too dark": ("brightened (gamma 0.4)", "contrast stretched", "values times 255"),
     "too bright": ("darkened (gamma 2)", "contrast stretched"),
     "low contrast": ("contrast stretched", "darkened (gamma 2)", "brightened (gamma 0.4)"),
-    "blur": ("sharpened",),
+    "blur or low resolution": ("sharpened", "smoothed (3 x 3 median)"),
     "noise": ("smoothed (3 x 3 median)", "compressed (JPEG 50)"),
-    "low resolution": ("sharpened", "smoothed (3 x 3 median)"),
     "channels swapped": ("channels swapped",),
     "wrong scaling": ("values times 255", "contrast stretched"),
     "upside down": ("mirrored top to bottom", "turned by 180 degrees"),
 }
 _SEEN = 1.0  # deviations that are worth a sentence
+_RARER = 0.2  # share of the similar images, likewise
 
 
 def sentences(
@@ -116,16 +123,25 @@ def sentences(
         size = abs(deviation) if sign == 0 else sign * deviation
         if size >= _SEEN:
             lines.append(text.format(size) + ("" if weigh else " (of ordinary photos)"))
+    rarer = -found.get(SAME_ANSWER, 0.0)
+    if cause == "attack" and rarer >= _RARER:
+        lines.append(f"similar images of the reference have this answer {rarer:.0%} less often than usual")
     if cause == "one image again and again":
         same, similar = found["share of the most frequent image"], found["share of similar images"]
         lines.append(f"{same:.0%} of the flagged inputs are the same image, {similar:.0%} look the same")
     if cause == "prevalence":
         lines += [str(prevalence)] if prevalence else []
         lines.append(
-            f"no repair brings the answers back; the largest deviation is {found['largest deviation']:.1f}"
-        )
-    if cause == "attack" and "comparisons changed by squeezing" in found:
-        lines.append(
-            f"the same squeezing changes {found['comparisons changed by squeezing']:.0%} of the comparisons"
+            f"{found['share of usual']:.0%} of the weight of the flagged images is on the usual look"
         )
     return tuple(lines)
+
+
+def update_sentences(cause: str, update: Update | None) -> tuple[str, ...]:
+    """Return the observations for an update of the endpoint as the cause."""
+    if cause != DEPLOYMENT or update is None or not update.chance:
+        return ()
+    return (
+        f"it began within {UPDATE_MINUTES} minutes of the endpoint's update at {update.time:%H:%M} UTC, "
+        "and nothing else explains it",
+    )

@@ -588,6 +588,20 @@ def _may_begin(incident: Incident, context: Context) -> bool:
 # ---------------------------------------------------------------- the diagnosis
 
 
+def with_last_update(
+    decision: Decision, live: EndpointState | CallFailure, last: Incident | None
+) -> Decision:
+    """Return the decision with the time of the endpoint's last update in its new incident.
+
+    The restore of the last incident does not count as one. An endpoint that does not answer delays nothing.
+    """
+    if isinstance(live, CallFailure) or live.modified is None:
+        return decision
+    if last is not None and live.modified <= last.since:
+        return decision
+    return replace(decision, incident=replace(decision.incident, endpoint_modified=live.modified))
+
+
 def wants_diagnosis(incident: Incident, violation: Violation) -> bool:
     """Return whether this violation's message has to request a diagnosis."""
     return (

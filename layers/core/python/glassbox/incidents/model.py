@@ -109,6 +109,8 @@ class Incident:
         findings: one line for each class in the report.
         notify_only: Glassbox does not change the endpoint.
         begins_by: until then the notification of the beginning waits for the diagnosis; None: it is not diagnosed.
+        endpoint_modified: when something other than Glassbox created, updated or scaled the endpoint last; None if
+            that is not known.
         diagnosis_attempts: invocations that began to diagnose it.
         diagnosis: S3 URI of the diagnosis; ``why`` is its first line.
         is_diagnosed_late: the diagnosis came after the end.
@@ -147,6 +149,7 @@ class Incident:
     unreported: str = ""
     notify_only: bool = False
     begins_by: datetime | None = None
+    endpoint_modified: datetime | None = None
     diagnosis_attempts: int = 0
     diagnosis: str = ""
     why: str = ""
@@ -241,11 +244,17 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True)
 class EndpointState:
-    """State of an endpoint by DescribeEndpoint, and why its last update failed."""
+    """State of an endpoint by DescribeEndpoint.
+
+    Attributes:
+        failure: why its last update failed.
+        modified: when it was created, updated or scaled last; None if that is not known.
+    """
 
     status: str
     config: str
     failure: str = ""
+    modified: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

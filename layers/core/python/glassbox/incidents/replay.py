@@ -198,15 +198,25 @@ class Input(NamedTuple):
     flagged: bool
 
 
-def captured_inputs(incident: Incident, dependencies: ReplayDependencies) -> list[Input]:
+#: How little each answer of a window, a class and its probability, fits the reference.
+Surprises = Callable[[Sequence[tuple[PredictedClass | None, float | None]]], Sequence[float]]
+
+
+def captured_inputs(
+    incident: Incident, dependencies: ReplayDependencies, surprises: Surprises | None = None
+) -> list[Input]:
     """Return the inputs that :func:`replay` would send, the flagged ones first.
+
+    Args:
+        surprises: where no class broke the bound (drift), the most surprising inputs are flagged, not those of the
+            most frequent class.
 
     Raises:
         RetryableError: S3 or KMS does not answer.
     """
     skipped: list[str] = []
     records = list(_records(incident.cause, dependencies, skipped))
-    chosen, others = select_records(records, incident.cause, dependencies.settings)
+    chosen, others = select_records(records, incident.cause, dependencies.settings, surprises)
     flagged = set(chosen)
     found = [
         Input(
@@ -225,13 +235,20 @@ def captured_inputs(incident: Incident, dependencies: ReplayDependencies) -> lis
 
 
 def select_records(
-    records: Sequence[Captured], cause: Violation, settings: ReplaySettings
+    records: Sequence[Captured],
+    cause: Violation,
+    settings: ReplaySettings,
+    surprises: Surprises | None = None,
 ) -> tuple[list[Captured], list[Captured]]:
-    """Return the flagged records and the others, each cut to its limit."""
+    """Return the flagged records and the others, each cut to its limit.
+
+    Args:
+        surprises: see :func:`captured_inputs`.
+    """
     if not records:
         return [], []
     records = sorted(records, key=lambda record: record[:3])
-    flagged = _flagged(records, cause, settings)
+    flagged = _flagged(records, cause, settings, surprises)
     return (
         _spread([record for record in records if record in flagged], settings.max_flagged_replays),
         _spread([record for record in records if record not in flagged], settings.max_comparison_replays),
@@ -247,17 +264,24 @@ def variants_of(violation: Violation, dependencies: ReplayDependencies) -> list[
     return [variant for variant in found if variant not in settings.shadows]
 
 
-def _flagged(records: Sequence[Captured], cause: Violation, settings: ReplaySettings) -> set[Captured]:
-    """Return the records that broke the bound, or else those of the most frequent class."""
+def _flagged(
+    records: Sequence[Captured], cause: Violation, settings: ReplaySettings, surprises: Surprises | None
+) -> set[Captured]:
+    """Return the records that broke the bound, or else the most surprising, or those of the most frequent class."""
 
     def broke_the_bound(record: Captured) -> bool:
         return _broke_the_bound(record.predicted_class, record.confidence, cause, settings)
 
+    if broke := set(filter(broke_the_bound, records)):
+        return broke
+    if surprises is not None:
+        scores = surprises([(record.predicted_class, record.confidence) for record in records])
+        # equal ones by SageMaker's random id: so they are spread over the window, and no client chooses them
+        ranked = sorted(zip(scores, records, strict=True), key=lambda pair: (-pair[0], pair[1].event_id))
+        return {record for _, record in ranked[: settings.max_flagged_replays]}
     found = Counter(record.predicted_class for record in records)
     most = max(found, key=lambda c: (found[c], str(c)))
-    return set(filter(broke_the_bound, records)) or {
-        record for record in records if record.predicted_class == most
-    }
+    return {record for record in records if record.predicted_class == most}
 
 
 def _broke_the_bound(

@@ -117,6 +117,9 @@ def swap(
     decision = decisions.decide_violation(violation, last, past, context, diagnose=diagnose)
     opened = decision.action is Action.OPEN
     if opened:
+        if diagnose:
+            live = _attempt(lambda: dependencies.endpoint.describe(violation.endpoint))
+            decision = decisions.with_last_update(decision, live, last)
         decision = _open(last, decision, dependencies, context)
     incident, not_requested = decision.incident, None
     if request_diagnosis and decisions.wants_diagnosis(incident, violation):

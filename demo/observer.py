@@ -179,6 +179,7 @@ def read_heatmaps(
 def read_incident_report(stack: Stack) -> bytes:
     """Return the HTML of the only incident report in the bucket."""
     s3, bucket = stack.client("s3"), stack.outputs["Bucket"]
-    [report] = s3.list_objects_v2(Bucket=bucket, Prefix="incidents/")["Contents"]
+    found = s3.list_objects_v2(Bucket=bucket, Prefix="incidents/")["Contents"]
+    [report] = (one for one in found if one["Key"].endswith("/index.html"))
     html: bytes = s3.get_object(Bucket=bucket, Key=report["Key"])["Body"].read()
     return html

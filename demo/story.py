@@ -32,13 +32,15 @@ from demo.observer import (
 )
 from demo.report import AttackFacts, Counted, Counts, Report, Timings
 from demo.scene import ATTACK, NORMAL, TARGETED, Attack, Scene, load_scene, plan_attack, requirements
+from glassbox.diagnosis.reference import Sample, make_reference, write_reference
 from glassbox.errors import GlassboxError
 from local import pytorch_inference
-from local.stack import WEIGHTS, Stack, running_stack
+from local.stack import MODELS, WEIGHTS, Stack, running_stack
 from local.waiting import wait_for
 
 ROOT = Path(__file__).parents[1]
 PER_SECOND = 25
+REFERENCE = "reference.npz"
 
 
 def run(data: Path | None, weights: Path, target: str | None, out: Path, *, foreign: bool = False) -> None:
@@ -57,6 +59,7 @@ def run(data: Path | None, weights: Path, target: str | None, out: Path, *, fore
     progress.add(requirements(scene))
     with _endpoint(scene, weights, out / "model", foreign=foreign) as stack:
         endpoint = stack.outputs["EndpointName"]
+        stack.client("s3").put_object(Bucket=MODELS, Key=REFERENCE, Body=reference(scene))
         progress.add(f"template.yaml deployed on the embedded AWS, endpoint {endpoint} in service")
         with progress.waiting("crafting adversarial images"):
             attack = plan_attack(scene, progress.add)
@@ -74,7 +77,7 @@ def _endpoint(
     scene: Scene, weights: Path, folder: Path, *, foreign: bool
 ) -> contextlib.AbstractContextManager[Stack]:
     folder.mkdir(exist_ok=True)
-    parameters = {"MaxClassShare": str(scene.threshold)}
+    parameters = {"MaxClassShare": str(scene.threshold), "Reference": f"s3://{MODELS}/{REFERENCE}"}
     if foreign:
         archive = folder / "model.tar.gz"
         pack(scene.model, scene.config, archive)
@@ -83,6 +86,15 @@ def _endpoint(
     shutil.copyfile(weights, served)
     served.with_suffix(".json").write_text(json.dumps(scene.config))
     return running_stack(parameters, weights=served)
+
+
+def reference(scene: Scene) -> bytes:
+    """Return the reference of the diagnosis, of the images of normal traffic."""
+    samples = [
+        Sample(image, int(p.argmax()), float(p.max()), int(true) if true >= 0 else None)
+        for image, p, true in zip(scene.images, scene.probabilities, scene.true_classes, strict=True)
+    ]
+    return write_reference(make_reference(samples))
 
 
 class Curve:

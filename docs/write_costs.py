@@ -52,7 +52,7 @@ The DynamoDB units are [measured](decisions.md#the-counts-stored-form) for one i
 |---|---|
 | the swap and the restore | a second fleet of the endpoint's instances, some minutes each |
 | the twin's requests | up to `MaxFlaggedReplays` and `MaxComparisonReplays` |
-| the diagnosis (`Diagnose=true`) | up to `MaxRepairRequests` requests |
+| the diagnosis | up to `MaxRepairRequests` requests |
 | heat maps | one invocation of a function of 1 GB a trace, 1 to 3 s |
 
 The hourly monitor job (`MonitorImageUri`) takes one instance for some minutes of each hour.

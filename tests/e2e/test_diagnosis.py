@@ -48,7 +48,7 @@ def test_the_cause_is_in_the_first_line_of_the_notification_and_in_the_report(st
     stack.client("sqs").send_message(QueueUrl=queue, MessageBody='{"sweep": true}')
     wait_for(lambda: incident(stack).state == "NORMAL" and len(inbox.notifications()) == 2, 90)
     page = read_object(stack, f"{folder}/index.html").decode()
-    assert page.index("<h2>Why</h2>") < page.index("<h2>Predictions of the window</h2>")
+    assert page.index('<h2 id="why">Why</h2>') < page.index('<h2 id="predictions">')
 
     # repaired inputs are captured, and not counted
     table = CountsTable(stack.client("dynamodb"), stack.outputs["CountsTable"])

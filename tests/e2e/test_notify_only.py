@@ -16,7 +16,13 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def stack():
-    with running_stack({"MaxClassShare": "0.5", "React": "false", "MaxFlaggedReplays": "3"}) as stack:
+    parameters = {
+        "MaxClassShare": "0.5",
+        "React": "false",
+        "Diagnose": "false",
+        "MaxFlaggedReplays": "3",
+    }
+    with running_stack(parameters) as stack:
         yield stack
 
 

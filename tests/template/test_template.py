@@ -450,7 +450,9 @@ def test_the_plan_names_every_resource_type_of_the_template(template):
     )
     assert every["Lambda function"] == len(functions(template)) == 7
     assert (every["endpoint"], every["SageMaker model"], every["subscription"]) == (1, 2, 1)
-    watching = count_resources(template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k"})
+    watching = count_resources(
+        template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k", "Diagnose": "false"}
+    )
     assert watching["Lambda function"] == 5
     assert not {"endpoint", "SageMaker model", "schedule", "subscription"} & set(watching)
     assert (every["KMS key"], watching["KMS key"]) == (2, 1)  # the topic's own, and the replay key

@@ -61,7 +61,7 @@ def write(report: Report, shown: Illustrations, out: Path) -> Path:
         target=f"class {target} ({names[target]})",
         threshold=shown.threshold,
         curve=shown.curve,
-        marks=[{"number": m.number, "text": m.text, "y": 28 + 14 * i} for i, m in enumerate(shown.marks)],
+        marks=[{"number": m.number, "text": m.text, "y": 28 + 20 * i} for i, m in enumerate(shown.marks)],
         charts=[
             _chart("Normal traffic", report.counts.normal, names),
             _chart("The attack", report.counts.attack, names),

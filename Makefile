@@ -140,6 +140,21 @@ twin: .venv-deploy/.ready ## rebuild the hooked twin after you deploy a new mode
 explain: .venv-deploy/.ready ## explain one image on the endpoint now (IMAGE=sign.png, STACK; YES=1 does not ask)
 	@$(DEPLOY) explain --stack '$(STACK)' --endpoint '$(ENDPOINT)' --image '$(IMAGE)' $(if $(YES),--yes)
 
+status: .venv-deploy/.ready ## print what the endpoint serves, its incident and its traffic (STACK)
+	@$(DEPLOY) status --stack '$(STACK)'
+
+report: .venv-deploy/.ready ## save the report of the open or the last incident (STACK)
+	@$(DEPLOY) report --stack '$(STACK)'
+
+open: .venv-deploy/.ready ## open an incident for the last hour, regardless of the cooldown (STACK, REASON)
+	@$(DEPLOY) open --stack '$(STACK)' $(if $(REASON),--reason '$(REASON)')
+
+extend: .venv-deploy/.ready ## keep the hooked model for MINUTES=30 from now (STACK)
+	@$(DEPLOY) extend --stack '$(STACK)' $(if $(MINUTES),--minutes '$(MINUTES)')
+
+abort: .venv-deploy/.ready ## restore the endpoint now and end the incident (STACK)
+	@$(DEPLOY) abort --stack '$(STACK)'
+
 remove: .venv-deploy/.ready ## delete the stack and the twin; restore the endpoint first if an incident is open (STACK; YES=1 does not ask)
 	@$(DEPLOY) remove --stack '$(STACK)' $(if $(YES),--yes)
 
@@ -201,4 +216,4 @@ $(READY): $(PINS)
 
 .PRECIOUS: .venv-%/.ready
 .PHONY: help demo local test test-all coverage check docs lock simulate fuzz bench bench-causes baseline train check-model check-endpoint build sam sam-test images images-test \
-        plan deploy twin explain remove push smoke deploy-test format clean
+        plan deploy twin explain status report open extend abort remove push smoke deploy-test format clean

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
@@ -17,9 +18,11 @@ from deploy import ROOT, DeployError, images, stack
 from deploy.apply import apply, check_reacts, renew_twin
 from deploy.check import CheckOptions, check_lines
 from deploy.explain import explain as explain_image
+from deploy.incident import current_incident, minutes, send_command
 from deploy.plan import DeployOptions, make_plan
 from deploy.remove import removal_line
 from deploy.remove import remove as remove_stack
+from deploy.status import save_report, status_lines
 from deploy.try_twin import read_sample, try_twin
 from deploy.twin import Overrides
 from deploy.watched_endpoint import read_endpoint
@@ -76,6 +79,49 @@ def explain(arguments: argparse.Namespace, session: boto3.Session) -> None:
     print(f"Heat map: {heatmap.relative_to(ROOT)}")
 
 
+def status(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Print what the endpoint serves, its incident and its traffic."""
+    current = stack.existing(arguments.stack, session.client("cloudformation"))
+    for line in status_lines(current, session, datetime.now(UTC)):
+        print(line)
+
+
+def report(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Save the report of the open or the last incident."""
+    current = stack.existing(arguments.stack, session.client("cloudformation"))
+    print(f"Report: {save_report(current.outputs, ROOT / 'out' / 'report', session).relative_to(ROOT)}")
+
+
+def open_incident(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Open an incident for the last hour, regardless of the cooldown."""
+    detail = {"reason": arguments.reason} if arguments.reason else {}
+    _command(arguments, session, "open", **detail)
+
+
+def extend(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Keep the hooked model, or watch, for some minutes from now."""
+    _command(arguments, session, "extend", minutes=arguments.minutes)
+
+
+def abort(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Restore the endpoint now and end the incident."""
+    _command(arguments, session, "abort")
+
+
+def _command(arguments: argparse.Namespace, session: boto3.Session, action: str, **detail: object) -> None:
+    """Send an operator's command, unless it could not change an incident."""
+    current = stack.existing(arguments.stack, session.client("cloudformation"))
+    outputs = current.outputs
+    incident = current_incident(outputs, session)
+    is_open = incident is not None and incident.is_open
+    if action == "open" and is_open:
+        raise DeployError(f"Endpoint {outputs.endpoint_name}: expected no open incident, got {incident.id}.")  # type: ignore[union-attr]
+    if action != "open" and not is_open:
+        raise DeployError(f"Endpoint {outputs.endpoint_name}: expected an open incident, got none.")
+    send_command(outputs.endpoint_name, action, session, **detail)
+    print(f"Sent {action!r} for endpoint {outputs.endpoint_name}. make status shows what it did.")
+
+
 def remove(arguments: argparse.Namespace, session: boto3.Session) -> None:
     """Close an open incident, delete the twin and the stack."""
     current = stack.existing(arguments.stack, session.client("cloudformation"))
@@ -94,6 +140,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, boto3.Session], None]] = {
     "deploy": deploy,
     "twin": twin,
     "explain": explain,
+    "status": status,
+    "report": report,
+    "open": open_incident,
+    "extend": extend,
+    "abort": abort,
     "remove": remove,
     "push": push,
 }
@@ -133,6 +184,25 @@ def _parameter(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _add_options(one: argparse.ArgumentParser, name: str) -> None:
+    """Add the options of one command."""
+    if name == "plan":
+        one.add_argument("--check", action="store_true", help="run the endpoint's code on this machine")
+        one.add_argument("--check-image", type=Path, default=CheckOptions.image, help="that the code answers")
+        one.add_argument("--python", default="", help="interpreter with the code's requirements")
+        one.add_argument("--content-type", default="", help="of the image (default: tried in turn)")
+        one.add_argument("--seconds", type=float, default=CheckOptions.seconds, help="limit of the check")
+    if name == "explain":
+        one.add_argument("--image", type=Path, required=True, help="PNG or JPEG file, or an array (.npy)")
+        one.add_argument("--endpoint", default="", help="endpoint of the stack, as a check")
+    if name == "open":
+        one.add_argument("--reason", default="", help="text of the incident's cause")
+    if name == "extend":
+        one.add_argument("--minutes", type=minutes, default=30, help="from now (default: 30)")
+    if name in ("deploy", "explain", "remove"):
+        one.add_argument("--yes", action="store_true", help="skip the question")
+
+
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m deploy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -158,19 +228,7 @@ def _parse_arguments() -> argparse.Namespace:
             one.add_argument("--email", default="", help="NotificationEmail")
             one.add_argument("--stage", default="", help="dev or prod")
             one.add_argument("--set", type=_parameter, nargs="*", default=[], metavar="Parameter=value")
-        if name == "plan":
-            one.add_argument("--check", action="store_true", help="run the endpoint's code on this machine")
-            one.add_argument(
-                "--check-image", type=Path, default=CheckOptions.image, help="that the code answers"
-            )
-            one.add_argument("--python", default="", help="interpreter with the code's requirements")
-            one.add_argument("--content-type", default="", help="of the image (default: tried in turn)")
-            one.add_argument("--seconds", type=float, default=CheckOptions.seconds, help="limit of the check")
-        if name == "explain":
-            one.add_argument("--image", type=Path, required=True, help="PNG or JPEG file, or an array (.npy)")
-            one.add_argument("--endpoint", default="", help="endpoint of the stack, as a check")
-        if name in ("deploy", "explain", "remove"):
-            one.add_argument("--yes", action="store_true", help="skip the question")
+        _add_options(one, name)
     return parser.parse_args()
 
 

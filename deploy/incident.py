@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import boto3
@@ -15,6 +16,7 @@ from glassbox.incidents.events import COMMAND_DETAIL_TYPE
 from glassbox.incidents.model import Incident, State
 
 OPERATOR = "glassbox.operator"
+MAX_MINUTES = 24 * 60  # of an extension
 CHANGES_ENDPOINT = (State.SWAPPING, State.HOOKED, State.RESTORING)
 
 
@@ -35,6 +37,19 @@ def check_no_incident(stack: Stack, session: boto3.Session) -> None:
             f"Stack {stack.name}: expected no open incident, got {incident.id} of endpoint {incident.endpoint}, "
             f"which is {incident.state}. Wait until it is closed, or abort it (docs/operations.md), then retry."
         )
+
+
+def minutes(text: str) -> int:
+    """Return the minutes of an extension, 1 to MAX_MINUTES, of a command line.
+
+    Raises:
+        argparse.ArgumentTypeError: the text is something else.
+    """
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_MINUTES:
+        raise argparse.ArgumentTypeError(
+            f"MINUTES: expected a whole number from 1 to {MAX_MINUTES}, got {text!r}"
+        )
+    return int(text)
 
 
 def send_command(endpoint: str, action: str, session: boto3.Session, **detail: Any) -> None:

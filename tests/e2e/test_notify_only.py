@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from demo import signs
+from deploy.stack import existing
+from deploy.status import save_report, status_lines
 from local.event_queue import EventQueue
 from local.stack import running_stack
 from local.waiting import wait_for
@@ -26,7 +28,7 @@ def stack():
         yield stack
 
 
-def test_notifies_and_reports_the_flagged_inputs_without_updating_the_endpoint(stack):
+def test_notifies_and_reports_the_flagged_inputs_without_updating_the_endpoint(stack, tmp_path):
     inbox, bus = Inbox(stack), EventQueue(stack, "bus")
     bus.add_rule({"source": ["glassbox"], "detail-type": ["Glassbox Notification"]})
     assert "HookedConfig" not in stack.outputs
@@ -64,3 +66,18 @@ def test_notifies_and_reports_the_flagged_inputs_without_updating_the_endpoint(s
     assert endpoint_state(stack) == ("InService", stack.outputs["PlainConfig"])
     calls = {action for _, action, _ in stack.aws.control("calls")["allowed"]}
     assert calls.isdisjoint({"sagemaker:UpdateEndpoint", "sagemaker:InvokeEndpoint", "kms:Sign"})
+
+    # the operator's commands
+    described = existing("glassbox", stack.client("cloudformation"))
+    lines = list(status_lines(described, stack.aws.session, datetime.now(UTC)))
+    plain = stack.outputs["PlainConfig"]
+    assert lines[0] == f"Endpoint traffic-signs: InService, serves {plain} (its plain config)"
+    assert lines[1].startswith(f"Incident: none is open; the last one, {incident(stack).id}, ended ")
+    assert "Class 14 predicted" in lines[2]
+    assert lines[-1] == (
+        "Variant AllTraffic: 0 predictions counted in the last hour; "
+        "too few to be checked, at least 50 (MinPredictions)"
+    )
+    then = list(status_lines(described, stack.aws.session, hour + timedelta(minutes=9)))
+    assert then[-1] == "Variant AllTraffic: 50 predictions counted in the last hour"
+    assert save_report(described.outputs, tmp_path, stack.aws.session).read_text() == page

@@ -65,7 +65,7 @@ def test_counting_has_time_and_memory_for_two_files_and_three_receives(template)
         assert queues[name]["Properties"]["RedrivePolicy"]["maxReceiveCount"] == 3, name
 
 
-def test_every_dead_letter_queue_and_function_has_an_alarm_with_a_command(template):
+def test_queues_and_functions_have_alarms_with_a_command(template):
     alarms = {}
     for alarm in resources(template, "AWS::CloudWatch::Alarm").values():
         properties = alarm["Properties"]
@@ -83,6 +83,10 @@ def test_every_dead_letter_queue_and_function_has_an_alarm_with_a_command(templa
             metric, text = alarms.pop(name)
             assert metric == "ApproximateNumberOfMessagesVisible"
             assert f"start-message-move-task --source-arn ${{{name}.Arn}}" in text
+    for name in ("CountQueue", "SwapQueue", "ConfirmQueue"):
+        metric, text = alarms.pop(name)
+        assert metric == "ApproximateAgeOfOldestMessage"
+        assert "aws logs tail ${" in text
     for name in functions(template):
         metric, text = alarms.pop(name)
         assert metric == "Errors"

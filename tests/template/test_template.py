@@ -396,11 +396,12 @@ def test_stored_data_has_a_retention(template):
         "tensors": 7,
         "captures": 90,
         "monitoring": 400,
-        "saliency": 400,
-        "incidents": 400,
+        "saliency": {"Ref": "ReportDays"},
+        "incidents": {"Ref": "ReportDays"},
         "versions": None,
         "uploads": None,
     }
+    assert template["Parameters"]["ReportDays"]["Default"] == 400
     for name in ("Bucket", "CountsTable", "IncidentsTable"):
         resource = template["Resources"][name]
         assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == (

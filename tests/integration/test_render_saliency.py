@@ -91,7 +91,7 @@ def test_invalid_trace_fails_alone_and_the_next_one_is_rendered(s3, step, load_a
 
     written = {o["Key"] for o in s3.list_objects_v2(Bucket=BUCKET, Prefix="saliency/")["Contents"]}
     stem = "saliency/traffic-signs/live/good-000000"
-    assert written == {f"{stem}.png", f"{stem}.json", f"{stem}-1.png", f"{stem}-1.json"}
+    assert written == {f"{stem}{n}.{kind}" for n in ("", "-1") for kind in ("png", "webp", "json")}
     for name in (stem, f"{stem}-1"):
         png, facts = (
             s3.get_object(Bucket=BUCKET, Key=name + kind)["Body"].read() for kind in (".png", ".json")

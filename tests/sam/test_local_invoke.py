@@ -119,7 +119,7 @@ def test_render_saliency_renders_a_replay(stack, run):
     run("render_saliency", json.loads(text.replace(invoke.SAMPLE_BUCKET, stack.outputs["Bucket"])))
     (name,) = incident(stack).heatmaps
     folder = f"saliency/traffic-signs/{incident(stack).id}/{name}"
-    assert keys(stack, folder) == [f"{folder}.json", f"{folder}.png"]
+    assert keys(stack, folder) == [f"{folder}.json", f"{folder}.png", f"{folder}.webp"]
     facts = json.loads(read_object(stack, f"{folder}.json"))
     assert facts["completeness"]["complete"]
     with Image.open(io.BytesIO(read_object(stack, f"{folder}.png"))) as heatmap:
@@ -136,7 +136,7 @@ def test_restore_endpoint_restores_and_confirm_endpoint_reports(stack, run, inbo
     page = f"incidents/traffic-signs/{closed.id}/index.html"
     folder = f"incidents/traffic-signs/{closed.id}"
     assert keys(stack, "incidents/traffic-signs/") == [f"{folder}/diagnosis.json", page]
-    assert "<h2>Why</h2>" in read_object(stack, page).decode()
+    assert '<h2 id="why">Why</h2>' in read_object(stack, page).decode()
     wait_for(lambda: len(inbox.notifications()) == 2)
     assert "report is ready" in inbox.notifications()[1]["Subject"]
 

@@ -81,6 +81,7 @@ check-endpoint: $(READY) ## try the hook offline on an unchanged endpoint's arch
 	$(call need,ARCHIVE)
 	$(call need,IMAGE)
 	@$(RUN) model_code/check_endpoint.py '$(ARCHIVE)' $(IMAGE) $(OWNER) \
+	  $(if $(CLASSPATH),--class-path '$(CLASSPATH)') \
 	  $(if $(HEATMAPS),--heatmaps '$(HEATMAPS)') $(if $(DETAILS),--details)
 
 # ------------------------------------------------------------------ without AWS, with Docker

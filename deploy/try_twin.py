@@ -21,7 +21,7 @@ from deploy.watched_endpoint import WatchedEndpoint, is_missing
 from glassbox.aws.objects import Objects
 from glassbox.aws.replay_key import ReplayKey
 from glassbox.errors import GlassboxError
-from glassbox.explanation.facts import Facts, Refusal, describe_blurred, read_facts
+from glassbox.explanation.facts import Facts, Refusal, describe_answer, describe_blurred, read_facts
 from glassbox.incidents.hook_hello import describe_hook
 from glassbox.incidents.notifications import HOOK_NOT_LOADED
 from glassbox.monitoring.capture import lines, read_request
@@ -148,6 +148,8 @@ def try_twin(
 def _verdict(facts: Facts | Refusal) -> str:
     if isinstance(facts, Refusal):
         return "refused"
+    if facts.answered is not None:
+        return "of another class than answered"
     return "complete" if facts.completeness.complete else "incomplete"
 
 
@@ -161,8 +163,10 @@ def _result(facts: Facts | Refusal, seconds: float) -> str:
         if facts.blurred
         else ""
     )
+    unread = f"; not compared with the response: {facts.not_compared}" if facts.not_compared else ""
     return (
-        f"class {facts.predicted_class} of {facts.model}, {complete}, heat map after {seconds:.0f} s{blurred}"
+        f"{describe_answer(facts.answered)}class {facts.predicted_class} of {facts.model}, {complete}, heat map after "
+        f"{seconds:.0f} s{blurred}{unread}"
     )
 
 

@@ -205,7 +205,8 @@ class Capture:
             recorder.refuse(traced, reason, request.calls[0].name if request.calls else "")
             return
         gradients = recorder.gradients_of(_repeatable(call))
-        recorder.record(gradients, call.images, _input_images(call.images), call.answer, traced)
+        shown, response = _input_images(call.images), request.response or b""
+        recorder.record(gradients, call.images, shown, call.answer, traced, response=response)
 
     def _connected(self, seconds: float) -> TensorRecorder | None:
         with self._lock:

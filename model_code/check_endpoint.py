@@ -39,11 +39,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from PIL import Image, ImageOps
 
-from glassbox.errors import BadInputError, printable
+from glassbox.errors import BadInputError, SettingsError, printable
 from glassbox.explanation import heatmap
+from glassbox.explanation.answers import compare
 from glassbox.explanation.describe import describe, details, warnings
 from glassbox.explanation.fullgrad import Explanation, explain
 from glassbox.explanation.trace_reader import read_index, read_trace
+from glassbox.monitoring.response import ResponseParser
 from glassbox.replay_marker import TRACE, PublicKey, ReplayMarker, write_marker
 from package import HERE, unpacked, write_hook
 
@@ -293,6 +295,7 @@ def check(
     python: str = sys.executable,
     content_type: str = "",
     seconds: float = 300,
+    responses: ResponseParser | None = None,
 ) -> list[Verdict]:
     """Return the verdict on each image.
 
@@ -302,6 +305,7 @@ def check(
         python: the owner's interpreter.
         content_type: of the requests; by default the first that the owner's code accepts.
         seconds: that the model may take to load, and a request with its trace.
+        responses: reads the answers, to compare their classes with the explained ones.
 
     Raises:
         CheckError: the archive, an image or the interpreter cannot be used, or no request is answered.
@@ -321,7 +325,8 @@ def check(
         key = rsa.generate_private_key(65537, 2048)
         hooked = Endpoint(python, folder / "hooked", with_hook(plain, folder, model, key), archive, seconds)
         try:
-            return [_verdict(hooked, s3, key, given, seconds) for given in answers]
+            parser = responses or ResponseParser()
+            return [_verdict(hooked, s3, key, given, seconds, parser) for given in answers]
         finally:
             hooked.close()
 
@@ -437,7 +442,12 @@ def _answers(owner: Endpoint, image: Path, requests: Sequence[tuple[str, bytes]]
 
 
 def _verdict(
-    hooked: Endpoint, s3: LocalS3, key: rsa.RSAPrivateKey, plain: Answers, seconds: float
+    hooked: Endpoint,
+    s3: LocalS3,
+    key: rsa.RSAPrivateKey,
+    plain: Answers,
+    seconds: float,
+    responses: ResponseParser,
 ) -> Verdict:
     """Send the same requests as signed replays, and wait for what each of them uploads."""
     before, logged = len(s3.traces()), len(hooked.logged())
@@ -462,7 +472,8 @@ def _verdict(
         return Verdict(network, None, _in_words(reason), 0, is_same)
     # Between two requests the process computes the trace alone.
     spent = [later.began - earlier.ended for earlier, later in itertools.pairwise(replies[1:])]
-    return Verdict(trace.meta.model, explain(trace)[0], "", median(spent or [0.0]) / plain.seconds, is_same)
+    explanation = compare(explain(trace), trace, responses)[0]
+    return Verdict(trace.meta.model, explanation, "", median(spent or [0.0]) / plain.seconds, is_same)
 
 
 def _wait(hooked: Endpoint, s3: LocalS3, count: int, logged: int, seconds: float) -> bool:
@@ -515,12 +526,16 @@ def main() -> None:
     parser.add_argument("images", type=Path, nargs="+", help="image files")
     parser.add_argument("--python", default=sys.executable, help="the owner's interpreter")
     parser.add_argument("--content-type", default="", help="of the requests (default: tried in turn)")
+    parser.add_argument("--class-path", help="ClassPath of the stack, JMESPath from an answer to its class")
     parser.add_argument("--seconds", type=float, default=300, help="for each answer and its trace")
     parser.add_argument("--heatmaps", type=Path, help="a folder for the heat maps")
     parser.add_argument("--details", action="store_true", help="list the terms")
     given = parser.parse_args()
     try:
-        verdicts = check(given.archive, given.images, given.python, given.content_type, given.seconds)
+        responses = ResponseParser(given.class_path)
+        verdicts = check(
+            given.archive, given.images, given.python, given.content_type, given.seconds, responses
+        )
         for line in report(verdicts, given.images, with_details=given.details):
             print(line, flush=True)
         for image, verdict in zip(given.images, verdicts, strict=True):
@@ -529,7 +544,7 @@ def main() -> None:
                 path = given.heatmaps / f"{image.stem}.png"
                 path.write_bytes(heatmap.render(verdict.explanation))
                 print(f"Heat map: {path}")
-    except (OSError, ValueError, BadInputError, tarfile.TarError) as error:
+    except (OSError, ValueError, BadInputError, SettingsError, tarfile.TarError) as error:
         sys.exit(f"check-endpoint: {' '.join(str(error).split())}")
     sys.exit(any(verdict.explanation is None or not verdict.is_same for verdict in verdicts))
 

@@ -185,6 +185,7 @@ class TensorRecorder:
         logits: Tensor,
         request: Request,
         labels: Sequence[str] | None = None,
+        response: bytes | None = None,
     ) -> None:
         """Queue the trace of an answered request.
 
@@ -198,23 +199,27 @@ class TensorRecorder:
             logits: (N, K), the answer for all samples of the request.
             request: from :meth:`wants`.
             labels: the classes' names.
+            response: the body that another's code made of the answer, empty where it is not seen; None for our code.
         """
         now = f"{self._utcnow():%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
         request = {**request, "time": now, "samples": str(len(logits))}
         input_images = input_images[: len(images)].copy()
         answered = logits[: len(images)].clone()
-        step = partial(self._step, gradients, images, input_images, answered, request, labels)
-        size = input_images.nbytes + images.element_size() * images.nelement()
+        if response is not None and len(response) > names.RESPONSE_BYTES:
+            response = b""
+        step = partial(self._step, gradients, images, input_images, answered, request, labels, response)
+        size = input_images.nbytes + images.element_size() * images.nelement() + len(response or b"")
         wait = REPLAY_SECONDS if names.REPLAY_EVENT_ID in request else 0
         if not self._uploader.put(step, size, wait=wait):
             reason = "the endpoint had too many traces to compute and upload"
             self.refuse(request, reason, gradients.model_name)
 
-    def hello(self, adapter: str) -> None:
+    def hello(self, adapter: str, replays: str = "") -> None:
         """Upload the object that proves that the hook has loaded.
 
         Args:
             adapter: how the requests are read.
+            replays: why no replay is recognised, otherwise empty.
         """
         error = self_test_error()
         self._uploader.hello(
@@ -223,6 +228,7 @@ class TensorRecorder:
                 "python": platform.python_version(),
                 "self_test": "passed" if error is None else f"failed: {error}",
                 "adapter": adapter,
+                "replays": replays[: names.REASON_CHARACTERS],
             }
         )
 
@@ -261,6 +267,7 @@ class TensorRecorder:
         answered: Tensor,
         request: Request,
         labels: Sequence[str] | None,
+        response: bytes | None,
     ) -> dict[str, Array]:
         """Return the tensors of a step; for a replay that cannot be traced, those of a refusal."""
         try:
@@ -285,6 +292,8 @@ class TensorRecorder:
             printable(labels[t], names.CLASS_NAME_CHARACTERS) for t in tensors[names.TARGET].tolist()
         ]
         content = self._meta(request, gradients.model_name, **meta, class_names=class_names)
+        if response is not None:
+            tensors[names.RESPONSE] = np.frombuffer(response, np.uint8)
         return {names.META: content, names.INPUT_IMAGE: input_images, **tensors, **gradients.parameters}
 
     def _samples(
@@ -349,7 +358,8 @@ def connected(
 
     Both use the endpoint's role.
 
-    An endpoint that cannot read the key of the replays raises, because it would answer every replay without a trace.
+    With a model, a key of the replays that cannot be read raises: every replay would be answered without a trace.
+    Without one, where the code is not ours, the hello object gives the reason, and replays count as live traffic.
 
     Args:
         adapter: how the requests are read, for the hello object.
@@ -364,6 +374,12 @@ def connected(
 
     # Short timeouts: while one upload waits, further traces are dropped.
     config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 2})
+    try:
+        replay_key, replays = _replay_key(settings), ""
+    except Exception as error:  # of KMS, the network, the credentials or the key
+        if model is not None:
+            raise
+        replay_key, replays = None, f"{type(error).__name__}: {error}"
     recorder = TensorRecorder(
         model,
         destination,
@@ -372,11 +388,11 @@ def connected(
         trace_form=settings.trace_form,
         clock=time.monotonic,
         utcnow=lambda: datetime.now(timezone.utc),
-        replay_key=_replay_key(settings),
+        replay_key=replay_key,
         blur_test=settings.blur_test,
         trace_memory=settings.trace_memory_mib and settings.trace_memory_mib << 20,
     )
-    recorder.hello(adapter)
+    recorder.hello(adapter, replays)
     return recorder
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class Request:
 
     Attributes:
         body: as the server received it.
-        response: the body of the answer, or None where the server sends something else than one text or bytes.
+        response: the body of the answer, or None where it is not known.
     """
 
     body: bytes
@@ -164,10 +165,11 @@ def _of_handler(data: Any, context: Any) -> Request | None:
     return Request(bytes(body), given.get(ATTRIBUTES), given.get(INFERENCE_ID))
 
 
-def _as_bytes(answer: Any) -> bytes | None:
-    if isinstance(answer, str):
-        return answer.encode()
-    return bytes(answer) if isinstance(answer, (bytes, bytearray)) else None
+def _as_bytes(answer: Any) -> bytes:
+    """Return an answer as TorchServe sends it: text and bytes as they are, other values as JSON."""
+    if isinstance(answer, (bytes, bytearray)):
+        return bytes(answer)
+    return (answer if isinstance(answer, str) else json.dumps(answer)).encode()
 
 
 ADAPTERS: dict[str, Adapter] = {

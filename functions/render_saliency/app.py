@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from glassbox.errors import printable
 from glassbox.explanation.heatmap import PALETTES, PERCEPTUAL
 from glassbox.explanation.render import Rendered, render_step
 from glassbox.incidents.model import HeatmapLimit
+from glassbox.monitoring.counts import ResponsePaths
 from glassbox.queue_message import read_event, read_object
 from glassbox.settings import from_env
 
@@ -28,13 +29,14 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(HeatmapLimit):
+class Settings(ResponsePaths, HeatmapLimit):
     bucket: str
     endpoint_name: str
     incidents_table: str
     palette: str = PERCEPTUAL
 
-    def problems(self) -> Iterable[str]:
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
         if self.palette not in PALETTES:
             yield f"PALETTE={printable(self.palette, 80)!r} must be one of {', '.join(PALETTES)}"
 
@@ -48,6 +50,7 @@ def build() -> Callable[[str], list[Rendered]]:
         endpoint=settings.endpoint_name,
         max_heatmaps=settings.max_heatmaps,
         palette=settings.palette,
+        responses=settings.parser(),
         objects=Objects(boto3.client("s3")),
         incidents=IncidentsTable(boto3.client("dynamodb"), settings.incidents_table),
     )

@@ -176,6 +176,7 @@ def test_every_replay_has_a_complete_heatmap_with_its_second_number(stack, close
         assert facts.completeness.complete, facts.completeness
         assert facts.blurred is not None
         assert facts.model == "Vit"
+        assert (facts.answered, facts.not_compared) == (None, None)
         assert (facts.predicted_class == 3) == (name in ended.flagged)
 
 

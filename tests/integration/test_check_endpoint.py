@@ -167,7 +167,8 @@ class TestOwners:
         assert [case for case, verdict in owners.items() if not verdict.is_same] == []
 
     def test_a_repeat_in_another_precision_is_a_warning(self, owners):
-        (_, warning, same) = report([owners["half"]], [Path("half")], with_details=False)
+        (_, unread, warning, same) = report([owners["half"]], [Path("half")], with_details=False)
+        assert unread.startswith("WARNING: not compared with the response: the response is not")
         assert warning == (
             "WARNING: the sum may miss a part: half: the explained pass returned other logits than the answer"
         )
@@ -251,6 +252,41 @@ def test_a_regression_is_refused(tmp_path, image):
         "Net: not explained: expected scores of at least 2 classes, got 1 output unit. A regression has no class to "
         "explain"
     )
+
+
+# The owner's code answers the second most probable class.
+SECOND = """
+import json
+
+def output_fn(scores, accept):
+    second = scores[0].argsort(descending=True)[1]
+    return json.dumps({"found": {"class": int(second)}, "all": scores[0].tolist()})
+"""
+
+
+def test_another_class_than_the_networks_is_a_warning(tmp_path, image):
+    archive = packed(tmp_path, code__inference=NET + SECOND)
+    done = run(archive, image, "--class-path", "found.class")
+    network = int(re.search(r"explained: class (\d)", done.stdout)[1])
+    found = re.search(
+        r"WARNING: the response gives class (\d), the network (\d)\. The heat map explains the network's class\.",
+        done.stdout,
+    )
+    assert int(found[2]) == network != int(found[1])
+    # The answer is as the owner wants it.
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_path_that_finds_nothing_is_a_warning(tmp_path, image):
+    done = run(packed(tmp_path, code__inference=NET + SECOND), image, "--class-path", "other")
+    assert "WARNING: not compared with the response: CLASS_PATH finds nothing in the response" in done.stdout
+    assert done.returncode == 0
+
+
+def test_an_invalid_path_is_refused(tmp_path, image):
+    done = run(packed(tmp_path, code__inference=NET), image, "--class-path", "[")
+    assert done.stderr.startswith("check-endpoint: CLASS_PATH='[': invalid JMESPath: ")
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_an_answer_of_a_dict_is_sent_as_json(tmp_path, image):

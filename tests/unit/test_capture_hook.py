@@ -15,7 +15,7 @@ import pytest
 import package
 import replays
 from glassbox.explanation.fullgrad import explain
-from glassbox.explanation.trace_format import OTHER_ANSWER, REPLAY_EVENT_ID
+from glassbox.explanation.trace_format import OTHER_ANSWER, REPLAY_EVENT_ID, RESPONSE
 from hook_files import OWNED, traces_in, write_sdk
 
 OWNERS = Path(__file__).parents[1] / "owners.py"
@@ -444,6 +444,10 @@ class TestToolkit:
         (e,) = explain(traces["replayed"])
         assert e.complete
         assert traces["replayed"].meta.request["sha256"] == hashlib.sha256(body).hexdigest()
+
+    def test_the_trace_holds_the_response(self, served):
+        plain, _, traces, _ = served
+        assert traces["replayed"].tensors[RESPONSE].tobytes().decode() == plain.split()[0]
 
     def test_a_live_request_keeps_its_attributes(self, served):
         request = served[2]["live-1"].meta.request

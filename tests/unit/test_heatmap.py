@@ -194,6 +194,17 @@ class TestTexts:
         middle = np.asarray(incomplete)[incomplete.height // 2]
         assert (middle == ALARM).all(1).sum() == 4 * 4
 
+    @pytest.mark.parametrize("total", [8.000001, 7.0])
+    def test_marks_heat_maps_of_another_class_than_the_answered(self, total):
+        other = opened(explanation(answered=25, total=total))
+        assert self.banner(other)
+        warning = "NOT WHAT WAS ANSWERED, the response gives class 25. "
+        verdict = opened(explanation(total=total)).text["Description"]
+        assert other.text["Description"] == warning + verdict
+        assert other.text["answered"] == "25"
+        middle = np.asarray(other)[other.height // 2]
+        assert (middle == ALARM).all(1).sum() == 4 * 4
+
     def test_text_chunks_hold_the_key_facts(self):
         text = opened(explanation()).text
         assert text["Title"] == "75.0%  class 14 · Stop"
@@ -339,7 +350,14 @@ class TestFacts:
             "blurred": None,
             "unplaced_share": 0.125,
             "quadrants": ANY,
+            "answered": None,
+            "not_compared": None,
         }
+
+    @pytest.mark.parametrize("answered", [25, "Yield", None])
+    def test_facts_contain_another_answer(self, answered):
+        found = read_facts(to_json(heatmap.facts(explanation(answered=answered, not_compared="reason"))))
+        assert (found.answered, found.not_compared) == (answered, "reason")
 
     def test_facts_contain_the_probabilities_after_blurring(self):
         facts = to_json(heatmap.facts(explanation(blurred=Blurred(0.125, 0.5))))
@@ -348,7 +366,8 @@ class TestFacts:
 
     def test_reads_facts_without_the_later_entries(self):
         facts = json.loads(to_json(heatmap.facts(explanation())))
-        del facts["blurred"], facts["unplaced_share"], facts["quadrants"]
+        for later in ("blurred", "unplaced_share", "quadrants", "answered", "not_compared"):
+            del facts[later]
         read = read_facts(json.dumps(facts).encode())
         assert (read.blurred, read.unplaced_share, read.quadrants) == (None, None, None)
 

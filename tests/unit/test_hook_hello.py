@@ -62,6 +62,12 @@ def test_processes_that_report_the_same_share_a_line(incident):
     assert second.endswith("self-test failed: self-test of the gradients with torch 2.6.0: gelu: incomplete")
 
 
+def test_a_process_that_recognises_no_replay_gives_the_reason(incident):
+    objects = Written(one=written(1, replays="BadInputError: REPLAY_KEY: expected base64, got another"))
+    (line,) = describe_hook(OPENED, "traffic-signs", "bucket", objects)
+    assert line == f"{LINE}, no replay is recognised: BadInputError: REPLAY_KEY: expected base64, got another"
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{}", b"[1]", b'{"torch": 7}', b"[" * 4096, json.dumps(HELLO | {"torch": "2" * 5000}).encode()],

@@ -108,6 +108,25 @@ def test_shows_every_replay_beside_a_large_batch(incident):
     assert len(shown) == 60
 
 
+def test_names_heat_maps_of_another_class_than_the_answered(incident):
+    objects = FakeObjects(
+        {
+            ("bucket", FOLDER + "event-1.json"): changed(answered=25),
+            ("bucket", FOLDER + "event-1.png"): b"first",
+            ("bucket", FOLDER + "event-2.json"): changed(not_compared="response: <names>"),
+            ("bucket", FOLDER + "event-2.png"): b"second",
+        }
+    )
+    report = write_report(
+        incident, bucket="bucket", objects=objects, counts=Store(), variants=lambda cause: []
+    )
+    assert report.findings == ("2 x class 14, probability 75% to 75%, all complete, 1 NOT WHAT WAS ANSWERED",)
+    page = objects.get("bucket", "incidents/traffic-signs/id/index.html").decode()
+    bad = '<span class="bad">NOT WHAT WAS ANSWERED, the response gives class 25. Complete: completeness error 0.0e+00'
+    assert page.count(bad) == page.count('<span class="bad">') == 1
+    assert "Not compared with the response: response: &lt;names&gt;" in page
+
+
 def test_the_report_is_complete_and_loads_nothing(incident):
     folder = "saliency/traffic-signs/id/"
     objects = FakeObjects(

@@ -29,12 +29,12 @@ import zoo
 from blur_test import blurred_probabilities
 from complete_gradients import complete_gradients
 from glassbox.aws.objects import Objects
-from glassbox.errors import SettingsError
+from glassbox.errors import BadInputError, SettingsError
 from glassbox.explanation import trace_format as names
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_reader import read_index, read_tensors, read_trace
 from glassbox.incidents.hook_hello import Hello
-from recorder import RateLimit, TensorRecorder
+from recorder import RateLimit, Settings, TensorRecorder, connected
 from resnet import ResNet18
 
 pytestmark = [
@@ -311,6 +311,33 @@ class TestTensorRecorder:
         assert first == {"name": "bn1", "type": "BatchNorm2d", "rule": "batch norm", "eps": 1e-5, "map": True}
         assert last == {"name": "fc", "type": "Linear", "rule": "bias", "eps": None, "map": False}
         assert len(meta["terms"]) == 21
+
+    @pytest.mark.parametrize(
+        ("sent", "held"),
+        [
+            (b"[14]", b"[14]"),
+            (b"", b""),
+            (b"x" * names.RESPONSE_BYTES, b"x" * names.RESPONSE_BYTES),
+            (b"x" * (names.RESPONSE_BYTES + 1), b""),
+        ],
+    )
+    def test_trace_holds_the_response_of_anothers_code(self, trace_to, sent, held):
+        bucket, model = Bucket(), ResNet18(num_classes=5, width=4).eval()
+        recorder = trace_to(bucket, model)
+        x = images()
+        recorder.record(
+            recorder.gradients_of(model), x, input_images(), model(x).detach(), REQUEST, response=sent
+        )
+        recorder.close()
+        (index,) = bucket.indexes
+        assert bucket.trace(index).tensors[names.RESPONSE].tobytes() == held
+
+    def test_trace_of_our_code_holds_no_response(self, trace_to):
+        bucket = Bucket()
+        recorder = trace_to(bucket)
+        predict(recorder, images())
+        recorder.close()
+        assert names.RESPONSE not in bucket.trace(bucket.indexes[0]).tensors
 
     def test_trace_holds_the_probabilities_after_blurring(self, trace_to):
         bucket, model, image = Bucket(), ResNet18(num_classes=5, width=4).eval(), images(2)
@@ -1038,3 +1065,32 @@ def test_a_refused_hello_object_is_logged_and_traces_go_on(trace_to, caplog):
     recorder.hello("inference.py")
     assert "no hello object: ConnectionError: no route to S3" in caplog.text
     assert recorder.dropped == 0
+
+
+class TestUnreadableKey:
+    """A key of the replays that is neither base64 nor in KMS."""
+
+    @pytest.fixture(params=["replay_key", "replay_key_arn"])
+    def settings(self, request, monkeypatch):
+        def client(service, **_):
+            if service == "kms":
+                raise ConnectionError("no route to KMS")
+            return self.bucket
+
+        self.bucket = Bucket()
+        monkeypatch.setattr("boto3.client", client)
+        return Settings(**{request.param: "arn:aws:kms:us-east-1:123456789012:key/1"})
+
+    def test_fails_our_own_endpoint(self, settings):
+        with pytest.raises((BadInputError, ConnectionError)):
+            connected(settings, "s3://bucket/tensors/signs", ResNet18(num_classes=5, width=4))
+        assert not self.bucket
+
+    def test_is_in_the_hello_object_of_anothers_endpoint(self, settings):
+        recorder = connected(settings, "s3://bucket/tensors/signs", adapter="ts.service")
+        (content,) = self.bucket.values()
+        assert re.match(
+            r"(BadInputError|ConnectionError): \S", msgspec.json.decode(content, type=Hello).replays
+        )
+        assert names.REPLAY_EVENT_ID not in recorder.wants(b"body", replays.marker(b"body"))
+        recorder.close()

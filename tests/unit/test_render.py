@@ -15,6 +15,7 @@ from glassbox.errors import BadInputError
 from glassbox.explanation.render import render_step
 from glassbox.incidents.events import read_violation
 from glassbox.incidents.model import Incident, State
+from glassbox.monitoring.response import ResponseParser
 
 RUN = "20261123T101512Z-host-1-5f0c9a3e"
 INDEX = f"tensors/traffic-signs/{RUN}/index/000000000/000000000000_worker_0.json"
@@ -58,12 +59,13 @@ def incident(load_event):
     return Incident("traffic-signs", "the-incident", START, State.HOOKED, START, "plain", "hooked", cause)
 
 
-def render(objects, incidents, key=INDEX, max_heatmaps=24):
+def render(objects, incidents, key=INDEX, max_heatmaps=24, class_path=None):
     return render_step(
         key,
         bucket="bucket",
         endpoint="traffic-signs",
         max_heatmaps=max_heatmaps,
+        responses=ResponseParser(class_path),
         objects=objects,
         incidents=incidents,
     )
@@ -268,3 +270,31 @@ def test_writes_a_refusal_to_the_incident_of_its_replay(network, tmp_path, incid
     render(objects, incidents)
     assert names(objects) == {"saliency/traffic-signs/an-earlier-one/event-1.json"}
     assert incidents.current("traffic-signs").refused == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("response", "class_path", "answered"),
+    [(b"[0, 7]", None, [None, 7]), (b'{"found": [7, 7]}', "found", [7, 7]), (b"", None, [None, None])],
+)
+def test_the_facts_name_another_class_of_the_response(network, tmp_path, response, class_path, answered):
+    model, terms = network
+    tensors = traces.reduced(terms, model, request={"sha256": "0" * 64, "samples": "2"})
+    targets = tensors["glassbox/target"].tolist()
+    assert 7 not in targets
+    body = response.replace(b"0", str(targets[0]).encode())
+    tensors["glassbox/response"] = np.frombuffer(body, np.uint8)
+    traces.write_step(tmp_path, tensors)
+    objects = FakeObjects(
+        {
+            ("bucket", f"tensors/traffic-signs/{RUN}/{p.relative_to(tmp_path).as_posix()}"): p.read_bytes()
+            for p in tmp_path.rglob("*")
+            if p.is_file()
+        }
+    )
+    render(objects, FakeIncidents(), class_path=class_path)
+    found = [
+        json.loads(objects.objects["bucket", key]) for key in sorted(names(objects)) if key.endswith(".json")
+    ]
+    by_sample = {facts["sample"]: facts for facts in found}
+    assert [by_sample[i]["answered"] for i in (0, 1)] == answered
+    assert all(bool(facts["not_compared"]) == (not response) for facts in found)

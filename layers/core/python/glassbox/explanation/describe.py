@@ -43,7 +43,14 @@ def details(e: Explanation) -> Iterator[str]:
 
 
 def warnings(e: Explanation) -> Iterator[str]:
-    """Yield a line for each reason why the explanation is not complete."""
+    """Yield a line for each reason why the explanation is not complete, or not of the answer."""
+    if e.answered is not None:
+        yield (
+            f"WARNING: the response gives class {e.answered}, the network {e.target}. The heat map explains the "
+            "network's class."
+        )
+    if e.not_compared:
+        yield f"WARNING: not compared with the response: {e.not_compared}"
     for part in e.unaccounted:
         yield f"WARNING: the sum may miss a part: {part}"
     if not e.complete and not e.unaccounted:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+from glassbox.errors import printable
+
 
 class Completeness(msgspec.Struct, frozen=True):
     """The distance of the terms' sum from the logit, as in fullgrad's ``Explanation``."""
@@ -89,6 +91,8 @@ class Facts(msgspec.Struct, frozen=True):
 
     ``step`` and ``sample`` locate it in its run. ``unplaced_share`` is the part of Σ|terms|, 0 to 1, that has no place
     in the image, such as the terms of a class token: the completeness error includes it, the map does not show it.
+    ``answered`` is the class of the response where it is another than the explained one. ``not_compared`` is the reason
+    why the response was not compared with it. Both are None otherwise, and without a response in the trace.
     """
 
     predicted_class: int
@@ -109,6 +113,8 @@ class Facts(msgspec.Struct, frozen=True):
     unplaced_share: float | None = None
     quadrants: Quadrants | None = None
     """This and ``unplaced_share`` are None in facts of an earlier version."""
+    answered: int | str | None = None
+    not_compared: str | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -126,6 +132,16 @@ def describe_blurred(predicted_class: int, probability: float, blurred: Blurred)
         verb = "falls" if blurred.best < probability else "rises"
         change, random = f"{verb} from {before} to {best}", f"to {random}"
     return f"class {predicted_class} {change} when the best 10 % is blurred; {random} for a random 10 %"
+
+
+def describe_answer(answered: int | str | None) -> str:
+    """Return the warning that the response gives another class, with a space behind it.
+
+    Empty where it does not.
+    """
+    if answered is None:
+        return ""
+    return f"NOT WHAT WAS ANSWERED, the response gives class {printable(str(answered), 64)}. "
 
 
 def to_json(facts: Facts | Refusal) -> bytes:

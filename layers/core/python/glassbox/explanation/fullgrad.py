@@ -90,6 +90,10 @@ class Explanation:
     """None if the endpoint did not measure it."""
     unplaced_share: float = 0.0
     """Σ|terms| without a place in the image / Σ|terms|, 0..1: the part that the map does not show."""
+    answered: int | str | None = None
+    """The class of the response, if it is another than ``target``."""
+    not_compared: str | None = None
+    """Why the response was not compared with ``target``."""
 
     @property
     def top(self) -> list[tuple[int, float]]:

@@ -17,6 +17,7 @@ from glassbox.explanation.facts import (
     ImageSize,
     LayerShare,
     Quadrants,
+    describe_answer,
     describe_blurred,
 )
 from glassbox.explanation.fullgrad import Explanation
@@ -139,6 +140,8 @@ def facts(explanation: Explanation) -> Facts:
         blurred=e.blurred,
         unplaced_share=e.unplaced_share,
         quadrants=_quadrants(e.saliency),
+        answered=e.answered,
+        not_compared=e.not_compared,
     )
 
 
@@ -214,7 +217,8 @@ def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: P
     inner = canvas.width - 2 * margin
     write((margin, scaled(12)), _title(explanation), scaled(25), INK, inner)
     verdict, colour = _verdict(explanation), CALM
-    if not explanation.complete:
+    is_sound = explanation.complete and explanation.answered is None
+    if not is_sound:
         canvas.paste(ALARM, (0, scaled(48), canvas.width, scaled(76)))
         colour = PAPER
     write((margin, scaled(55)), verdict, scaled(14), colour, inner)
@@ -227,7 +231,7 @@ def _page(explanation: Explanation, panels: list[tuple[str, Pixels]], colours: P
     ]
     for i, ((name, pixels), note) in enumerate(zip(panels, notes, strict=True)):
         left = margin + i * (column + margin)
-        if i and not explanation.complete:
+        if i and not is_sound:
             canvas.paste(ALARM, (left - 4, top - 4, left + width + 4, top + height + 4))
         canvas.paste(Image.fromarray(pixels), (left, top))
         write((left, below), name, scaled(14), INK, column)
@@ -266,13 +270,14 @@ def _blurred(explanation: Explanation) -> str:
 def _verdict(explanation: Explanation) -> str:
     error = explanation.relative_error
     found = f"completeness error {error:.1e} of the logit" if error is not None else "the logit is 0"
+    other = describe_answer(explanation.answered)
     if explanation.complete:
         places = explanation.held_places
         held = f", gates held at {places} place{'s' if places > 1 else ''}" if places else ""
-        return f"Complete{held}: {found}"
+        return f"{other}Complete{held}: {found}"
     more = len(explanation.unaccounted) - 1
     because = f" ({explanation.unaccounted[0]}{f', and {more} more' if more else ''})" if more >= 0 else ""
-    return f"INCOMPLETE, do not rely on this map: {found}{because}"
+    return f"{other}INCOMPLETE, do not rely on this map: {found}{because}"
 
 
 def _write(
@@ -327,4 +332,6 @@ def _chunks(explanation: Explanation) -> PngImagePlugin.PngInfo:
         chunks.add_text(name, _printable(str(value)))
     if e.blurred is not None:
         chunks.add_text("blurred", _blurred(e))
+    if e.answered is not None:
+        chunks.add_text("answered", _printable(str(e.answered)))
     return chunks

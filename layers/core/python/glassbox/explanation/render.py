@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from glassbox.errors import BadInputError
 from glassbox.explanation import fullgrad, heatmap, trace_reader
+from glassbox.explanation.answers import compare
 from glassbox.explanation.facts import Refusal, to_json
 from glassbox.explanation.trace_format import REPLAY_EVENT_ID, REPLAY_INCIDENT
 from glassbox.incidents.model import Incident
+from glassbox.monitoring.response import ResponseParser
 from glassbox.ports import IncidentsStore, Objects
 
 _RUN = r"[A-Za-z0-9._=-]{1,128}"
@@ -31,6 +33,7 @@ def render_step(
     endpoint: str,
     max_heatmaps: int,
     palette: str = heatmap.PERCEPTUAL,
+    responses: ResponseParser,
     objects: Objects,
     incidents: IncidentsStore,
 ) -> list[Rendered]:
@@ -47,6 +50,7 @@ def render_step(
         max_heatmaps: an incident with this many heat maps gets no further ones of live traffic. Replays are always
             rendered, at most this many samples of one request.
         palette: one of :data:`glassbox.explanation.heatmap.PALETTES`.
+        responses: reads the endpoint's responses, to mark a heat map of another class than the answered one.
 
     Raises:
         BadInputError: the key is not an index of this endpoint, an object is missing, or a step of live traffic (or
@@ -64,7 +68,7 @@ def render_step(
     incident = _receiving(incidents.current(endpoint), sender)
     folder = f"saliency/{endpoint}/{sender or (incident.id if incident else 'live')}"
     try:
-        explanations = _explain(index, events)[:max_heatmaps]
+        explanations = _explain(index, events, responses)[:max_heatmaps]
     except BadInputError as error:
         if event_id is None:
             raise
@@ -92,11 +96,13 @@ def render_step(
     return rendered
 
 
-def _explain(index: trace_reader.Index, events: bytes) -> list[fullgrad.Explanation]:
+def _explain(
+    index: trace_reader.Index, events: bytes, responses: ResponseParser
+) -> list[fullgrad.Explanation]:
     trace = trace_reader.read_trace(index, events)
     if trace.meta.refused:
         raise BadInputError(f"the endpoint could not trace it: {trace.meta.refused}")
-    return fullgrad.explain(trace)
+    return compare(fullgrad.explain(trace), trace, responses)
 
 
 def _receiving(current: Incident | None, sender: str | None) -> Incident | None:

@@ -11,6 +11,9 @@ tensor                    shape, dtype               content
 ``glassbox/input_image``  (N, H, W, C) uint8         the input image at the model's size, before normalisation
 ``glassbox/logits``       (N, K) float32             the scores before softmax
 ``glassbox/target``       (N,) int64                 the class whose logit was differentiated
+``glassbox/response``     (B,) uint8                 the body of the response; of 0 bytes if it is larger than
+                                                     :data:`RESPONSE_BYTES` or the hook does not see it. Only from
+                                                     endpoints that do not contain our code
 ========================  =========================  =============================================================
 
 The **reduced** form (the default) adds, for the input (named ``input``) and every term t of ``meta["terms"]``:
@@ -63,6 +66,7 @@ VERSION = 5
 # object; the rest is for the records around the tensors.
 STEP_PIXELS = 1 << 22
 STEP_BYTES = 60 << 20
+RESPONSE_BYTES = 1 << 20
 CLASS_NAME_CHARACTERS = 200
 REASON_CHARACTERS = 400  # of ``refused``
 
@@ -75,6 +79,7 @@ META = "glassbox/meta"
 INPUT_IMAGE = "glassbox/input_image"
 LOGITS = "glassbox/logits"
 TARGET = "glassbox/target"
+RESPONSE = "glassbox/response"
 STATS_TENSOR = "glassbox/stats"
 STATS = ("channels", "min_abs", "max_abs", "sum", "sum_abs")
 INPUT = "input"

@@ -19,13 +19,15 @@ _OBJECTS, _BYTES, _CHARACTERS = 20, 4096, 300
 class Hello(msgspec.Struct, frozen=True):
     """The report of one process.
 
-    ``self_test`` is ``passed`` or its error; ``adapter`` names how the process reads requests.
+    ``self_test`` is ``passed`` or its error; ``adapter`` names how the process reads requests; ``replays`` is the
+    reason why it recognises no replay, otherwise empty.
     """
 
     torch: str
     python: str
     self_test: str
     adapter: str
+    replays: str = ""
 
 
 def hello_folder(endpoint: str) -> str:
@@ -68,4 +70,6 @@ def _line(content: bytes) -> str:
     hello = msgspec.json.decode(content, type=Hello)
     torch, python, adapter = (printable(text, 60) for text in (hello.torch, hello.python, hello.adapter))
     test = printable(hello.self_test, _CHARACTERS)
-    return f"Hook: torch {torch}, Python {python}, requests by {adapter}, self-test {test}"
+    replays = printable(hello.replays, _CHARACTERS)
+    unread = f", no replay is recognised: {replays}" if replays else ""
+    return f"Hook: torch {torch}, Python {python}, requests by {adapter}, self-test {test}{unread}"

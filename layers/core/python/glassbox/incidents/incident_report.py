@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from glassbox.errors import BadInputError, printable
-from glassbox.explanation.facts import Facts, Refusal, describe_blurred, read_facts
+from glassbox.explanation.facts import Facts, Refusal, describe_answer, describe_blurred, read_facts
 from glassbox.incidents.diagnosis import DIAGNOSIS_BYTES, Diagnosis, read_diagnosis
 from glassbox.incidents.hook_hello import describe_hook
 from glassbox.incidents.input_image import browser_image
@@ -53,12 +53,18 @@ class Shown:
 
     @property
     def verdict(self) -> str:
-        """Return whether the heat map is complete, and where gates were held."""
+        """Return whether the heat map is of the answered class and complete."""
         found = self.facts.completeness
         error = f": completeness error {found.relative_error:.1e}" if found.relative_error is not None else ""
         held = sum(found.held.values())
         gates = f", gates held at {held} place{'s' if held > 1 else ''}" if held else ""
-        return f"Complete{gates}{error}" if found.complete else f"INCOMPLETE, do not rely on it{error}"
+        verdict = f"Complete{gates}" if found.complete else "INCOMPLETE, do not rely on it"
+        return f"{describe_answer(self.facts.answered)}{verdict}{error}"
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is complete, and explains the class that was answered."""
+        return self.facts.completeness.complete and self.facts.answered is None
 
     @property
     def time(self) -> str:
@@ -211,10 +217,12 @@ def findings(facts: Sequence[Facts]) -> tuple[str, ...]:
     for (number, class_name), found in sorted(by_class.items(), key=lambda item: (-len(item[1]), item[0])):
         probabilities = [fact.probability for fact in found]
         incomplete = sum(not fact.completeness.complete for fact in found)
+        others = sum(fact.answered is not None for fact in found)
         lines.append(
             f"{len(found)} x class {number}{f' ({printable(class_name, 80)})' if class_name else ''}, "
             f"probability {min(probabilities):.0%} to {max(probabilities):.0%}, "
             + (f"{incomplete} INCOMPLETE" if incomplete else "all complete")
+            + (f", {others} NOT WHAT WAS ANSWERED" if others else "")
         )
     return tuple(lines)
 

@@ -32,14 +32,11 @@ _BATCH = 256  # records that are counted together
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResponseSettings:
-    """How captured responses are read, and which of them count."""
+class ResponsePaths:
+    """How responses are read."""
 
     class_path: str | None = None
     confidence_path: str | None = None
-    low_confidence: float | None = setting(None, within=(0, 1))
-    num_classes: int | None = setting(None, within=(1, MAX_CLASSES))
-    shadow_variants: str = ""
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the paths."""
@@ -52,6 +49,15 @@ class ResponseSettings:
     def parser(self) -> ResponseParser:
         """Return a parser of the responses."""
         return ResponseParser(self.class_path, self.confidence_path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseSettings(ResponsePaths):
+    """How captured responses are read, and which of them count."""
+
+    low_confidence: float | None = setting(None, within=(0, 1))
+    num_classes: int | None = setting(None, within=(1, MAX_CLASSES))
+    shadow_variants: str = ""
 
     @property
     def shadows(self) -> frozenset[str]:

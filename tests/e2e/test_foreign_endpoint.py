@@ -4,6 +4,7 @@ The real TorchServe runs the owner's code under SageMaker's toolkit, and the twi
 """
 
 import io
+import os
 import re
 import tarfile
 
@@ -19,6 +20,7 @@ from deploy.try_twin import Sample, read_sample, try_twin
 from deploy.twin import trial
 from deploy.watched_endpoint import read_endpoint
 from glassbox.explanation.facts import Facts, read_facts
+from glassbox.incidents.notifications import HOOK_NOT_LOADED
 from local import pytorch_inference
 from local.waiting import wait_for
 from watching import Inbox, endpoint_state, incident, keys, read_object
@@ -112,24 +114,32 @@ def archive(tmp_path_factory):
         network.head.bias += torch.tensor([0.0, 0, 0, 1, 0]) - network(images).mean(0)
     weights = io.BytesIO()
     torch.save(network.state_dict(), weights)
+    return packed(path, weights.getvalue())
+
+
+def packed(path, weights, **code):
+    """Write the owner's archive; ``code`` are further modules of it."""
     files = {
-        "model.pth": weights.getvalue(),
+        "model.pth": weights,
         "code/network.py": NETWORK.encode(),
         "code/inference.py": INFERENCE.encode(),
     }
-    with tarfile.open(path, "w:gz") as packed:
+    files |= {f"code/{name}.py": text.encode() for name, text in code.items()}
+    with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
-            packed.addfile(entry, io.BytesIO(content))
+            archive.addfile(entry, io.BytesIO(content))
     return path
+
+
+ENVIRONMENT = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "2"}
+PARAMETERS = {"MaxClassShare": "0.5", "MaxFlaggedReplays": "4", "MaxComparisonReplays": "2"}
 
 
 @pytest.fixture(scope="module")
 def stack(archive):
-    environment = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_MODEL_SERVER_WORKERS": "2"}
-    parameters = {"MaxClassShare": "0.5", "MaxFlaggedReplays": "4", "MaxComparisonReplays": "2"}
-    with running_foreign_stack(archive, parameters, environment) as stack:
+    with running_foreign_stack(archive, PARAMETERS, ENVIRONMENT) as stack:
         yield stack
 
 
@@ -240,3 +250,30 @@ def names_of(stack, kind):
     found = getattr(stack.client("sagemaker"), f"list_{kind}s")()
     member = {"endpoint": "Endpoint", "endpoint_config": "EndpointConfig"}[kind]
     return {item[f"{member}Name"] for item in found[f"{member}s"]}
+
+
+@pytest.mark.skipif("GLASSBOX_LONG" not in os.environ, reason="takes minutes; make test-all runs it")
+def test_a_hook_that_does_not_load_is_reported_and_the_endpoint_restored(archive, tmp_path):
+    """An image without boto3: the answers go out, no hello object comes, and the report gives the likely reasons."""
+    with tarfile.open(archive) as given:
+        weights = given.extractfile("model.pth").read()
+    absent = "raise ImportError('no boto3 in this image')"
+    images, _ = signs.dataset(70, seed=3, size=48)
+    with running_foreign_stack(
+        packed(tmp_path / "model.tar.gz", weights, boto3=absent), PARAMETERS, ENVIRONMENT
+    ) as stack:
+        inbox = Inbox(stack)
+        before = [stack.predict(image) for image in images]
+        wait_for(lambda: incident(stack) and incident(stack).state == "HOOKED", 120)
+        during = [stack.predict(image) for image in images[:10]]
+        ended = wait_for(lambda: (now := incident(stack)).state in ("NORMAL", "FAILED") and now, 300)
+        assert endpoint_state(stack) == ("InService", "acme-signs")
+        assert not keys(stack, "tensors/")
+        bucket, _, key = ended.report.removeprefix("s3://").partition("/")
+        page = read_object(stack, key).decode()
+        wait_for(lambda: len(inbox.notifications()) == 2)
+    assert before[:10] == during
+    assert ended.state == "NORMAL"
+    assert len(ended.replays) == 6
+    assert HOOK_NOT_LOADED in "\n".join(ended.timeline)
+    assert page.count("replayed, but the endpoint wrote no readable trace") == 6

@@ -269,7 +269,7 @@ def test_a_hook_that_does_not_load_is_reported_and_the_endpoint_restored(archive
         ended = wait_for(lambda: (now := incident(stack)).state in ("NORMAL", "FAILED") and now, 300)
         assert endpoint_state(stack) == ("InService", "acme-signs")
         assert not keys(stack, "tensors/")
-        bucket, _, key = ended.report.removeprefix("s3://").partition("/")
+        _, _, key = ended.report.removeprefix("s3://").partition("/")
         page = read_object(stack, key).decode()
         wait_for(lambda: len(inbox.notifications()) == 2)
     assert before[:10] == during

@@ -84,6 +84,10 @@ check-endpoint: $(READY) ## try the hook offline on an unchanged endpoint's arch
 	  $(if $(CLASSPATH),--class-path '$(CLASSPATH)') \
 	  $(if $(HEATMAPS),--heatmaps '$(HEATMAPS)') $(if $(DETAILS),--details)
 
+repack: $(READY) ## write an owner's archive that loads the hook by itself (ARCHIVE=model.tar.gz OUT=hooked.tar.gz)
+	$(call need,ARCHIVE)
+	@$(RUN) model_code/repack.py '$(ARCHIVE)' $(if $(OUT),--out '$(OUT)')
+
 # ------------------------------------------------------------------ without AWS, with Docker
 build: .venv-sam/.ready ## run sam build and compile the layers (ARCHITECTURE=arm64 for Graviton)
 	@mkdir -p .build && $(SAM) build $(if $(PYTHON313),,--use-container) --parameter-overrides Architecture=$(ARCHITECTURE) \
@@ -216,5 +220,5 @@ $(READY): $(PINS)
 	@touch $@
 
 .PRECIOUS: .venv-%/.ready
-.PHONY: help demo local test test-all coverage check docs lock simulate fuzz bench bench-causes baseline train check-model check-endpoint build sam sam-test images images-test \
+.PHONY: help demo local test test-all coverage check docs lock simulate fuzz bench bench-causes baseline train check-model check-endpoint repack build sam sam-test images images-test \
         plan deploy twin explain status report open extend abort remove push smoke deploy-test format clean

@@ -99,7 +99,9 @@ def renew_twin(name: str, requested: Overrides, session: boto3.Session) -> None:
     check_no_incident(current, session)
     endpoint = read_endpoint(current.parameters["EndpointName"], session)
     overrides = keep_overrides(requested, current.parameters["HookedConfigName"], endpoint, session)
-    hooks = read_hooks(endpoint, replaced=bool(overrides.members), session=session)
+    hooks = read_hooks(
+        endpoint, replaced=bool(overrides.members), model_data=overrides.model_data, session=session
+    )
     parameters = watching_parameters(endpoint, current.parameters, reacts=True)
     if hooks.paths:  # SageMaker refuses a model whose role may not read the hook
         roles = {"EndpointRoleArns": _both_roles(parameters, current)}

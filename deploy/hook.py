@@ -20,12 +20,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 import package
 from deploy.images import SERVING
 from deploy.watched_endpoint import WatchedEndpoint, container_of
+from repack import PROGRAM
 
 CHANNEL = "glassbox"
 MOUNT = f"/opt/ml/additional-model-data-sources/{CHANNEL}"
 PREFIX = "hook/"  # in the stack's bucket; template.yaml lets the endpoint's roles read it
 MAX_CHANNELS = 5  # SageMaker's limit
 PACKED = "code/recorder.py"  # the file by which an archive is recognised as one that contains the hook
+REPACKED = f"code/{PROGRAM}"
 MAX_ARCHIVE = 2**31  # bytes that are read of an archive, and 8 times as many decompressed
 MAX_IMAGE_CONFIG = 2**20  # bytes
 TIMEOUT_SECONDS = 10.0
@@ -36,21 +38,28 @@ _IMAGE = re.compile(
 
 @dataclass(frozen=True)
 class Hooks:
-    """The models whose twin gets the hook mounted.
+    """The models whose twin does not load the hook by itself.
 
-    ``paths`` has the PYTHONPATH of each one's twin by the model's name. ``notes`` describe what was not read.
+    By the model's name, ``paths`` has the PYTHONPATH of a twin that gets the hook mounted, and ``programs`` the
+    variables of one whose archive is repacked. ``notes`` describe what was not read.
     """
 
     paths: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    programs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def read_hooks(endpoint: WatchedEndpoint, *, replaced: bool, session: boto3.Session) -> Hooks:
-    """Return which models of an endpoint do not contain the hook.
+def read_hooks(
+    endpoint: WatchedEndpoint, *, replaced: bool, model_data: str = "", session: boto3.Session
+) -> Hooks:
+    """Return which models of an endpoint do not load the hook by themselves.
 
     Args:
         replaced: IMAGE or MODEL_DATA replace a part of the twin, which then contains the hook.
+        model_data: MODEL_DATA, or empty.
     """
+    if model_data:
+        return _repacked(endpoint, model_data, session)
     paths, notes = dict[str, str](), list[str]()
     for name, model in {} if replaced else endpoint.models.items():
         container = container_of(model) or {}
@@ -76,18 +85,34 @@ def read_hooks(endpoint: WatchedEndpoint, *, replaced: bool, session: boto3.Sess
                 notes.append(
                     f"image {image}: expected a readable config in ECR, got: {error}. The twin replaces a PYTHONPATH "
                     "of the image, if it has one. Allow ecr:BatchGetImage and ecr:GetDownloadUrlForLayer, or set "
-                    f"PYTHONPATH in the environment of model {name}."
+                    f"PYTHONPATH in the environment of model {name}, or repack the archive (make repack)."
                 )
         paths[name] = f"{MOUNT}:{owner}" if owner else MOUNT
     return Hooks(paths, tuple(notes))
+
+
+def _repacked(endpoint: WatchedEndpoint, model_data: str, session: boto3.Session) -> Hooks:
+    """Return how the twins load the hook from an archive that replaces the endpoint's own."""
+    try:
+        repacked = contains_hook({"ModelDataUrl": model_data}, session.client("s3"), REPACKED)
+    except (ClientError, BotoCoreError, tarfile.TarError, OSError, ValueError) as error:
+        note = f"MODEL_DATA: expected a readable archive, got: {error}. If repack wrote it, the hook will not load."
+        return Hooks(notes=(note,))
+    if not repacked:
+        return Hooks()
+    programs = {}
+    for name, model in endpoint.models.items():
+        owner = (container_of(model) or {}).get("Environment", {}).get("SAGEMAKER_PROGRAM", "inference.py")
+        programs[name] = {"SAGEMAKER_PROGRAM": PROGRAM, "GLASSBOX_PROGRAM": owner}
+    return Hooks(programs=programs)
 
 
 def _repository(image: str) -> str:
     return image.rpartition("/")[2].partition("@")[0].partition(":")[0]
 
 
-def contains_hook(container: Mapping[str, Any], s3: Any) -> bool:
-    """Return whether a container's model data contain the hook.
+def contains_hook(container: Mapping[str, Any], s3: Any, packed: str = PACKED) -> bool:
+    """Return whether a container's model data contain the hook, by one file of it.
 
     A container without model data does not contain it.
 
@@ -102,10 +127,10 @@ def contains_hook(container: Mapping[str, Any], s3: Any) -> bool:
         return False
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if source.get("S3DataType") == "S3Prefix":
-        packed = f"{key.rstrip('/')}/{PACKED}"
+        wanted = f"{key.rstrip('/')}/{packed}"
         return any(
-            item["Key"] == packed
-            for item in s3.list_objects_v2(Bucket=bucket, Prefix=packed).get("Contents", ())
+            item["Key"] == wanted
+            for item in s3.list_objects_v2(Bucket=bucket, Prefix=wanted).get("Contents", ())
         )
     if source.get("CompressionType") == "None":
         return False
@@ -114,7 +139,7 @@ def contains_hook(container: Mapping[str, Any], s3: Any) -> bool:
         raise ValueError(f"{uri}: expected at most {MAX_ARCHIVE} bytes, got {found['ContentLength']}")
     with closing(found["Body"]) as body, tarfile.open(fileobj=body, mode="r|gz") as archive:
         for member in archive:
-            if member.name.removeprefix("./") == PACKED:
+            if member.name.removeprefix("./") == packed:
                 return True
             if member.offset_data + member.size > 8 * MAX_ARCHIVE:
                 raise ValueError(f"{uri}: expected at most {8 * MAX_ARCHIVE} decompressed bytes")

@@ -101,7 +101,9 @@ def make_plan(options: DeployOptions, session: boto3.Session) -> Plan:
     overrides, hooks = options.overrides, NO_HOOKS
     if endpoint and reacts:
         overrides = keep_overrides(overrides, before.get("HookedConfigName", ""), endpoint, session)
-        hooks = read_hooks(endpoint, replaced=bool(overrides.members), session=session)
+        hooks = read_hooks(
+            endpoint, replaced=bool(overrides.members), model_data=overrides.model_data, session=session
+        )
         check_twin(endpoint, options.stack, overrides, session, hooks)
     if endpoint:
         parameters = watching_parameters(endpoint, before, reacts=reacts)

@@ -156,6 +156,7 @@ def create_twin(
     with contextlib.ExitStack() as undo:
         for name, model in endpoint.models.items():
             container, overridden = _hooked(container_of(model) or {}, environment, overrides)
+            container["Environment"] |= hooks.programs.get(name, {})
             if name in hooks.paths:
                 container = with_hook(container, hook, hooks.paths[name])
             member = "PrimaryContainer" if "PrimaryContainer" in model else "Containers"

@@ -85,6 +85,7 @@ def run_next() -> None:
         spec.loader.exec_module(module)
 
 
-if any(name.upper() == "TENSORS_OUTPUT" and value for name, value in os.environ.items()):
-    sys.meta_path.insert(0, AfterTorch())
-run_next()
+if __name__ == "sitecustomize":  # a repacked archive calls load_hook itself
+    if any(name.upper() == "TENSORS_OUTPUT" and value for name, value in os.environ.items()):
+        sys.meta_path.insert(0, AfterTorch())
+    run_next()

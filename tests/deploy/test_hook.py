@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import re
 import tarfile
 import threading
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import package
 from deploy import DeployError
 from deploy.hook import (
     MOUNT,
+    Hooks,
     channel_problem,
     contains_hook,
     delete_hooks,
@@ -144,6 +146,27 @@ def test_the_hook_is_recognised_below_a_prefix(s3):
     assert not contains_hook(container, s3)
     s3.put_object(Bucket=BUCKET, Key="one/code/recorder.py", Body=b"")
     assert contains_hook(container, s3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "program"), [({}, "inference.py"), ({"SAGEMAKER_PROGRAM": "serve.py"}, "serve.py")]
+)
+def test_a_repacked_archive_loads_the_hook_as_its_program(s3, environment, program):
+    uri = put_archive(s3, "model.pth", "code/glassbox_program.py")
+    endpoint = watched({"Image": "acme", "Environment": environment})
+    session = SimpleNamespace(client=lambda name: s3)
+    hooks = read_hooks(endpoint, replaced=True, model_data=uri, session=session)
+    expected = {"SAGEMAKER_PROGRAM": "glassbox_program.py", "GLASSBOX_PROGRAM": program}
+    assert hooks == Hooks(programs={"signs": expected})
+    other = put_archive(s3, "model.pth", "code/recorder.py", key="other")
+    assert read_hooks(endpoint, replaced=True, model_data=other, session=session) == Hooks()
+
+
+def test_an_unreadable_replacement_is_a_note(s3):
+    session, endpoint = SimpleNamespace(client=lambda name: s3), watched({"Image": "acme"})
+    hooks = read_hooks(endpoint, replaced=True, model_data=f"s3://{BUCKET}/absent", session=session)
+    assert (hooks.paths, hooks.programs) == ({}, {})
+    assert re.match(r"MODEL_DATA: expected a readable archive, got: .*NoSuchKey", hooks.notes[0])
 
 
 def test_only_a_foreign_image_without_the_hook_gets_it_mounted(s3):

@@ -310,6 +310,15 @@ def test_create_twin_rolls_back_after_a_refusal(sagemaker, session, watch):
     assert delete_twins("s", session) == ["signs-hooked"]  # the rollback restores the tag too
 
 
+def test_a_repacked_twin_starts_with_its_program(sagemaker, session, watch):
+    program = {"SAGEMAKER_PROGRAM": "glassbox_program.py", "GLASSBOX_PROGRAM": "serve.py"}
+    hooks = Hooks(programs={"Signs": program})
+    create_twin(watch(), "s", "b", "key", session, Overrides(model_data=HOOKED_DATA), hooks)
+    container = twin_of(sagemaker)[0]["PrimaryContainer"]
+    assert container["ModelDataUrl"] == HOOKED_DATA
+    assert program.items() <= container["Environment"].items()
+
+
 # ---------------------------------------------------------------- unsupported endpoints
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import replays
 from glassbox.explanation.fullgrad import explain
 from glassbox.explanation.trace_format import OTHER_ANSWER, REPLAY_EVENT_ID, RESPONSE
 from hook_files import OWNED, traces_in, write_sdk
+from repack import repack
 
 OWNERS = Path(__file__).parents[1] / "owners.py"
 
@@ -376,9 +378,12 @@ for body, headers in json.loads(sys.stdin.read()):
 ATTRIBUTES, INFERENCE_ID = "X-Amzn-SageMaker-Custom-Attributes", "X-Amzn-SageMaker-Inference-Id"
 
 
-@pytest.fixture(scope="module")
-def served(hook, sdk, tmp_path_factory):
-    """The answers without and with the hook, the traces by event id or inference id, and the bodies."""
+@pytest.fixture(scope="module", params=["mounted", "repacked"])
+def served(request, hook, sdk, tmp_path_factory):
+    """The answers without and with the hook, by PYTHONPATH or in the archive, the traces, and a body.
+
+    The traces are by event id or inference id.
+    """
     folder = tmp_path_factory.mktemp("model")
     (folder / "code").mkdir()
     (folder / "code" / "inference.py").write_text(INFERENCE)
@@ -411,14 +416,20 @@ def served(hook, sdk, tmp_path_factory):
 
     code, objects = folder / "code", folder / "objects"
     plain = serve(sdk, code)
-    hooked = serve(
-        hook,
-        sdk,
-        code,
-        TENSORS_OUTPUT="s3://bucket/tensors",
-        REPLAY_KEY=replays.KEY.text,
-        OBJECTS=str(objects),
-    )
+    given = {
+        "TENSORS_OUTPUT": "s3://bucket/tensors",
+        "REPLAY_KEY": replays.KEY.text,
+        "OBJECTS": str(objects),
+    }
+    if request.param == "repacked":
+        with tarfile.open(folder / "model.tar.gz", "w:gz") as archive:
+            archive.add(code, "code")
+        repack(folder / "model.tar.gz", folder / "hooked.tar.gz")
+        with tarfile.open(folder / "hooked.tar.gz") as archive:
+            archive.extractall(folder, filter="data")
+        hooked = serve(sdk, code, **given, SAGEMAKER_PROGRAM="glassbox_program.py")
+    else:
+        hooked = serve(hook, sdk, code, **given)
     assert (plain.returncode, hooked.returncode) == (0, 0), plain.stderr + hooked.stderr
     traces = {
         trace.meta.request.get(REPLAY_EVENT_ID) or trace.meta.request["inference_id"]: trace

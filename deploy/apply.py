@@ -12,6 +12,7 @@ from deploy import DeployError, stack
 from deploy.alarms import check_alarm
 from deploy.hook import Hooks, delete_hooks, read_hooks
 from deploy.incident import OPERATOR, check_no_incident
+from deploy.model_fingerprint import model_fingerprint
 from deploy.model_upload import SAMPLE_WEIGHTS, upload_model
 from deploy.plan import TO_BE_UPLOADED, Plan, kept_lines, watching_parameters
 from deploy.stack import Outputs, Stack
@@ -102,7 +103,10 @@ def renew_twin(name: str, requested: Overrides, session: boto3.Session) -> None:
     hooks = read_hooks(
         endpoint, replaced=bool(overrides.members), model_data=overrides.model_data, session=session
     )
-    parameters = watching_parameters(endpoint, current.parameters, reacts=True)
+    fingerprint, unread = "", ""
+    if current.parameters.get("Reference"):
+        fingerprint, unread = model_fingerprint(endpoint, session)
+    parameters = watching_parameters(endpoint, current.parameters, reacts=True, fingerprint=fingerprint)
     if hooks.paths:  # SageMaker refuses a model whose role may not read the hook
         roles = {"EndpointRoleArns": _both_roles(parameters, current)}
         stack.change_parameters(name, roles, cloudformation)
@@ -110,7 +114,7 @@ def renew_twin(name: str, requested: Overrides, session: boto3.Session) -> None:
     enable_eventbridge(endpoint.bucket, session.client("s3"))
     stack.change_parameters(name, parameters, cloudformation)
     print(f"{endpoint.name} runs {endpoint.config_name}; its hooked twin is {hooked}.")
-    notes = [*kept_lines(requested, overrides), *hooks.notes]
+    notes = [*kept_lines(requested, overrides), *hooks.notes, *([unread] if unread else [])]
     print("".join(f"{line}\n" for line in notes), end="")
     _delete_other_twins(hooked, name, current.outputs.bucket, session)
 

@@ -15,6 +15,7 @@ from deploy import ROOT, DeployError, images, stack
 from deploy.account import account_id, models_bucket, registry
 from deploy.hook import CHANNEL, PREFIX, Hooks, read_hooks
 from deploy.incident import check_no_incident
+from deploy.model_fingerprint import model_fingerprint
 from deploy.model_upload import SAMPLE_WEIGHTS
 from deploy.quotas import quota_lines
 from deploy.stack import Stack
@@ -45,6 +46,7 @@ DERIVED = (  # with ENDPOINT, these parameters follow from the endpoint
     "CapturePrefix",
     "EndpointRoleArns",
     "ModelDataUrl",
+    "ModelFingerprint",
 )
 
 
@@ -106,7 +108,11 @@ def make_plan(options: DeployOptions, session: boto3.Session) -> Plan:
         )
         check_twin(endpoint, options.stack, overrides, session, hooks)
     if endpoint:
-        parameters = watching_parameters(endpoint, before, reacts=reacts)
+        fingerprint = ""
+        if value_of("Reference", template, before | dict(options.parameters)):
+            fingerprint, note = model_fingerprint(endpoint, session)
+            notes += [note] if note else []
+        parameters = watching_parameters(endpoint, before, reacts=reacts, fingerprint=fingerprint)
     else:
         parameters = _own_parameters(options, before, session)
     if monitor := _latest_image(images.MONITOR, before.get("MonitorImage", ""), session):
@@ -192,13 +198,17 @@ def _check_only_watcher(name: str, endpoint: str, cloudformation: Any) -> list[s
 
 
 def watching_parameters(
-    endpoint: WatchedEndpoint, before: Mapping[str, str], *, reacts: bool
+    endpoint: WatchedEndpoint, before: Mapping[str, str], *, reacts: bool, fingerprint: str = ""
 ) -> dict[str, str]:
     """Return the parameters of a stack that watches the endpoint.
 
     An empty value is left out, unless it replaces a value that ``before`` has.
+
+    Args:
+        fingerprint: of the model, see :func:`deploy.model_fingerprint.model_fingerprint`.
     """
     derived = {name: str(value) for name, value in endpoint.parameters.items()}
+    derived["ModelFingerprint"] = fingerprint
     derived["HookedConfigName"] = twin_name(endpoint.config_name) if reacts else ""
     if not reacts:  # nothing writes tensors, so no role needs access to the stack's bucket
         derived["EndpointRoleArns"] = ""

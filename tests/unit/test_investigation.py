@@ -164,6 +164,22 @@ def test_the_reference_is_read_and_a_wrong_one_is_named(incident):
     assert found.missing[0].startswith("the reference cannot be used: s3://bucket/elsewhere.npz: NoSuchKey")
 
 
+@pytest.mark.parametrize(
+    ("of", "endpoints", "refused"),
+    [("a" * 64, "a" * 64, False), ("a" * 64, "b" * 64, True), ("", "b" * 64, False), ("a" * 64, "", False)],
+)
+def test_the_reference_of_another_model_is_refused(incident, of, endpoints, refused):
+    reference = write_reference(make_reference([Sample(image, 3, 0.5) for image in IMAGES], of))
+    objects = FakeObjects({("bucket", FOLDER + "a.jsonl"): capture_file(), ("bucket", "r.npz"): reference})
+    found = run(incident, Endpoint(), objects, reference="s3://bucket/r.npz", model_fingerprint=endpoints)
+    line = (
+        "the reference cannot be used: it is of model aaaaaaaaaaaa, the endpoint's is bbbbbbbbbbbb (sha256). Make one "
+        "of its captures (make baseline)"
+    )
+    assert found.missing[:1] == ((line,) if refused else ())
+    assert bool(found.examples[0].nearest) is not refused
+
+
 def test_captures_without_inputs_are_named(incident):
     found = run(incident, Endpoint(), FakeObjects({("bucket", FOLDER + "a.jsonl"): b""}))
     assert found.requests == 0

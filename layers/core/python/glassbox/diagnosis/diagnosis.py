@@ -31,6 +31,7 @@ SCREENED = 3  # flagged inputs of which every repair is asked first
 FINALISTS = 3  # repairs that are asked about all inputs
 EXAMPLES = 4
 CONFIDENT = 0.5  # probability that an answer needs to count as brought back, without a reference
+NO_REFERENCE = "no reference: set the parameter Reference (make baseline)"
 _STABLE = 0.5  # share of the unchanged flagged inputs that must still give the flagged answer
 _RULED_OUT = 0.02
 _SIDE = 128  # pixels of an example in the report
@@ -146,7 +147,7 @@ def diagnose(
     """
     if window.violation.check == UNREADABLE_SHARE:
         return _responses_changed(window)
-    missing = [] if reference else ["no reference: set the parameter Reference (make baseline)"]
+    missing = [] if reference else [NO_REFERENCE]
     decoded, problems = _decoded(images)
     if problems:
         missing.append(f"{len(problems)} of {len(images)} inputs are not images: {_short(problems[0])}")

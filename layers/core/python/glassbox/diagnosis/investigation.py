@@ -13,7 +13,15 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from glassbox.diagnosis.diagnosis import Answer, InputImage, Limits, StoppedError, Window, diagnose
+from glassbox.diagnosis.diagnosis import (
+    NO_REFERENCE,
+    Answer,
+    InputImage,
+    Limits,
+    StoppedError,
+    Window,
+    diagnose,
+)
 from glassbox.diagnosis.onset import Update, onset, update
 from glassbox.diagnosis.reference import REFERENCE_BYTES, Reference, read_reference
 from glassbox.errors import BadInputError, RetryableError, printable
@@ -38,11 +46,13 @@ class DiagnosisSettings:
         diagnose_minutes: after which it sends no more requests.
         max_repair_requests: requests that it sends.
         reference: S3 URI of the reference, empty without one.
+        model_fingerprint: sha256 of the endpoint's model archive in hex, empty if not known.
     """
 
     diagnose_minutes: float = setting(5.0, within=(1, 10))
     max_repair_requests: int = setting(96, within=(8, 1000))
     reference: str = ""
+    model_fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +71,13 @@ def investigate(incident: Incident, dependencies: InvestigationDependencies) -> 
 
     The key is ``incidents/<endpoint>/<incident>/diagnosis.json``.
 
-    A reference that cannot be read is named in the diagnosis, which then does without.
+    A reference that cannot be read, or is of another model, is named in the diagnosis, which then does without.
 
     Raises:
         RetryableError: S3, KMS or the counts table does not answer. An endpoint that does not ends the questions.
     """
     replays, settings = dependencies.replays, dependencies.settings
-    reference, problem = _reference(settings.reference, replays.captures)
+    reference, problem = _reference(settings, replays.captures)
     inputs = captured_inputs(incident, replays, reference.surprises if reference else None)
     slots = _slots(incident, dependencies)
     first_seen = onset(slots, incident.cause)
@@ -84,21 +94,28 @@ def investigate(incident: Incident, dependencies: InvestigationDependencies) -> 
         diagnosis, history=tuple(str(line) for line in (first_seen, last_update) if line)
     )
     if problem:
-        diagnosis = msgspec.structs.replace(diagnosis, missing=(problem, *diagnosis.missing))
+        others = (line for line in diagnosis.missing if line != NO_REFERENCE)
+        diagnosis = msgspec.structs.replace(diagnosis, missing=(problem, *others))
     key = f"incidents/{incident.endpoint}/{incident.id}/diagnosis.json"
     replays.captures.put(dependencies.bucket, key, write_diagnosis(diagnosis), CONTENT_TYPE)
     return Diagnosed(f"s3://{dependencies.bucket}/{key}", diagnosis.headline)
 
 
-def _reference(uri: str, objects: Objects) -> tuple[Reference | None, str]:
+def _reference(settings: DiagnosisSettings, objects: Objects) -> tuple[Reference | None, str]:
     """Return the reference, or None and why it is missing."""
-    if not uri:
+    if not settings.reference:
         return None, ""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    bucket, _, key = settings.reference.removeprefix("s3://").partition("/")
     try:
-        return read_reference(objects.get(bucket, key, at_most=REFERENCE_BYTES)), ""
+        found = read_reference(objects.get(bucket, key, at_most=REFERENCE_BYTES))
     except BadInputError as error:
         return None, f"the reference cannot be used: {printable(error, 300)}"
+    if found.model and settings.model_fingerprint and found.model != settings.model_fingerprint:
+        return None, (
+            f"the reference cannot be used: it is of model {printable(found.model[:12], 12)}, the endpoint's is "
+            f"{settings.model_fingerprint[:12]} (sha256). Make one of its captures (make baseline)"
+        )
+    return found, ""
 
 
 def _slots(incident: Incident, dependencies: InvestigationDependencies) -> dict[datetime, counts.Counts]:

@@ -12,10 +12,9 @@ from deploy.stack import Outputs, Stack
 from glassbox.aws.events import Events
 from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.errors import GlassboxError
-from glassbox.incidents.events import COMMAND_DETAIL_TYPE
+from glassbox.incidents.events import COMMAND_DETAIL_TYPE, OPERATOR_SOURCE
 from glassbox.incidents.model import Incident, State
 
-OPERATOR = "glassbox.operator"
 MAX_MINUTES = 24 * 60  # of an extension
 CHANGES_ENDPOINT = (State.SWAPPING, State.HOOKED, State.RESTORING)
 
@@ -60,7 +59,7 @@ def send_command(endpoint: str, action: str, session: boto3.Session, **detail: A
     """
     command = {"endpoint": endpoint, "action": action} | detail
     try:
-        Events(session.client("events")).put(OPERATOR, COMMAND_DETAIL_TYPE, command)
+        Events(session.client("events")).put(OPERATOR_SOURCE, COMMAND_DETAIL_TYPE, command)
     except GlassboxError as error:
         raise DeployError(
             f"Endpoint {endpoint}: the command {action!r} was not sent. {error}. Retry."

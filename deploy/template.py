@@ -28,6 +28,7 @@ RESOURCE_NAMES = {  # None: part of another resource, not counted
     "AWS::Events::Rule": "EventBridge rule",
     "AWS::Scheduler::Schedule": "schedule",
     "AWS::CloudWatch::Alarm": "alarm",
+    "AWS::CloudWatch::Dashboard": "dashboard",
     "AWS::DynamoDB::Table": "DynamoDB table",
     "AWS::S3::Bucket": "bucket",
     "AWS::S3::BucketPolicy": None,

@@ -15,6 +15,7 @@ PRICES = {
     "KMS key, a month": 1.0,
     "alarm, a month": 0.10,
     "custom metric, a month": 0.30,
+    "dashboard, a month": 3.0,
     "S3 PUT": 0.005 / 1000,
     "S3 GET": 0.0004 / 1000,
     "SQS request": 0.40e-6,
@@ -27,7 +28,6 @@ PRICES = {
 # metrics of a quiet month: those of an endpoint's variant, and those of the functions that run without an incident
 METRICS_OF_A_VARIANT = 10
 METRICS_OF_THE_STACK = 4
-CLASSES = 43
 PREDICTIONS = 1_000_000
 # of one capture file. SQS: a send, a receive and a delete. Units: one instance, see decisions.md.
 SQS_REQUESTS, WRITE_UNITS, READ_UNITS, LOG_BYTES = 3, 1.1, 5, 2_000
@@ -80,13 +80,17 @@ def _a_month(template: Mapping[str, Any]) -> str:
             "KMS key",
         ),
         ("alarms of an endpoint's stack", always.count(alarm), "alarm"),
-        ("alarms of the monitor job and the diagnosis", sometimes.count(alarm), "alarm"),
+        ("alarms of the monitor job, the diagnosis and the swap", sometimes.count(alarm), "alarm"),
         (
-            "custom metrics without those of classes",
+            "dashboard, of which an account has three free",
+            always.count("AWS::CloudWatch::Dashboard"),
+            "dashboard",
+        ),
+        (
+            "custom metrics (`ClassMetrics` adds one a class)",
             METRICS_OF_A_VARIANT + METRICS_OF_THE_STACK,
             "custom metric",
         ),
-        (f"custom metrics of {CLASSES} classes", CLASSES, "custom metric"),
     ]
     lines = ["## A month", "", "| item | number | USD |", "|---|---|---|"]
     lines += [f"| {name} | {n} | {n * PRICES[f'{what}, a month']:.2f} |" for name, n, what in rows]

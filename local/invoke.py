@@ -37,6 +37,8 @@ EVENTS = {
     "render_saliency": "sqs-tensor-index",
     "restore_endpoint": "sqs-command-abort",
     "diagnose_incident": "sqs-diagnosis",
+    "dashboard_widget": "dashboard-widget",
+    "dashboard_command": "dashboard-command",
 }
 PORT = 4566
 SAMPLE_BUCKET = "amzn-s3-demo-bucket"  # stands for the stack's bucket in events/
@@ -99,16 +101,16 @@ def invoke(stack: Stack, function: str, event: dict[str, Any], *, address: str, 
 def read_event(path: Path, stack: Stack) -> dict[str, Any]:
     """Read an event and replace the sample's bucket, etag and incident by the stack's.
 
-    An EventBridge event is wrapped into an SQS message, as its rule does.
+    An EventBridge event is wrapped into an SQS message, as its rule does. A dashboard calls its functions directly.
 
     Raises:
-        InvokeError: the file is not an event of SQS or EventBridge.
+        InvokeError: the file is not an event of SQS, EventBridge or a dashboard.
     """
     try:
         text = path.read_text().replace(SAMPLE_BUCKET, stack.outputs["Bucket"])
         text = text.replace(SAMPLE_INCIDENT, _incident(stack))
         event: dict[str, Any] = json.loads(text.replace(SAMPLE_ETAG, _etag(stack)))
-        if "Records" in event:
+        if "Records" in event or "widgetContext" in event:
             return event
         [record] = json.loads((SAMPLES / "sqs-capture.json").read_text())["Records"]
         return {"Records": [record | {"body": json.dumps({"detail-type": event["detail-type"], **event})}]}

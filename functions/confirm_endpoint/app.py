@@ -44,6 +44,7 @@ class Settings(IncidentSettings, ReplaySettings):
 @functools.cache
 def build() -> Callable[[datetime], Outcome]:
     settings = from_env(Settings, os.environ)
+    metrics.set_default_dimensions(endpoint=settings.endpoint_name)
     objects = Objects(boto3.client("s3"))
     replays = ReplayDependencies(
         settings=settings,

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -26,11 +26,12 @@ from glassbox.monitoring.count_file import CountingDependencies, CountingSetting
 from glassbox.monitoring.counts import RETENTION
 from glassbox.monitoring.monitor_files import SHARES, file_metrics
 from glassbox.queue_message import event_time, read_event, read_object
-from glassbox.settings import from_env, setting
+from glassbox.settings import from_env, names, setting
 
 logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)  # type: ignore[arg-type]
 # DynamoDB throttles a burst of files: up to 7 attempts with jitter, the last but one at most 31 s after the first.
+MOST_CLASS_METRICS = 20
 RETRIES = Config(retries={"mode": "standard", "total_max_attempts": 7})
 
 
@@ -39,11 +40,22 @@ class Settings(CountingSettings, CaptureFolder):
     counts_table: str
     replay_key_arn: str
     window_hours: int = setting(1, within=(1, 24))
+    class_metrics: str = ""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if len(names(self.class_metrics)) > MOST_CLASS_METRICS:
+            yield f"CLASS_METRICS: expected at most {MOST_CLASS_METRICS} classes, got more"
+
+
+@functools.cache
+def read_settings() -> Settings:
+    return from_env(Settings, os.environ)
 
 
 @functools.cache
 def build() -> CountingDependencies:
-    settings = from_env(Settings, os.environ)
+    settings = read_settings()
     objects = Objects(boto3.client("s3"))
     return CountingDependencies(
         settings=settings,
@@ -62,7 +74,8 @@ def count_and_check(record: SQSRecord) -> None:
     dependencies, event = build(), read_event(record.body)
     counted = count_file(read_object(event), event_time(event), dependencies)
     if counted.new:  # before the checks: a retry after they failed finds nothing new
-        emit(counted.file, file_metrics(counted.counts), {})
+        classes = sorted(names(read_settings().class_metrics))
+        emit(counted.file, file_metrics(counted.counts, classes), {})
     checked = check_file(counted, dependencies)
     shares = {SHARES[v.check]: v.value for v in checked.verdicts if v.value is not None}
     emit(counted.file, {"Violations": len(checked.violations)}, shares)

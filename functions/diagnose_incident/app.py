@@ -45,6 +45,7 @@ class Settings(IncidentSettings, ReplaySettings, DiagnosisSettings):
 @functools.cache
 def build() -> Callable[..., Outcome]:
     settings = from_env(Settings, os.environ)
+    metrics.set_default_dimensions(endpoint=settings.endpoint_name)
     objects = Objects(boto3.client("s3"))
     counts = CountsTable(boto3.client("dynamodb"), settings.counts_table)
     replays = ReplayDependencies(

@@ -44,6 +44,7 @@ class Settings(ResponsePaths, HeatmapLimit):
 @functools.cache
 def build() -> Callable[[str], list[Rendered]]:
     settings = from_env(Settings, os.environ)
+    metrics.set_default_dimensions(endpoint=settings.endpoint_name)
     return functools.partial(
         render_step,
         bucket=settings.bucket,

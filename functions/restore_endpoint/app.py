@@ -25,11 +25,6 @@ logger, tracer, metrics = Logger(), Tracer(), Metrics()
 processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, logger=logger)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(IncidentSettings):
-    endpoint_name: str
-
-
 @dataclass(frozen=True)
 class Dependencies:
     endpoint: str
@@ -38,7 +33,8 @@ class Dependencies:
 
 @functools.cache
 def build() -> Dependencies:
-    settings = from_env(Settings, os.environ)
+    settings = from_env(IncidentSettings, os.environ)
+    metrics.set_default_dimensions(endpoint=settings.endpoint_name)
     return Dependencies(settings.endpoint_name, incident_dependencies(settings, boto3))
 
 

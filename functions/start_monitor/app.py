@@ -28,6 +28,7 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 @functools.cache
 def build() -> Callable[[datetime], Started]:
     settings = from_env(MonitorSettings, os.environ)
+    metrics.set_default_dimensions(endpoint=settings.endpoint_name)
     return functools.partial(
         start_monitor,
         settings=settings,

@@ -55,6 +55,7 @@ class Dependencies:
 @functools.cache
 def build() -> Dependencies:
     settings = from_env(Settings, os.environ)
+    metrics.set_default_dimensions(endpoint=settings.endpoint_name)
     request = None
     if settings.diagnose_queue_url:
         queues = boto3.client("sqs")
@@ -80,7 +81,6 @@ def swap_for(record: SQSRecord) -> None:
         datetime.now(UTC),
         request_diagnosis=dependencies.request_diagnosis,
     )
-    metrics.add_dimension("endpoint", violation.endpoint)
     metrics.add_metric("Violations", MetricUnit.Count, 1)
     metrics.add_metric("EndpointSwaps", MetricUnit.Count, outcome is Outcome.SWAPPING)
     logger.info("violation handled", outcome=outcome, check=violation.check, reason=violation.reason)

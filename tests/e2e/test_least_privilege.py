@@ -98,6 +98,13 @@ def calls(stack):
         lambda: incident(stack) and incident(stack).state == "NORMAL" and len(inbox.notifications()) == 2, 90
     )
 
+    for name, sent in (("DashboardWidget", {}), ("DashboardCommand", {"action": "extend"})):
+        function = stack.resources("AWS::Lambda::Function")[f"{name}Function"]
+        answer = stack.client("lambda").invoke(FunctionName=function, Payload=json.dumps(sent))
+        assert "FunctionError" not in answer, answer["Payload"].read()
+        page = json.loads(answer["Payload"].read())
+        assert ("data:image/webp" if name == "DashboardWidget" else "Sent <b>extend</b>") in page
+
     scheduled = json.dumps({"time": f"{hour + timedelta(hours=1):%Y-%m-%dT%H}:10:00Z"})
     queue = stack.resources("AWS::SQS::Queue")["MonitorQueue"]
     stack.client("sqs").send_message(QueueUrl=queue, MessageBody=scheduled)

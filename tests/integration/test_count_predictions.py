@@ -34,6 +34,7 @@ def aws(monkeypatch):
         "THRESHOLD": "0.5",
         "ENDPOINT_NAME": "traffic-signs",
         "CAPTURE_PREFIX": "capture",
+        "CLASS_METRICS": "3",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # one of its own, forgotten afterwards
@@ -195,7 +196,6 @@ FILE_METRICS = {
     "ForgedMarkers": [1],
     "LowConfidencePredictions": [0],
     "Class3": [40],
-    "ClassOther": [59],
 }
 HOUR_METRICS = {"LargestClassShare": [59 / 99], "UnreadableShare": [0.01]}
 

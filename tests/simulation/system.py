@@ -264,7 +264,7 @@ def _read_request(index, events):
     return json.loads(events)["request"]
 
 
-def _explain(index, events):
+def _explain(index, events, responses):
     from glassbox.errors import BadInputError
 
     trace = json.loads(events)

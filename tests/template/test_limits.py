@@ -159,7 +159,7 @@ def test_functions_and_queues_are_within_the_limits_of_lambda_and_sqs(template):
         assert properties["Timeout"] <= 900, name
         assert 128 <= properties["MemorySize"] <= 10_240, name
         assert len(shared["Layers"]) + len(function["Properties"].get("Layers", [])) <= 5, name
-        for event in properties["Events"].values():
+        for event in properties.get("Events", {}).values():
             assert event["Properties"]["BatchSize"] <= 10, name  # more needs a batching window
             concurrency = event["Properties"].get("ScalingConfig", {"MaximumConcurrency": 2})[
                 "MaximumConcurrency"
@@ -181,7 +181,14 @@ def test_requests_to_sagemaker_are_within_its_api_limits(template, grown):
 def test_names_of_a_long_stack_name_fit(template, grown):
     for name, group in of(template, "AWS::Logs::LogGroup").items():
         assert len(grown(group["Properties"]["LogGroupName"])) <= 512, name
-    own = {"AWS::Logs::LogGroup", "AWS::Serverless::LayerVersion", "AWS::SageMaker::Endpoint"}
+    dashboard = template["Resources"]["Dashboard"]["Properties"]
+    assert len(grown(dashboard["DashboardName"])) <= 255  # people look for it by its name
+    own = {
+        "AWS::Logs::LogGroup",
+        "AWS::Serverless::LayerVersion",
+        "AWS::SageMaker::Endpoint",
+        "AWS::CloudWatch::Dashboard",
+    }
     for name, resource in template["Resources"].items():
         if resource["Type"] not in own:
             kind = resource["Type"].rpartition("::")[2]

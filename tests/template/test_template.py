@@ -40,7 +40,7 @@ def test_every_queue_redrives_and_waits_six_times_its_functions_timeout(template
     fed = {}
     for function in functions(template).values():
         timeout = function["Properties"].get("Timeout", template["Globals"]["Function"]["Timeout"])
-        for event in function["Properties"]["Events"].values():
+        for event in function["Properties"].get("Events", {}).values():
             if event["Type"] == "SQS":
                 assert event["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
                 fed[event["Properties"]["Queue"]["Fn::GetAtt"][0]] = timeout
@@ -67,8 +67,12 @@ def test_counting_has_time_and_memory_for_two_files_and_three_receives(template)
 
 def test_queues_and_functions_have_alarms_with_a_command(template):
     alarms = {}
-    for alarm in resources(template, "AWS::CloudWatch::Alarm").values():
+    of_endpoint = {}
+    for name, alarm in resources(template, "AWS::CloudWatch::Alarm").items():
         properties = alarm["Properties"]
+        if properties["Namespace"] == "Glassbox":
+            of_endpoint[name] = properties
+            continue
         (dimension,) = properties["Dimensions"]
         assert properties["AlarmActions"] == [{"Ref": "Topic"}]
         # no data is not a failure, and no notification follows when an alarm ends
@@ -92,6 +96,18 @@ def test_queues_and_functions_have_alarms_with_a_command(template):
         assert metric == "Errors"
         assert f"aws logs tail ${{{name.removesuffix('Function')}Logs}}" in text
     assert not alarms
+    assert {properties["MetricName"] for properties in of_endpoint.values()} == {
+        "OpenIncidents",
+        "IncompleteExplanations",
+    }
+    for properties in of_endpoint.values():
+        assert properties["AlarmActions"] == [{"Ref": "Topic"}]
+        assert properties["TreatMissingData"] == "notBreaching"
+        assert properties["Dimensions"] == [
+            {"Name": "service", "Value": "glassbox"},
+            {"Name": "endpoint", "Value": {"Ref": "EndpointName"}},
+        ]
+        assert " make " in properties["AlarmDescription"]["Fn::Sub"]
 
 
 def test_every_function_has_a_role_and_a_log_group_of_its_own(template):
@@ -211,7 +227,7 @@ def test_policies_allow_an_endpoint_by_its_name_and_by_its_lower_case_arn(templa
             if re.search(r"sagemaker:\w+Endpoint\b", str(statement["Action"])):
                 assert {named, arn} <= set(resolve(statement["Resource"], EndpointName="Shop", **parameters))
                 seen += 1
-    assert seen == 2 * 8
+    assert seen == 2 * 9
 
 
 def test_layers_are_named_after_the_stack_and_deleted_with_it(template, resolve):
@@ -383,7 +399,11 @@ def test_no_resource_names_a_host_of_one_partition(template):
 
 def test_queue_functions_have_a_maximum_concurrency(template):
     """Concurrency is bounded, because the functions share DynamoDB, SageMaker and the endpoint."""
+    called = {"DashboardWidgetFunction", "DashboardCommandFunction"}  # by a viewer of the dashboard
     for name, function in functions(template).items():
+        assert (name in called) == ("Events" not in function["Properties"]), name
+        if name in called:
+            continue
         (event,) = function["Properties"]["Events"].values()
         scaling = event["Properties"].get("ScalingConfig", {}).get("MaximumConcurrency")
         assert (scaling is None) == (name == "StartMonitorFunction"), name  # called once an hour
@@ -453,12 +473,12 @@ def test_the_plan_names_every_resource_type_of_the_template(template):
             "Diagnose": "true",
         },
     )
-    assert every["Lambda function"] == len(functions(template)) == 7
+    assert every["Lambda function"] == len(functions(template)) == 9
     assert (every["endpoint"], every["SageMaker model"], every["subscription"]) == (1, 2, 1)
     watching = count_resources(
         template, {"TopicKeyArn": "arn:aws:kms:eu-west-1:111122223333:key/k", "Diagnose": "false"}
     )
-    assert watching["Lambda function"] == 5
+    assert watching["Lambda function"] == 7
     assert not {"endpoint", "SageMaker model", "schedule", "subscription"} & set(watching)
     assert (every["KMS key"], watching["KMS key"]) == (2, 1)  # the topic's own, and the replay key
     assert {r["Type"] for r in template["Resources"].values()} == set(RESOURCE_NAMES)

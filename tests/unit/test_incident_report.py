@@ -11,22 +11,14 @@ import pytest
 
 from fakes import FakeObjects
 from glassbox.explanation import heatmap
-from glassbox.explanation.facts import (
-    Blurred,
-    ClassProbability,
-    Completeness,
-    Display,
-    Facts,
-    ImageSize,
-    LayerShare,
-    to_json,
-)
+from glassbox.explanation.facts import Blurred
 from glassbox.incidents import incident_report
 from glassbox.incidents.events import read_violation
 from glassbox.incidents.incident_report import write_report
 from glassbox.incidents.model import Incident, State
 from glassbox.incidents.replay import Input
 from glassbox.monitoring.counts import Counts
+from heatmap_facts import facts
 
 START = datetime(2026, 11, 23, 10, tzinfo=UTC)
 
@@ -55,37 +47,6 @@ def incident(load_event):
         replays=frozenset({"event-1", "event-2"}),
         flagged=frozenset({"event-1"}),
         timeline=("2026-11-23T10:21:05Z opened: <b>not markup</b>",),
-    )
-
-
-def facts(predicted_class, complete=True, blurred=None):
-    return to_json(
-        Facts(
-            predicted_class=predicted_class,
-            class_name=None,
-            probability=0.75,
-            logit=8.0,
-            top=(ClassProbability(predicted_class, 0.75),),
-            completeness=Completeness(
-                complete=complete,
-                logit=8.0,
-                sum=8.0,
-                residual=0.0,
-                relative_error=0.0,
-                sum_abs=9.0,
-                held={},
-                unaccounted=(),
-            ),
-            layers=(LayerShare("input", "input", 8.0, 1.0),),
-            display=Display((1.0, 99.5), 0.0, 1.0),
-            input_image=ImageSize(48, 48, 3),
-            model="ResNet18",
-            trace_form="reduced",
-            step=0,
-            sample=0,
-            request={},
-            blurred=blurred,
-        )
     )
 
 

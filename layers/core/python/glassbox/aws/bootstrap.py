@@ -20,6 +20,7 @@ class IncidentSettings(Limits):
     PLAIN_CONFIG and HOOKED_CONFIG are required unless REACT is false.
     """
 
+    endpoint_name: str
     incidents_table: str
     topic_arn: str
     stack_name: str

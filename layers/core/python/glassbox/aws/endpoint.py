@@ -34,8 +34,13 @@ class SageMakerEndpoint:
                 return EndpointState(DELETED, "", str(error))
             raise _sagemaker_error(error) from error
         failure = printable(answer.get("FailureReason", ""), _FAILURE_CHARACTERS)  # it enters e-mails
+        variants = tuple(variant["VariantName"] for variant in answer.get("ProductionVariants", ()))
         return EndpointState(
-            answer["EndpointStatus"], answer["EndpointConfigName"], failure, answer.get("LastModifiedTime")
+            answer["EndpointStatus"],
+            answer["EndpointConfigName"],
+            failure,
+            answer.get("LastModifiedTime"),
+            variants,
         )
 
     def update(self, name: str, config: str, *, guarded: bool) -> None:

@@ -33,6 +33,7 @@ from glassbox.violation import (
     ViolationDetail,
 )
 
+OPERATOR_SOURCE = "glassbox.operator"
 COMMAND_DETAIL_TYPE = "Glassbox Command"
 
 REASON_CHARACTERS = 2000

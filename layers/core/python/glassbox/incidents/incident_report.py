@@ -25,7 +25,7 @@ HEATMAPS = 60  # in a report
 LIVE = 2  # index in GROUPS
 GROUPS = ("Flagged requests", "For comparison", "Live traffic during the incident")
 _HEATMAP_BYTES = 8 << 20
-_PREVIEW_BYTES = 1 << 18
+PREVIEW_BYTES = 1 << 18
 _BARS = 200  # classes of the chart; with more, the most frequent ones
 _LABELS = 10  # of the chart's axis
 _NAMED_CLASSES = 5  # below the chart
@@ -167,7 +167,7 @@ def _heatmaps(incident: Incident, bucket: str, objects: Objects) -> tuple[list[S
 def _preview(key: str, bucket: str, objects: Objects) -> str:
     """Return the data URI of a heat map's preview, or of the heat map itself, if an earlier version rendered it."""
     try:
-        kind, content = "webp", objects.get(bucket, f"{key}.webp", at_most=_PREVIEW_BYTES)
+        kind, content = "webp", objects.get(bucket, f"{key}.webp", at_most=PREVIEW_BYTES)
     except BadInputError:
         kind, content = "png", objects.get(bucket, f"{key}.png", at_most=_HEATMAP_BYTES)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

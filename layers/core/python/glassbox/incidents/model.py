@@ -249,12 +249,14 @@ class EndpointState:
     Attributes:
         failure: why its last update failed.
         modified: when it was created, updated or scaled last; None if that is not known.
+        variants: names of its production variants.
     """
 
     status: str
     config: str
     failure: str = ""
     modified: datetime | None = field(default=None, compare=False)
+    variants: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

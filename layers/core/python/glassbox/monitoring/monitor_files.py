@@ -5,8 +5,7 @@ SageMaker developer guide, "Schema for statistics", "Schema for constraints" and
 
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from glassbox.monitoring.checks import CLASS_SHARE, DRIFT, LOW_CONFIDENCE_SHARE, UNREADABLE_SHARE, Verdict
@@ -17,7 +16,6 @@ from glassbox.timestamps import format_timestamp
 CLASS_FEATURE, CONFIDENCE_FEATURE = "PredictedClass", "Confidence"
 
 # Classes with their own CloudWatch metric; all others count as ClassOther.
-METRIC_CLASSES = 80
 SHARES = {
     CLASS_SHARE: "LargestClassShare",
     LOW_CONFIDENCE_SHARE: "LowConfidenceShare",
@@ -186,21 +184,21 @@ def by_class(classes: Mapping[PredictedClass, int]) -> list[tuple[PredictedClass
     return sorted(classes.items(), key=lambda item: (isinstance(item[0], str), item[0]))
 
 
-def file_metrics(counts: Counts) -> dict[str, int]:
-    """Return the counts of a capture file as CloudWatch metrics of bounded number."""
-    metrics = Counter(
-        {
-            "Predictions": counts.sample_size,
-            "UnreadableRecords": counts.unreadable,
-            "ReplayedRecords": counts.replayed,
-            "ForgedMarkers": counts.forged,
-            "LowConfidencePredictions": counts.low_confidence,
-        }
-    )
-    for predicted_class, count in counts.classes.items():
-        own = isinstance(predicted_class, int) and predicted_class < METRIC_CLASSES
-        metrics[f"Class{predicted_class}" if own else "ClassOther"] += count
-    return dict(metrics)
+def file_metrics(counts: Counts, classes: Collection[str] = ()) -> dict[str, int]:
+    """Return the counts of a capture file as CloudWatch metrics.
+
+    Args:
+        classes: that have a metric of their own, because each custom metric costs.
+    """
+    metrics = {
+        "Predictions": counts.sample_size,
+        "UnreadableRecords": counts.unreadable,
+        "ReplayedRecords": counts.replayed,
+        "ForgedMarkers": counts.forged,
+        "LowConfidencePredictions": counts.low_confidence,
+    }
+    found = {str(predicted_class): count for predicted_class, count in counts.classes.items()}
+    return metrics | {f"Class{name}": found.get(name, 0) for name in classes}
 
 
 def to_json(document: Mapping[str, Any]) -> bytes:

@@ -160,6 +160,15 @@ extend: .venv-deploy/.ready ## keep the hooked model for MINUTES=30 from now (ST
 abort: .venv-deploy/.ready ## restore the endpoint now and end the incident (STACK)
 	@$(DEPLOY) abort --stack '$(STACK)'
 
+pause: .venv-deploy/.ready ## open no incident for MINUTES=30 from now, for load tests and deployments (STACK)
+	@$(DEPLOY) pause --stack '$(STACK)' $(if $(MINUTES),--minutes '$(MINUTES)')
+
+resume: .venv-deploy/.ready ## end a pause (STACK)
+	@$(DEPLOY) resume --stack '$(STACK)'
+
+drill: .venv-deploy/.ready ## send one message, marked as a drill, to all who get the notifications (STACK)
+	@$(DEPLOY) drill --stack '$(STACK)'
+
 remove: .venv-deploy/.ready ## delete the stack and the twin; restore the endpoint first if an incident is open (STACK; YES=1 does not ask)
 	@$(DEPLOY) remove --stack '$(STACK)' $(if $(YES),--yes)
 
@@ -221,4 +230,4 @@ $(READY): $(PINS)
 
 .PRECIOUS: .venv-%/.ready
 .PHONY: help demo local test test-all coverage check docs lock simulate fuzz bench bench-causes baseline train check-model check-endpoint repack build sam sam-test images images-test \
-        plan deploy twin explain status report open extend abort remove push smoke deploy-test format clean
+        plan deploy twin explain status report open extend abort pause resume drill remove push smoke deploy-test format clean

@@ -18,7 +18,7 @@ from deploy import ROOT, DeployError, images, stack
 from deploy.apply import apply, check_reacts, renew_twin
 from deploy.check import CheckOptions, check_lines
 from deploy.explain import explain as explain_image
-from deploy.incident import current_incident, minutes, send_command
+from deploy.incident import aws_command, current_incident, minutes, send_command
 from deploy.plan import DeployOptions, make_plan
 from deploy.remove import removal_line
 from deploy.remove import remove as remove_stack
@@ -108,6 +108,21 @@ def abort(arguments: argparse.Namespace, session: boto3.Session) -> None:
     _command(arguments, session, "abort")
 
 
+def pause(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Open no incident for some minutes from now."""
+    _command(arguments, session, "pause", minutes=arguments.minutes)
+
+
+def resume(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """End a pause."""
+    _command(arguments, session, "resume")
+
+
+def drill(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Send one message, marked as a drill, to all who get the notifications."""
+    _command(arguments, session, "drill")
+
+
 def _command(arguments: argparse.Namespace, session: boto3.Session, action: str, **detail: object) -> None:
     """Send an operator's command, unless it could not change an incident."""
     current = stack.existing(arguments.stack, session.client("cloudformation"))
@@ -116,8 +131,9 @@ def _command(arguments: argparse.Namespace, session: boto3.Session, action: str,
     is_open = incident is not None and incident.is_open
     if action == "open" and is_open:
         raise DeployError(f"Endpoint {outputs.endpoint_name}: expected no open incident, got {incident.id}.")  # type: ignore[union-attr]
-    if action != "open" and not is_open:
+    if action in ("extend", "abort") and not is_open:
         raise DeployError(f"Endpoint {outputs.endpoint_name}: expected an open incident, got none.")
+    print(f"The same without make:\n  {aws_command(outputs.endpoint_name, action, **detail)}")
     send_command(outputs.endpoint_name, action, session, **detail)
     print(f"Sent {action!r} for endpoint {outputs.endpoint_name}. make status shows what it did.")
 
@@ -145,6 +161,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, boto3.Session], None]] = {
     "open": open_incident,
     "extend": extend,
     "abort": abort,
+    "pause": pause,
+    "resume": resume,
+    "drill": drill,
     "remove": remove,
     "push": push,
 }
@@ -197,7 +216,7 @@ def _add_options(one: argparse.ArgumentParser, name: str) -> None:
         one.add_argument("--endpoint", default="", help="endpoint of the stack, as a check")
     if name == "open":
         one.add_argument("--reason", default="", help="text of the incident's cause")
-    if name == "extend":
+    if name in ("extend", "pause"):
         one.add_argument("--minutes", type=minutes, default=30, help="from now (default: 30)")
     if name in ("deploy", "explain", "remove"):
         one.add_argument("--yes", action="store_true", help="skip the question")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 from typing import Any
 
 import boto3
@@ -49,6 +51,13 @@ def minutes(text: str) -> int:
             f"MINUTES: expected a whole number from 1 to {MAX_MINUTES}, got {text!r}"
         )
     return int(text)
+
+
+def aws_command(endpoint: str, action: str, **detail: Any) -> str:
+    """Return the command of the AWS CLI that sends an operator's command."""
+    text = json.dumps({"endpoint": endpoint, "action": action} | detail)
+    entry = {"Source": OPERATOR_SOURCE, "DetailType": COMMAND_DETAIL_TYPE, "Detail": text}
+    return f"aws events put-events --entries {shlex.quote(json.dumps([entry]))}"
 
 
 def send_command(endpoint: str, action: str, session: boto3.Session, **detail: Any) -> None:

@@ -15,6 +15,7 @@ from deploy.incident import current_incident
 from deploy.stack import Outputs, Stack
 from glassbox.aws.counts_table import CountsTable
 from glassbox.aws.endpoint import SageMakerEndpoint
+from glassbox.aws.incidents_table import IncidentsTable
 from glassbox.errors import printable
 from glassbox.incidents.model import DELETED, EndpointState, Incident
 from glassbox.monitoring.counts import SLOT, Window, slot_start, total
@@ -34,6 +35,11 @@ def status_lines(stack: Stack, session: boto3.Session, now: datetime) -> Iterato
     live = SageMakerEndpoint(sagemaker).describe(outputs.endpoint_name)
     yield f"Endpoint {outputs.endpoint_name}: {_serves(live, outputs)}"
     yield from _incident_lines(current_incident(outputs, session))
+    paused = IncidentsTable(session.client("dynamodb"), outputs.incidents_table).paused_until(
+        outputs.endpoint_name
+    )
+    if paused and now < paused:
+        yield f"Paused until {paused:%Y-%m-%d %H:%M} UTC: a violation opens no incident (make resume ends it)"
     if live.status != DELETED:
         variants = sagemaker.describe_endpoint(EndpointName=outputs.endpoint_name)["ProductionVariants"]
         names = [variant["VariantName"] for variant in variants]

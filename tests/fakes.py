@@ -82,6 +82,7 @@ class FakeEndpoint:
 class FakeIncidents:
     def __init__(self):
         self.items, self.closed, self.seen, self.claimed = {}, {}, set(), {}
+        self.pauses = {}
         self.meanwhile = []  # concurrent updates: one before each of the next writes
 
     def current(self, endpoint):
@@ -131,15 +132,22 @@ class FakeIncidents:
             if len(held) < most or value in (items[key].replays or ()):
                 items[key] = replace(items[key], **{to: held | {value}})
 
-    def record_config_report(self, endpoint, config):
-        self.seen.add((endpoint, config))
+    def record_report(self, endpoint, what):
+        self.seen.add((endpoint, what))
 
-    def claim_config_report(self, endpoint, config, at, stale):
-        key = endpoint, config
+    def claim_report(self, endpoint, what, at, stale):
+        key = endpoint, what
         if key in self.seen or self.claimed.get(key, stale) > stale:
             return False
         self.claimed[key] = at
         return True
+
+    def pause(self, endpoint, until, at):
+        if endpoint not in self.pauses or self.pauses[endpoint][1] <= at:
+            self.pauses[endpoint] = until, at
+
+    def paused_until(self, endpoint):
+        return self.pauses[endpoint][0] if endpoint in self.pauses else None
 
 
 class FakeNotices:

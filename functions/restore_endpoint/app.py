@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,9 +16,11 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from glassbox.aws.bootstrap import IncidentSettings, incident_dependencies
-from glassbox.incidents.events import COMMAND_DETAIL_TYPE, read_command
+from glassbox.aws.endpoint import SageMakerEndpoint
+from glassbox.incidents.commands import handle_command
+from glassbox.incidents.events import OPERATOR_SOURCE
 from glassbox.incidents.model import Outcome
-from glassbox.incidents.workflow import IncidentDependencies, apply_command, restore
+from glassbox.incidents.workflow import IncidentDependencies, restore
 from glassbox.queue_message import read_event
 from glassbox.settings import from_env
 
@@ -29,21 +32,28 @@ processor = BatchProcessor(EventType.SQS, raise_on_entire_batch_failure=False, l
 class Dependencies:
     endpoint: str
     incidents: IncidentDependencies
+    exists: Callable[[str], bool]
 
 
 @functools.cache
 def build() -> Dependencies:
     settings = from_env(IncidentSettings, os.environ)
     metrics.set_default_dimensions(endpoint=settings.endpoint_name)
-    return Dependencies(settings.endpoint_name, incident_dependencies(settings, boto3))
+    incidents = incident_dependencies(settings, boto3)
+    return Dependencies(
+        settings.endpoint_name, incidents, SageMakerEndpoint(boto3.client("sagemaker")).exists
+    )
 
 
 @tracer.capture_method(capture_response=False)
 def restore_for(record: SQSRecord) -> None:
     dependencies = build()
     event, now = read_event(record.body), datetime.now(UTC)
-    if event.get("detail-type") == COMMAND_DETAIL_TYPE:
-        logger.info("command", outcome=apply_command(read_command(event), dependencies.incidents, now))
+    if event.get("source") == OPERATOR_SOURCE:
+        outcome = handle_command(
+            event, dependencies.endpoint, dependencies.incidents, now, exists=dependencies.exists
+        )
+        logger.info("command", outcome=outcome)
     outcome = restore(dependencies.endpoint, dependencies.incidents, now)
     metrics.add_metric("Restores", MetricUnit.Count, outcome is Outcome.RESTORING)
     logger.info("restore", outcome=outcome)

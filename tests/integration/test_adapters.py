@@ -275,22 +275,35 @@ def test_closed_incident_accepts_writes_and_its_copy_does_not(incidents):
 
 
 def test_a_reported_config_is_never_claimed_again(incidents):
-    incidents.record_config_report("traffic-signs", "new")
-    incidents.record_config_report("traffic-signs", "new")
-    assert not incidents.claim_config_report("traffic-signs", "new", AT, AT - timedelta(days=9))
-    assert not incidents.claim_config_report("traffic-signs", "new", AT, AT + timedelta(days=9))
-    assert incidents.claim_config_report("traffic-signs", "newer", AT, AT)
-    assert incidents.claim_config_report("another", "new", AT, AT)
+    incidents.record_report("traffic-signs", "new")
+    incidents.record_report("traffic-signs", "new")
+    assert not incidents.claim_report("traffic-signs", "new", AT, AT - timedelta(days=9))
+    assert not incidents.claim_report("traffic-signs", "new", AT, AT + timedelta(days=9))
+    assert incidents.claim_report("traffic-signs", "newer", AT, AT)
+    assert incidents.claim_report("another", "new", AT, AT)
 
 
 def test_one_invocation_claims_the_report_of_a_config_and_another_takes_over_a_stale_claim(incidents):
     minute = timedelta(minutes=1)
-    assert incidents.claim_config_report("traffic-signs", "new", AT, AT - minute)
-    assert not incidents.claim_config_report("traffic-signs", "new", AT + minute / 2, AT - minute / 2)
-    assert incidents.claim_config_report("traffic-signs", "new", AT + minute, AT)
-    assert not incidents.claim_config_report("traffic-signs", "new", AT + minute, AT)
-    incidents.record_config_report("traffic-signs", "new")
-    assert not incidents.claim_config_report("traffic-signs", "new", AT + 9 * minute, AT + 8 * minute)
+    assert incidents.claim_report("traffic-signs", "new", AT, AT - minute)
+    assert not incidents.claim_report("traffic-signs", "new", AT + minute / 2, AT - minute / 2)
+    assert incidents.claim_report("traffic-signs", "new", AT + minute, AT)
+    assert not incidents.claim_report("traffic-signs", "new", AT + minute, AT)
+    incidents.record_report("traffic-signs", "new")
+    assert not incidents.claim_report("traffic-signs", "new", AT + 9 * minute, AT + 8 * minute)
+
+
+def test_the_last_command_decides_about_a_pause(incidents):
+    hour, minute = timedelta(hours=1), timedelta(minutes=1)
+    assert incidents.paused_until("traffic-signs") is None
+    incidents.pause("traffic-signs", AT + hour, AT)
+    assert incidents.paused_until("traffic-signs") == AT + hour
+    incidents.pause("traffic-signs", AT + minute, AT + minute)  # resumed
+    incidents.pause("traffic-signs", AT + hour, AT)  # the first command again
+    assert incidents.paused_until("traffic-signs") == AT + minute
+    assert incidents.paused_until("another") is None
+    assert incidents.current("traffic-signs") is None
+    assert list(incidents.past("traffic-signs", AT)) == []
 
 
 @pytest.fixture(params=["fake", "s3", "simulated"])

@@ -50,7 +50,7 @@ def rules_for(template, resolve):
         ("heatmap-created", set()),
         ("heatmap-facts-created", {"HeatmapRule"}),
         ("endpoint-in-service", {"EndpointStateRule"}),
-        ("command-open", {"OpenRule"}),
+        ("command-open", {"OpenRule", "CommandRule"}),
         ("command-extend", {"CommandRule"}),
         ("command-abort", {"CommandRule"}),
     ],
@@ -123,12 +123,10 @@ NEAR_MISSES = [
         "detail/object/key",
         "old/capture/traffic-signs/AllTraffic/2026/11/23/10/a.jsonl",
     ),
-    # state, heat map and command of another endpoint; an unknown command
+    # state and heat map of another endpoint
     ("endpoint-in-service", "detail/EndpointName", "traffic-signs-2"),
     ("endpoint-in-service", "detail-type", "SageMaker Endpoint Deployment State Change"),
     ("heatmap-facts-created", "detail/object/key", "saliency/traffic-signs-2/live/a.json"),
-    ("command-abort", "detail/endpoint", "traffic-signs-2"),
-    ("command-abort", "detail/action", "delete"),
     ("command-open", "source", "glassbox"),
     # another bucket; the other objects of the step
     ("tensor-index-created", "detail/bucket/name", "amzn-s3-demo-bucket1"),
@@ -167,6 +165,20 @@ def test_captures_of_an_existing_endpoint_match_in_its_bucket(rules_for, load_ev
     event = edited(load_event("capture-object-created"), "detail/bucket/name", bucket)
     event = edited(event, "detail/object/key", f"{folder}/AllTraffic/2026/11/23/10/a.jsonl")
     assert rules_for(event, **watching) == rules
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("detail/endpoint", "traffic-sings"),
+        ("detail/action", "abrot"),
+        ("detail", {}),
+        ("detail-type", "Command"),
+    ],
+)
+def test_a_command_with_a_mistake_reaches_the_function_that_answers_it(rules_for, load_event, path, value):
+    assert rules_for(edited(load_event("command-abort"), path, value)) == {"CommandRule"}
+    assert rules_for(edited(load_event("command-open"), path, value)) == {"CommandRule"}
 
 
 @pytest.mark.parametrize(("name", "path", "value"), NEAR_MISSES)

@@ -145,6 +145,7 @@ def test_no_policy_allows_whole_services_or_all_resources(template):
         "xray:PutTelemetryRecords",
         "ecr:GetAuthorizationToken",
         "cloudwatch:PutMetricData",
+        "sagemaker:ListEndpoints",
         "ec2:DescribeDhcpOptions",
         "ec2:DescribeNetworkInterfaces",
         "ec2:DescribeSecurityGroups",

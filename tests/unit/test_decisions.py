@@ -635,7 +635,7 @@ def test_only_a_hooked_or_an_aborted_failed_incident_is_restorable(state, aborte
 
 @pytest.mark.parametrize("state", State)
 def test_an_abort_is_recorded_in_every_open_incident(state):
-    decision = decisions.decide_command(incident(state), Command("traffic-signs", "abort", NOW), at(NOW))
+    decision = decisions.decide_command(incident(state), Command("traffic-signs", "abort", NOW, NOW), at(NOW))
     assert decision.incident.aborted is (state is not State.NORMAL)
     assert decision.outcome is (Outcome.NO_INCIDENT if state is State.NORMAL else Outcome.ABORT)
     assert decision.incident.state is state
@@ -644,7 +644,7 @@ def test_an_abort_is_recorded_in_every_open_incident(state):
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize(("until", "kept"), [(-SECOND, timedelta(0)), (SECOND, SECOND)])
 def test_an_extension_only_lengthens_and_only_what_still_runs(state, until, kept):
-    command = Command("traffic-signs", "extend", NOW + until)
+    command = Command("traffic-signs", "extend", NOW + until, NOW)
     decision = decisions.decide_command(incident(state, keep_hooked_until=NOW), command, at(NOW))
     if state in (State.SWAPPING, State.HOOKED, State.WATCHING):
         assert decision.outcome is Outcome.EXTEND

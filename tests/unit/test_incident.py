@@ -615,7 +615,7 @@ def test_a_command_between_read_and_write_is_applied(world, violation, load_even
 def test_raises_retryable_after_repeated_conflicts(world, violation):
     world.swap(violation)
     world.endpoint.settle()
-    extend = Command("traffic-signs", "extend", world.now)
+    extend = Command("traffic-signs", "extend", world.now, world.now)
     world.incidents.meanwhile = [
         lambda: world.apply(extend),
         lambda: None,
@@ -811,7 +811,7 @@ def test_a_shorter_extension_does_not_replace_a_longer_one(world, violation):
     world.confirm()
     far, near = world.now + timedelta(minutes=90), world.now + timedelta(minutes=30)
     for until in (far, near):
-        assert world.apply(Command("traffic-signs", "extend", until)) == Outcome.EXTEND
+        assert world.apply(Command("traffic-signs", "extend", until, world.now)) == Outcome.EXTEND
     assert world.incident.keep_hooked_until == far
     world.later(89)
     assert world.restore() == Outcome.WAITING
@@ -1116,7 +1116,7 @@ def test_bounds_related_violations_and_the_timeline(world, violation):
         other = replace(following(violation, n / 1000, "drift"), reason="x" * 2000)
         assert world.swap(other) == Outcome.JOINED
         until = world.now + timedelta(minutes=n)
-        assert world.apply(Command("traffic-signs", "extend", until)) == Outcome.EXTEND
+        assert world.apply(Command("traffic-signs", "extend", until, world.now)) == Outcome.EXTEND
     assert len(world.incident.related_violations) == RELATED_KEPT
     assert max(len(related.reason) for related in world.incident.related_violations) <= 400
     lines = world.incident.timeline
@@ -1147,6 +1147,9 @@ def test_every_notification_fits_sns_and_has_its_own_headline(violation):
         "another violation, no inci",
         "a new config is live, its ",
         "on the hooked model withou",
+        "violation while paused, no",
+        "DRILL, no violation",
+        "command not understood, no",
         "aborted by an operator",
         "violation, NOT swapped: un",
         "incident closed: a new con",

@@ -42,7 +42,7 @@ def restored(world, violation):
 def aborted(world, violation):
     world.endpoint.live = EndpointState("Updating", "plain")
     world.swap(violation)
-    world.apply(Command("traffic-signs", "abort", world.now))
+    world.apply(Command("traffic-signs", "abort", world.now, world.now))
 
 
 def full(world, violation):
@@ -161,7 +161,7 @@ def test_a_notification_costs_at_most_two_writes(violation, kind):
     lead, sender = KINDS[kind]
     lead(world, violation)
     writes, at_publish = [], []
-    for name in ("save", "record_config_report", "claim_config_report"):
+    for name in ("save", "record_report", "claim_report"):
         write = getattr(world.incidents, name)
         setattr(world.incidents, name, lambda *a, write=write, name=name: (writes.append(name), write(*a))[1])
     publish = world.notices.publish
@@ -192,7 +192,7 @@ def test_sends_a_second_failure_while_the_first_is_being_sent(violation):
 
     def interrupted(notice):
         world.notices.publish = publish
-        world.apply(Command("traffic-signs", "abort", world.now))
+        world.apply(Command("traffic-signs", "abort", world.now, world.now))
         world.restore()
         publish(notice)
 

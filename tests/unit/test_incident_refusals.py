@@ -71,7 +71,7 @@ def test_recovers_from_a_call_that_is_refused_for_a_day(violation, call, error, 
             assert len(world.endpoint.updates) == updates  # no update without DescribeEndpoint
 
     # an abort is answered unless the table is refused
-    abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15))
+    abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15), world.now)
     if call in TABLE:
         with pytest.raises(GlassboxError) if call == "current" else _either():
             world.apply(abort)
@@ -106,7 +106,7 @@ def test_an_abort_while_a_call_is_refused_restores_the_endpoint_or_notifies(viol
     world = World()
     reach(world, violation, "it is hooked")
     world.refuse(call, error)
-    abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15))
+    abort = Command("traffic-signs", "abort", world.now + timedelta(minutes=15), world.now)
     assert world.apply(abort) == Outcome.ABORT
     world.tick(violation, 3 * 60)
     restored = world.incident.state is State.NORMAL and world.endpoint.live.config == "plain"

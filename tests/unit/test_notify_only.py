@@ -98,7 +98,7 @@ def test_the_next_sweep_reports_a_window_that_has_ended(world, load_event):
 
 def test_an_abort_ends_the_incident_now(world, violation):
     world.swap(violation)
-    assert world.apply(Command("traffic-signs", "abort", OVER)) == Outcome.ABORT
+    assert world.apply(Command("traffic-signs", "abort", OVER, world.now)) == Outcome.ABORT
     assert world.restore() == Outcome.NOTHING_TO_RESTORE
     assert world.confirm() == Outcome.NORMAL
     assert world.notified == ["watching", "closed"]
@@ -108,7 +108,7 @@ def test_an_abort_ends_the_incident_now(world, violation):
 def test_an_extension_watches_longer(world, violation):
     world.swap(violation)
     until = OVER + timedelta(minutes=30)
-    assert world.apply(Command("traffic-signs", "extend", until)) == Outcome.EXTEND
+    assert world.apply(Command("traffic-signs", "extend", until, world.now)) == Outcome.EXTEND
     assert any("watch until 2026-11-23 11:30:00 UTC" in line for line in world.incident.timeline)
     world.now = until - timedelta(seconds=1)
     assert world.confirm() == Outcome.WATCHING
@@ -143,7 +143,7 @@ def test_restores_an_endpoint_that_was_swapped_before(violation):
     assert world.endpoint.live.config == "plain"
 
 
-ENVIRONMENT = {"INCIDENTS_TABLE": "t", "TOPIC_ARN": "a", "STACK_NAME": "s"}
+ENVIRONMENT = {"ENDPOINT_NAME": "traffic-signs", "INCIDENTS_TABLE": "t", "TOPIC_ARN": "a", "STACK_NAME": "s"}
 
 
 def test_requires_the_configs_unless_react_is_false():

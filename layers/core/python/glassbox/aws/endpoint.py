@@ -16,7 +16,7 @@ SERVER_ERROR = 500  # and above: the container failed, and the same request may 
 class SageMakerEndpoint:
     """DescribeEndpoint and UpdateEndpoint through a boto3 ``sagemaker`` client.
 
-    Raises (both methods):
+    Raises (every method):
         BadInputError: a permission is missing (for the call, or for the KMS key of the endpoint config's volumes), or
             the endpoint config does not exist.
         RetryableError: an update is in progress, a limit or throttling was hit, or AWS could not be reached.
@@ -42,6 +42,20 @@ class SageMakerEndpoint:
             answer.get("LastModifiedTime"),
             variants,
         )
+
+    def exists(self, name: str) -> bool:
+        """Return whether the account has an endpoint of this name, watched or not."""
+        request = {"NameContains": name[:63], "MaxResults": 100}
+        try:
+            while True:
+                answer = self._client.list_endpoints(**request)
+                if any(found["EndpointName"] == name for found in answer["Endpoints"]):
+                    return True
+                if "NextToken" not in answer:
+                    return False
+                request["NextToken"] = answer["NextToken"]
+        except AWS_ERRORS as error:
+            raise _sagemaker_error(error) from error
 
     def update(self, name: str, config: str, *, guarded: bool) -> None:
         """Update the endpoint to a config, and keep its instance counts and weights.

@@ -5,7 +5,8 @@
 ======================  =====================================================================================
 the incident            ``current``: the open one, or the last one (state ``NORMAL``)
 past incidents          ``past#<opening time>``: a copy, written when the incident is closed
-unknown configs         ``reported-config#<config>``: its notification was published, or ``claimed`` at that time
+other notifications     ``reported#<what>``: it was published, or ``claimed`` at that time
+the pause               ``pause``: until when, and when the command was sent
 ======================  =====================================================================================
 
 Every write of the ``current`` item is conditional, so an endpoint has at most one open incident. Related violations,
@@ -159,16 +160,19 @@ class IncidentsTable:
         """Add the name of a replay whose trace cannot be rendered, bounded as the heat maps are."""
         self._add(incident, "refused", name, HEATMAPS_KEPT)
 
-    def claim_config_report(self, endpoint: str, config: str, at: datetime, stale: datetime) -> bool:
-        """Claim the notification of an unknown config.
+    def claim_report(self, endpoint: str, what: str, at: datetime, stale: datetime) -> bool:
+        """Claim a notification without an incident.
+
+        Args:
+            what: it is about.
 
         Returns:
-            False if a claim after ``stale`` exists, or :meth:`record_config_report` was called.
+            False if a claim after ``stale`` exists, or :meth:`record_report` was called.
         """
         try:
             self._call(
                 "put_item",
-                Item=_key(endpoint, f"reported-config#{config}") | _typed({"claimed": _time(at)}),
+                Item=_key(endpoint, f"reported#{what}") | _typed({"claimed": _time(at)}),
                 ConditionExpression="attribute_not_exists(pk) OR claimed <= :stale",
                 ExpressionAttributeValues=_typed({":stale": _time(stale)}),
             )
@@ -176,9 +180,32 @@ class IncidentsTable:
             return False
         return True
 
-    def record_config_report(self, endpoint: str, config: str) -> None:
-        """Remember that a notification of an unknown config was published."""
-        self._call("put_item", Item=_key(endpoint, f"reported-config#{config}"))
+    def record_report(self, endpoint: str, what: str) -> None:
+        """Remember that a notification without an incident was published."""
+        self._call("put_item", Item=_key(endpoint, f"reported#{what}"))
+
+    def pause(self, endpoint: str, until: datetime, at: datetime) -> None:
+        """Store until when no violation opens an incident, unless a later command did.
+
+        Args:
+            at: when the command was sent.
+        """
+        try:
+            self._call(
+                "update_item",
+                Key=_key(endpoint, "pause"),
+                UpdateExpression="SET #until = :until, #at = :at",
+                ConditionExpression="attribute_not_exists(#at) OR #at <= :at",
+                ExpressionAttributeNames={"#until": "until", "#at": "at"},
+                ExpressionAttributeValues=_typed({":until": _time(until), ":at": _time(at)}),
+            )
+        except ConflictError:
+            return
+
+    def paused_until(self, endpoint: str) -> datetime | None:
+        """Return the end of the last pause, which may be over, or None without one."""
+        answer = self._call("get_item", Key=_key(endpoint, "pause"), ConsistentRead=True)
+        return parse_timestamp(answer["Item"]["until"]["S"]) if "Item" in answer else None
 
     def _add(self, incident: Incident, to: str, value: str, most: int) -> None:
         fits = "(attribute_not_exists(#set) OR size(#set) < :most OR contains(replays, :one))"

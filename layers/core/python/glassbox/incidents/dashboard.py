@@ -98,6 +98,7 @@ def widget(event: Mapping[str, Any], dependencies: WidgetDependencies, now: date
     live = dependencies.endpoint.describe(settings.endpoint_name)
     incident = dependencies.incidents.current(settings.endpoint_name)
     past = dependencies.incidents.past(settings.endpoint_name, now - _PAST)
+    paused = dependencies.incidents.paused_until(settings.endpoint_name)
     end = slot_start(now) + SLOT
     window = Window(end - timedelta(hours=settings.window_hours), end)
     counted = total(
@@ -114,6 +115,7 @@ def widget(event: Mapping[str, Any], dependencies: WidgetDependencies, now: date
             live.config, EndpointConfigs(settings.plain_config, settings.hooked_config, settings.stack_name)
         ),
         incident=incident,
+        paused=paused if paused is not None and now < paused else None,
         heatmaps=_heatmaps(incident, given.heatmaps, dependencies) if incident else [],
         past=[one for one in reversed(past) if incident is None or one.id != incident.id][:_LISTED],
         bars=bars(counted.classes),

@@ -53,7 +53,7 @@ class _OpenCommand(msgspec.Struct):
 
 
 class _ChangeCommand(msgspec.Struct):
-    action: Literal["abort", "extend"]
+    action: Literal["abort", "extend", "pause", "resume", "drill"]
     endpoint: Name
     minutes: Annotated[float, msgspec.Meta(gt=0, le=24 * 60)] = 15
 
@@ -102,7 +102,7 @@ def read_violation(event: Mapping[str, Any], objects: Objects) -> Violation | No
 
 
 def read_command(event: Mapping[str, Any]) -> Command:
-    """Read an operator's command for the open incident.
+    """Read an operator's command, but for ``open``.
 
     Its ``minutes`` count from the time of the event, so that a duplicate changes nothing.
 
@@ -113,10 +113,11 @@ def read_command(event: Mapping[str, Any]) -> Command:
         raise BadInputError(f"not a command: expected a JSON object, got {type(event).__name__}")
     try:
         detail = msgspec.convert(event.get("detail"), _ChangeCommand, strict=False)  # "15" is a number, too
-        until = parse_timestamp(str(event.get("time"))) + timedelta(minutes=detail.minutes)
+        at = parse_timestamp(str(event.get("time")))
+        until = at if detail.action == "resume" else at + timedelta(minutes=detail.minutes)
     except (ValueError, OverflowError) as error:
         raise BadInputError(f"event {event.get('id')}: not a command: {error}") from error
-    return Command(detail.endpoint, detail.action, until)
+    return Command(detail.endpoint, detail.action, until, at)
 
 
 def _read_own(event: Mapping[str, Any], objects: Objects) -> Violation:

@@ -59,6 +59,12 @@ class Outcome(StrEnum):
     ABORT = "abort"
     EXTEND = "extend"
     NO_INCIDENT = "no incident to change"
+    OPEN = "open"  # left to swap_endpoint
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    DRILL = "drill"
+    NOT_UNDERSTOOD = "not understood"
+    OF_ANOTHER = "of another endpoint"
     # a diagnosis
     DIAGNOSED = "diagnosed"
     NOT_DIAGNOSED = "not diagnosed"
@@ -174,15 +180,17 @@ class Incident:
 
 @dataclass(frozen=True)
 class Command:
-    """An operator's command for the open incident.
+    """An operator's command.
 
     Attributes:
-        until: end of the extension; unused by ``abort``.
+        until: end of the extension or the pause; unused by ``abort`` and ``drill``.
+        at: when it was sent.
     """
 
     endpoint: str
-    action: Literal["abort", "extend"]
+    action: Literal["abort", "extend", "pause", "resume", "drill"]
     until: datetime
+    at: datetime
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ SEVERITIES: Mapping[str, str] = {
     "cap-reached": "error",
     "stale-twin": "warning",
     "hooked-without-incident": "warning",
+    "paused": "warning",
+    "drill": "info",
+    "not-understood": "warning",
 }
 HOOK_NOT_LOADED = (
     "the hook did not load in the hooked model. Likely: its image starts Python with -I or -E, has no torch or boto3, "
@@ -270,6 +273,59 @@ def hooked_without_incident(endpoint: str, configs: EndpointConfigs) -> Notice:
             "",
             "To restore it by hand:",
             _update(endpoint, configs.plain),
+        ),
+    )
+
+
+def paused(violation: Violation, until: datetime) -> Notice:
+    """Return the notification that a violation in a pause opens no incident."""
+    notice = Notice(
+        "paused",
+        violation.endpoint,
+        _subject(violation.endpoint, "violation while paused, no incident"),
+        _text(
+            violation.reason,
+            "",
+            f"An operator paused Glassbox until {until:%Y-%m-%d %H:%M} UTC: it counts and checks, and does not change",
+            "the endpoint. In this pause, it sends no e-mail about further violations of this check.",
+            "",
+            "To end the pause now:",
+            *_command(violation.endpoint, "resume"),
+            "",
+            "To open an incident for the last hour now:",
+            *_command(violation.endpoint, "open"),
+        ),
+    )
+    return replace(notice, violation=violation)
+
+
+def drill(endpoint: str) -> Notice:
+    """Return the notification of a drill."""
+    return Notice(
+        "drill",
+        endpoint,
+        _subject(endpoint, "DRILL, no violation"),
+        _text(
+            "This is a drill: an operator tests whether notifications arrive. Nothing was changed.",
+            "A violation comes to you the same way. You need not act.",
+        ),
+    )
+
+
+def not_understood(endpoint: str, reason: str, configs: EndpointConfigs) -> Notice:
+    """Return the answer to an operator's event that is not a command."""
+    return Notice(
+        "not-understood",
+        endpoint,
+        _subject(endpoint, "command not understood, nothing done"),
+        _text(
+            f"An event of source glassbox.operator was not understood: {reason}.",
+            f'Expected: detail type "Glassbox Command", endpoint "{endpoint}", and one of the actions abort, extend,',
+            "open, pause, resume and drill. extend and pause take minutes, 1440 at most.",
+            "",
+            "To send a command, in a checkout of Glassbox:",
+            f"make abort STACK={configs.stack}",
+            f"make extend STACK={configs.stack} MINUTES=30",
         ),
     )
 

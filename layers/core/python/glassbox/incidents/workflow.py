@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from glassbox.errors import BadInputError, ConflictError, GlassboxError, RetryableError
-from glassbox.incidents import decisions
+from glassbox.incidents import decisions, notifications
 from glassbox.incidents.decisions import (
     CLAIM_EXPIRES,
     EVENTS,
@@ -38,7 +38,7 @@ from glassbox.incidents.model import (
 )
 from glassbox.incidents.notifications import Notice
 from glassbox.ports import Endpoint, EventBus, IncidentsStore, Topic
-from glassbox.violation import VIOLATION_SOURCE, Violation
+from glassbox.violation import OPERATOR_CHECK, VIOLATION_SOURCE, Violation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -103,7 +103,7 @@ def swap(
     Returns:
         SWAPPING (UpdateEndpoint was accepted), WATCHING (notify-only), PENDING (an update is in progress, or AWS
         refused it: the next state change or sweep retries), JOINED (an incident is open, or one has handled
-        this window), COOLING_DOWN, CAP_REACHED, DUPLICATE or FAILED.
+        this window), COOLING_DOWN, CAP_REACHED, PAUSED, DUPLICATE or FAILED.
 
     Raises:
         RetryableError: the table, the topic or the queue of the diagnosis does not answer.
@@ -116,6 +116,8 @@ def swap(
     diagnose = request_diagnosis is not None
     decision = decisions.decide_violation(violation, last, past, context, diagnose=diagnose)
     opened = decision.action is Action.OPEN
+    if opened and _is_paused(violation, dependencies, now):
+        return Outcome.PAUSED
     if opened:
         if diagnose:
             live = _attempt(lambda: dependencies.endpoint.describe(violation.endpoint))
@@ -229,6 +231,16 @@ def apply_command(command: Command, dependencies: IncidentDependencies, now: dat
     return decision.outcome or Outcome.NO_INCIDENT
 
 
+def _is_paused(violation: Violation, dependencies: IncidentDependencies, now: datetime) -> bool:
+    """Return whether a pause keeps a violation from opening an incident, and notify of it once for each check."""
+    until = dependencies.incidents.paused_until(violation.endpoint)
+    if violation.check == OPERATOR_CHECK or until is None or now >= until:
+        return False
+    what = f"paused {until:%Y-%m-%dT%H:%M:%S} {violation.check}"
+    report_once(violation.endpoint, what, notifications.paused(violation, until), dependencies)
+    return True
+
+
 def _open(
     last: Incident | None, decision: Decision, dependencies: IncidentDependencies, context: Context
 ) -> Decision:
@@ -260,9 +272,9 @@ def _between_incidents(
     live = dependencies.endpoint.describe(endpoint)
     outcome, notice = decisions.decide_between_incidents(endpoint, live, dependencies.configs)
     if notice and outcome is Outcome.STALE_TWIN:
-        _report_once(endpoint, live.config, notice, dependencies)
+        report_once(endpoint, live.config, notice, dependencies)
     elif notice and dependencies.incidents.current(endpoint) == last:  # no incident has swapped it meanwhile
-        _report_once(endpoint, f"{live.config}#{last.id if last else ''}", notice, dependencies)
+        report_once(endpoint, f"{live.config}#{last.id if last else ''}", notice, dependencies)
     return outcome
 
 
@@ -384,19 +396,23 @@ def _save(before: Incident, after: Incident, dependencies: IncidentDependencies)
     return after
 
 
-def _report_once(endpoint: str, config: str, notice: Notice, dependencies: IncidentDependencies) -> None:
-    """Publish the notification of an unknown config once to each channel, see :func:`notify_once`."""
+def report_once(endpoint: str, what: str, notice: Notice, dependencies: IncidentDependencies) -> None:
+    """Publish a notification without an incident once to each channel, see :func:`notify_once`.
+
+    Args:
+        what: it is about, the same at every call.
+    """
     incidents, at, refusals = dependencies.incidents, dependencies.clock(), []
     for channel, publish in dependencies.channels().items():
-        report = config if channel == TOPIC else f"{config}@{channel}"
-        if not incidents.claim_config_report(endpoint, report, at, at - CLAIM_EXPIRES):
+        report = what if channel == TOPIC else f"{what}@{channel}"
+        if not incidents.claim_report(endpoint, report, at, at - CLAIM_EXPIRES):
             continue
         try:
             publish(notice)
         except GlassboxError as error:  # the next invocation may publish to this channel at once
-            incidents.claim_config_report(endpoint, report, at - 2 * CLAIM_EXPIRES, at)
+            incidents.claim_report(endpoint, report, at - 2 * CLAIM_EXPIRES, at)
             refusals.append(error)
         else:
-            incidents.record_config_report(endpoint, report)
+            incidents.record_report(endpoint, report)
     if refusals:
         raise _combined(refusals)

@@ -83,9 +83,9 @@ def traffic(stack):
     return hour
 
 
-def command(stack, action):
+def command(stack, action, endpoint="traffic-signs"):
     entry = {"Source": "glassbox.operator", "DetailType": "Glassbox Command"}
-    detail = json.dumps({"endpoint": "traffic-signs", "action": action})
+    detail = json.dumps({"endpoint": endpoint, "action": action})
     stack.client("events").put_events(Entries=[entry | {"Detail": detail}])
 
 
@@ -133,6 +133,9 @@ def calls(stack):
     command(stack, "abort")
     wait_for(lambda: incident(stack).state == "FAILED" and len(inbox.notifications()) == 7)
     assert "NOT restored" in json.loads(inbox.notifications()[-1]["Message"])["subject"]
+    command(stack, "abort", "traffic-sings")  # a mistyped name is answered
+    wait_for(lambda: len(inbox.notifications()) == 8)
+    assert "not understood" in json.loads(inbox.notifications()[-1]["Message"])["subject"]
     return [tuple(call) for call in stack.aws.control("calls")["allowed"]]
 
 

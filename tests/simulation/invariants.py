@@ -4,6 +4,7 @@ Each invariant is one function; its docstring is the reason. They state the rule
 and from what the simulated AWS saw, and use none of the code under test.
 """
 
+import itertools
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
@@ -279,7 +280,8 @@ def notifications_are_sent_once(history):
     """Ops get a notification a second time only where the invocation that sent it first could not record that."""
     system = history.system
     running = {task.id: task for task in system.tasks}
-    for (incident, what), messages in history.sent.items():
+    groups = [(incident, what, messages) for (incident, what), messages in history.sent.items()]
+    for incident, what, messages in itertools.chain.from_iterable(_by_command(*g, history) for g in groups):
         if what.startswith("failed") and history.tracks[incident].asked:
             continue  # one may be on its way when the abort asks for another
         tasks = [running.get(message.task) or system.finished.get(message.task) for message in messages]
@@ -290,6 +292,21 @@ def notifications_are_sent_once(history):
                 continue
             if not task.disturbed:
                 raise InvariantError(f"{what!r} of {incident} was sent {len(messages)} times")
+
+
+def _by_command(incident, what, messages, history):
+    """Yield the answers to each command apart: every command with a mistake has its own."""
+    if not what.startswith("not-understood"):
+        yield incident, what, messages
+        return
+    system = history.system
+    tasks = {task.id: task for task in system.tasks} | system.finished
+    by_command = defaultdict(list)
+    for message in messages:
+        task = tasks.get(message.task)
+        by_command[task.message.body if task else None].append(message)
+    for of_one in by_command.values():
+        yield incident, what, of_one
 
 
 def a_sent_notification_was_published(history):
@@ -724,19 +741,29 @@ def one_incident_per_violation(history):
                 raise InvariantError(f"{text(after, 'id')} repeats {name}: {cause}")
 
 
+def _extension(event):
+    """Return the minutes of a command that extends, None for another event and for one with a mistake."""
+    detail = event.get("detail")
+    if event.get("source") != "glassbox.operator" or not isinstance(detail, dict):
+        return None
+    if detail.get("action") != "extend" or event["detail-type"] != "Glassbox Command":
+        return None
+    try:
+        minutes = float(detail.get("minutes", 15))
+    except (TypeError, ValueError):
+        return None
+    return minutes if 0 < minutes <= 24 * 60 else None
+
+
 def extensions_are_applied(history):
     """An extension counts from its event, so that it may be delivered twice."""
     item = history.system.incident_item()
     for task in undisturbed(history, "restore"):
         event = json.loads(task.message.body) if task.message.body.startswith("{") else {}
-        detail = event.get("detail") or {}
-        if (
-            not isinstance(detail, dict)
-            or detail.get("action") != "extend"
-            or task.outcome.startswith("BadInput")
-        ):
+        minutes = _extension(event)
+        if minutes is None:
             continue
-        until = datetime.fromisoformat(event["time"]) + timedelta(minutes=float(detail.get("minutes", 15)))
+        until = datetime.fromisoformat(event["time"]) + timedelta(minutes=minutes)
         if (
             history.system.state() in ("SWAPPING", "HOOKED", "WATCHING")
             and time(item, "keep_hooked_until") < until

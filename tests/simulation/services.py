@@ -531,7 +531,7 @@ def _route(source, detail_type, detail):
     if source == "glassbox.operator":
         if detail.get("endpoint") != ENDPOINT:
             return None
-        return {"open": "swap", "extend": "restore", "abort": "restore"}.get(detail.get("action"))
+        return {"open": "swap", "extend": "restore", "abort": "restore"}.get(detail.get("action"), "restore")
     if detail_type == "SageMaker Endpoint State Change":
         return "confirm"
     return "swap" if detail_type == "SageMaker Processing Job State Change" else None

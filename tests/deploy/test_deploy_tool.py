@@ -216,7 +216,7 @@ def test_plan_describes_the_deployment_and_changes_nothing(aws, tool, customer):
     notifications = aws.client("s3").get_bucket_notification_configuration(Bucket=CAPTURES)
     output = tool("plan", *WATCH, *settings(aws))
     assert f"Account {ACCOUNT}, region {REGION}: would create stack glassbox with" in output
-    assert "6 Lambda functions" in output
+    assert "8 Lambda functions" in output
     assert f"endpoint {ENDPOINT} is InService on config Shop-v1" in output
     assert f"variant Blue: 1 x ml.m5.xlarge, model signs-v1 ({SERVING})" in output
     assert (

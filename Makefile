@@ -151,6 +151,9 @@ status: .venv-deploy/.ready ## print what the endpoint serves, its incident and 
 report: .venv-deploy/.ready ## save the report of the open or the last incident (STACK)
 	@$(DEPLOY) report --stack '$(STACK)'
 
+console: .venv-deploy/.ready ## show the stack on a page of this machine, read-only (STACK, PORT=8765)
+	@$(DEPLOY) console --stack '$(STACK)' $(if $(PORT),--port '$(PORT)')
+
 open: .venv-deploy/.ready ## open an incident for the last hour, regardless of the cooldown (STACK, REASON)
 	@$(DEPLOY) open --stack '$(STACK)' $(if $(REASON),--reason '$(REASON)')
 
@@ -230,4 +233,4 @@ $(READY): $(PINS)
 
 .PRECIOUS: .venv-%/.ready
 .PHONY: help demo local test test-all coverage check docs lock simulate fuzz bench bench-causes baseline train check-model check-endpoint repack build sam sam-test images images-test \
-        plan deploy twin explain status report open extend abort pause resume drill remove push smoke deploy-test format clean
+        plan deploy twin explain status report console open extend abort pause resume drill remove push smoke deploy-test format clean

@@ -17,6 +17,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy import ROOT, DeployError, images, stack
 from deploy.apply import apply, check_reacts, renew_twin
 from deploy.check import CheckOptions, check_lines
+from deploy.console import HOST, PORT
+from deploy.console import console as make_console
 from deploy.explain import explain as explain_image
 from deploy.incident import aws_command, current_incident, minutes, send_command
 from deploy.plan import DeployOptions, make_plan
@@ -84,6 +86,20 @@ def status(arguments: argparse.Namespace, session: boto3.Session) -> None:
     current = stack.existing(arguments.stack, session.client("cloudformation"))
     for line in status_lines(current, session, datetime.now(UTC)):
         print(line)
+
+
+def console(arguments: argparse.Namespace, session: boto3.Session) -> None:
+    """Serve a page of the stack on this machine, until Ctrl-C."""
+    current = stack.existing(arguments.stack, session.client("cloudformation"))
+    try:
+        server = make_console(current, session, arguments.port)
+    except OSError as error:
+        raise DeployError(f"PORT: expected a free port, got {arguments.port}: {error.strerror}.") from error
+    with server:
+        print(
+            f"http://{HOST}:{server.server_port}/ shows endpoint {server.title}, read-only. Ctrl-C stops it."
+        )
+        server.serve_forever()
 
 
 def report(arguments: argparse.Namespace, session: boto3.Session) -> None:
@@ -158,6 +174,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, boto3.Session], None]] = {
     "explain": explain,
     "status": status,
     "report": report,
+    "console": console,
     "open": open_incident,
     "extend": extend,
     "abort": abort,
@@ -203,6 +220,13 @@ def _parameter(text: str) -> tuple[str, str]:
     return name, value
 
 
+def port(text: str) -> int:
+    """Return a port of a command line, or raise ArgumentTypeError."""
+    if not text.isdecimal() or not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"PORT: expected a number from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def _add_options(one: argparse.ArgumentParser, name: str) -> None:
     """Add the options of one command."""
     if name == "plan":
@@ -214,6 +238,8 @@ def _add_options(one: argparse.ArgumentParser, name: str) -> None:
     if name == "explain":
         one.add_argument("--image", type=Path, required=True, help="PNG or JPEG file, or an array (.npy)")
         one.add_argument("--endpoint", default="", help="endpoint of the stack, as a check")
+    if name == "console":
+        one.add_argument("--port", type=port, default=PORT, help=f"of {HOST} (default: {PORT})")
     if name == "open":
         one.add_argument("--reason", default="", help="text of the incident's cause")
     if name in ("extend", "pause"):

@@ -70,6 +70,7 @@ def _usage(stack: Stack, aws: EmbeddedAws) -> str:
         f"    Body=open('{SAMPLE}', 'rb').read())['Body'].read().decode())\"",
         "",
         f"Logs are in {aws.log.parent} and in CloudWatch Logs (aws logs describe-log-groups).",
+        "make console shows the stack on a page: its endpoint, incidents and reports.",
         "make invoke-<function> runs a function with sam local invoke (needs Docker).",
         "Ctrl-C stops everything.",
     ]

@@ -200,6 +200,29 @@ def test_shows_a_failed_incident_with_its_commands(incident):
     assert "<pre>The endpoint is Failed.\naws sagemaker …</pre>" in shown(failed)
 
 
+def test_without_a_function_for_commands_reports_are_pages_and_no_button_is_shown(incident):
+    closed = replace(incident, state=State.NORMAL, report="s3://bucket/x", report_link="https://console/x")
+    page = shown(closed, past=[replace(closed, id="earlier")], command_function_arn="")
+    assert "cwdb-action" not in page
+    assert "btn" not in page
+    assert '<a href="/report/the-incident">Incident report</a>' in page
+    assert '<a href="/report/earlier">' in page
+
+
+def test_a_pause_is_shown_until_it_ends(incident):
+    incidents = FakeIncidents()
+    dependencies = WidgetDependencies(
+        settings=SETTINGS,
+        endpoint=FakeEndpoint("plain"),
+        incidents=incidents,
+        counts=CountsOf(),
+        objects=FakeObjects(),
+    )
+    incidents.pause("traffic-signs", NOW + timedelta(minutes=1), NOW)
+    assert "Paused until 2026-11-23 10:32 UTC" in widget({}, dependencies, NOW)
+    assert "Paused" not in widget({}, dependencies, NOW + timedelta(minutes=1))
+
+
 def test_a_config_of_someone_else_is_named():
     assert "(neither the plain nor the hooked config)" in shown(config="theirs")
     assert "neither" not in shown(config="theirs", plain_config="", hooked_config="")  # notify-only

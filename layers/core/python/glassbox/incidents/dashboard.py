@@ -36,7 +36,10 @@ _LISTED = 5  # past incidents
 
 @dataclass(frozen=True, kw_only=True)
 class WidgetSettings:
-    """Settings of the widget."""
+    """Settings of the widget.
+
+    Without ``command_function_arn``, it has no buttons, and its reports are pages of the server that shows it.
+    """
 
     endpoint_name: str
     bucket: str

@@ -114,7 +114,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
 
 
 def console(stack: Stack, session: boto3.Session, port: int = PORT) -> Console:
-    """Return a server that reads a stack; port 0 takes a free one.
+    """Return a server that reads a stack, on a free port for port 0.
 
     Raises:
         OSError: the port is taken.

@@ -184,4 +184,5 @@ def test_no_role_has_wildcard_actions_or_unnecessary_access_to_all_resources(sta
         "xray:PutTelemetryRecords",
         "ecr:GetAuthorizationToken",
         "cloudwatch:PutMetricData",
+        "sagemaker:ListEndpoints",
     }

@@ -289,7 +289,7 @@ def test_shows_inputs_or_the_reason_for_a_missing_one_in_notify_only_mode(incide
     report, page = write(watched, FakeObjects(), inputs=lambda incident: found)
     assert f"data:image/png;base64,{base64.b64encode(PNG).decode()}" in page
     assert "class &lt;b&gt;Stop&lt;/b&gt;, 0.930" in page
-    assert "Not shown: input: expected PNG, JPEG or a uint8 array" in page
+    assert "Not shown: input: expected PNG, JPEG, JSON with one of them in base64, or a uint8 array" in page
     assert "FullGrad" not in page
     assert "400 predictions" in page
     assert report.findings == (

@@ -96,7 +96,10 @@ def test_replays_and_shadow_variants_and_batches_are_left_out(run, tmp_path, mon
 def test_inputs_that_are_not_images_have_a_baseline_without_a_reference(run, tmp_path, caplog):
     assert run(lines([b"1,2,3"] * 60)) == 0
     assert "No reference.npz: reference: expected at least 20 images, got 0" in caplog.text
-    assert "the first other input: input: expected PNG, JPEG or a uint8 array" in caplog.text
+    assert (
+        "the first other input: input: expected PNG, JPEG, JSON with one of them in base64, or a uint8 array"
+        in caplog.text
+    )
     assert (tmp_path / "out" / "statistics.json").exists()
     assert not (tmp_path / "out" / "reference.npz").exists()
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from glassbox.errors import BadInputError
-from glassbox.incidents.input_image import browser_image
+from glassbox.incidents.input_image import browser_image, embedded_image
 from glassbox.monitoring import npy
 
 Pixels = NDArray[np.uint8]
@@ -54,9 +54,9 @@ class Decoded:
 
 
 def decode(body: bytes) -> Decoded:
-    """Return the pixels of a PNG, a JPEG or a ``.npy`` array of uint8.
+    """Return the pixels of an image.
 
-    Of shape (H, W) or (H, W, 1 or 3), with N = 1 before or not.
+    It is a PNG, a JPEG, JSON with one of them in base64, or a ``.npy`` array of uint8. An array has the shape (H, W) or (H, W, 1 or 3), with N = 1 before or not.
 
     Raises:
         BadInputError: the body is another format, too large, or holds several images.
@@ -76,6 +76,8 @@ def decode(body: bytes) -> Decoded:
         is_grey = len(shape) == 2 or shape[-1] == 1
         return Decoded(pixels, lambda changed: _npy(changed[..., 1] if is_grey else changed, shape))
     name = PNG if kind == "image/png" else JPEG
+    if embedded := embedded_image(body):
+        return Decoded(pixels, lambda changed: embedded.replaced(written(changed, name)))
     return Decoded(pixels, lambda changed: written(changed, name))
 
 

@@ -56,7 +56,8 @@ class Decoded:
 def decode(body: bytes) -> Decoded:
     """Return the pixels of an image.
 
-    It is a PNG, a JPEG, JSON with one of them in base64, or a ``.npy`` array of uint8. An array has the shape (H, W) or (H, W, 1 or 3), with N = 1 before or not.
+    It is a PNG, a JPEG, JSON with one of them in base64, or a ``.npy`` array of uint8, of shape (H, W) or
+    (H, W, 1 or 3), with N = 1 before or not.
 
     Raises:
         BadInputError: the body is another format, too large, or holds several images.

@@ -31,7 +31,7 @@ demo: $(READY) $(if $(filter foreign,$(ENDPOINT)),.venv-torchserve/.ready) ## ru
 local: $(READY) ## start an embedded AWS with the stack deployed, until Ctrl-C (PORT=4566, WEIGHTS=model.pt)
 	@$(RUN) -m local $(if $(PORT),--port $(PORT)) $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
-test: $(READY) .venv-torchserve/.ready ## run the test suite, about 8 minutes (WORKERS=2 processes)
+test: $(READY) .venv-torchserve/.ready ## run the test suite, about 11 minutes (WORKERS=2 processes)
 	$(RUN) -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
 
 test-all: export GLASSBOX_LONG = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 import boto3
@@ -11,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy import DeployError, stack
 from deploy.alarms import check_alarm
 from deploy.hook import Hooks, delete_hooks, read_hooks
-from deploy.incident import check_no_incident
+from deploy.incident import aws_command, check_no_incident
 from deploy.model_fingerprint import model_fingerprint
 from deploy.model_upload import SAMPLE_WEIGHTS, upload_model
 from deploy.plan import TO_BE_UPLOADED, Plan, kept_lines, watching_parameters
@@ -25,7 +24,6 @@ from deploy.twin import (
     public_replay_key,
 )
 from deploy.watched_endpoint import WatchedEndpoint, enable_eventbridge, read_endpoint
-from glassbox.incidents.events import COMMAND_DETAIL_TYPE, OPERATOR_SOURCE
 
 # these parameters change only when the twin exists
 AFTER_TWIN = ("PlainConfigName", "PlainConfigArn", "HookedConfigName", "React")
@@ -58,10 +56,8 @@ def apply(plan: Plan, session: boto3.Session) -> None:
         print(f"Confirm the subscription e-mail sent to {email}; no notifications are sent until then.")
     print(_test_alarm(name, session))
     if plan.reacts:
-        detail = json.dumps(json.dumps({"endpoint": outputs.endpoint_name, "action": "open"}))
-        entry = f"Source={OPERATOR_SOURCE},DetailType={COMMAND_DETAIL_TYPE},Detail={detail}"
         print("To open an incident for the traffic of the last hour, run:")
-        print(f"  aws events put-events --entries '{entry}'")
+        print(f"  {aws_command(outputs.endpoint_name, 'open')}")
 
 
 def _update_twin(endpoint: WatchedEndpoint, plan: Plan, current: Stack, session: boto3.Session) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from fakes import FakeObjects
+from glassbox.aws.endpoint import SageMakerEndpoint
 from glassbox.errors import RetryableError
 from glassbox.incidents.commands import handle_command
 from glassbox.incidents.events import read_violation
@@ -157,3 +158,29 @@ class TestPause:
         handle(world, event("pause"))
         opened = read_violation(load_event("command-open"), FakeObjects())
         assert world.swap(opened) == Outcome.SWAPPING
+
+
+class TestAccount:
+    """Which names SageMaker is asked for."""
+
+    class Client:
+        def __init__(self):
+            self.asked = []
+
+        def list_endpoints(self, NameContains, MaxResults, NextToken=None):
+            self.asked.append(NameContains)
+            if NextToken is None:
+                return {"Endpoints": [{"EndpointName": f"{NameContains}-2"}], "NextToken": "more"}
+            return {"Endpoints": [{"EndpointName": "traffic-signs"}]}
+
+    def test_is_searched_over_several_pages_for_the_exact_name(self):
+        client = self.Client()
+        assert SageMakerEndpoint(client).exists("traffic-signs")
+        assert not SageMakerEndpoint(client).exists("traffic")
+
+    @pytest.mark.parametrize("name", ["traffic signs", "traffic_signs", "", "a" * 64])
+    def test_is_not_asked_for_a_name_that_sagemaker_refuses(self, name):
+        """The mistyped command is answered then, and not retried until it is a dead letter."""
+        client = self.Client()
+        assert not SageMakerEndpoint(client).exists(name)
+        assert not client.asked

@@ -1,5 +1,6 @@
 """The SageMaker endpoint: DescribeEndpoint, UpdateEndpoint and InvokeEndpoint."""
 
+import re
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -9,6 +10,7 @@ from glassbox.errors import BadInputError, GlassboxError, RetryableError, printa
 from glassbox.incidents.model import DELETED, EndpointState, Request, Response
 
 BAKE_SECONDS = 120
+_NAME = re.compile("[A-Za-z0-9-]{1,63}")
 _FAILURE_CHARACTERS = 1024
 SERVER_ERROR = 500  # and above: the container failed, and the same request may succeed later
 
@@ -45,7 +47,9 @@ class SageMakerEndpoint:
 
     def exists(self, name: str) -> bool:
         """Return whether the account has an endpoint of this name, watched or not."""
-        request = {"NameContains": name[:63], "MaxResults": 100}
+        if not _NAME.fullmatch(name):  # SageMaker refuses to search for it
+            return False
+        request = {"NameContains": name, "MaxResults": 100}
         try:
             while True:
                 answer = self._client.list_endpoints(**request)

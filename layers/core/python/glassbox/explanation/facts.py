@@ -116,6 +116,11 @@ class Facts(msgspec.Struct, frozen=True):
     answered: int | str | None = None
     not_compared: str | None = None
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether the heat map is complete, and explains the class that was answered."""
+        return self.completeness.complete and self.answered is None
+
 
 class Refusal(msgspec.Struct, frozen=True):
     """The reason why a replay has no heat map, written in place of its :class:`Facts`."""

@@ -153,9 +153,8 @@ def _heatmaps(incident: Incident, most: int, dependencies: WidgetDependencies) -
             continue
         uri = f"data:image/webp;base64,{base64.b64encode(preview).decode()}"
         title = f"Class {facts.predicted_class}, {facts.probability:.1%}"
-        is_sound = facts.completeness.complete and facts.answered is None
         flagged = "flagged" if name in incident.flagged else "not flagged"
-        found.append(_Heatmap(title, flagged if is_sound else f"{flagged}, do not rely on it", uri))
+        found.append(_Heatmap(title, flagged if facts.is_sound else f"{flagged}, do not rely on it", uri))
     return found
 
 

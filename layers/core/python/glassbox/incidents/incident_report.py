@@ -62,11 +62,6 @@ class Shown:
         return f"{describe_answer(self.facts.answered)}{verdict}{error}"
 
     @property
-    def is_sound(self) -> bool:
-        """Whether it is complete, and explains the class that was answered."""
-        return self.facts.completeness.complete and self.facts.answered is None
-
-    @property
     def time(self) -> str:
         """Return the time of the request, UTC, empty if not known."""
         return printable(self.facts.request.get("time") or "", 40).removesuffix("Z").replace("T", " ")
